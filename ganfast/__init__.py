@@ -1,0 +1,38 @@
+"""ganfast: train generative adversarial networks at the speed of the hardware, and ship the generator.
+
+>>> import ganfast
+>>> run = ganfast.train(ganfast.preset_config("wgan-gp", data="digits"))
+>>> run.sample(64, seed=7)          # uint8 (64, H, W, C)
+
+Importing this costs nothing: torch is loaded by what uses it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ganfast.config import Config
+    from ganfast.errors import InputError, RunError
+    from ganfast.presets import preset_config
+    from ganfast.run import Run
+    from ganfast.training import train
+
+__all__ = ["Config", "InputError", "Run", "RunError", "__version__", "preset_config", "train"]
+
+_HOME = {
+    "Config": "ganfast.config",
+    "InputError": "ganfast.errors",
+    "RunError": "ganfast.errors",
+    "Run": "ganfast.run",
+    "preset_config": "ganfast.presets",
+    "train": "ganfast.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ganfast' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

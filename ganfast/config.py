@@ -1,0 +1,189 @@
+"""What a run is: frozen dataclasses. Every field says its unit and what 0, "" or "auto" means, and is checked on construction.
+
+Plain Python on purpose: no torch, no tyro, no cattrs, so that a config can be read and made anywhere.
+Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from ganfast.errors import InputError
+
+Norm = Literal["none", "batch", "layer", "instance", "spectral"]
+LossKind = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
+
+
+class _Checked:
+    """Refuses values outside a field's `Literal`, and what `check` finds wrong."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            choices, value = get_args(hint), getattr(self, name)
+            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is {value}; expected a finite number")
+        self.check()
+
+    def check(self) -> None:
+        """Raises InputError for values that cannot be used."""
+
+    def _at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {least:g} or more")
+
+
+@dataclass(frozen=True)
+class NetConfig(_Checked):
+    """Generator and critic."""
+
+    width: int = 0  # channels of the layer at full resolution (units of a hidden layer / 8 for mlp); 0 = 32 on a CPU, 64 on a GPU
+    latent: int = 128  # numbers a picture is made from
+    generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"
+    critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty
+    init: Literal["torch", "dcgan"] = "torch"  # initial weights: torch's defaults, or N(0, 0.02) of the DCGAN paper
+
+    def check(self) -> None:
+        self._at_least(0, "width")
+        self._at_least(1, "latent")
+
+
+@dataclass(frozen=True)
+class LossConfig(_Checked):
+    """What critic and generator minimise."""
+
+    kind: LossKind = "wasserstein"
+    class_weight: float = 1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
+    class_weight_generator: float = 1.0  # the same in the generator
+    label_smoothing: float = 0.0  # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
+    clip: float = 0.0  # critic weights are clipped to [-clip, clip] after each step (WGAN); 0 = off
+
+    def check(self) -> None:
+        self._at_least(0, "class_weight", "class_weight_generator", "label_smoothing", "clip")
+        if self.label_smoothing >= 0.5:
+            raise InputError(f"label_smoothing is {self.label_smoothing}; expected less than 0.5, usually 0.1")
+        if self.label_smoothing and self.kind not in ("minimax", "non-saturating"):
+            raise InputError(f"label_smoothing needs probabilities: loss {self.kind} has none; set it to 0")
+
+
+@dataclass(frozen=True)
+class PenaltyConfig(_Checked):
+    """How the critic's gradient with respect to its input is held."""
+
+    kind: PenaltyKind = "none"
+    weight: float = 10.0  # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2); 0 = off
+    target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 always ask for 0
+    one_sided: bool = False  # wgan-gp and dragan: punish only norms above the target
+    interval: int = 1  # critic steps from one penalty to the next, its weight multiplied by it (lazy); 1 = every step
+
+    def check(self) -> None:
+        self._at_least(0, "weight", "target")
+        self._at_least(1, "interval")
+
+    @property
+    def active(self) -> bool:
+        return self.kind != "none" and self.weight > 0
+
+
+@dataclass(frozen=True)
+class OptimConfig(_Checked):
+    """Adam, its schedule, and how the two networks take turns."""
+
+    lr_generator: float = 1e-4  # learning rate of the generator, > 0
+    lr_critic: float = 1e-4  # learning rate of the critic, > 0
+    beta1: float = 0.0  # Adam's decay of the first moment, both networks; 0 = no momentum
+    beta2: float = 0.9  # Adam's decay of the second moment, both networks
+    critic_steps: int = 5  # critic steps per generator step
+    warmup_kimg: float = 0.0  # thousand real images over which both rates rise from 0; 0 = none
+    decay_from: float = 1.0  # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
+
+    def check(self) -> None:
+        self._at_least(0, "warmup_kimg")
+        self._at_least(1, "critic_steps")
+        for name in ("lr_generator", "lr_critic"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a rate above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more and below 1")
+        if not 0 <= self.decay_from <= 1:
+            raise InputError(f"decay_from is {self.decay_from}; expected a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class LogConfig(_Checked):
+    """What is written while training, and how often."""
+
+    every: int = 20  # generator steps from one line of log.jsonl to the next
+    sample_kimg: float = 0.0  # thousand real images from one sample grid to the next; 0 = 20 grids in the run
+    save_kimg: float = 0.0  # thousand real images from one checkpoint to the next; 0 = 10 checkpoints in the run
+    keep: int = 3  # latest checkpoints kept; 0 = all
+    tensorboard: bool = True  # also write TensorBoard events
+
+    def check(self) -> None:
+        self._at_least(1, "every")
+        self._at_least(0, "sample_kimg", "save_kimg", "keep")
+
+
+@dataclass(frozen=True)
+class Config(_Checked):
+    """One training run."""
+
+    preset: str = "wgan-gp"  # where the values came from; kept for the record
+    data: str = "digits"  # digits, mnist, celeba, a name under the data root, or a path: folder, zip, .npy, .npz
+    out: str = ""  # run directory; "" = runs/<preset>-<data>; an existing run there is resumed
+    kimg: float = 100.0  # thousand real images shown to the critic in all; may be fractional
+    batch: int = 64  # real images per critic step
+    size: int = 0  # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
+    seed: int = 0  # of everything random, 0 or more
+    device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
+
+    data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
+    channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
+    attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes
+    conditional: Literal["auto", "no", "projection", "auxiliary"] = "auto"  # how the critic learns classes; auto = projection
+    # with attributes, --balanced or --imbalance, else no
+    balanced: bool = False  # draw every class equally often
+    imbalance: float = 0.0  # make the set long-tailed: the first class keeps this many times as many as the last; 0 = as it is
+    flip: Literal["auto", "on", "off"] = "auto"  # mirror at random; auto = only where the data allows (faces, not digits)
+
+    model: str = "dcgan"  # dcgan, mlp, or your own classes: my.module:Critic, my.module:MyGenerator,my.module:MyCritic
+    net: NetConfig = field(default_factory=NetConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema_kimg: float = 5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
+    compile: bool = False  # torch.compile what can be compiled; minutes to start, worth it on long GPU runs
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def check(self) -> None:
+        self._at_least(1, "batch")
+        self._at_least(0, "size", "seed", "ema_kimg")
+        if self.kimg <= 0:
+            raise InputError(f"kimg is {self.kimg}; expected thousand real images to train on, above 0")
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}; expected less than 2**63")
+        if self.channels not in (0, 1, 3):
+            raise InputError(f"channels is {self.channels}; expected 1 (grey), 3 (colour) or 0 (the data's own)")
+        if self.size and not 8 <= self.size <= 1024:
+            raise InputError(f"size is {self.size}; expected 8 to 1024 pixels, or 0 for the data's own")
+        if self.imbalance and self.imbalance < 1:
+            raise InputError(f"imbalance is {self.imbalance}; expected a ratio of 1 or more, or 0 to keep the set as it is")
+        if self.penalty.active and self.net.critic_norm == "batch":
+            raise InputError(
+                f"critic_norm batch with penalty {self.penalty.kind}: a batch-normalised critic has no gradient per sample; "
+                "use critic_norm none, layer, instance or spectral, or penalty none"
+            )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.beta1": 0.0, ...} of a config dataclass."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat |= flatten(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
+    return flat

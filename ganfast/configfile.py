@@ -1,0 +1,115 @@
+"""Configs as YAML: a run's own record, and `--config` files. Reading needs cattrs; writing needs PyYAML only."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ganfast.config import Config, flatten
+from ganfast.errors import InputError
+
+
+def to_yaml(config: Config) -> str:
+    """Every field, in the order of the dataclass."""
+    plain = asdict(config) | {"attributes": list(config.attributes)}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def write(config: Config, path: Path) -> None:
+    """Write beside, then rename: a config is never half there."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w") as file:
+        file.write(to_yaml(config))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: no file, not YAML, or not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"config {path} holds {type(loaded).__name__}; expected fields and values, as in a run's config.yaml")
+    return loaded
+
+
+def overlay(base: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """``base`` with the fields that ``changes`` names, nested mappings and dotted names alike.
+
+    Raises:
+        InputError: an unknown field (with the closest known one), or a value of the wrong type.
+    """
+    return _overlay(base, _nested(changes), source, "")
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        head, _, rest = str(key).partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            value = {**nested.get(head, {}), **_nested(value)}
+        nested[head] = value
+    return nested
+
+
+def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) -> Any:
+    known = {item.name for item in fields(base)}
+    new: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in known:
+            close = get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+            raise InputError(f"unknown field {prefix}{key} in {source}: {hint}")
+        old = getattr(base, key)
+        if is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{prefix}{key} in {source} is {value!r}; expected a group of fields")
+            new[key] = _overlay(old, value, source, f"{prefix}{key}.")
+        else:
+            new[key] = _convert(type(base), key, value, source, prefix)
+    return replace(base, **new)
+
+
+def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
+    import typing
+
+    import cattrs
+
+    hint = typing.get_type_hints(cls)[name]
+    if hint is bool and not isinstance(value, bool):  # bool("no") is True: never coerce into bool
+        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected true or false")
+    if hint is int and (isinstance(value, bool) or (isinstance(value, float) and value != int(value))):
+        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected a whole number")
+    if hint == tuple[str, ...] and isinstance(value, str):
+        value = [value]
+    try:
+        return cattrs.structure(value, hint)
+    except Exception as error:
+        expected = getattr(hint, "__name__", str(hint).replace("typing.", ""))
+        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected {expected}") from error
+
+
+def read(path: Path) -> Config:
+    """The config of a run: every value from the file, the rest of the dataclass's defaults."""
+    return overlay(Config(), read_mapping(path), str(path))
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{"optim.beta1": (old, new), ...} of the fields that differ."""
+    before, after = flatten(old), flatten(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

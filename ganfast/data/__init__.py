@@ -1,0 +1,9 @@
+"""Pictures: sources, packs, and batches drawn on the device that trains.
+
+Importing this is cheap: no torch, Pillow or scikit-learn until a picture is read.
+"""
+
+from ganfast.data.pack import Pack, PackInfo, open_data
+from ganfast.data.source import Source, recognise
+
+__all__ = ["Pack", "PackInfo", "Source", "open_data", "recognise"]

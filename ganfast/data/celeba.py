@@ -1,0 +1,190 @@
+"""CelebA, aligned and cropped, as its authors hand it out: pictures in a zip or unpacked, two tables beside them.
+
+    img_align_celeba.zip or img_align_celeba/   JPEGs, 178x218
+    list_attr_celeba.txt                        a count; 40 attribute names; per picture its file and 40 times 1 or -1
+    list_eval_partition.txt                     per picture its file and 0 (train), 1 (val) or 2 (test)
+
+The tables may also be gzipped or zipped. They may list more pictures than there are; the reverse is an error.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from ganfast.data.files import PictureFiles, file_identity, read_table
+from ganfast.data.pictures import decode, preparation, prepare
+from ganfast.data.source import Selection, Source, Wanted, counted, did_you_mean
+from ganfast.errors import InputError
+
+ZIP_NAME = "img_align_celeba.zip"
+FOLDER_NAME = "img_align_celeba"
+ATTRIBUTES = "list_attr_celeba.txt"
+PARTITION = "list_eval_partition.txt"
+PART = {"0": "train", "1": "val", "2": "test"}
+MOST_ATTRIBUTES = 8  # make 256 classes; 40 would make 10**12
+
+
+def find_table(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / f"{name}{kind}" for kind in ("", ".gz", ".zip")) if p.is_file()), None)
+
+
+def find_pictures(path: Path) -> Path | None:
+    """The zip or folder of pictures of a CelebA set in `path`, if there is one."""
+    if path.name == FOLDER_NAME and not (path / FOLDER_NAME).is_dir():
+        return path if find_table(path.parent, ATTRIBUTES) or find_table(path.parent, PARTITION) else None
+    if (path / ZIP_NAME).is_file():
+        return path / ZIP_NAME
+    return path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else None
+
+
+@dataclass(frozen=True)
+class CelebA(Source):
+    path: Path  # the pictures' zip or folder; the tables lie beside it
+    kind = "celeba"
+    flip = True
+
+    @property
+    def name(self) -> str:
+        folder = self.path.parent.name.lower()
+        return folder if "celeba" in folder else "celeba"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return (*PART.values(), "all") if find_table(self.path.parent, PARTITION) else ("all",)
+
+    def check_split(self, split: str) -> str:
+        if split in PART.values():
+            self._table(PARTITION, f"split {split!r}")
+        return super().check_split(split)
+
+    @cached_property
+    def _files(self) -> PictureFiles:
+        return PictureFiles(self.path)
+
+    @cached_property
+    def _pictures(self) -> dict[str, str]:
+        """File name -> name within the zip or folder, in file-name order."""
+        bases = {name: name.rpartition("/")[2] for name in self._files.names}
+        if len(set(bases.values())) < len(bases):
+            base, _ = Counter(bases.values()).most_common(1)[0]
+            raise InputError(f"{self.path} holds more than one {base}: CelebA's file names are unique")
+        return {base: name for name, base in sorted(bases.items(), key=lambda item: item[1])}
+
+    def _table(self, name: str, needed_for: str) -> Path:
+        if path := find_table(self.path.parent, name):
+            return path
+        way_out = "; split 'all' does without" if name == PARTITION else ""
+        raise InputError(f"{self.path.parent} has no {name} (or .gz, .zip), which {needed_for} needs{way_out}")
+
+    def natural(self, split: str) -> tuple[int, int]:
+        return 3, 64
+
+    def describe(self, split: str = "train") -> str:
+        split = self.check_split(split)
+        pictures = counted(len(self._chosen(split)), "picture" if split == "all" else f"{split} picture")
+        table = find_table(self.path.parent, ATTRIBUTES)
+        known = f"{len(_attribute_names(table))} attributes to make classes of" if table else "no attribute table"
+        return f"CelebA in {self.path.parent} ({pictures} from {self.path.name}, {known})"
+
+    def identity(self, wanted: Wanted) -> str:
+        parts = [self._files.identity]
+        if wanted.split != "all":
+            parts.append(file_identity(self._table(PARTITION, f"split {wanted.split!r}")))
+        if wanted.attributes:
+            parts.append(file_identity(self._table(ATTRIBUTES, "a class of attributes")))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def _chosen(self, split: str) -> list[str]:
+        """The file names of the pictures of a split."""
+        if split == "all":
+            return list(self._pictures)
+        table = self._table(PARTITION, f"split {split!r}")
+        part_of = {}
+        for number, line in enumerate(read_table(table).splitlines(), start=1):
+            fields = line.split()
+            if len(fields) != 2 or fields[1] not in PART:
+                raise InputError(f"{table}, line {number} is {line[:60]!r}: a file name and 0, 1 or 2 was expected")
+            part_of[fields[0]] = PART[fields[1]]
+        _refuse_missing(self._pictures, part_of, table)
+        chosen = [picture for picture in self._pictures if part_of[picture] == split]
+        if not chosen:
+            raise InputError(f"no pictures found for split {split!r} in {self.path}, by {table.name}: try split 'all'")
+        return chosen
+
+    def select(self, wanted: Wanted) -> Selection:
+        chosen = self._chosen(wanted.split)
+        labels = self._labels(chosen, wanted.attributes) if wanted.attributes else None
+        channels = wanted.channels or 3
+
+        def read(start: int, stop: int) -> np.ndarray:
+            names = [self._pictures[picture] for picture in chosen[start:stop]]
+            images = (decode(self._files.read(name), f"{name} in {self.path}") for name in names)
+            return np.stack([prepare(image, wanted.size, channels) for image in images])
+
+        return Selection(
+            count=len(chosen),
+            channels=channels,
+            labels=labels,
+            classes=attribute_classes(wanted.attributes),
+            preparation=preparation("aligned face, full width", wanted.size, channels),
+            read=read,
+        )
+
+    def _labels(self, chosen: list[str], attributes: tuple[str, ...]) -> np.ndarray:
+        """int64 (len(chosen),): the attributes as binary digits, the first one the most significant."""
+        table = self._table(ATTRIBUTES, "a class of attributes")
+        names = _attribute_names(table)
+        for attribute in attributes:
+            if attribute not in names:
+                near = did_you_mean(attribute, names) or f": {table.name} has {', '.join(names[:8])}, ..."
+                raise InputError(f"unknown attribute {attribute!r}{near}")
+        columns = [1 + names.index(attribute) for attribute in attributes]
+
+        lines = read_table(table).splitlines()
+        if len(lines) - 2 != int(lines[0]):
+            raise InputError(f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: download it again")
+        label_of = {}
+        for number, line in enumerate(lines[2:], start=3):
+            fields = line.split()
+            values = [fields[column] for column in columns] if len(fields) == 1 + len(names) else []
+            if not values or not {"1", "-1"}.issuperset(values):
+                expected = f"a file name and {len(names)} times 1 or -1"
+                raise InputError(f"{table}, line {number} is {line[:60]!r}...: {expected} was expected")
+            label_of[fields[0]] = int("".join("1" if value == "1" else "0" for value in values), base=2)
+        _refuse_missing(chosen, label_of, table)
+        return np.array([label_of[picture] for picture in chosen], dtype=np.int64)
+
+
+def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
+    """("Male", "Smiling") -> ("not Male, not Smiling", "not Male, Smiling", "Male, not Smiling", "Male, Smiling")."""
+    if len(set(attributes)) < len(attributes) or len(attributes) > MOST_ATTRIBUTES:
+        given = ", ".join(attributes)
+        raise InputError(
+            f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes"
+        )
+    return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes))) if attributes else ()
+
+
+def _attribute_names(table: Path) -> list[str]:
+    lines = read_table(table, limit=1 << 16).splitlines()
+    names = lines[1].split() if len(lines) > 1 else []
+    if not names or not lines[0].strip().isdecimal():
+        raise InputError(
+            f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected"
+        )
+    return names
+
+
+def _refuse_missing(pictures: Collection[str], rows: Collection[str], table: Path) -> None:
+    missing = [picture for picture in pictures if picture not in rows]
+    if missing:
+        raise InputError(
+            f"{counted(len(missing), 'picture')} without a row in {table}, {missing[0]} first: "
+            "use the table that came with the pictures, or leave these pictures out"
+        )

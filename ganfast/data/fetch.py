@@ -1,0 +1,114 @@
+"""Download MNIST: four files, checked against known checksums, from the first mirror that has them."""
+
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ganfast.data.files import what_is
+from ganfast.data.source import cache_dir, did_you_mean
+from ganfast.errors import InputError, RunError
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+TIMEOUT = 30.0  # seconds without a byte
+LARGEST = 64 << 20  # bytes; six times the largest of the four
+CHUNK = 1 << 18
+
+
+def fetch(
+    name: str,
+    root: str | Path | None = None,
+    mirrors: Sequence[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Download a data set into <root>/<name>; files that are there with the right checksum are kept.
+
+    Args:
+        name: "mnist".
+        root: folder for data sets; default: data/ in the cache, where names are looked up.
+        mirrors: base URLs, tried in order; default `MIRRORS`.
+        progress: called with (what, bytes done, bytes in total; 0 if the server does not say).
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        InputError: there is no such set to download.
+        RunError: no mirror served a file as it should be, or the folder cannot be written.
+    """
+    folder = (Path(root).expanduser() if root else cache_dir() / "data") / name
+    if name == "celeba":
+        raise InputError(
+            "CelebA cannot be downloaded for you, its terms ask for your consent: get img_align_celeba.zip, "
+            "list_attr_celeba.txt and list_eval_partition.txt from its home page (mmlab.ie.cuhk.edu.hk), "
+            f"and put them into {folder}"
+        )
+    if name != "mnist":
+        raise InputError(f"{name!r} cannot be downloaded{did_you_mean(name, ['mnist'])}: only mnist can")
+    order = list(MIRRORS if mirrors is None else mirrors)
+    for file in MD5:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            present = folder / file
+            if not (present.is_file() and hashlib.md5(present.read_bytes()).hexdigest() == MD5[file]):
+                _fetch_file(file, folder, order, progress or (lambda what, done, total: None))
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+def _fetch_file(file: str, folder: Path, mirrors: list[str], progress: Callable[[str, int, int], None]) -> None:
+    """Try the mirrors in order. The one that works moves to the front, so that a dead one is waited for once."""
+    reasons = []
+    for mirror in list(mirrors):
+        try:
+            data = _download(mirror.rstrip("/") + "/" + file, file, progress)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL, or not this file
+            reasons.append(f"{mirror} {error}")
+            continue
+        mirrors.remove(mirror)
+        mirrors.insert(0, mirror)
+        _write(folder / file, data)
+        return
+    tried = "; ".join(reasons) or "there is no mirror to ask"
+    raise RunError(
+        f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself"
+    )
+
+
+def _download(url: str, file: str, progress: Callable[[str, int, int], None]) -> bytes:
+    """The bytes of one of the files in `MD5`. Raises ValueError, with what came instead, when they are others."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else 0
+        data = bytearray()
+        while chunk := response.read(CHUNK):
+            data += chunk
+            progress(f"downloading {file}", len(data), total)
+            if len(data) > LARGEST:
+                raise ValueError(f"served more than {LARGEST:,} bytes")
+    if (found := hashlib.md5(data).hexdigest()) != MD5[file]:
+        raise ValueError(f"served {what_is(bytes(data[:64]))}, {len(data):,} bytes, md5 {found} instead of {MD5[file]}")
+    return bytes(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp keeps others out
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)

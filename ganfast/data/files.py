@@ -1,0 +1,139 @@
+"""Reading files that may be anything: folders and zips of pictures, gzipped tables, saved web pages.
+
+What a user's disk holds leaves this file as bytes or text, or as InputError.
+"""
+
+import gzip
+import hashlib
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from ganfast.errors import InputError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
+UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)  # by zipfile and gzip
+
+
+def what_is(head: bytes) -> str:
+    """What the first bytes of a file say it is, for an error message."""
+    if not head:
+        return "an empty file"
+    kinds = {b"\x1f\x8b": "a gzip file", b"PK": "a zip archive", b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG"}
+    is_page = head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
+    found = "a saved web page (HTML)" if is_page else "a file of unknown kind"
+    found = next((kind for magic, kind in kinds.items() if head.startswith(magic)), found)
+    return f"{found} that begins with {head[:16]!r}"
+
+
+def first_bytes(path: Path) -> str:
+    with open(path, "rb") as file:
+        return what_is(file.read(64))
+
+
+def file_identity(path: Path) -> str:
+    """sha256 of a file's bytes. Of a file too big for that, of its size, time, beginning and end."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= LARGEST:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns} ".encode() + file.read(1 << 20))
+        file.seek(-(1 << 20), os.SEEK_END)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def read_table(path: Path, limit: int = LARGEST) -> str:
+    """The text of a table kept as it is, gzipped, or alone in a zip. At most `limit` bytes of it."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive, archive.open(path.stem) as file:
+                data = file.read(limit)
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+                data = file.read(limit)
+        if what_is(data[:64]).startswith("a saved web page"):
+            raise InputError(f"{path} is {what_is(data[:64])}: download it again")
+        return data.decode()
+    except KeyError as error:
+        raise InputError(f"{path} does not contain {path.stem}") from error
+    except (*UNREADABLE, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): it is {first_bytes(path)}") from error
+
+
+class PictureFiles:
+    """The pictures in a folder or a zip, by relative name and in its order. Hidden and other files are passed over."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._is_zip = not path.is_dir()
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)  # reading from several threads is safe: it locks
+        except UNREADABLE as error:
+            raise InputError(f"{self.path} is not a readable zip ({error}): it is {first_bytes(self.path)}") from error
+
+    @cached_property
+    def _stamps(self) -> dict[str, str]:
+        """Name -> what changes when the picture changes: CRC and size in a zip, size and time in a folder."""
+        return dict(sorted(self._in_zip() if self._is_zip else self._in_folder()))
+
+    def _in_zip(self) -> Iterator[tuple[str, str]]:
+        for entry in self._zip.infolist():
+            # Nothing is ever unpacked to disk; still, such a name comes from a broken or hostile tool.
+            parts = entry.filename.replace("\\", "/").split("/")
+            if ".." in parts or not parts[0] or parts[0].endswith(":"):
+                raise InputError(
+                    f"{self.path} has the entry {entry.filename!r}, which points outside the archive: refused"
+                )
+            if not entry.is_dir() and is_picture(entry.filename):
+                yield entry.filename, f"{entry.CRC:08x} {entry.file_size}"
+
+    def _in_folder(self) -> Iterator[tuple[str, str]]:
+        seen = set()  # linked folders are followed, circles of links are not
+        for folder, subfolders, names in os.walk(self.path, followlinks=True):
+            seen.add(os.path.realpath(folder))
+            subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
+            for name in names:
+                path = Path(folder, name)
+                relative = path.relative_to(self.path).as_posix()
+                if is_picture(relative):
+                    info = path.stat()
+                    if stat.S_ISREG(info.st_mode):
+                        yield relative, f"{info.st_size} {info.st_mtime_ns}"
+
+    @property
+    def names(self) -> list[str]:
+        """Relative names with forward slashes, sorted. Raises InputError when there is none."""
+        if not self._stamps:
+            kinds = " ".join(sorted(SUFFIXES))
+            raise InputError(f"no pictures found in {self.path}: looked for {kinds}, sub-folders included")
+        return list(self._stamps)
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256("\n".join(f"{name} {stamp}" for name, stamp in self._stamps.items()).encode()).hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one picture file. Raises InputError naming it."""
+        try:
+            size = self._zip.getinfo(name).file_size if self._is_zip else os.path.getsize(self.path / name)
+            if size > LARGEST:
+                raise InputError(f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}")
+            return self._zip.read(name) if self._is_zip else (self.path / name).read_bytes()
+        except UNREADABLE as error:
+            raise InputError(f"{name} in {self.path} cannot be read: {error}") from error
+
+
+def is_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden

@@ -1,0 +1,90 @@
+"""The pack format: what a pack is, and reading one back.
+
+<name>-<size>x<size>x<channels>-<key>/
+    images.npy      uint8 (N, C, H, W)
+    labels.npy      int64 (N,), when the pictures have classes
+    manifest.json   schema; PackInfo; size and sha256 of the arrays
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganfast.errors import InputError
+
+SCHEMA = 1
+IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """What a pack holds and where it comes from; plain enough for JSON."""
+
+    name: str  # short, for file names and titles
+    kind: str  # "digits" | "idx" | "celeba" | "folder" | "arrays"
+    recognised: str  # one sentence for the user
+    count: int
+    channels: int  # 1 grey, 3 colour
+    size: int  # pictures are size x size
+    classes: tuple[str, ...]  # a label indexes it; () when there are no labels
+    flip: bool  # may pictures be mirrored?
+    split: str  # "train" | "test" | "val" | "all"
+    attributes: tuple[str, ...]  # CelebA attributes behind the classes
+    preparation: str  # what was done to the pictures, in words
+    source_hash: str  # sha256 of what identifies the source
+
+
+@dataclass(frozen=True)
+class Pack:
+    images: np.ndarray  # uint8 (N, C, H, W), read-only memory map
+    labels: np.ndarray | None  # int64 (N,)
+    info: PackInfo
+
+
+def load_pack(folder: Path) -> Pack:
+    """Map a pack. Raises InputError when it is damaged as far as sizes, shapes and labels tell; see `verify_pack`."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
+        for file, facts in manifest["files"].items():
+            if (found := (folder / file).stat().st_size) != facts["bytes"]:
+                raise ValueError(f"{file} has {found:,} bytes instead of {facts['bytes']:,}")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in manifest["info"].items()
+        }
+        info = PackInfo(**fields)
+        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        shape = (info.count, info.channels, info.size, info.size)
+        if images.shape != shape or images.dtype != np.uint8:
+            raise ValueError(f"{IMAGES} is {images.dtype} {images.shape} instead of uint8 {shape}")
+        if not images.flags.c_contiguous:
+            raise ValueError(f"{IMAGES} is in Fortran order")
+        labels = np.load(folder / LABELS, allow_pickle=False) if info.classes else None
+        if labels is not None:
+            if labels.shape != (info.count,) or labels.dtype != np.int64:
+                raise ValueError(f"{LABELS} is {labels.dtype} {labels.shape} instead of int64 {(info.count,)}")
+            if labels.min() < 0 or labels.max() >= len(info.classes):
+                raise ValueError(f"{LABELS} names classes outside of 0 to {len(info.classes) - 1}")
+            labels.setflags(write=False)
+        return Pack(images, labels, info)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError) as error:
+        raise InputError(f"the pack {folder} is damaged: {error!r}") from error
+
+
+def verify_pack(folder: str | Path) -> PackInfo:
+    """Compare every byte of a pack with the hashes in its manifest. Raises InputError naming what differs."""
+    info = load_pack(Path(folder)).info
+    for file, facts in json.loads((Path(folder) / MANIFEST).read_text())["files"].items():
+        if sha256_of(Path(folder) / file) != facts["sha256"]:
+            raise InputError(f"the pack {folder} is damaged: the bytes of {file} changed; delete it to pack again")
+    return info
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""Packs: a source read once, kept as one memory-mapped array in the cache, and found again by what it was made from.
+
+The key in a pack's folder name is a hash of the source's identity and of everything that was asked for, so a changed
+file, size or attribute is another pack. What lies in the folder: `manifest.py`; how it gets there: `build.py`.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from ganfast.data import pictures
+from ganfast.data.build import Progress, build
+from ganfast.data.manifest import SCHEMA, Pack, PackInfo, load_pack, verify_pack
+from ganfast.data.source import Source, Wanted, cache_dir, recognise
+from ganfast.errors import InputError
+
+__all__ = ["Pack", "PackInfo", "load_pack", "open_data", "pack_preview", "verify_pack"]
+
+SMALLEST, LARGEST = 8, 1024  # picture sizes that can be asked for
+
+
+def open_data(
+    name_or_path: str,
+    *,
+    size: int = 0,
+    channels: int = 0,
+    attributes: Sequence[str] = (),
+    split: str = "train",
+    root: str | Path | None = None,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
+
+    Args:
+        name_or_path: "digits", "mnist", "celeba", a folder or file in one of `source.places`, or a path.
+        size: side of the square pictures, 8 to 1024; 0: the source's own (digits 16, CelebA and folders 64).
+        channels: 1 or 3 converts; 0: the source's own.
+        attributes: CelebA attributes; k of them make 2**k classes, the first one the most significant.
+        split: "train", "test", "val" or "all". Sets that are not divided have "train" and "all", the same.
+        root: folder in which names are looked up first.
+        cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast, ~/.cache/ganfast.
+        progress: called with (what, done, total) while packing.
+
+    Raises:
+        InputError: the data cannot be used as asked for; says why.
+        RunError: the pack cannot be written.
+    """
+    source = recognise(name_or_path, root, cache)
+    wanted = _wanted(source, size, channels, attributes, split)
+    try:
+        identity, recognised = source.identity(wanted), source.describe(wanted.split)
+    except OSError as error:  # a file that vanished or may not be read
+        raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
+    packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
+    key = _key(source, identity, wanted)
+    for folder in packs.glob(f"{name}-*x*x*-{key}"):  # with channels=0 the name is known only after packing
+        try:
+            pack = load_pack(folder)
+            return replace(pack, info=replace(pack.info, recognised=recognised))  # the source may have moved
+        except InputError as error:
+            warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
+
+    selection = source.select(wanted)
+    info = PackInfo(
+        name=source.name,
+        kind=source.kind,
+        recognised=recognised,
+        count=selection.count,
+        channels=selection.channels,
+        size=wanted.size,
+        classes=selection.classes,
+        flip=source.flip,
+        split=wanted.split,
+        attributes=wanted.attributes,
+        preparation=selection.preparation,
+        source_hash=identity,
+    )
+    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
+    build(final, info, selection, progress or (lambda what, done, total: None))
+    return load_pack(final)
+
+
+def _wanted(source: Source, size: int, channels: int, attributes: Sequence[str], split: str) -> Wanted:
+    if channels not in (0, 1, 3):
+        raise InputError(f"channels is {channels}: expected 1 (grey), 3 (colour) or 0 (as the pictures are)")
+    chosen = (attributes,) if isinstance(attributes, str) else tuple(attributes)
+    if chosen and source.kind != "celeba":
+        raise InputError(f"attributes {', '.join(chosen)} were given, but {source.name} is not CelebA: leave them out")
+    split = source.check_split(split)
+    own_channels, own_size = source.natural(split)
+    if not SMALLEST <= (size or own_size) <= LARGEST:
+        own = "" if size else ", the pictures' own"
+        raise InputError(
+            f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
+        )
+    return Wanted(size or own_size, channels or own_channels, chosen, split)
+
+
+def _key(source: Source, identity: str, wanted: Wanted) -> str:
+    parts = [SCHEMA, pictures.VERSION, source.kind, identity, asdict(wanted)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def pack_preview(pack: Pack, count: int = 64, seed: int = 0) -> np.ndarray:
+    """Pictures to look at, uint8 (min(count, N), H, W, C): evenly spread over the classes and sorted by them."""
+    if count < 1:
+        raise InputError(f"count is {count}: a preview needs at least 1 picture")
+    labels = np.zeros(len(pack.images), np.int64) if pack.labels is None else pack.labels
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # by class, shuffled within
+    _, first, of_class = np.unique(labels[order], return_index=True, return_inverse=True)
+    turn = np.arange(len(order)) - first[of_class]  # each class gives one picture per turn, until it has no more
+    chosen = order[np.sort(np.argsort(turn, kind="stable")[:count])]
+    return np.stack([pack.images[i].transpose(1, 2, 0) for i in chosen])

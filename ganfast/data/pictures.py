@@ -1,0 +1,111 @@
+"""From one picture of any kind to uint8 (C, size, size): decode, centre square, antialiased resize."""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganfast.data.files import what_is
+from ganfast.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VERSION = 1  # of the policy in this file; packs made under another one are not reused
+
+
+def open_picture(data: bytes, name: str) -> "Image":
+    """Read a picture's header. Raises InputError for what is no picture, or too large to be an honest one."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+        if limit is None or pixels <= limit:
+            return image
+        reason = f"has {pixels:,} pixels, the limit is {limit:,}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = str(error)
+    except Exception as error:  # Pillow's plug-ins raise whatever their parsing runs into
+        raise InputError(f"{name} cannot be read as a picture ({error}): it is {what_is(data[:64])}") from error
+    raise InputError(f"{name} is refused as a decompression bomb: {reason}; shrink it or leave it out")
+
+
+def is_grey(image: "Image") -> bool:
+    """Judged by the file's mode alone, so that no pixel need be decoded."""
+    return image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
+
+
+def decode(data: bytes, name: str) -> "Image":
+    """A picture upright, without transparency (white shines through), in mode L or RGB. Raises InputError."""
+    from PIL import Image, ImageOps
+
+    image = open_picture(data, name)
+    grey = is_grey(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            return _from_16_bits(image, name)
+        if image.mode == "F":
+            raise InputError(f"{name} holds floating-point pixels, which have no known range: save it with 8 bits")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("L" if grey else "RGB")
+    except InputError:
+        raise
+    except Exception as error:  # truncated or corrupt: again, whatever the plug-in raises
+        raise InputError(f"{name} is damaged: {error}") from error
+
+
+def _from_16_bits(image: "Image", name: str) -> "Image":
+    """Pillow would clip 16-bit grey at 255 instead of scaling it."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() <= 65535:
+        raise InputError(f"{name} has grey values from {values.min()} to {values.max()}: 0 to 65535 was expected")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def centre_square(width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest centred square; of an odd margin, the smaller half comes first."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def prepare(image: "Image", size: int, channels: int) -> np.ndarray:
+    """Centre square, colour conversion, resize: uint8 (channels, size, size).
+
+    The square is cut before the resize, so that nothing outside of it bleeds in.
+    """
+    from PIL.Image import Resampling
+
+    image = image.crop(centre_square(*image.size)).convert("L" if channels == 1 else "RGB")
+    if image.width != size:
+        shrinks = size < image.width
+        image = image.resize((size, size), Resampling.LANCZOS if shrinks else Resampling.BICUBIC)
+    pixels = np.asarray(image).reshape(size, size, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def prepare_array(pictures: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """`prepare` for uint8 (N, H, W, C) pictures: (N, channels, size, size). Untouched pixels are copied as they are."""
+    from PIL import Image
+
+    if pictures.shape[1:] == (size, size, channels):
+        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    flat = pictures[..., 0] if pictures.shape[3] == 1 else pictures
+    return np.stack([prepare(Image.fromarray(picture), size, channels) for picture in flat])
+
+
+def preparation(own: str, size: int, channels: int, unchanged: bool = False) -> str:
+    """The policy above in words; `own` says what the pictures are before it."""
+    if unchanged:
+        return f"{own}, as stored"
+    return f"{own}; centre square; {size}x{size} by Lanczos (down) or bicubic (up); {colour(channels)}"
+
+
+def colour(channels: int) -> str:
+    return {0: "grey or colour", 1: "grey", 3: "colour"}[channels]

@@ -1,0 +1,38 @@
+"""Where a run computes and in which number format: "auto" made definite."""
+
+from dataclasses import replace
+
+import torch
+
+from ganfast.config import Config
+from ganfast.errors import InputError
+
+
+def find_device(name: str) -> torch.device:
+    """"auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: not a device, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; ganfast runs on cpu and cuda")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto")
+    return device
+
+
+def resolved(config: Config, device: torch.device) -> Config:
+    """The config with width and precision fixed: what the run's mathematics depends on."""
+    on_gpu = device.type == "cuda"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    return replace(config, precision=precision, net=replace(config.net, width=config.net.width or (64 if on_gpu else 32)))

@@ -1,0 +1,46 @@
+"""The generator step: parameter gradients of the generator loss through the critic."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import LossConfig
+from ganfast.engine.reference import fill_gradients
+from ganfast.losses import accuracy, class_loss, generator_loss
+from ganfast.models import judge
+from ganfast.models.parts import held_power_iteration
+
+GeneratorStep = Callable[..., dict[str, Tensor]]
+
+
+def make_generator_step(
+    generator: nn.Module, critic: nn.Module, loss: LossConfig, autocast: torch.dtype | None = None
+) -> GeneratorStep:
+    """A callable that fills ``.grad`` of the generator's parameters, and of no others.
+
+    Returns:
+        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures to draw, and reals (N, C, H, W)
+        with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
+    """
+
+    def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
+        with torch.autocast(z.device.type, autocast, enabled=autocast is not None), held_power_iteration(critic):
+            fake = draw(generator, z, labels)
+            said = judge(critic, fake, labels)
+            real_score = judge(critic, real, labels).score if loss.kind == "relativistic" and real is not None else None
+        total = generator_loss(loss, said.score, real_score).mean()
+        stats = {"loss": total}
+        if said.classes is not None and labels is not None:
+            named = class_loss(said.classes, labels).mean()
+            stats |= {"class_loss": named, "class_accuracy": accuracy(said.classes, labels)}
+            total = total + loss.class_weight_generator * named
+        fill_gradients(generator, total)
+        return {name: value.detach() for name, value in stats.items()}
+
+    return step
+
+
+def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Pictures in float32, whatever the generator computes in; labels only where there are classes."""
+    return (generator(z) if labels is None else generator(z, labels)).float()

@@ -1,0 +1,41 @@
+"""Pictures on disk: grids and PNG files from uint8 arrays. Needs numpy and Pillow only."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pictures = NDArray[np.uint8]
+
+
+def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:
+    """Pictures uint8 (N, H, W, C) side by side, row by row, on black: (rows * H + gaps, columns * W + gaps, C).
+
+    columns 0 = about as many as rows.
+    """
+    n, h, w, c = pictures.shape
+    columns = min(columns or int(np.ceil(np.sqrt(n))), n)
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * (h + gap) + gap, columns * (w + gap) + gap, c), np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = picture
+    return sheet
+
+
+def save_png(picture: Pictures, path: Path | str, enlarge: int = 1) -> None:
+    """Write one picture (H, W, 1 or 3) as PNG, each pixel ``enlarge`` times as large; folders are made."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = picture[:, :, 0] if picture.shape[2] == 1 else picture
+    pixels = pixels.repeat(enlarge, 0).repeat(enlarge, 1)
+    beside = path.with_name(path.name + ".part")
+    Image.fromarray(pixels).save(beside, format="PNG")
+    beside.replace(path)
+
+
+def comfortable_scale(size: int) -> int:
+    """How many times to enlarge so that small pictures can be looked at: 16 -> 3, 28 -> 2, 64 -> 1."""
+    return max(1, 56 // size)

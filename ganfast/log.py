@@ -1,0 +1,157 @@
+"""What a run says while it trains: one JSON line every few steps, TensorBoard events, and a progress line for a person."""
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+_SHOWN = {  # name in log.jsonl -> what the progress line calls it
+    "critic/loss": "critic",
+    "generator/loss": "generator",
+    "critic/wasserstein": "W",
+    "critic/gradient_norm": "|grad|",
+    "critic/class_accuracy": "class",
+}
+_PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
+logger = logging.getLogger("ganfast")
+
+
+def say(message: str) -> None:
+    """A line to the person at the terminal: standard error, so that standard output stays data."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class JsonLines:
+    """log.jsonl: one object a line. Opening it at ``images`` drops the lines of steps that a resumed run will do again."""
+
+    def __init__(self, path: Path, images: int) -> None:
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
+            beside = path.with_suffix(".part")
+            beside.write_text("".join(line + "\n" for line in kept))
+            beside.replace(path)
+        self._file: TextIO = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps({k: _plain(v) for k, v in record.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; a line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _images_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value
+
+
+class RunLog:
+    """Log file, TensorBoard and progress of one run.
+
+    Args:
+        folder: the run directory.
+        images, target: reals shown so far and in all.
+        tensorboard: write events; without the package this says so once and goes on.
+    """
+
+    def __init__(self, folder: Path, images: int, target: float, tensorboard: bool) -> None:
+        self.lines = JsonLines(folder / "log.jsonl", images)
+        self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
+        self.target, self.started, self.first, self.paused = target, time.monotonic(), images, 0.0
+        self.last_time, self.last_images = self.started, images
+        self.progress = Progress(images, target)
+
+    def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
+        """Record a step: the only place where training waits for the device."""
+        values = {name: float(value) for name, value in stats.items()}
+        now = time.monotonic()
+        rate = (images - self.last_images) / max(1e-9, now - self.last_time - self.paused)
+        self.last_time, self.last_images, self.paused = now, images, 0.0
+        record = {"images": images, "seconds": now - self.started, "images_per_second": rate, **values}
+        self.lines.write(record)
+        if self.events:
+            for name, value in (*values.items(), ("speed/images_per_second", rate)):
+                self.events.add_scalar(name, value, images)
+        self.progress.update(images, rate, values)
+        return record
+
+    def pause(self, seconds: float) -> None:
+        """Leave time spent on samples and checkpoints out of images per second."""
+        self.paused += seconds
+
+    def picture(self, images: int, sheet: Any) -> None:
+        """A sample grid, uint8 (H, W, C), for TensorBoard."""
+        if self.events:
+            self.events.add_image("samples", sheet, images, dataformats="HWC")
+
+    def close(self) -> None:
+        self.progress.close()
+        self.lines.close()
+        if self.events:
+            self.events.close()
+
+
+def _event_writer(folder: Path, images: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("tensorboard is not installed: events are not written (pip install tensorboard)")
+        return None
+    return SummaryWriter(str(folder), purge_step=images + 1 if images else None)
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere one plain line every ten seconds."""
+
+    def __init__(self, images: int, target: float) -> None:
+        self.target, self.spoken = target, time.monotonic()
+        self.bar, self.text = None, ""
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+            self.task = self.bar.add_task("starting", total=target, completed=images)
+            self.bar.start()
+
+    def update(self, images: int, rate: float, values: dict[str, float]) -> None:
+        shown = "  ".join(f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values)
+        self.text = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s  {shown}"
+        if self.bar:
+            self.bar.update(self.task, completed=images, description=self.text)
+        elif time.monotonic() - self.spoken >= _PLAIN_SECONDS:
+            self.spoken = time.monotonic()
+            left = max(0.0, self.target - images) / max(rate, 1e-9)
+            say(f"{self.text}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+        if self.text:
+            say(self.text)

@@ -1,0 +1,120 @@
+"""The training loop: who is updated when, from which random draws. It owns both optimizers and the average."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import Config, OptimConfig
+from ganfast.data.resident import ResidentData
+from ganfast.ema import average_of, update_average
+from ganfast.engine import CriticStep, GeneratorStep, draw
+from ganfast.random import Purpose, normal, uniform
+
+OnStep = Callable[["State", dict[str, Tensor], dict[str, Tensor]], None]
+
+
+@dataclass
+class State:
+    """Everything that training changes. ``images`` is the only counter: all others, and all randomness, follow from it."""
+
+    generator: nn.Module
+    critic: nn.Module
+    average: nn.Module  # moving average of the generator: what samples are drawn from
+    optimizer_generator: torch.optim.Optimizer
+    optimizer_critic: torch.optim.Optimizer
+    images: int = 0  # reals shown to the critic
+
+    @staticmethod
+    def of(generator: nn.Module, critic: nn.Module, config: Config) -> "State":
+        optim, lazy = config.optim, config.penalty.interval if config.penalty.active else 1
+        return State(
+            generator, critic, average_of(generator),
+            adam(generator, optim.lr_generator, optim), adam(critic, optim.lr_critic, lazy_adjusted(optim, lazy)),
+        )  # fmt: skip
+
+
+def train_loop(
+    state: State, data: ResidentData, config: Config, critic_step: CriticStep, generator_step: GeneratorStep,
+    stop: Callable[[], bool], on_step: OnStep, autocast: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true."""
+    seed, batch, turns, latent = config.seed, config.batch, config.optim.critic_steps, config.net.latent
+    conditional = config.conditional != "no"
+    while state.images < config.kimg * 1000 and not stop():
+        set_learning_rates(state, config)
+        torch.manual_seed((seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)  # for what user networks draw themselves
+        index = torch.arange(state.images, state.images + turns * batch, device=data.device)
+        z = normal(seed, Purpose.CRITIC_LATENT, index, latent).view(turns, batch, latent)
+        eps = uniform(seed, Purpose.EPSILON, index).view(turns, batch)
+
+        # Critic: score reals above fakes of the same classes, and stay flat where the penalty asks for it.
+        for turn in range(turns):
+            real, labels = data.batch(state.images, batch)
+            labels = labels if conditional else None
+            with torch.no_grad(), torch.autocast(real.device.type, autocast, enabled=autocast is not None):
+                fake = draw(state.generator, z[turn], labels)
+            noise = dragan_noise(config, index[turn * batch : (turn + 1) * batch], real)
+            due = state.images // batch % config.penalty.interval == 0
+            critic_stats = critic_step(real, fake, labels, eps=eps[turn], noise=noise, with_penalty=due)
+            state.optimizer_critic.step()
+            clip_weights(state.critic, config.loss.clip)
+            state.images += batch
+
+        # Generator: make fakes that the critic scores high, of the classes last shown.
+        generator_stats = generator_step(normal(seed, Purpose.GENERATOR_LATENT, index[-batch:], latent), labels, real)
+        state.optimizer_generator.step()
+        update_average(state.average, state.generator, turns * batch, state.images, config.ema_kimg)
+        on_step(state, critic_stats, generator_stats)
+
+
+def adam(net: nn.Module, rate: float, optim: OptimConfig) -> torch.optim.Adam:
+    """Fused Adam over a network's parameters."""
+    return torch.optim.Adam(net.parameters(), lr=rate, betas=(optim.beta1, optim.beta2), fused=True)
+
+
+def lazy_adjusted(optim: OptimConfig, interval: int) -> OptimConfig:
+    """Rate and decays for a penalty every ``interval`` steps, as if it were a step of its own: StyleGAN2, arXiv:1912.04958, appendix B."""
+    if interval == 1:
+        return optim
+    share = interval / (interval + 1)
+    return replace(optim, lr_critic=optim.lr_critic * share, beta1=optim.beta1**share, beta2=optim.beta2**share)
+
+
+def set_learning_rates(state: State, config: Config) -> None:
+    """Constant, with a linear rise at the start and a linear fall at the end where the config asks for them."""
+    factor = schedule(config, state.images)
+    lazy = lazy_adjusted(config.optim, config.penalty.interval if config.penalty.active else 1)
+    for optimizer, rate in ((state.optimizer_generator, config.optim.lr_generator), (state.optimizer_critic, lazy.lr_critic)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
+def schedule(config: Config, images: int) -> float:
+    """Factor on both rates after ``images`` reals, in [0, 1]; the first step of a warm-up already moves."""
+    done, whole = images / 1000, config.kimg
+    factor = 1.0
+    if config.optim.warmup_kimg:
+        step = config.batch * config.optim.critic_steps / 1000
+        factor = min(1.0, (done + step) / config.optim.warmup_kimg)
+    start = config.optim.decay_from * whole
+    if done > start:
+        factor *= max(0.0, (whole - done) / (whole - start))
+    return factor
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, limit: float) -> None:
+    """WGAN, arXiv:1701.07875, algorithm 1: every weight into [-limit, limit]; 0 = leave them."""
+    if limit:
+        parameters = list(critic.parameters())
+        torch._foreach_clamp_min_(parameters, -limit)
+        torch._foreach_clamp_max_(parameters, limit)
+
+
+def dragan_noise(config: Config, index: Tensor, real: Tensor) -> Tensor | None:
+    """Uniform noise like ``real`` for the pictures ``index``; None for penalties that draw none."""
+    if config.penalty.kind != "dragan" or not config.penalty.active:
+        return None
+    return uniform(config.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)

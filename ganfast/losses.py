@@ -1,0 +1,111 @@
+"""Adversarial losses: functions of scores, per pair of samples (N,), low when the network that minimises them does well.
+
+The critic wants reals to score high and fakes low; the generator wants its fakes to score high. Scores are logits where the loss
+speaks of probabilities: p = sigmoid(score), 1 = real.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ganfast.config import LossConfig
+
+
+def bce_critic(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-(1 - s) log p(real) - s log(1 - p(real)) - log(1 - p(fake)). GAN, arXiv:1406.2661, eq. 1; s: arXiv:1606.03498."""
+    return F.softplus(-real) + smoothing * real + F.softplus(fake)  # softplus(r) = softplus(-r) + r
+
+
+def minimax_generator(fake: Tensor) -> Tensor:
+    """log(1 - p(fake)): the generator's side of eq. 1. Saturates where the critic is sure."""
+    return -F.softplus(fake)
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """-log p(fake). GAN, arXiv:1406.2661, section 3."""
+    return F.softplus(-fake)
+
+
+def least_squares_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """LSGAN, arXiv:1611.04076, eq. 9: a = 0, b = c = 1."""
+    return 0.5 * (real - 1).square() + 0.5 * fake.square()
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """LSGAN, eq. 9."""
+    return 0.5 * (fake - 1).square()
+
+
+def hinge_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """arXiv:1802.05957, eq. 16."""
+    return F.relu(1 - real) + F.relu(1 + fake)
+
+
+def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """arXiv:1701.07875, eq. 2: minus the estimate of the distance."""
+    return fake - real
+
+
+def wasserstein_generator(fake: Tensor) -> Tensor:
+    """arXiv:1701.07875, algorithm 1; also the generator of the hinge loss, arXiv:1802.05957, eq. 17."""
+    return -fake
+
+
+def relativistic_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """RpGAN, arXiv:1807.00734: each real against the fake it is paired with."""
+    return F.softplus(fake - real)
+
+
+def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
+    """RpGAN: low when fakes outscore the reals they are paired with."""
+    return F.softplus(real - fake)
+
+
+_CRITIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "minimax": bce_critic,
+    "non-saturating": bce_critic,
+    "least-squares": least_squares_critic,
+    "hinge": hinge_critic,
+    "wasserstein": wasserstein_critic,
+    "relativistic": relativistic_critic,
+}
+_GENERATOR: dict[str, Callable[[Tensor], Tensor]] = {
+    "minimax": minimax_generator,
+    "non-saturating": non_saturating_generator,
+    "least-squares": least_squares_generator,
+    "hinge": wasserstein_generator,
+    "wasserstein": wasserstein_generator,
+}
+
+
+def critic_loss(config: LossConfig, real: Tensor, fake: Tensor) -> Tensor:
+    """The configured critic loss per pair, (N,), of scores (N,)."""
+    if config.label_smoothing:
+        return bce_critic(real, fake, config.label_smoothing)
+    return _CRITIC[config.kind](real, fake)
+
+
+def generator_loss(config: LossConfig, fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """The configured generator loss per sample, (N,). ``real`` scores are needed by the relativistic loss only."""
+    if config.kind == "relativistic":
+        if real is None:
+            raise ValueError("the relativistic generator loss compares fakes with reals: give their scores")
+        return relativistic_generator(fake, real)
+    return _GENERATOR[config.kind](fake)
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log P(class = label), (N,), of class logits (N, K). ACGAN, arXiv:1610.09585, eq. 3, for reals and fakes alike."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of samples whose largest class logit is their label, 0-d."""
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
+    """mean score of reals - mean score of fakes, 0-d: for a 1-Lipschitz critic a lower bound of the Wasserstein-1 distance."""
+    return torch.mean(real) - torch.mean(fake)

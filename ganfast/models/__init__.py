@@ -1,0 +1,135 @@
+"""Networks by name, or a user's own: `build` makes both from a config and the shape of the data."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import Config
+from ganfast.errors import InputError
+from ganfast.models.dcgan import dcgan_critic, dcgan_generator
+from ganfast.models.mlp import mlp_critic, mlp_generator
+from ganfast.models.parts import Judgement, dcgan_init
+
+__all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """What a network is built for. A user's class is called as ``MyCritic(spec)`` or ``MyGenerator(spec)``.
+
+    A critic maps (N, channels, size, size) in [-1, 1] to (N,) or (N, 1) scores, or to (scores, class logits (N, classes)) for
+    ``conditional == "auxiliary"``; for "projection" it is called with labels (N,) as second argument.
+    A generator maps z (N, latent), and labels (N,) where ``classes > 0``, to pictures in [-1, 1].
+    """
+
+    size: int  # side in pixels
+    channels: int  # 1 or 3
+    classes: int  # 0 = no classes
+    conditional: str  # "no", "projection" or "auxiliary"
+    width: int
+    latent: int
+    generator_norm: str = "batch"
+    critic_norm: str = "none"
+    init: str = "torch"
+    model: str = "dcgan"
+
+    @staticmethod
+    def of(config: Config, size: int, channels: int, classes: int, conditional: str) -> "NetSpec":
+        """The spec of a config whose automatic values are resolved."""
+        net = config.net
+        return NetSpec(
+            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent,
+            net.generator_norm, net.critic_norm, net.init, config.model,
+        )  # fmt: skip
+
+
+def build_generator(spec: NetSpec) -> nn.Module:
+    """z (N, latent) -> pictures; initial weights come from torch's generator as it stands."""
+    family, own = _parse(spec.model, spec)
+    if "generator" in own:
+        return own["generator"](spec)
+    _check_size(family, spec)
+    make = {"dcgan": dcgan_generator, "mlp": mlp_generator}[family]
+    net = make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes)
+    return _initialised(net, spec)
+
+
+def build_critic(spec: NetSpec) -> nn.Module:
+    """Pictures -> scores; initial weights come from torch's generator as it stands."""
+    family, own = _parse(spec.model, spec)
+    if "critic" in own:
+        return own["critic"](spec)
+    _check_size(family, spec)
+    make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
+    net = make(spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional)
+    return _initialised(net, spec)
+
+
+def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
+    """Any critic's answer in one form, in float32: score (N,), class logits (N, K) or None."""
+    projecting = getattr(critic, "projection", None) is not None or getattr(critic, "takes_labels", False)
+    answer = critic(x, labels) if projecting else critic(x)
+    score, classes = (answer, None) if isinstance(answer, Tensor) else answer
+    if score.numel() != len(x):
+        raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {len(x)} pictures; expected one each")
+    return Judgement(score.reshape(len(x)).float(), None if classes is None else classes.float())
+
+
+def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
+    if spec.init == "dcgan":
+        dcgan_init(net)
+    return net
+
+
+def _check_size(family: str, spec: NetSpec) -> None:
+    if not 16 <= spec.size <= 128:
+        raise InputError(f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: set --size")
+
+
+def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
+    """("dcgan" or "mlp" for what is not given, {"generator": class, "critic": class} for what is)."""
+    family, own = "dcgan", {}
+    for part in model.split(","):
+        if part in ("dcgan", "mlp"):
+            family = part
+            continue
+        module_name, _, name = part.partition(":")
+        if not name:
+            raise InputError(f"model is {part!r}; expected dcgan, mlp, or your own class as my.module:Critic")
+        own["generator" if "generator" in name.lower() else "critic"] = _load(module_name, name)
+    return family, own
+
+
+def _load(module_name: str, name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # a module beside the user, as `python script.py` would find it
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise InputError(f"model {module_name}:{name}: {error}; expected an importable module, here or installed") from error
+    except AttributeError as error:
+        raise InputError(f"model {module_name}:{name}: the module has no {name}") from error
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Trainable numbers."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def flops_per_picture(net: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds of one forward times 2, of the first input's rows together, divided by their number."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = net.training
+    net.eval()
+    with FlopCounterMode(display=False) as counter:
+        net(*inputs)
+    net.train(was_training)
+    return counter.get_total_flops() // len(inputs[0])

@@ -1,0 +1,29 @@
+"""The original GAN's multilayer perceptrons (Goodfellow 2014, arXiv:1406.2661), with leaky ReLU in the critic."""
+
+from torch import nn
+
+from ganfast.models.parts import LEAK, Critic, Generator, norm_layer_1d, spectral
+
+
+def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str) -> Critic:
+    """Pixels, 16 width units, 8 width units, score."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = channels * size * size
+    for stage, after in enumerate((16 * width, 8 * width)):
+        layers += [nn.Linear(before, after), *(norm_layer_1d(norm, after) if stage else []), nn.LeakyReLU(LEAK)]
+        before = after
+    critic = Critic(nn.Sequential(*layers), before, classes, conditional)
+    if norm == "spectral":
+        spectral(critic)
+    return critic
+
+
+def mlp_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int) -> Generator:
+    """z, 8 width units, 16 width units, pixels."""
+    units = (8 * width, 16 * width)
+    layers = nn.Sequential(
+        *norm_layer_1d(norm, units[0]), nn.ReLU(),
+        nn.Linear(units[0], units[1]), *norm_layer_1d(norm, units[1]), nn.ReLU(),
+        nn.Linear(units[1], channels * size * size), nn.Unflatten(1, (channels, size, size)),
+    )  # fmt: skip
+    return Generator(latent, units[:1], layers, classes)

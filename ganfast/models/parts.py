@@ -1,0 +1,124 @@
+"""What the networks are built from. Every layer is one an engine can walk: sequences of convolution, linear, leaky ReLU, norm, flatten."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+LEAK = 0.2  # slope of the critic's leaky ReLU, DCGAN section 3
+
+
+class Judgement(NamedTuple):
+    """What a critic says of N pictures."""
+
+    score: Tensor  # (N,), unbounded: a logit or a Wasserstein potential
+    classes: Tensor | None = None  # (N, K) logits of an auxiliary class head
+
+
+class Critic(nn.Module):
+    """A trunk of features and linear heads on them.
+
+    score = head(f), plus the label's row of a projection (Miyato & Koyama 2018, arXiv:1802.05637) where ``classes`` is learnt by
+    "projection"; "auxiliary" adds a class head instead (ACGAN).
+    """
+
+    def __init__(self, trunk: nn.Sequential, features: int, classes: int = 0, conditional: str = "no") -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(features, 1)
+        self.projection = nn.Linear(features, classes, bias=False) if conditional == "projection" else None
+        self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Judgement:
+        """Scores of pictures x (N, C, H, W) in [-1, 1]; labels int64 (N,) only where classes are learnt by projection."""
+        features = self.trunk(x)
+        score = self.head(features)
+        if self.projection is not None:
+            if labels is None:
+                raise ValueError("this critic judges a picture as one of its class: give labels (N,)")
+            score = score + self.projection(features).gather(1, labels[:, None])
+        return Judgement(score[:, 0], self.class_head(features) if self.class_head is not None else None)
+
+
+class Generator(nn.Module):
+    """z, and a class where there are classes, to the first feature map; then layers up to the picture; tanh."""
+
+    def __init__(self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0) -> None:
+        super().__init__()
+        self.first = first
+        units = int(torch.tensor(first).prod())
+        self.project = nn.Linear(latent, units)
+        # The same map as a one-hot label beside z, but its rows start as large as the whole contribution of z.
+        self.classes = nn.Embedding(classes, units) if classes else None
+        self.layers = layers
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Pictures (N, C, H, W) in [-1, 1] for latents z (N, latent) and, where the generator has classes, labels int64 (N,)."""
+        hidden = self.project(z)
+        if self.classes is not None:
+            if labels is None:
+                raise ValueError("this generator draws a class on request: give labels (N,)")
+            hidden = hidden + self.classes(labels)
+        return torch.tanh(self.layers(hidden.unflatten(1, self.first)))
+
+
+def norm_layer(kind: str, channels: int) -> list[nn.Module]:
+    """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights, so it adds no layer."""
+    match kind:
+        case "batch":
+            return [nn.BatchNorm2d(channels)]
+        case "layer":
+            return [nn.GroupNorm(1, channels)]  # over C, H and W of one sample, as WGAN-GP section 4 recommends
+        case "instance":
+            return [nn.InstanceNorm2d(channels, affine=True)]
+    return []
+
+
+def norm_layer_1d(kind: str, units: int) -> list[nn.Module]:
+    """The same for (N, units); instance normalisation of single numbers is none."""
+    match kind:
+        case "batch":
+            return [nn.BatchNorm1d(units)]
+        case "layer":
+            return [nn.LayerNorm(units)]
+    return []
+
+
+def spectral(module: nn.Module) -> nn.Module:
+    """Spectral normalisation (arXiv:1802.05957) on every convolution and linear layer below."""
+    for child in list(module.modules()):
+        if isinstance(child, nn.Conv2d | nn.Linear):
+            nn.utils.parametrizations.spectral_norm(child)
+    return module
+
+
+@contextmanager
+def held_power_iteration(net: nn.Module) -> Iterator[None]:
+    """Spectral normalisation uses its estimates inside without improving them: one power iteration a critic step is enough."""
+    estimates = [m for m in net.modules() if isinstance(m, _SpectralNorm) and m.training]
+    for estimate in estimates:
+        estimate.eval()
+    try:
+        yield
+    finally:
+        for estimate in estimates:
+            estimate.train()
+
+
+def dcgan_init(module: nn.Module) -> None:
+    """Weights N(0, 0.02), batch-norm scales N(1, 0.02), biases 0: DCGAN section 4."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(child.weight, 0.0, 0.02)
+        elif isinstance(child, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(child.weight, 1.0, 0.02)
+        elif isinstance(child, Generator) and child.classes is not None:
+            nn.init.normal_(child.classes.weight, 0.0, 0.02 * child.project.in_features**0.5)
+        bias = getattr(child, "bias", None)
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)
+
+

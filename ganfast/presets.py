@@ -1,0 +1,132 @@
+"""Named recipes: each a `Config` for the data set at hand. Values not from the paper were measured on two CPU cores (README)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe: ``make(kind)`` gives its config for data of that kind (digits, mnist, celeba or other)."""
+
+    name: str
+    paper: str
+    line: str  # one line for `ganfast presets`
+    make: Callable[[str], Config]
+
+
+_ADAM_GAN = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.5, beta2=0.999, critic_steps=1)  # DCGAN section 4
+_ADAM_WGAN_GP = OptimConfig(lr_generator=1e-4, lr_critic=1e-4, beta1=0.0, beta2=0.9, critic_steps=5)  # WGAN-GP algorithm 1
+_BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
+
+
+def _lengths(config: Config, kind: str, digits: float, mnist: float, celeba: float) -> Config:
+    """Thousand images until the recipe gives good pictures of each kind of data."""
+    kimg = {"digits": digits, "mnist": mnist, "celeba": celeba}.get(kind, celeba)
+    return replace(config, kimg=kimg, ema_kimg=min(config.ema_kimg, kimg / 20))
+
+
+def _gan(kind: str) -> Config:
+    config = Config(
+        model="mlp", loss=LossConfig("non-saturating"), net=NetConfig(latent=64, generator_norm="batch"), optim=_ADAM_GAN
+    )
+    return _lengths(config, kind, 300, 1500, 5000)
+
+
+def _dcgan(kind: str) -> Config:
+    return _lengths(Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 150, 300, 5000)
+
+
+def _acgan(kind: str) -> Config:
+    config = Config(
+        loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN, conditional="auxiliary"
+    )
+    return _lengths(config, kind, 150, 300, 5000)
+
+
+def _wgan(kind: str) -> Config:
+    # The paper clips to 0.01 and uses RMSProp because momentum is unstable under clipping; Adam with beta1 = 0 has none either.
+    config = Config(
+        loss=LossConfig("wasserstein", clip=0.01),
+        net=_BATCH_NORM,
+        optim=OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=5),
+    )
+    return _lengths(config, kind, 600, 600, 10000)
+
+
+def _wgan_gp(kind: str) -> Config:
+    config = Config(loss=LossConfig("wasserstein"), penalty=PenaltyConfig("wgan-gp", weight=10.0), optim=_ADAM_WGAN_GP)
+    return _lengths(config, kind, 300, 500, 10000)
+
+
+def _dragan(kind: str) -> Config:
+    config = Config(
+        loss=LossConfig("non-saturating"), penalty=PenaltyConfig("dragan", weight=10.0), net=NetConfig(init="dcgan"), optim=_ADAM_GAN
+    )
+    return _lengths(config, kind, 150, 300, 5000)
+
+
+def _hinge(kind: str) -> Config:
+    config = Config(loss=LossConfig("hinge"), net=NetConfig(critic_norm="spectral"), optim=replace(_ADAM_GAN, beta1=0.0))
+    return _lengths(config, kind, 200, 400, 5000)
+
+
+def _lsgan(kind: str) -> Config:
+    return _lengths(Config(loss=LossConfig("least-squares"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 150, 300, 5000)
+
+
+def _r1(kind: str) -> Config:
+    config = Config(
+        loss=LossConfig("non-saturating"),
+        penalty=PenaltyConfig("r1", weight=1.0),
+        optim=OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=1),
+    )
+    return _lengths(config, kind, 200, 400, 5000)
+
+
+def _rpgan(kind: str) -> Config:
+    config = Config(
+        loss=LossConfig("relativistic"),
+        penalty=PenaltyConfig("r1+r2", weight=1.0),
+        optim=OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=1),
+    )
+    return _lengths(config, kind, 200, 400, 5000)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("gan", "Goodfellow 2014, arXiv:1406.2661", "the original: two MLPs, non-saturating loss", _gan),
+        Preset("dcgan", "Radford 2015, arXiv:1511.06434", "convolutions and batch normalisation", _dcgan),
+        Preset("acgan", "Odena 2016, arXiv:1610.09585", "class-conditional, the critic also names the class", _acgan),
+        Preset("wgan", "Arjovsky 2017, arXiv:1701.07875", "Wasserstein critic with clipped weights", _wgan),
+        Preset("wgan-gp", "Gulrajani 2017, arXiv:1704.00028", "Wasserstein critic with a gradient penalty", _wgan_gp),
+        Preset("dragan", "Kodali 2017, arXiv:1705.07215", "gradient penalty around the reals", _dragan),
+        Preset("hinge", "Miyato 2018, arXiv:1802.05957", "hinge loss, spectral normalisation", _hinge),
+        Preset("lsgan", "Mao 2016, arXiv:1611.04076", "least squares", _lsgan),
+        Preset("r1", "Mescheder 2018, arXiv:1801.04406", "non-saturating with zero-centred penalty on the reals", _r1),
+        Preset("rpgan", "Huang 2024, arXiv:2501.05441", "relativistic pairing with R1 and R2", _rpgan),
+    )
+}
+
+
+def data_kind(data: str) -> str:
+    """Which of the tuned kinds a `--data` value is: digits, mnist, celeba or other."""
+    name = data.rstrip("/").rsplit("/", 1)[-1].lower()
+    return next((kind for kind in ("digits", "mnist", "celeba") if kind in name), "other")
+
+
+def preset_config(name: str, data: str = "digits") -> Config:
+    """The config of a preset for a data set.
+
+    Raises:
+        InputError: no such preset; names the closest.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, 1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}"
+        raise InputError(f"unknown preset {name!r}: {hint}")
+    return replace(PRESETS[name].make(data_kind(data)), preset=name, data=data)

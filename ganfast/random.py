@@ -1,0 +1,86 @@
+"""All randomness of a run: pure functions of (seed, purpose, image counter).
+
+Nothing here has a state to save. A step that shows pictures [n, n + batch) draws rows n .. n + batch of each purpose, so that a
+checkpoint stores one counter, and the same numbers come up after a resume, on any device, and on any number of ranks.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
+
+
+class Purpose(IntEnum):
+    """The stream of the key (seed, stream); the values are part of what makes a run reproducible: never renumber."""
+
+    SAMPLE = 0  # what users sample from
+    CRITIC_LATENT = 1  # fakes of the critic step
+    GENERATOR_LATENT = 2  # fakes of the generator step
+    GENERATOR_CLASS = 3
+    EPSILON = 4  # WGAN-GP interpolates
+    NOISE = 5  # DRAGAN perturbations
+    FLIP = 6
+    ORDER = 7
+    BALANCED_ORDER = 8
+    BATCHNORM = 9  # latents that the EMA's BatchNorm statistics are estimated from
+    INIT = 10  # initial weights
+    IMBALANCE = 11
+    USER = 12  # seeds torch's own generator before each phase, for what user networks draw (dropout)
+
+
+def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
+    """float32 (N, dim) standard normals for image counters ``index``, int64 (N,)."""
+    return latents_reference(seed, purpose, index, dim)
+
+
+def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
+    """float32 (N, dim) in [0, 1) for image counters ``index``, int64 (N,)."""
+    return (uniforms_reference(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
+
+
+def below(limit: int, seed: int, purpose: Purpose, index: Tensor) -> Tensor:
+    """int64 (N,) in [0, limit), uniform to within 2**-53 * limit."""
+    return (uniforms_reference(seed, purpose, index, 1)[:, 0] * limit).long()
+
+
+def scalar_seed(seed: int, purpose: Purpose, index: int) -> int:
+    """A 63-bit seed for a generator that keeps its own state."""
+    return int(philox_words(seed, purpose, torch.tensor([index]), 1)) & (2**63 - 1)
+
+
+_SHUFFLE_ROUNDS = 64
+
+
+def permute(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor) -> Tensor:
+    """Where a keyed shuffle of [0, size) sends each position: a different exact permutation for every (seed, purpose, epoch).
+
+    Swap-or-not (Hoang, Morris, Rogaway, CRYPTO 2012): round r pairs x with K_r - x mod size and swaps the pair or not by one
+    keyed bit of the larger; each round is its own inverse, so any round function gives a permutation. Elementwise: no sort, no
+    table, no loop that depends on data, hence also inside a captured graph.
+
+    Args:
+        position: int64 (N,), 0 <= position < size.
+        size: int or int64 (N,), >= 1, < 2**31.
+        epoch: int64 (N,), which shuffle each position belongs to.
+
+    Returns:
+        int64 (N,) in [0, size).
+    """
+    key = philox_words(seed, purpose, epoch, 2) & 0xFFFFFFFF
+    x = position
+    for round_ in range(_SHUFFLE_ROUNDS):
+        partner = (_mix(key[:, 0] + round_ * 0x9E3779B9) - x) % size
+        larger = torch.maximum(x, partner)
+        swap = _mix(larger ^ _mix(key[:, 1] + round_ * 0x85EBCA6B)) & 0x10000
+        x = torch.where(swap != 0, partner, x)
+    return x
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of MurmurHash3 (public domain constants): every bit of a 32-bit word reaches every other."""
+    x = x & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return x ^ (x >> 16)

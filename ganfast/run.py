@@ -1,0 +1,173 @@
+"""A run directory: its config, its checkpoints, and pictures drawn from the newest.
+
+    config.yaml  log.jsonl  tensorboard/  samples/<images>.png  checkpoints/<images>/
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ganfast import checkpoint as checkpoints
+from ganfast import configfile
+from ganfast.config import Config
+from ganfast.device import find_device
+from ganfast.engine import draw
+from ganfast.errors import InputError
+from ganfast.export.latents import latents
+from ganfast.images import Pictures
+from ganfast.kernels.to_uint8 import to_uint8_reference
+from ganfast.models import NetSpec, build_generator
+
+_CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained, or training, run on disk."""
+
+    folder: Path
+    config: Config
+    data: dict[str, Any]  # manifest of the pictures it was trained on: size, channels, classes, ...
+
+    @staticmethod
+    def open(folder: Path | str) -> "Run":
+        """The run in a directory.
+
+        Raises:
+            InputError: the directory holds no run.
+        """
+        folder = Path(folder)
+        if not (folder / "config.yaml").exists():
+            known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
+            hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
+            raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
+        return Run(folder, configfile.read(folder / "config.yaml"), configfile.read_mapping(folder / "data.json"))
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes the generator draws on request; () for an unconditional one."""
+        return tuple(self.data["classes"]) if self.config.conditional != "no" else ()
+
+    def spec(self) -> NetSpec:
+        """What the networks of this run are built for."""
+        return net_spec(self.config, self.data)
+
+    def latest(self) -> Path:
+        """The newest checkpoint; InputError where there is none."""
+        found = checkpoints.listed(self.checkpoint_folder)
+        if not found:
+            raise InputError(f"{self.folder} has no checkpoint yet; train it further with `ganfast train --out {self.folder}`")
+        return found[-1]
+
+    def find(self, which: str) -> Path:
+        """A checkpoint by its number of images ("12800" or "000012800") or its path; "" is the newest."""
+        if not which:
+            return self.latest()
+        found = checkpoints.listed(self.checkpoint_folder)
+        for path in found:
+            if which.isdigit() and int(path.name) == int(which):
+                return path
+        if Path(which).is_dir():
+            return Path(which)
+        names = ", ".join(p.name for p in found) or "none"
+        raise InputError(f"no checkpoint {which} in {self.folder}; there: {names}")
+
+    @cached_property
+    def _generators(self) -> dict[tuple[str, str], nn.Module]:
+        return {}
+
+    def generator(self, checkpoint: str = "", device: str = "auto") -> nn.Module:
+        """The averaged generator in evaluation mode: z (N, latent) [, labels (N,)] -> float pictures in [-1, 1]."""
+        path, where = self.find(checkpoint), find_device(device)
+        key = (str(path), str(where))
+        if key not in self._generators:
+            net = build_generator(self.spec())
+            checkpoints.load(path, {"ema": net})
+            self._generators.clear()
+            self._generators[key] = net.to(where, memory_format=torch.channels_last).eval().requires_grad_(False)
+        return self._generators[key]
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        psi: float = 1.0,
+        first: int = 0,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:
+        """Draw pictures. Picture (seed, index) is the same however many are drawn with it.
+
+        Args:
+            n: how many, > 0.
+            seed: names the stream of latents, 0 <= seed < 2**64.
+            labels: a class for each picture, repeated as needed; None draws every class in turn.
+            psi: z <- psi * z: 1 as trained, less is more typical and less varied, 0 one picture; 0 to 2.
+            first: index of the first picture.
+            checkpoint, device: which weights, where; "" and "auto" choose.
+
+        Returns:
+            uint8 (n, H, W, C).
+
+        Raises:
+            InputError: labels that the run does not have, psi or n out of range.
+        """
+        if n < 1:
+            raise InputError(f"n is {n}; expected how many pictures to draw, 1 or more")
+        if seed < 0 or seed >= 2**64:
+            raise InputError(f"seed is {seed}; expected 0 or more, below 2**64")
+        index = np.arange(first, first + n)
+        return self.draw(latents(seed, index, self.config.net.latent), self._labels(n, first, labels), psi, checkpoint, device)
+
+    def draw(self, z: Any, labels: Any = None, psi: float = 1.0, checkpoint: str = "", device: str = "auto") -> Pictures:
+        """Pictures uint8 (N, H, W, C) of given latents, float32 (N, latent), and labels, int64 (N,) or None."""
+        if not 0 <= psi <= 2:
+            raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
+        generator = self.generator(checkpoint, device)
+        where = next(generator.parameters()).device
+        pictures = []
+        for start in range(0, len(z), _CHUNK):
+            part = torch.from_numpy(np.ascontiguousarray(z[start : start + _CHUNK]))
+            count = len(part)
+            rows = torch.zeros(_CHUNK, part.shape[1])
+            rows[:count] = part * psi
+            chosen = None
+            if labels is not None:
+                chosen = torch.zeros(_CHUNK, dtype=torch.long)
+                chosen[:count] = torch.from_numpy(np.asarray(labels[start : start + _CHUNK], dtype=np.int64))
+                chosen = chosen.to(where)
+            with torch.no_grad():
+                pictures.append(to_uint8_reference(draw(generator, rows.to(where), chosen))[:count].cpu().numpy())
+        return np.concatenate(pictures)
+
+    def _labels(self, n: int, first: int, labels: Sequence[int] | None) -> np.ndarray | None:
+        count = len(self.classes)
+        if not count:
+            if labels is not None:
+                raise InputError(f"{self.folder} was trained without classes, so it cannot draw class {labels[0]} on request")
+            return None
+        cycle = np.arange(count) if labels is None else np.asarray(labels)
+        for label in cycle:
+            if not 0 <= label < count:
+                raise InputError(f"there is no class {label}; {self.folder} has {count}: {_named(self.classes)}")
+        return cycle[np.arange(first, first + n) % len(cycle)]
+
+
+def net_spec(config: Config, data: dict[str, Any]) -> NetSpec:
+    """What the networks of a run are built for."""
+    return NetSpec.of(config, data["size"], data["channels"], len(data["classes"]), config.conditional)
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
