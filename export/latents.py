@@ -1,7 +1,7 @@
 """Latents as a pure function of (seed, stream, index), in NumPy: what a sampler draws from, with no torch installed.
 
-The words of row `index` are those of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`; uniforms have 53 bits; normals
-are Box-Muller in float64, rounded once to float32. So picture (seed, index) is the same in any batch, thread and back end.
+The words of row `index` are those of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`; uniforms have 53 bits;
+normals are Box-Muller in float64, rounded once to float32. So picture (seed, index) is the same in any batch, thread and back end.
 `np.random.Philox` itself would need one object a row; this draws all rows at once.
 """
 
@@ -52,3 +52,12 @@ def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = 0) ->
     angle = 2.0 * np.pi * pairs[:, 1::2]
     normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
     return normals.reshape(len(words), -1)[:, :dim].astype(np.float32)
+
+
+_CLASS_STREAM = 13  # of the key (seed, stream); see ganfast.random.Purpose
+
+
+def random_classes(seed: int, index: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """A class for each picture, int64 (N,) in [0, count), uniform, and as fixed by (seed, index) as its latent."""
+    words = philox_words(seed, _CLASS_STREAM, index, 1)[:, 0]
+    return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * count).astype(np.int64)

@@ -49,9 +49,7 @@ def save(folder: Path, images: int, modules: Mapping[str, nn.Module], optimizers
     return target
 
 
-def load(
-    checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer] | None = None
-) -> int:
+def load(checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer] | None = None) -> int:
     """Fill modules and optimizers from a checkpoint directory.
 
     Returns:

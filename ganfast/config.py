@@ -12,6 +12,7 @@ from ganfast.errors import InputError
 
 Norm = Literal["none", "batch", "layer", "instance", "spectral"]
 LossKind = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+Conditional = Literal["auto", "no", "projection", "auxiliary"]
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
 
 
@@ -42,8 +43,8 @@ class NetConfig(_Checked):
 
     width: int = 0  # channels of the layer at full resolution (units of a hidden layer / 8 for mlp); 0 = 32 on a CPU, 64 on a GPU
     latent: int = 128  # numbers a picture is made from
-    generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"
-    critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty
+    generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"  # between the generator's layers
+    critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
     init: Literal["torch", "dcgan"] = "torch"  # initial weights: torch's defaults, or N(0, 0.02) of the DCGAN paper
 
     def check(self) -> None:
@@ -55,7 +56,7 @@ class NetConfig(_Checked):
 class LossConfig(_Checked):
     """What critic and generator minimise."""
 
-    kind: LossKind = "wasserstein"
+    kind: LossKind = "wasserstein"  # adversarial loss of both networks
     class_weight: float = 1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
     class_weight_generator: float = 1.0  # the same in the generator
     label_smoothing: float = 0.0  # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
@@ -73,7 +74,7 @@ class LossConfig(_Checked):
 class PenaltyConfig(_Checked):
     """How the critic's gradient with respect to its input is held."""
 
-    kind: PenaltyKind = "none"
+    kind: PenaltyKind = "none"  # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
     weight: float = 10.0  # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2); 0 = off
     target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 always ask for 0
     one_sided: bool = False  # wgan-gp and dragan: punish only norms above the target

@@ -75,7 +75,7 @@ def adam(net: nn.Module, rate: float, optim: OptimConfig) -> torch.optim.Adam:
 
 
 def lazy_adjusted(optim: OptimConfig, interval: int) -> OptimConfig:
-    """Rate and decays for a penalty every ``interval`` steps, as if it were a step of its own: StyleGAN2, arXiv:1912.04958, appendix B."""
+    """Rate and decays where a penalty comes every ``interval`` steps, as if in a step of its own. arXiv:1912.04958, appendix B."""
     if interval == 1:
         return optim
     share = interval / (interval + 1)
@@ -86,7 +86,10 @@ def set_learning_rates(state: State, config: Config) -> None:
     """Constant, with a linear rise at the start and a linear fall at the end where the config asks for them."""
     factor = schedule(config, state.images)
     lazy = lazy_adjusted(config.optim, config.penalty.interval if config.penalty.active else 1)
-    for optimizer, rate in ((state.optimizer_generator, config.optim.lr_generator), (state.optimizer_critic, lazy.lr_critic)):
+    for optimizer, rate in (
+        (state.optimizer_generator, config.optim.lr_generator),
+        (state.optimizer_critic, lazy.lr_critic),
+    ):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
 
@@ -108,7 +111,7 @@ def schedule(config: Config, images: int) -> float:
 def clip_weights(critic: nn.Module, limit: float) -> None:
     """WGAN, arXiv:1701.07875, algorithm 1: every weight into [-limit, limit]; 0 = leave them."""
     if limit:
-        parameters = list(critic.parameters())
+        parameters: list[Tensor] = list(critic.parameters())
         torch._foreach_clamp_min_(parameters, -limit)
         torch._foreach_clamp_max_(parameters, limit)
 

@@ -1,6 +1,6 @@
 """Gradient penalties by their definitions: eager autograd, the oracle of every faster engine.
 
-Pitfalls that other toolkits fell into, kept as tests: the norm is per sample over all of C, H and W; epsilon is drawn per sample; the
+Pitfalls that other toolkits fell into, kept as tests: the norm is per sample over all of C, H and W; epsilon is per sample; the
 norm is safe at zero; norm and penalty are float32 under bf16; interpolates are detached from both sides.
 """
 

@@ -31,7 +31,10 @@ def _lengths(config: Config, kind: str, digits: float, mnist: float, celeba: flo
 
 def _gan(kind: str) -> Config:
     config = Config(
-        model="mlp", loss=LossConfig("non-saturating"), net=NetConfig(latent=64, generator_norm="batch"), optim=_ADAM_GAN
+        model="mlp",
+        loss=LossConfig("non-saturating"),
+        net=NetConfig(latent=64, generator_norm="batch"),
+        optim=_ADAM_GAN,
     )
     return _lengths(config, kind, 300, 1500, 5000)
 
@@ -41,9 +44,7 @@ def _dcgan(kind: str) -> Config:
 
 
 def _acgan(kind: str) -> Config:
-    config = Config(
-        loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN, conditional="auxiliary"
-    )
+    config = Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN, conditional="auxiliary")
     return _lengths(config, kind, 150, 300, 5000)
 
 
@@ -64,7 +65,10 @@ def _wgan_gp(kind: str) -> Config:
 
 def _dragan(kind: str) -> Config:
     config = Config(
-        loss=LossConfig("non-saturating"), penalty=PenaltyConfig("dragan", weight=10.0), net=NetConfig(init="dcgan"), optim=_ADAM_GAN
+        loss=LossConfig("non-saturating"),
+        penalty=PenaltyConfig("dragan", weight=10.0),
+        net=NetConfig(init="dcgan"),
+        optim=_ADAM_GAN,
     )
     return _lengths(config, kind, 150, 300, 5000)
 

@@ -18,7 +18,6 @@ class Purpose(IntEnum):
     SAMPLE = 0  # what users sample from
     CRITIC_LATENT = 1  # fakes of the critic step
     GENERATOR_LATENT = 2  # fakes of the generator step
-    GENERATOR_CLASS = 3
     EPSILON = 4  # WGAN-GP interpolates
     NOISE = 5  # DRAGAN perturbations
     FLIP = 6
@@ -27,7 +26,7 @@ class Purpose(IntEnum):
     BATCHNORM = 9  # latents that the EMA's BatchNorm statistics are estimated from
     INIT = 10  # initial weights
     IMBALANCE = 11
-    USER = 12  # seeds torch's own generator before each phase, for what user networks draw (dropout)
+    SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
 
 
 def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
@@ -38,11 +37,6 @@ def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
 def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     """float32 (N, dim) in [0, 1) for image counters ``index``, int64 (N,)."""
     return (uniforms_reference(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
-
-
-def below(limit: int, seed: int, purpose: Purpose, index: Tensor) -> Tensor:
-    """int64 (N,) in [0, limit), uniform to within 2**-53 * limit."""
-    return (uniforms_reference(seed, purpose, index, 1)[:, 0] * limit).long()
 
 
 def scalar_seed(seed: int, purpose: Purpose, index: int) -> int:

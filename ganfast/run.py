@@ -1,6 +1,6 @@
 """A run directory: its config, its checkpoints, and pictures drawn from the newest.
 
-    config.yaml  log.jsonl  tensorboard/  samples/<images>.png  checkpoints/<images>/
+config.yaml  log.jsonl  tensorboard/  samples/<images>.png  checkpoints/<images>/
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from torch import nn
 from ganfast import checkpoint as checkpoints
 from ganfast import configfile
 from ganfast.config import Config
-from ganfast.device import find_device
+from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
-from ganfast.export.latents import latents
+from ganfast.export.latents import latents, random_classes
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8_reference
 from ganfast.models import NetSpec, build_generator
@@ -60,7 +60,7 @@ class Run:
 
     def spec(self) -> NetSpec:
         """What the networks of this run are built for."""
-        return net_spec(self.config, self.data)
+        return NetSpec.of(self.config, self.data["size"], self.data["channels"], len(self.data["classes"]), self.config.conditional)
 
     def latest(self) -> Path:
         """The newest checkpoint; InputError where there is none."""
@@ -94,25 +94,19 @@ class Run:
             net = build_generator(self.spec())
             checkpoints.load(path, {"ema": net})
             self._generators.clear()
-            self._generators[key] = net.to(where, memory_format=torch.channels_last).eval().requires_grad_(False)
+            self._generators[key] = prepared(net, where).eval().requires_grad_(False)
         return self._generators[key]
 
     def sample(
-        self,
-        n: int,
-        seed: int = 0,
-        labels: Sequence[int] | None = None,
-        psi: float = 1.0,
-        first: int = 0,
-        checkpoint: str = "",
-        device: str = "auto",
-    ) -> Pictures:
+        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0,
+        checkpoint: str = "", device: str = "auto",
+    ) -> Pictures:  # fmt: skip
         """Draw pictures. Picture (seed, index) is the same however many are drawn with it.
 
         Args:
             n: how many, > 0.
             seed: names the stream of latents, 0 <= seed < 2**64.
-            labels: a class for each picture, repeated as needed; None draws every class in turn.
+            labels: classes used in turn: picture i is of class labels[i % len(labels)]; None draws them at random.
             psi: z <- psi * z: 1 as trained, less is more typical and less varied, 0 one picture; 0 to 2.
             first: index of the first picture.
             checkpoint, device: which weights, where; "" and "auto" choose.
@@ -121,14 +115,24 @@ class Run:
             uint8 (n, H, W, C).
 
         Raises:
-            InputError: labels that the run does not have, psi or n out of range.
+            InputError: labels that the run does not have; n, seed or psi out of range.
         """
+        return self.sample_labelled(n, seed, labels, psi, first, checkpoint, device)[0]
+
+    def sample_labelled(
+        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0,
+        checkpoint: str = "", device: str = "auto",
+    ) -> tuple[Pictures, np.ndarray | None]:  # fmt: skip
+        """`sample`, and the class of each picture, int64 (n,), or None for a run without classes."""
         if n < 1:
             raise InputError(f"n is {n}; expected how many pictures to draw, 1 or more")
-        if seed < 0 or seed >= 2**64:
+        if not 0 <= seed < 2**64:
             raise InputError(f"seed is {seed}; expected 0 or more, below 2**64")
+        if first < 0:
+            raise InputError(f"first is {first}; expected the index of a picture, 0 or more")
         index = np.arange(first, first + n)
-        return self.draw(latents(seed, index, self.config.net.latent), self._labels(n, first, labels), psi, checkpoint, device)
+        chosen = self.labels_of(index, seed, labels)
+        return self.draw(latents(seed, index, self.config.net.latent), chosen, psi, checkpoint, device), chosen
 
     def draw(self, z: Any, labels: Any = None, psi: float = 1.0, checkpoint: str = "", device: str = "auto") -> Pictures:
         """Pictures uint8 (N, H, W, C) of given latents, float32 (N, latent), and labels, int64 (N,) or None."""
@@ -151,23 +155,21 @@ class Run:
                 pictures.append(to_uint8_reference(draw(generator, rows.to(where), chosen))[:count].cpu().numpy())
         return np.concatenate(pictures)
 
-    def _labels(self, n: int, first: int, labels: Sequence[int] | None) -> np.ndarray | None:
+    def labels_of(self, index: np.ndarray, seed: int, labels: Sequence[int] | None) -> np.ndarray | None:
+        """The class of each picture, int64 (N,): those given, in turn, or random ones; None for a run without classes."""
         count = len(self.classes)
         if not count:
             if labels is not None:
-                raise InputError(f"{self.folder} was trained without classes, so it cannot draw class {labels[0]} on request")
+                raise InputError(f"{self.folder} was trained without classes: it cannot draw one on request; leave --labels out")
             return None
-        cycle = np.arange(count) if labels is None else np.asarray(labels)
-        for label in cycle:
+        if labels is None:
+            return random_classes(seed, index, count)
+        for label in labels:
             if not 0 <= label < count:
-                raise InputError(f"there is no class {label}; {self.folder} has {count}: {_named(self.classes)}")
-        return cycle[np.arange(first, first + n) % len(cycle)]
+                raise InputError(f"there is no class {label}; {self.folder} has {count}: {self.class_list()}")
+        return np.asarray(labels)[index % len(labels)]
 
-
-def net_spec(config: Config, data: dict[str, Any]) -> NetSpec:
-    """What the networks of a run are built for."""
-    return NetSpec.of(config, data["size"], data["channels"], len(data["classes"]), config.conditional)
-
-
-def _named(classes: Sequence[str]) -> str:
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
+    def class_list(self) -> str:
+        """ "0 = zero, 1 = one, ..." for messages."""
+        shown = ", ".join(f"{i} = {name}" for i, name in enumerate(self.classes[:12]))
+        return shown + (", ..." if len(self.classes) > 12 else "")

@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,19 +16,17 @@ from torch import Tensor, nn
 from ganfast import checkpoint as checkpoints
 from ganfast import configfile
 from ganfast.config import Config
-from ganfast.data.pack import Pack, open_data
-from ganfast.data.resident import ResidentData
-from ganfast.device import find_device, resolved
+from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
-from ganfast.engine import make_critic_step, make_generator_step
+from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
-from ganfast.log import RunLog, logger, say
+from ganfast.kernels.to_uint8 import to_uint8_reference
+from ganfast.log import RunLog, say
 from ganfast.loop import State, train_loop
-from ganfast.models import build_critic, build_generator
-from ganfast.random import Purpose, scalar_seed
-from ganfast.run import Run, net_spec
+from ganfast.plan import Plan, make_plan
+from ganfast.run import Run
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "preset")
@@ -43,74 +39,6 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
-
-
-@dataclass
-class Plan:
-    """A config made definite: what `train` runs and `--dry-run` prints."""
-
-    config: Config  # nothing automatic left but the device
-    folder: Path
-    device: torch.device
-    pack: Pack
-    data: ResidentData
-    state: State
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.config.precision == "bf16" else None
-
-
-def run_folder(config: Config) -> Path:
-    """Where a run goes: config.out, or runs/<preset>-<data>."""
-    return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
-
-
-def make_plan(config: Config, progress: Any = None) -> Plan:
-    """Open the data, build the networks and their optimizers; nothing is written.
-
-    Raises:
-        InputError: anything in the config that cannot be done with this data on this machine.
-    """
-    device = find_device(config.device)
-    pack = open_data(
-        config.data, size=config.size, channels=config.channels, attributes=config.attributes, root=config.data_root or None,
-        progress=progress,
-    )  # fmt: skip
-    config = resolved(replace(config, size=pack.info.size, channels=pack.info.channels), device)
-    config = _with_classes(config, pack)
-    if config.batch > len(pack.images):
-        raise InputError(f"batch is {config.batch}, but {pack.info.name} has only {len(pack.images)} pictures; set --batch lower")
-    flip = pack.info.flip if config.flip == "auto" else config.flip == "on"
-    data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
-
-    spec = net_spec(config, dataclasses.asdict(pack.info))
-    torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
-    generator, critic = build_generator(spec), build_critic(spec)
-    _check_user_critic(critic, config, spec.size, spec.channels)
-    generator, critic = (net.to(device, memory_format=torch.channels_last).train() for net in (generator, critic))
-    return Plan(config, run_folder(config), device, pack, data, State.of(generator, critic, config))
-
-
-def _with_classes(config: Config, pack: Pack) -> Config:
-    wanted = config.conditional
-    if wanted == "auto":
-        wanted = "projection" if config.attributes or config.balanced or config.imbalance else "no"
-    if wanted != "no" and not pack.info.classes:
-        raise InputError(
-            f"conditional is {wanted}, but {pack.info.name} has no classes; use sub-folders as classes, --attributes for celeba, "
-            "or --conditional no"
-        )
-    return replace(config, conditional=wanted)
-
-
-def _check_user_critic(critic: nn.Module, config: Config, size: int, channels: int) -> None:
-    norms = [name for name, m in critic.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms and config.penalty.active:
-        raise InputError(
-            f"layer {norms[0]} of the critic is a batch norm: with penalty {config.penalty.kind} its gradient mixes samples; "
-            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or --penalty.kind none"
-        )
 
 
 def train(config: Config, quiet: bool = False) -> Run:
@@ -128,7 +56,8 @@ def train(config: Config, quiet: bool = False) -> Run:
         RunError: the losses stopped being numbers; the run's last checkpoint is from before.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
-    plan = make_plan(config, None if quiet else _packing_progress)
+    with progress_bar() as packing:
+        plan = make_plan(config, packing)
     config, folder, state = plan.config, plan.folder, plan.state
     run = _open_folder(plan)
     found = checkpoints.listed(run.checkpoint_folder)
@@ -136,8 +65,8 @@ def train(config: Config, quiet: bool = False) -> Run:
         modules, optimizers = _saved(state)
         state.images = checkpoints.load(found[-1], modules, optimizers)
     if not quiet:
-        say(plan.pack.info.recognised)
-        say(describe(plan))
+        say(f"data: {plan.pack.info.recognised}")
+        say(plan.describe())
         if found:
             say(f"resuming {folder} at {state.images / 1000:g} kimg" + ("" if _left(state, config) else ": already complete"))
     if not found:
@@ -146,10 +75,8 @@ def train(config: Config, quiet: bool = False) -> Run:
         return run
 
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard)
-    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast)
-    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast)
-    if config.compile:
-        critic_step, generator_step = _compiled(critic_step, generator_step, config)
+    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.compile)
+    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, config.compile)
     writer = Writer(plan, run, log)
     began, first = time.monotonic(), state.images
     try:
@@ -157,14 +84,21 @@ def train(config: Config, quiet: bool = False) -> Run:
             if not found:
                 writer.samples()
             train_loop(
-                state, plan.data, config, critic_step, generator_step, lambda: bool(stopped), writer.on_step, plan.autocast
+                state,
+                plan.data,
+                config,
+                critic_step,
+                generator_step,
+                lambda: bool(stopped),
+                writer.on_step,
+                plan.autocast,
             )
             writer.samples()
             writer.checkpoint()
     finally:
         log.close()
     if stopped:
-        say(f"{signal.Signals(stopped[0]).name}: saved {folder} at {state.images / 1000:g} kimg; the same command goes on from there")
+        say(f"{signal.Signals(stopped[0]).name}: saved {folder} at {state.images / 1000:g} kimg; the same command goes on")
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
@@ -173,17 +107,6 @@ def train(config: Config, quiet: bool = False) -> Run:
             f"{seconds:.0f} s\n  pictures  {folder}/samples\n  draw more ganfast sample {folder} -n 64 --grid grid.png"
         )
     return run
-
-
-def describe(plan: Plan) -> str:
-    """One line on what is about to run."""
-    c = plan.config
-    classes = {"no": "", "projection": f", {plan.data.classes} classes by projection", "auxiliary": f", {plan.data.classes} classes by class head"}
-    flip = ", mirrored" if plan.data.flip else ""
-    return (
-        f"{c.preset} at {c.size}x{c.size}x{c.channels}{classes[c.conditional]}{flip} on {plan.device}, {c.precision}, "
-        f"batch {c.batch}, {c.kimg:g} kimg -> {plan.folder}"
-    )
 
 
 class Writer:
@@ -233,9 +156,6 @@ class Writer:
         device = self.plan.device
         z = torch.from_numpy(latents(self.plan.config.seed, torch.arange(count).numpy(), self.plan.config.net.latent)).to(device)
         labels = torch.arange(count, device=device) % len(names) if names else None
-        from ganfast.engine import draw
-        from ganfast.kernels.to_uint8 import to_uint8_reference
-
         with torch.no_grad():
             return grid(to_uint8_reference(draw(self.plan.state.average, z, labels)).cpu().numpy(), columns)
 
@@ -258,8 +178,6 @@ def sheet_columns(classes: int) -> int:
 
 def _sheet_of_reals(plan: Plan) -> Pictures:
     pictures, _ = plan.data.batch(0, min(_SHEET, len(plan.pack.images)))
-    from ganfast.kernels.to_uint8 import to_uint8_reference
-
     return grid(to_uint8_reference(pictures).cpu().numpy(), 8)
 
 
@@ -303,16 +221,6 @@ def _refuse_non_finite(record: dict[str, Any], run: Run) -> None:
             f"{bad[0]} is not a number at {record['images'] / 1000:g} kimg; the last checkpoint in {run.checkpoint_folder} is from "
             "before; lower --optim.lr-critic or --optim.lr-generator"
         )
-
-
-def _packing_progress(what: str, done: int, total: int) -> None:
-    if total >= 5000 and (done == total or done % max(1, total // 10) == 0):
-        say(f"{what}: {done:,}/{total:,}")
-
-
-def _compiled(critic_step: Any, generator_step: Any, config: Config) -> tuple[Any, Any]:
-    """torch.compile of the steps' networks. A penalised critic stays eager: torch refuses to differentiate compiled code twice."""
-    raise NotImplementedError
 
 
 @contextmanager

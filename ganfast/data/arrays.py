@@ -3,8 +3,6 @@
 Accepted: (N, H, W), (N, H, W, C) and (N, C, H, W) with C 1 or 3; uint8, or floats that fill [0, 1] or [-1, 1].
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +16,6 @@ from ganfast.errors import InputError
 
 PICTURES = ("images", "x_train", "arr_0")  # tried in this order; else the only array that can be pictures
 LABELS = ("labels", "y_train")
-DAMAGED = (OSError, EOFError, ValueError, KeyError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,12 @@ class Arrays(Source):
         """Split -> pictures (N, H, W, C) in the dtype of the file, and labels."""
         try:
             loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
-        except DAMAGED as error:
+            if isinstance(loaded, np.ndarray):
+                arrays = {"images": loaded}
+            else:
+                with loaded:
+                    arrays = {name: array for name, array in loaded.items() if isinstance(array, np.ndarray)}
+        except Exception as error:  # whatever unzipping, or Python's tokenizer in NumPy's header parser, runs into
             found = first_bytes(self.path)
             raise InputError(f"{self.path} is no readable NumPy file ({error}): it is {found}") from error
         main = next((name for name in PICTURES if name in arrays), None)
@@ -67,9 +68,7 @@ class Arrays(Source):
             layouts = "(N, H, W), (N, H, W, C) or (N, C, H, W), N at least 1, H and W at least 8, C 1 or 3"
             raise InputError(f"{self.path} holds an array of shape {shape}: pictures are {layouts}")
         if pictures.dtype != np.uint8 and pictures.dtype.kind != "f":
-            raise InputError(
-                f"{self.path} holds {pictures.dtype} pictures: uint8, or floats in [0, 1] or [-1, 1], are read"
-            )
+            raise InputError(f"{self.path} holds {pictures.dtype} pictures: uint8, or floats in [0, 1] or [-1, 1], are read")
         if labels is not None:
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
             if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
@@ -96,9 +95,7 @@ class Arrays(Source):
         try:
             pictures = np.concatenate([pictures for pictures, _ in sets])
         except ValueError as error:
-            raise InputError(
-                f"x_train and x_test of {self.path} differ in shape: choose split train or test"
-            ) from error
+            raise InputError(f"x_train and x_test of {self.path} differ in shape: choose split train or test") from error
         return pictures, np.concatenate(labels) if len(labels) == len(sets) else None
 
     def natural(self, split: str) -> tuple[int, int]:

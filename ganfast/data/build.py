@@ -37,9 +37,7 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress)
         _write_images(partial / IMAGES, info, selection, progress)
         if selection.labels is not None:
             np.save(partial / LABELS, selection.labels)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(partial.iterdir())
-        }
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(partial.iterdir())}
         manifest = {"schema": SCHEMA, "created_by": f"ganfast {__version__}", "info": asdict(info), "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (*partial.iterdir(), partial):

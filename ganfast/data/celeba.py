@@ -118,6 +118,7 @@ class CelebA(Source):
         return chosen
 
     def select(self, wanted: Wanted) -> Selection:
+        classes = attribute_classes(wanted.attributes)
         chosen = self._chosen(wanted.split)
         labels = self._labels(chosen, wanted.attributes) if wanted.attributes else None
         channels = wanted.channels or 3
@@ -131,7 +132,7 @@ class CelebA(Source):
             count=len(chosen),
             channels=channels,
             labels=labels,
-            classes=attribute_classes(wanted.attributes),
+            classes=classes,
             preparation=preparation("aligned face, full width", wanted.size, channels),
             read=read,
         )
@@ -165,9 +166,7 @@ def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
     """("Male", "Smiling") -> ("not Male, not Smiling", "not Male, Smiling", "Male, not Smiling", "Male, Smiling")."""
     if len(set(attributes)) < len(attributes) or len(attributes) > MOST_ATTRIBUTES:
         given = ", ".join(attributes)
-        raise InputError(
-            f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes"
-        )
+        raise InputError(f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes")
     return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes))) if attributes else ()
 
 
@@ -175,9 +174,7 @@ def _attribute_names(table: Path) -> list[str]:
     lines = read_table(table, limit=1 << 16).splitlines()
     names = lines[1].split() if len(lines) > 1 else []
     if not names or not lines[0].strip().isdecimal():
-        raise InputError(
-            f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected"
-        )
+        raise InputError(f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected")
     return names
 
 

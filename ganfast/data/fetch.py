@@ -80,9 +80,7 @@ def _fetch_file(file: str, folder: Path, mirrors: list[str], progress: Callable[
         _write(folder / file, data)
         return
     tried = "; ".join(reasons) or "there is no mirror to ask"
-    raise RunError(
-        f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself"
-    )
+    raise RunError(f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself")
 
 
 def _download(url: str, file: str, progress: Callable[[str, int, int], None]) -> bytes:
@@ -96,6 +94,8 @@ def _download(url: str, file: str, progress: Callable[[str, int, int], None]) ->
             progress(f"downloading {file}", len(data), total)
             if len(data) > LARGEST:
                 raise ValueError(f"served more than {LARGEST:,} bytes")
+    if len(data) < total:
+        raise ValueError(f"broke off after {len(data):,} of {total:,} bytes")
     if (found := hashlib.md5(data).hexdigest()) != MD5[file]:
         raise ValueError(f"served {what_is(bytes(data[:64]))}, {len(data):,} bytes, md5 {found} instead of {MD5[file]}")
     return bytes(data)

@@ -5,8 +5,8 @@ What a user's disk holds leaves this file as bytes or text, or as InputError.
 
 import gzip
 import hashlib
+import json
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -78,62 +78,68 @@ class PictureFiles:
     def _zip(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)  # reading from several threads is safe: it locks
-        except UNREADABLE as error:
+        except (*UNREADABLE, ValueError) as error:
             raise InputError(f"{self.path} is not a readable zip ({error}): it is {first_bytes(self.path)}") from error
 
     @cached_property
-    def _stamps(self) -> dict[str, str]:
-        """Name -> what changes when the picture changes: CRC and size in a zip, size and time in a folder."""
-        return dict(sorted(self._in_zip() if self._is_zip else self._in_folder()))
+    def _entries(self) -> dict[str, tuple[int, int]]:
+        """Name -> size and what else changes with the picture: its CRC in a zip, its time in a folder."""
+        try:
+            return dict(sorted(self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset())))
+        except OSError as error:  # a link that leads nowhere, a folder that may not be read
+            raise InputError(f"not all of {self.path} can be read: {error}") from error
 
-    def _in_zip(self) -> Iterator[tuple[str, str]]:
+    def _in_zip(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in self._zip.infolist():
             # Nothing is ever unpacked to disk; still, such a name comes from a broken or hostile tool.
-            parts = entry.filename.replace("\\", "/").split("/")
-            if ".." in parts or not parts[0] or parts[0].endswith(":"):
-                raise InputError(
-                    f"{self.path} has the entry {entry.filename!r}, which points outside the archive: refused"
-                )
+            name = entry.filename.replace("\\", "/")
+            if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
+                raise InputError(f"{self.path} has the entry {entry.filename!r}: it points outside the zip, refused")
             if not entry.is_dir() and is_picture(entry.filename):
-                yield entry.filename, f"{entry.CRC:08x} {entry.file_size}"
-
-    def _in_folder(self) -> Iterator[tuple[str, str]]:
-        seen = set()  # linked folders are followed, circles of links are not
-        for folder, subfolders, names in os.walk(self.path, followlinks=True):
-            seen.add(os.path.realpath(folder))
-            subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
-            for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self.path).as_posix()
-                if is_picture(relative):
-                    info = path.stat()
-                    if stat.S_ISREG(info.st_mode):
-                        yield relative, f"{info.st_size} {info.st_mtime_ns}"
+                yield entry.filename, (entry.file_size, entry.CRC)
 
     @property
     def names(self) -> list[str]:
         """Relative names with forward slashes, sorted. Raises InputError when there is none."""
-        if not self._stamps:
+        if not self._entries:
             kinds = " ".join(sorted(SUFFIXES))
             raise InputError(f"no pictures found in {self.path}: looked for {kinds}, sub-folders included")
-        return list(self._stamps)
+        return list(self._entries)
 
     @property
     def identity(self) -> str:
-        return hashlib.sha256("\n".join(f"{name} {stamp}" for name, stamp in self._stamps.items()).encode()).hexdigest()
+        """sha256 over what tells the pictures apart without reading them."""
+        return hashlib.sha256(json.dumps(self._entries).encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
         """The bytes of one picture file. Raises InputError naming it."""
+        size, _ = self._entries[name]
+        if size > LARGEST:
+            raise InputError(f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}")
         try:
-            size = self._zip.getinfo(name).file_size if self._is_zip else os.path.getsize(self.path / name)
-            if size > LARGEST:
-                raise InputError(f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}")
             return self._zip.read(name) if self._is_zip else (self.path / name).read_bytes()
-        except UNREADABLE as error:
+        except (*UNREADABLE, ValueError) as error:
             raise InputError(f"{name} in {self.path} cannot be read: {error}") from error
+
+
+def _in_folder(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Linked folders are followed, up to where a link leads back to a folder it came from."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not is_hidden(entry.name):
+                yield from _in_folder(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+            elif is_picture(entry.name):
+                info = entry.stat()
+                yield prefix + entry.name, (info.st_size, info.st_mtime_ns)
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_picture(name: str) -> bool:
     path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))

@@ -48,7 +48,8 @@ def _open(path: Path) -> tuple[BinaryIO, int]:
     return (cast(BinaryIO, gzip.open(path)), size * DEFLATE_LIMIT) if packed else (open(path, "rb"), size)
 
 
-def _read_header(file: BinaryIO, path: Path, ndim: int) -> tuple[int, ...]:
+def _read_header(file: BinaryIO, most: int, path: Path, ndim: int) -> tuple[int, ...]:
+    """The dimensions, if a file of at most `most` bytes can have them: nobody allocates what a header just claims."""
     expected = f"expected an IDX file of {'pictures' if ndim == 3 else 'labels'} (00 00 08 {ndim:02x}), gzipped or not"
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
@@ -62,7 +63,14 @@ def _read_header(file: BinaryIO, path: Path, ndim: int) -> tuple[int, ...]:
     dims = file.read(4 * ndim)
     if len(dims) < 4 * ndim:
         raise InputError(f"{path} is cut off within its header: {expected}")
-    return struct.unpack(f">{ndim}I", dims)
+    shape = struct.unpack(f">{ndim}I", dims)
+    if math.prod(shape) > most:
+        raise InputError(f"{path} announces {_shown(shape)} values and can hold {most:,} at most: download it again")
+    return shape
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"{'x'.join(map(str, shape))} = {math.prod(shape):,}"
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -70,16 +78,14 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     try:
         file, most = _open(path)
         with file:
-            shape = _read_header(file, path, ndim)
+            shape = _read_header(file, most, path, ndim)
             size = math.prod(shape)
-            # Believe a header only as far as the file could keep its promise: no memory is asked for before that.
-            data = file.read(size + 1) if size <= most else b""
+            data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be unpacked ({error}): it is damaged or cut off, download it again") from error
     if len(data) != size:
-        found = "more" if len(data) > size else f"at most {most:,}" if size > most else f"{len(data):,}"
-        shown = "x".join(map(str, shape))
-        raise InputError(f"{path} announces {shown} = {size:,} values and holds {found}: download it again")
+        found = "more" if len(data) > size else f"{len(data):,}"
+        raise InputError(f"{path} announces {_shown(shape)} values and holds {found}: download it again")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -110,9 +116,9 @@ class Idx(Source):
         """(N, H, W) of one of the two splits, from its header."""
         path = self._file(split, "images")
         try:
-            file, _ = _open(path)
+            file, most = _open(path)
             with file:
-                count, height, width = _read_header(file, path, 3)
+                count, height, width = _read_header(file, most, path, 3)
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path} cannot be unpacked ({error}): download it again") from error
         if not count or not height or height != width:

@@ -97,9 +97,7 @@ def _wanted(source: Source, size: int, channels: int, attributes: Sequence[str],
     own_channels, own_size = source.natural(split)
     if not SMALLEST <= (size or own_size) <= LARGEST:
         own = "" if size else ", the pictures' own"
-        raise InputError(
-            f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
-        )
+        raise InputError(f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own")
     return Wanted(size or own_size, channels or own_channels, chosen, split)
 
 

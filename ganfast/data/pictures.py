@@ -43,19 +43,24 @@ def decode(data: bytes, name: str) -> "Image":
     image = open_picture(data, name)
     grey = is_grey(image)
     try:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "I" or image.mode.startswith("I;16"):
             return _from_16_bits(image, name)
         if image.mode == "F":
             raise InputError(f"{name} holds floating-point pixels, which have no known range: save it with 8 bits")
-        if image.has_transparency_data:
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("L" if grey else "RGB")
+        return _in_mode(image, "L" if grey else "RGB")
     except InputError:
         raise
     except Exception as error:  # truncated or corrupt: again, whatever the plug-in raises
         raise InputError(f"{name} is damaged: {error}") from error
+
+
+def _in_mode(image: "Image", mode: str) -> "Image":
+    image.load()  # convert() does so; a truncated file has to fail here too
+    return image if image.mode == mode else image.convert(mode)  # convert() copies even when there is nothing to do
 
 
 def _from_16_bits(image: "Image", name: str) -> "Image":
@@ -82,7 +87,7 @@ def prepare(image: "Image", size: int, channels: int) -> np.ndarray:
     """
     from PIL.Image import Resampling
 
-    image = image.crop(centre_square(*image.size)).convert("L" if channels == 1 else "RGB")
+    image = _in_mode(image.crop(centre_square(*image.size)), "L" if channels == 1 else "RGB")
     if image.width != size:
         shrinks = size < image.width
         image = image.resize((size, size), Resampling.LANCZOS if shrinks else Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Batches drawn on the device that trains: uint8 pictures in its memory, shuffled, mirrored and scaled there. No loader to wait for.
+"""Batches drawn on the device that trains: uint8 pictures in its memory, shuffled, mirrored and scaled there, with no loader.
 
 Which pictures a batch holds is a function of (seed, image counter) alone, see `ganfast.random`.
 """

@@ -15,7 +15,11 @@ GeneratorStep = Callable[..., dict[str, Tensor]]
 
 
 def make_generator_step(
-    generator: nn.Module, critic: nn.Module, loss: LossConfig, autocast: torch.dtype | None = None
+    generator: nn.Module,
+    critic: nn.Module,
+    loss: LossConfig,
+    autocast: torch.dtype | None = None,
+    compile: bool = False,
 ) -> GeneratorStep:
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
 
@@ -24,17 +28,23 @@ def make_generator_step(
         with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
     """
 
-    def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
+    def whole_loss(z: Tensor, labels: Tensor | None, real: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(z.device.type, autocast, enabled=autocast is not None), held_power_iteration(critic):
-            fake = draw(generator, z, labels)
-            said = judge(critic, fake, labels)
-            real_score = judge(critic, real, labels).score if loss.kind == "relativistic" and real is not None else None
+            said = judge(critic, draw(generator, z, labels), labels)
+            paired = real if loss.kind == "relativistic" else None
+            real_score = None if paired is None else judge(critic, paired, labels).score
         total = generator_loss(loss, said.score, real_score).mean()
         stats = {"loss": total}
         if said.classes is not None and labels is not None:
             named = class_loss(said.classes, labels).mean()
             stats |= {"class_loss": named, "class_accuracy": accuracy(said.classes, labels)}
             total = total + loss.class_weight_generator * named
+        return total, stats
+
+    run = torch.compile(whole_loss) if compile else whole_loss
+
+    def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
+        total, stats = run(z, labels, real)
         fill_gradients(generator, total)
         return {name: value.detach() for name, value in stats.items()}
 

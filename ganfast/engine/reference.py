@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, critic_loss, wasserstein_estimate
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
@@ -19,6 +20,7 @@ def make_critic_step(
     loss: LossConfig,
     penalty: PenaltyConfig,
     autocast: torch.dtype | None = None,
+    compile: bool = False,
 ) -> CriticStep:
     """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole loss.
 
@@ -26,29 +28,20 @@ def make_critic_step(
         critic: scores pictures (N, C, H, W); see `ganfast.models.NetSpec` for what it may return.
         loss, penalty: what to minimise.
         autocast: run the critic in this type (bfloat16), the penalty staying in float32; None = as it is.
+        compile: torch.compile steps without a penalty. Steps with one stay eager, which is said once: torch refuses to
+            differentiate a compiled critic twice.
 
     Returns:
         ``step(real, fake, labels=None, eps=None, noise=None, with_penalty=True)``: real and fake (N, C, H, W) in [-1, 1],
         labels int64 (N,) shared by each real and its fake, eps (N,) in [0, 1] for WGAN-GP, noise like real in [0, 1) for DRAGAN;
         both are drawn from torch's generator where they are needed and not given. It returns 0-d tensors and waits for nothing:
-        loss, wasserstein, real and fake scores, penalty, gradient_norm and gradient_norm_max (of steps with a penalty).
+        loss, wasserstein, real_score, fake_score; with a penalty also penalty, gradient_norm and gradient_norm_max; with a class
+        head class_loss and class_accuracy.
     """
 
-    def step(
-        real: Tensor,
-        fake: Tensor,
-        labels: Tensor | None = None,
-        eps: Tensor | None = None,
-        noise: Tensor | None = None,
-        with_penalty: bool = True,
-    ) -> dict[str, Tensor]:
-        kind = penalty.kind if with_penalty and penalty.active else "none"
-        real, fake = real.detach(), fake.detach()  # never a path back into the generator
-        if kind in ("r1", "r1+r2"):
-            real = real.requires_grad_()
-        if kind in ("r2", "r1+r2"):
-            fake = fake.requires_grad_()
-
+    def whole_loss(
+        real: Tensor, fake: Tensor, labels: Tensor | None, kind: str, eps: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
             real_said = judge(critic, real, labels)  # reals and fakes apart: batch statistics are those of each on its own
             with held_power_iteration(critic):
@@ -59,8 +52,9 @@ def make_critic_step(
                 elif kind == "dragan":
                     noise = torch.rand_like(real) if noise is None else noise
                     values, norms = penalty_at(penalty, critic, perturb(real, noise), labels)
-                elif kind != "none":
-                    gradients = [input_gradient(said.score, x) for said, x in ((real_said, real), (fake_said, fake)) if x.requires_grad]
+                elif kind != "none":  # R1, R2: at the very points that the loss scores, sharing their forward
+                    scored = ((real_said.score, real), (fake_said.score, fake))
+                    gradients = [input_gradient(score, x) for score, x in scored if x.requires_grad]
                     values = torch.stack([zero_centred_penalty(penalty, g) for g in gradients]).sum(0)
                     norms = norm(torch.cat(gradients))
 
@@ -78,6 +72,24 @@ def make_critic_step(
         if kind != "none":
             stats |= {"penalty": values.mean(), "gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}
             total = total + penalty.interval * values.mean()  # lazy: rarer, as much heavier
+        return total, stats
+
+    compiled_loss = torch.compile(whole_loss) if compile else whole_loss
+    if compile and penalty.active:
+        logger.warning("--compile: critic steps with penalty %s stay eager, torch cannot differentiate them twice", penalty.kind)
+
+    def step(
+        real: Tensor,
+        fake: Tensor,
+        labels: Tensor | None = None,
+        eps: Tensor | None = None,
+        noise: Tensor | None = None,
+        with_penalty: bool = True,
+    ) -> dict[str, Tensor]:
+        kind = penalty.kind if with_penalty and penalty.active else "none"
+        real = real.detach().requires_grad_(kind in ("r1", "r1+r2"))
+        fake = fake.detach().requires_grad_(kind in ("r2", "r1+r2"))  # never a path back into the generator
+        total, stats = (compiled_loss if kind == "none" else whole_loss)(real, fake, labels, kind, eps, noise)
         fill_gradients(critic, total)
         return {name: value.detach() for name, value in stats.items()}
 

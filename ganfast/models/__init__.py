@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ganfast.config import Config
@@ -120,16 +119,3 @@ def _load(module_name: str, name: str) -> Any:
 def parameter_count(net: nn.Module) -> int:
     """Trainable numbers."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
-
-
-@torch.no_grad()
-def flops_per_picture(net: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of one forward times 2, of the first input's rows together, divided by their number."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    was_training = net.training
-    net.eval()
-    with FlopCounterMode(display=False) as counter:
-        net(*inputs)
-    net.train(was_training)
-    return counter.get_total_flops() // len(inputs[0])

@@ -1,4 +1,4 @@
-"""What the networks are built from. Every layer is one an engine can walk: sequences of convolution, linear, leaky ReLU, norm, flatten."""
+"""What the networks are built from: sequences of convolution, linear, leaky ReLU, norm and flatten, which an engine can walk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,5 +120,3 @@ def dcgan_init(module: nn.Module) -> None:
         bias = getattr(child, "bias", None)
         if isinstance(bias, Tensor):
             nn.init.zeros_(bias)
-
-

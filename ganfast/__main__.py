@@ -1,0 +1,7 @@
+"""python -m ganfast"""
+
+import sys
+
+from ganfast.cli import main
+
+sys.exit(main())

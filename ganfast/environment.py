@@ -1,0 +1,65 @@
+"""Where a run happens: versions, processor, GPU, commit."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "cattrs", "PyYAML", "rich", "tensorboard", "scikit-learn",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """{"ganfast": version, "commit": ..., package: version or None, ...}; only strings, numbers and None."""
+    import torch
+
+    import ganfast
+
+    facts: dict[str, Any] = {
+        "ganfast": ganfast.__version__, "commit": _commit(), "python": sys.version.split()[0], "platform": platform.platform(),
+        "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": _driver(), "cuda": torch.version.cuda, "compiler": shutil.which(os.environ.get("CXX", "g++")),
+    }  # fmt: skip
+    return facts | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _ask(*command: str, cwd: Path | None = None) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _commit() -> str | None:
+    """Commit of this checkout, with -dirty when files differ from it; None for an installed package."""
+    home = Path(__file__).resolve().parents[1]
+    return (
+        _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=home) if (home / ".git").exists() else None
+    )
+
+
+def _driver() -> str | None:
+    return _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def _cpu() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,170 @@
+"""A config made definite: data opened, networks built, and what a run of it will cost. Nothing is written."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ganfast.config import Conditional, Config
+from ganfast.data.pack import Pack, open_data
+from ganfast.data.resident import ResidentData
+from ganfast.device import find_device, prepared, resolved
+from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.errors import InputError
+from ganfast.flops import FlopCount, KeptBytes
+from ganfast.loop import State
+from ganfast.models import NetSpec, build_critic, build_generator
+from ganfast.random import Purpose, scalar_seed
+
+PackingProgress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Plan:
+    """What `train` runs and `--dry-run` prints."""
+
+    config: Config  # nothing automatic left but the device
+    folder: Path
+    device: torch.device
+    pack: Pack
+    data: ResidentData
+    spec: NetSpec
+    state: State
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type the networks compute in, None for float32."""
+        return torch.bfloat16 if self.config.precision == "bf16" else None
+
+    def describe(self) -> str:
+        """One line on what is about to run."""
+        c = self.config
+        kinds = {"no": "", "projection": " by projection", "auxiliary": " by a class head"}
+        classes = f", {self.data.classes} classes{kinds[c.conditional]}" if c.conditional != "no" else ""
+        return (
+            f"{c.preset} at {c.size}x{c.size}x{c.channels}{classes}{', mirrored' if self.data.flip else ''} on {self.device}, "
+            f"{c.precision}, batch {c.batch}, {c.kimg:g} kimg -> {self.folder}"
+        )
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run goes: config.out, or runs/<preset>-<data>."""
+    return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
+
+
+def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
+    """Open the data, build the networks and their optimizers.
+
+    Raises:
+        InputError: anything in the config that cannot be done with this data on this machine.
+    """
+    device = find_device(config.device)
+    pack = open_data(
+        config.data, size=config.size, channels=config.channels, attributes=config.attributes, root=config.data_root or None,
+        progress=progress,
+    )  # fmt: skip
+    info = pack.info
+    config = resolved(replace(config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)), device)
+    flip = info.flip if config.flip == "auto" else config.flip == "on"
+    data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
+    if config.batch > data.count:
+        raise InputError(f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; set --batch lower")
+
+    spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
+    torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
+    generator, critic = build_generator(spec), build_critic(spec)
+    _refuse_batch_norm(critic, config)
+    generator, critic = (prepared(net, device).train() for net in (generator, critic))
+    return Plan(config, run_folder(config), device, pack, data, spec, State.of(generator, critic, config))
+
+
+def _conditional(config: Config, pack: Pack) -> Conditional:
+    """How classes are learnt once "auto" is decided; InputError where there are none to learn."""
+    wanted = config.conditional
+    if wanted == "auto":
+        wanted = "projection" if config.attributes or config.balanced or config.imbalance else "no"
+    if wanted != "no" and not pack.info.classes:
+        raise InputError(
+            f"conditional is {wanted}, but {pack.info.name} has no classes; give --attributes for celeba, sub-folders as classes, "
+            "or --conditional no with a preset other than acgan"
+        )
+    return wanted
+
+
+def _refuse_batch_norm(critic: nn.Module, config: Config) -> None:
+    """A user's own critic is checked for what `Config` refuses by name."""
+    norms = [name for name, module in critic.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms and config.penalty.active:
+        raise InputError(
+            f"layer {norms[0]} of the critic is a batch norm: with penalty {config.penalty.kind} its gradient mixes samples; "
+            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or --penalty.kind none"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training costs, counted on two real pictures and scaled."""
+
+    flops_per_image: float  # floating-point operations per real image shown, all steps together
+    state_bytes: int  # weights, gradients, Adam's moments and the average
+    activation_bytes: int  # the most that one step keeps for its backward pass
+    data_bytes: int  # pictures
+
+
+def count_cost(plan: Plan) -> Cost:
+    """Runs one critic and one generator step on two pictures under a FLOP counter. Gradients are filled, weights are not moved."""
+    c, state, small = plan.config, plan.state, 2
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    real, labels = plan.data.batch(0, small)
+    labels = labels if c.conditional != "no" else None
+    z = torch.zeros(small, c.net.latent, device=plan.device).normal_()
+
+    def critic_turn(with_penalty: bool) -> None:
+        with torch.no_grad():
+            fake = draw(state.generator, z, labels)
+        critic_step(real, fake, labels, with_penalty=with_penalty)
+
+    def measured(step: Callable[[], object]) -> tuple[int, int]:
+        flops, kept = FlopCount(), KeptBytes(state.generator, state.critic)
+        with flops, kept:
+            step()
+        return flops.total, kept.total
+
+    penalised, kept_penalised = measured(lambda: critic_turn(True))
+    plain, _ = measured(lambda: critic_turn(False))
+    generated, kept_generated = measured(lambda: generator_step(z, labels, real))
+    per_turn = plain + (penalised - plain) / c.penalty.interval
+    turns = c.optim.critic_steps
+    weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
+    average = sum(p.nbytes for p in state.average.parameters())
+    saved = max(kept_penalised, kept_generated)
+    return Cost(
+        (turns * per_turn + generated) / (turns * small), 4 * weights + average,
+        saved * c.batch // small, plan.pack.images.nbytes,
+    )  # fmt: skip
+
+
+def dry_run_report(plan: Plan) -> str:
+    """Resolved config, parameter counts, FLOPs and memory, for a person; the config part is valid YAML."""
+    from ganfast.configfile import to_yaml
+    from ganfast.models import parameter_count
+
+    cost, c, data = count_cost(plan), plan.config, dataclasses.asdict(plan.pack.info)
+    memory = cost.state_bytes + cost.activation_bytes + cost.data_bytes
+    return "\n".join(
+        (
+            to_yaml(c).rstrip(),
+            f"# data        {data['recognised']}",
+            f"# run         {plan.describe()}",
+            f"# generator   {parameter_count(plan.state.generator):,} parameters",
+            f"# critic      {parameter_count(plan.state.critic):,} parameters",
+            f"# work        {cost.flops_per_image / 1e6:,.1f} MFLOP per image, "
+            f"{cost.flops_per_image * c.kimg / 1e9:,.1f} TFLOP in all",
+            f"# memory      about {memory / 1e6:,.0f} MB: pictures {cost.data_bytes / 1e6:,.0f}, weights and optimizers "
+            f"{cost.state_bytes / 1e6:,.0f}, activations {cost.activation_bytes / 1e6:,.0f}",
+        )
+    )

@@ -1,0 +1,126 @@
+"""`ganfast sample`: pictures of a run as a sheet, as separate files or as arrays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.errors import InputError
+from ganfast.export.latents import latents
+from ganfast.images import Pictures, comfortable_scale, grid, save_png
+from ganfast.run import Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw and where to write it; the flags of `ganfast sample`."""
+
+    run: str
+    n: int = 64  # pictures; rows with interpolate
+    seed: int = 0
+    first: int = 0
+    labels: str = ""
+    balanced: bool = False
+    psi: float = 1.0
+    interpolate: int = 0  # pictures a row; 0 = off
+    out: str = ""
+    grid: str = ""
+    columns: int = 0  # 0 = square, or one a class
+    checkpoint: str = ""
+    device: str = "auto"
+
+
+def sample_to_files(request: Request) -> list[Path]:
+    """Draw and write; returns what was written: files, or the folder of separate PNGs.
+
+    Raises:
+        InputError: a run, class, psi or place that cannot be used.
+    """
+    run = Run.open(request.run)
+    labels = parse_labels(run, request)
+    for path in (request.out, request.grid):
+        if path and Path(path).suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp"):
+            raise InputError(f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture")
+    try:
+        if request.interpolate:
+            return _write(run, request, _interpolated(run, request, labels), None, request.interpolate)
+        pictures, chosen = run.sample_labelled(
+            request.n, request.seed, labels, request.psi, request.first, request.checkpoint, request.device
+        )
+        names = len(run.classes)
+        columns = request.columns or (len(labels) if labels and 1 < len(labels) <= 16 else 0)
+        if request.balanced and not request.columns and 1 < names <= 16:
+            columns = names
+        return _write(run, request, pictures, chosen, columns)
+    except OSError as error:
+        raise InputError(f"{error.filename or request.out} cannot be written: {error.strerror or error}") from error
+
+
+def parse_labels(run: Run, request: Request) -> list[int] | None:
+    """Class numbers from "3", "0,1,2" or names; None for classes at random."""
+    if request.labels and request.balanced:
+        raise InputError("give --labels or --balanced, not both")
+    if request.balanced:
+        if not run.classes:
+            raise InputError(f"{run.folder} was trained without classes, so there is nothing to balance; leave --balanced out")
+        return list(range(len(run.classes)))
+    if not request.labels:
+        return None
+    by_name = {name.lower(): i for i, name in enumerate(run.classes)}
+    labels = []
+    for word in request.labels.split(","):
+        word = word.strip()
+        if word.lower() in by_name:  # a name first: classes may be called "7" at another number
+            labels.append(by_name[word.lower()])
+        elif word.isdigit():
+            labels.append(int(word))
+        elif run.classes:
+            raise InputError(f"there is no class {word!r}; {run.folder} has {run.class_list()}")
+        else:
+            raise InputError(f"{run.folder} was trained without classes: it cannot draw {word!r} on request; leave --labels out")
+    return labels
+
+
+def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+    """Latents (steps, dim) on the quarter circle from ``start`` to ``end``, both included: cos(a) start + sin(a) end.
+
+    Unlike a straight line it keeps the length that normal latents have, so that no picture on the way is blander than its ends.
+    """
+    angle = np.linspace(0, np.pi / 2, steps)[:, None]
+    return (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
+
+
+def _interpolated(run: Run, request: Request, labels: list[int] | None) -> Pictures:
+    if request.interpolate < 2:
+        raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
+    index = np.arange(request.first, request.first + request.n + 1)
+    ends = latents(request.seed, index, run.config.net.latent)
+    z = np.concatenate([between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)])
+    chosen = run.labels_of(index[:-1], request.seed, labels)
+    rows = None if chosen is None else chosen.repeat(request.interpolate)
+    return run.draw(z, rows, request.psi, request.checkpoint, request.device)
+
+
+def _write(run: Run, request: Request, pictures: Pictures, labels: NDArray[np.int64] | None, columns: int) -> list[Path]:
+    written = []
+    out = Path(request.out) if request.out else None
+    sheets = [Path(request.grid)] if request.grid else []
+    if out is None and not sheets:
+        sheets = [run.folder / "samples" / f"seed{request.seed}.png"]
+    elif out is not None and out.suffix.lower() == ".png":
+        sheets.append(out)
+    elif out is not None and out.suffix.lower() == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {"images": pictures, "seed": request.seed, "first": request.first, "psi": request.psi}
+        np.savez(out, **arrays if labels is None else arrays | {"labels": labels})
+        written.append(out)
+    elif out is not None:
+        for i, picture in enumerate(pictures):
+            label = "" if labels is None else f"_class{labels[i]}"
+            save_png(picture, out / f"seed{request.seed}_{request.first + i:06d}{label}.png")
+        written.append(out)
+    for sheet in sheets:
+        save_png(grid(pictures, columns), sheet, comfortable_scale(pictures.shape[1]))
+    return written + sheets
