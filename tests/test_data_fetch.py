@@ -8,6 +8,7 @@ import pytest
 
 from ganfast.data import fetch as fetch_module
 from ganfast.data.fetch import MD5, fetch
+from ganfast.data.progress import progress_bar
 from ganfast.errors import InputError, RunError
 
 FILES = {name: f"the bytes of {name}".encode() * 99 for name in MD5}
@@ -20,6 +21,9 @@ class Mirror(http.server.ThreadingHTTPServer):
         self.answer, self.asked = answer, []
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, request, client_address):  # a client that hung up is what some tests are about
+        pass
 
     @property
     def url(self):
@@ -71,6 +75,12 @@ def test_four_files_arrive_and_progress_tells_how_far(serve, tmp_path):
     assert folder == tmp_path / "mnist"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
     assert [call for call in calls if call[1] == call[2]] == [(f"downloading {n}", len(d), len(d)) for n, d in FILES.items()]
+
+
+def test_the_progress_bar_is_silent_where_nobody_watches(serve, tmp_path, capfd):
+    with progress_bar() as progress:
+        fetch("mnist", tmp_path, [serve(FILES.get).url], progress=progress)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_default_place_is_where_names_are_looked_up(serve, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Packs: made once, found again, rebuilt when damaged, never seen half written."""
 
+import errno
 import json
 import os
 import subprocess
@@ -221,6 +222,17 @@ def test_a_cache_that_cannot_be_written_says_which_variable_moves_it(source, tmp
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match=r"file.*GANFAST_CACHE"):
         open_data(str(source), cache=tmp_path / "file")
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        assert length > IMAGES_IN.size
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RunError, match="No space left"):
+        open_data(str(source), cache=tmp_path)
+    assert list((tmp_path / "packs").iterdir()) == []
 
 
 def test_a_preview_takes_every_class_in_turn_and_is_repeatable(source, tmp_path):

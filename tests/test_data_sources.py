@@ -106,6 +106,7 @@ def test_wrong_requests_name_the_value(tmp_path):
     folder = str(write_idx(tmp_path / "set"))
     assert "'tset' (did you mean test?)" in refusal(open_data, folder, split="tset", cache=tmp_path)
     assert "'val'" in refusal(open_data, folder, split="val", cache=tmp_path)
+    assert "'val'" in refusal(recognise(folder).describe, "val")
     assert "'test'" in refusal(open_data, "digits", split="test", cache=tmp_path)
     assert "7" in refusal(open_data, folder, size=7, cache=tmp_path)
     assert "1025" in refusal(open_data, folder, size=1025, cache=tmp_path)

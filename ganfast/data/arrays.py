@@ -102,8 +102,8 @@ class Arrays(Source):
         _, height, width, channels = self._chosen(split)[0].shape
         return channels, min(height, width)
 
-    def describe(self, split: str = "train") -> str:
-        pictures, labels = self._chosen(self.check_split(split))
+    def _describe(self, split: str) -> str:
+        pictures, labels = self._chosen(split)
         count, height, width, channels = pictures.shape
         scaled = "" if self._low is None else f", floats in [{self._low}, 1] scaled to 0..255"
         classes = "no classes" if labels is None else counted(len(class_names(labels, str(self.path))), "class")

@@ -1,5 +1,6 @@
 """Writing a pack, so that whoever looks sees all of it or nothing: beside its place, then renamed into it."""
 
+import errno
 import json
 import os
 import shutil
@@ -53,9 +54,7 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress)
 def _write_images(path: Path, info: PackInfo, selection: Selection, progress: Progress) -> None:
     shape = (info.count, info.channels, info.size, info.size)
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in the map it would be a fatal signal
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    _reserve(path)
 
     def fill(start: int) -> int:
         stop = min(start + BATCH, info.count)
@@ -69,6 +68,17 @@ def _write_images(path: Path, info: PackInfo, selection: Selection, progress: Pr
         for done in pool.map(fill, range(0, info.count, BATCH)):
             progress(what, done, info.count)
     images.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Claim the disk space of a file: a full disk is an error here, and would be a fatal signal in a memory map."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot say
+                    raise
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -85,8 +85,7 @@ class CelebA(Source):
     def natural(self, split: str) -> tuple[int, int]:
         return 3, 64
 
-    def describe(self, split: str = "train") -> str:
-        split = self.check_split(split)
+    def _describe(self, split: str) -> str:
         pictures = counted(len(self._chosen(split)), "picture" if split == "all" else f"{split} picture")
         table = find_table(self.path.parent, ATTRIBUTES)
         known = f"{len(_attribute_names(table))} attributes to make classes of" if table else "no attribute table"

@@ -16,7 +16,7 @@ class Digits(Source):
     def natural(self, split: str) -> tuple[int, int]:
         return 1, 16  # twice what there is: room for two halvings in a discriminator
 
-    def describe(self, split: str = "train") -> str:
+    def _describe(self, split: str) -> str:
         return "scikit-learn's handwritten digits (1,797 pictures 8x8 grey, 10 classes)"
 
     def identity(self, wanted: Wanted) -> str:

@@ -28,7 +28,7 @@ class Folder(Source):
     def natural(self, split: str) -> tuple[int, int]:
         return 0, 64
 
-    def describe(self, split: str = "train") -> str:
+    def _describe(self, split: str) -> str:
         names = self._files.names
         classes = sorted(set(class_folders(names)))
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

@@ -134,7 +134,7 @@ class Idx(Source):
     def natural(self, split: str) -> tuple[int, int]:
         return 1, self._shapes(split)[0][1]
 
-    def describe(self, split: str = "train") -> str:
+    def _describe(self, split: str) -> str:
         shapes = self._shapes(split)
         size = shapes[0][1]
         pictures = counted(sum(shape[0] for shape in shapes), f"{' and '.join(_parts(split))} picture")

@@ -71,9 +71,12 @@ class Source(ABC):
     def natural(self, split: str) -> tuple[int, int]:
         """(channels, size) of a pack when the user names none; 0 channels when only the pictures can tell."""
 
-    @abstractmethod
     def describe(self, split: str = "train") -> str:
-        """One sentence for the user: what was recognised, where, how much of it."""
+        """One sentence for the user: what was recognised, where, how much of it. Raises InputError as it finds out."""
+        return self._describe(self.check_split(split))
+
+    @abstractmethod
+    def _describe(self, split: str) -> str: ...
 
     @abstractmethod
     def identity(self, wanted: Wanted) -> str:
@@ -166,7 +169,7 @@ def recognise_path(path: Path) -> Source:
     """The source that lies at an existing path."""
     from ganfast.data import arrays, celeba, files, folder, idx
 
-    path = path.absolute()
+    path = Path(os.path.abspath(path))  # "." and ".." have no name
     if path.is_dir():
         if idx.find_folder(path):
             return idx.Idx(path)

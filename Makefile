@@ -1,0 +1,63 @@
+# ganfast: `make demo` and `make test` are all a newcomer needs. Both make .venv and install what is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONPATH :=
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test check accept accept-full bench gpu clean
+
+## train on the embedded digits, draw from the result
+demo: $(STAMP)
+	$(BIN)/ganfast train wgan-gp --data digits --out runs/demo
+	$(BIN)/ganfast sample runs/demo -n 64 --seed 7 --out runs/demo/grid.png
+	$(BIN)/ganfast sample runs/demo -n 6 --interpolate 10 --out runs/demo/walk.png
+	@echo "look at runs/demo/grid.png"
+
+## the tests without trainings, under 10 minutes on two cores
+test: $(STAMP)
+	$(PYTEST) -m "not accept and not full and not gpu" $(ARGS)
+
+## ruff and mypy
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## real trainings with their gates, under 25 minutes on two cores; needs GANFAST_TEST_DATA
+accept: $(STAMP)
+	$(PYTEST) -m "accept and not full" $(ARGS)
+
+## everything; an hour and more
+accept-full: $(STAMP)
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+## measurements, never pass or fail
+bench: $(STAMP)
+	$(PYTEST) benchmarks --benchmark-only $(ARGS)
+
+## tests that need an NVIDIA GPU; runs in an un-installed checkout with the system's torch
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# torch comes first, so that nothing below pulls another build: an installed one is used as it is; without an NVIDIA driver the CPU
+# build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or PyTorch's own index, else from the normal one.
+TORCH_CPU := torch==2.13.0
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+HAS_TORCH := -c "import torch; v = torch.__version__.split('.'); assert (int(v[0]), int(v[1])) >= (2, 11)" 2>/dev/null
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ganfast needs Python 3.11 or newer; this is ' + sys.version)"
+	@test -x $(BIN)/python || if $(PYTHON) $(HAS_TORCH); then $(PYTHON) -m venv --system-site-packages $(VENV); \
+		else $(PYTHON) -m venv $(VENV); fi
+	@echo "installing into $(VENV)"
+	@$(BIN)/python $(HAS_TORCH) || if command -v nvidia-smi >/dev/null; then $(PIP) "torch>=2.11"; \
+		else $(PIP) --retries 1 --timeout 20 --index-url $(TORCH_INDEX_URL) $(TORCH_CPU) 2>/dev/null || $(PIP) $(TORCH_CPU); fi
+	@$(PIP) --editable ".[dev]"
+	@touch $@
