@@ -85,13 +85,17 @@ def read_images(checkpoint: Path) -> int:
 
 def listed(folder: Path) -> list[Path]:
     """Checkpoint directories below ``folder``, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / "state.json").exists())
+    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / "state.json").exists())
+    return sorted(found, key=lambda p: int(p.name))  # not by text: 10**9 images have ten digits
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints; 0 removes none."""
     for old in listed(folder)[:-keep] if keep else []:
-        shutil.rmtree(old)
+        beside = folder / f".{old.name}.part"  # gone at once: a crash half-way leaves no half checkpoint
+        shutil.rmtree(beside, ignore_errors=True)
+        old.rename(beside)
+        shutil.rmtree(beside)
 
 
 def sync(path: Path) -> None:

@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ganfast presets | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _fail(RunError(f"{error.filename or args[0]}: {error.strerror or error}"), 1)
     return 0
 
 
@@ -116,6 +118,9 @@ def _one_sentence(box: str, prog: str) -> str:
             break
         message.append(line)
     text = re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")
+    text = re.sub(r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$", r"\1 is \2; expected a whole number", text)
+    text = re.sub(r"^Error parsing (\S+): could not convert string to float: (.*)$", r"\1 is \2; expected a number", text)
+    text = re.sub(r"^Missing value for argument '(\S+)'.*$", r"\1 needs a value", text)
     proposal = re.search(r"Perhaps you meant:?.*?(--[\w.-]+)", " ".join(lines))
     hint = f"; did you mean {proposal.group(1)}?" if proposal else ""
     return f"{text}{hint} (see {prog} --help)"
@@ -125,13 +130,15 @@ def _train(args: list[str]) -> None:
     from ganfast.config import Config
     from ganfast.presets import PRESETS
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = _Parser(prog="ganfast train", add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--data", "--out"):
         early.add_argument(flag)
     early.add_argument("--dry-run", action="store_true")
     early.add_argument("--quiet", action="store_true")
     preset = args.pop(0) if args and not args[0].startswith("-") else None
     found, _ = early.parse_known_args(args)
+    if preset and found.preset not in (None, preset):
+        raise InputError(f"two presets, {preset} and --preset {found.preset}: give one")
     preset = preset or found.preset
     out = found.out
     if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():  # ganfast train runs/digits
@@ -285,7 +292,11 @@ def _data(args: list[str]) -> None:
         from ganfast.data.pack import pack_preview
         from ganfast.images import comfortable_scale, grid, save_png
 
-        save_png(grid(pack_preview(pack, given.n)), given.out, comfortable_scale(pack.info.size))
+        sheet = grid(pack_preview(pack, given.n))
+        try:
+            save_png(sheet, given.out, comfortable_scale(pack.info.size))
+        except OSError as error:
+            raise InputError(f"{given.out} cannot be written: {error.strerror or error}") from error
         print(given.out)
         return
     info = pack.info

@@ -59,6 +59,7 @@ class LossConfig(_Checked):
     kind: LossKind = "wasserstein"  # adversarial loss of both networks
     class_weight: float = 1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
     class_weight_generator: float = 1.0  # the same in the generator
+    class_fakes: bool = False  # the critic learns classes from fakes too, as in the ACGAN paper; it then excuses wrong ones
     label_smoothing: float = 0.0  # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
     clip: float = 0.0  # critic weights are clipped to [-clip, clip] after each step (WGAN); 0 = off
 

@@ -12,6 +12,13 @@ import yaml
 from ganfast.config import Config, flatten
 from ganfast.errors import InputError
 
+_EXPECTED = {  # type of a field -> what a message calls it
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple[str, ...]: "a list of names",
+}
 
 def to_yaml(config: Config) -> str:
     """Every field, in the order of the dataclass."""
@@ -42,7 +49,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
-        raise InputError(f"config {path} holds {type(loaded).__name__}; expected fields and values, as in a run's config.yaml")
+        held = "nothing" if loaded is None else f"a {type(loaded).__name__}"
+        raise InputError(f"config {path} holds {held}; expected fields and values, as in a run's config.yaml")
     return loaded
 
 
@@ -52,17 +60,20 @@ def overlay(base: Config, changes: Mapping[str, Any], source: str) -> Config:
     Raises:
         InputError: an unknown field (with the closest known one), or a value of the wrong type.
     """
-    return _overlay(base, _nested(changes), source, "")
+    return _overlay(base, _nested(changes, source), source, "")
 
 
-def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(changes: Mapping[str, Any], source: str) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in changes.items():
         head, _, rest = str(key).partition(".")
         if rest:
             value = {rest: value}
         if isinstance(value, Mapping):
-            value = {**nested.get(head, {}), **_nested(value)}
+            before = nested.get(head, {})
+            if not isinstance(before, Mapping):
+                raise InputError(f"{head} in {source} is {before!r}; expected a group of fields")
+            value = {**before, **_nested(value, source)}
         nested[head] = value
     return nested
 
@@ -91,17 +102,23 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
     import cattrs
 
     hint = typing.get_type_hints(cls)[name]
-    if hint is bool and not isinstance(value, bool):  # bool("no") is True: never coerce into bool
-        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected true or false")
-    if hint is int and (isinstance(value, bool) or (isinstance(value, float) and value != int(value))):
-        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected a whole number")
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if choices and isinstance(value, bool):  # YAML reads a bare no, off or on as a bool
+        value = next((word for word in ("on" if value else "off", "yes" if value else "no") if word in choices), value)
+    expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[hint]
+    wrong = InputError(f"{prefix}{name} in {source} is {value!r}; expected {expected}")
+    if isinstance(value, bool) != (hint is bool):  # bool("no") is True and float(True) is 1: never coerce into or from bool
+        raise wrong
+    if value is None or (hint is str and isinstance(value, list | dict)):
+        raise wrong
+    if hint is int and isinstance(value, float) and not value.is_integer():
+        raise wrong
     if hint == tuple[str, ...] and isinstance(value, str):
         value = [value]
     try:
         return cattrs.structure(value, hint)
     except Exception as error:
-        expected = getattr(hint, "__name__", str(hint).replace("typing.", ""))
-        raise InputError(f"{prefix}{name} in {source} is {value!r}; expected {expected}") from error
+        raise wrong from error
 
 
 def read(path: Path) -> Config:

@@ -8,7 +8,7 @@ from torch import nn
 from ganfast.engine import draw
 from ganfast.random import Purpose, normal
 
-RAMP = 0.05  # early in a run the half-life is at most this fraction of the images seen, so that the start is forgotten
+RAMP = 0.1  # early in a run the half-life is at most this fraction of the images seen, so that the start is forgotten
 
 
 def average_of(generator: nn.Module) -> nn.Module:
@@ -22,7 +22,7 @@ def update_average(average: nn.Module, generator: nn.Module, step_images: int, i
 
     Args:
         step_images: images shown since the last update.
-        images: images shown in all; the half-life is at most 5% of them.
+        images: images shown in all; the half-life is at most a tenth of them.
         half_life_kimg: thousand images; 0 makes the average a copy.
     """
     half_life = min(half_life_kimg * 1000, images * RAMP)

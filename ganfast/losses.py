@@ -97,7 +97,7 @@ def generator_loss(config: LossConfig, fake: Tensor, real: Tensor | None = None)
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log P(class = label), (N,), of class logits (N, K). ACGAN, arXiv:1610.09585, eq. 3, for reals and fakes alike."""
+    """-log P(class = label), (N,), of class logits (N, K). ACGAN, arXiv:1610.09585, eq. 3."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 

@@ -26,7 +26,8 @@ _BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
 def _lengths(config: Config, kind: str, digits: float, mnist: float, celeba: float) -> Config:
     """Thousand images until the recipe gives good pictures of each kind of data."""
     kimg = {"digits": digits, "mnist": mnist, "celeba": celeba}.get(kind, celeba)
-    return replace(config, kimg=kimg, ema_kimg=min(config.ema_kimg, kimg / 20))
+    small = kind in ("digits", "mnist")
+    return replace(config, kimg=kimg, batch=32 if small else 64, net=replace(config.net, latent=64 if small else 128))
 
 
 def _gan(kind: str) -> Config:

@@ -75,7 +75,7 @@ class Run:
             return self.latest()
         found = checkpoints.listed(self.checkpoint_folder)
         for path in found:
-            if which.isdigit() and int(path.name) == int(which):
+            if which.isdecimal() and int(path.name) == int(which):
                 return path
         if Path(which).is_dir():
             return Path(which)
@@ -124,13 +124,7 @@ class Run:
         checkpoint: str = "", device: str = "auto",
     ) -> tuple[Pictures, np.ndarray | None]:  # fmt: skip
         """`sample`, and the class of each picture, int64 (n,), or None for a run without classes."""
-        if n < 1:
-            raise InputError(f"n is {n}; expected how many pictures to draw, 1 or more")
-        if not 0 <= seed < 2**64:
-            raise InputError(f"seed is {seed}; expected 0 or more, below 2**64")
-        if first < 0:
-            raise InputError(f"first is {first}; expected the index of a picture, 0 or more")
-        index = np.arange(first, first + n)
+        index = picture_index(n, seed, first)
         chosen = self.labels_of(index, seed, labels)
         return self.draw(latents(seed, index, self.config.net.latent), chosen, psi, checkpoint, device), chosen
 
@@ -173,3 +167,14 @@ class Run:
         """ "0 = zero, 1 = one, ..." for messages."""
         shown = ", ".join(f"{i} = {name}" for i, name in enumerate(self.classes[:12]))
         return shown + (", ..." if len(self.classes) > 12 else "")
+
+
+def picture_index(n: int, seed: int, first: int) -> np.ndarray:
+    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+    if n < 1:
+        raise InputError(f"n is {n}; expected how many pictures to draw, 1 or more")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed}; expected 0 or more, below 2**64")
+    if not 0 <= first < 2**63 - n:
+        raise InputError(f"first is {first}; expected the index of a picture, 0 or more, below 2**63")
+    return np.arange(first, first + n)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ganfast.errors import InputError
 from ganfast.export.latents import latents
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
-from ganfast.run import Run
+from ganfast.run import Run, picture_index
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def sample_to_files(request: Request) -> list[Path]:
     """
     run = Run.open(request.run)
     labels = parse_labels(run, request)
+    if request.columns < 0:
+        raise InputError(f"columns is {request.columns}; expected 1 or more, or 0 to choose")
     for path in (request.out, request.grid):
         if path and Path(path).suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp"):
             raise InputError(f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture")
@@ -56,6 +58,8 @@ def sample_to_files(request: Request) -> list[Path]:
         return _write(run, request, pictures, chosen, columns)
     except OSError as error:
         raise InputError(f"{error.filename or request.out} cannot be written: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise InputError(f"n is {request.n}: so many pictures do not fit into memory; draw them in parts with --first") from error
 
 
 def parse_labels(run: Run, request: Request) -> list[int] | None:
@@ -74,7 +78,7 @@ def parse_labels(run: Run, request: Request) -> list[int] | None:
         word = word.strip()
         if word.lower() in by_name:  # a name first: classes may be called "7" at another number
             labels.append(by_name[word.lower()])
-        elif word.isdigit():
+        elif word.isdecimal():
             labels.append(int(word))
         elif run.classes:
             raise InputError(f"there is no class {word!r}; {run.folder} has {run.class_list()}")
@@ -95,6 +99,7 @@ def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) ->
 def _interpolated(run: Run, request: Request, labels: list[int] | None) -> Pictures:
     if request.interpolate < 2:
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
+    picture_index(request.n, request.seed, request.first)
     index = np.arange(request.first, request.first + request.n + 1)
     ends = latents(request.seed, index, run.config.net.latent)
     z = np.concatenate([between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)])

@@ -1,4 +1,4 @@
-"""The checkout and the package built from it hold the same modules, and `kernels` and `export` appear as ganfast.kernels and .export."""
+"""The checkout and the package built from it hold the same modules; kernels and export appear as ganfast.kernels and .export."""
 
 import os
 import subprocess
@@ -44,7 +44,9 @@ def test_top_level_is_what_the_owner_fixed():
 def test_checkout_runs_without_installing(tmp_path):
     code = "import ganfast.kernels.latents, ganfast.export.latents; print(ganfast.kernels.__file__)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-S", "-c", _with_site(code)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _with_site(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("ganfast/kernels/__init__.py")
 
@@ -66,7 +68,11 @@ def test_wheel_holds_every_module_once(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
-    for folder, prefix in ((ROOT / "ganfast", "ganfast"), (ROOT / "kernels", "ganfast/kernels"), (ROOT / "export", "ganfast/export")):
+    for folder, prefix in (
+        (ROOT / "ganfast", "ganfast"),
+        (ROOT / "kernels", "ganfast/kernels"),
+        (ROOT / "export", "ganfast/export"),
+    ):
         for path in folder.glob("**/*.py"):
             parts = path.relative_to(folder).parts
             if folder.name == "ganfast" and parts[0] in ("kernels", "export"):

@@ -66,9 +66,11 @@ def make_critic_step(
             "fake_score": fake_said.score.mean(),
         }
         if real_said.classes is not None and fake_said.classes is not None and labels is not None:
-            both = (class_loss(real_said.classes, labels) + class_loss(fake_said.classes, labels)).mean()
-            stats |= {"class_loss": both, "class_accuracy": accuracy(real_said.classes, labels)}
-            total = total + loss.class_weight * both
+            named = class_loss(real_said.classes, labels).mean()
+            if loss.class_fakes:
+                named = named + class_loss(fake_said.classes, labels).mean()
+            stats |= {"class_loss": named, "class_accuracy": accuracy(real_said.classes, labels)}
+            total = total + loss.class_weight * named
         if kind != "none":
             stats |= {"penalty": values.mean(), "gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}
             total = total + penalty.interval * values.mean()  # lazy: rarer, as much heavier

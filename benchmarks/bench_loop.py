@@ -1,0 +1,118 @@
+"""What the training loop adds to its bare steps: data, random draws, average, schedule and log against fixed tensors in a for loop.
+
+python benchmarks/bench_loop.py              # interleaved ratio for each setting, written to results/
+pytest benchmarks/bench_loop.py --benchmark-only
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from measure import interleaved, record
+
+from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.log import RunLog
+from ganfast.loop import clip_weights, train_loop
+from ganfast.plan import Plan, make_plan
+from ganfast.presets import preset_config
+
+SETTINGS = {  # preset, side, generator steps a round
+    "wgan-gp-16": ("wgan-gp", 16, 10),
+    "wgan-gp-28": ("wgan-gp", 28, 4),
+    "dcgan-28": ("dcgan", 28, 12),
+}
+
+
+def prepare(preset: str, side: int, folder: Path) -> Plan:
+    """A plan over random pictures: speed does not depend on what they show."""
+    pictures = np.random.default_rng(0).integers(0, 256, (4096, side, side), dtype=np.uint8)
+    np.save(folder / "noise.npy", pictures)
+    config = preset_config(preset, "mnist" if side == 28 else "digits")
+    return make_plan(replace(config, data=str(folder / "noise.npy"), kimg=1e9))
+
+
+def bare(plan: Plan, steps: int) -> Callable[[], None]:
+    """Critic and generator steps with their optimizers, on tensors made beforehand."""
+    c, state = plan.config, plan.state
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    real, _ = plan.data.batch(0, c.batch)
+    z = torch.randn(c.batch, c.net.latent, device=plan.device)
+    eps = torch.rand(c.batch, device=plan.device)
+
+    def run() -> None:
+        for _ in range(steps):
+            for _ in range(c.optim.critic_steps):
+                with torch.no_grad(), torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
+                    fake = draw(state.generator, z)
+                critic_step(real, fake, eps=eps)
+                state.optimizer_critic.step()
+                clip_weights(state.critic, c.loss.clip)
+            generator_step(z)
+            state.optimizer_generator.step()
+
+    return run
+
+
+def whole(plan: Plan, steps: int, folder: Path) -> Callable[[], None]:
+    """The loop that `ganfast train` runs, with its log, but neither sample grids nor checkpoints."""
+    c, state = plan.config, plan.state
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    log = RunLog(folder, state.images, 1e12, tensorboard=True)
+    images = c.batch * c.optim.critic_steps
+
+    def on_step(now, critic, generator) -> None:
+        if now.images // images % c.log.every == 0:
+            log.step(
+                now.images, {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
+            )
+
+    def run() -> None:
+        end = state.images + steps * images
+        train_loop(state, plan.data, c, critic_step, generator_step, lambda: state.images >= end, on_step, plan.autocast)
+
+    return run
+
+
+def measure(name: str, rounds: int) -> float:
+    """Speed of the loop as a share of the bare steps' (median of medians), written to results/."""
+    preset, side, steps = SETTINGS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        plan = prepare(preset, side, folder)
+        seconds = interleaved({"bare": bare(plan, steps), "loop": whole(plan, steps, folder)}, rounds)
+    c = plan.config
+    pairs = [b / w for b, w in zip(seconds["bare"], seconds["loop"], strict=True)]
+    ratio = float(np.median(pairs))
+    images = steps * c.optim.critic_steps * c.batch
+    conditions = {
+        "preset": preset, "size": side, "batch": c.batch, "width": c.net.width, "precision": c.precision, "rounds": rounds,
+        "images_per_round": images,
+    }  # fmt: skip
+    path = record(f"loop-{name}", conditions, seconds, loop_speed_over_bare=ratio)
+    rate = images / float(np.median(seconds["loop"]))
+    low, high = np.percentile(pairs, (20, 80))
+    print(f"{name}: loop at {ratio:.3f} of the bare steps' speed ({low:.3f} to {high:.3f}), {rate:,.0f} img/s -> {path.name}")
+    return ratio
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("variant", ["bare", "loop"])
+def bench_loop(benchmark, tmp_path, name, variant):
+    preset, side, steps = SETTINGS[name]
+    plan = prepare(preset, side, tmp_path)
+    run = bare(plan, steps) if variant == "bare" else whole(plan, steps, tmp_path)
+    benchmark.group = name
+    benchmark.extra_info["images_per_round"] = steps * plan.config.optim.critic_steps * plan.config.batch
+    benchmark.pedantic(run, rounds=8, warmup_rounds=1)
+
+
+if __name__ == "__main__":
+    for setting in sys.argv[1:] or SETTINGS:
+        measure(setting, rounds=20)
