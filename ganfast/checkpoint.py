@@ -113,10 +113,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     whole = optimizer.state_dict()
     whole["state"] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape:  # fused Adam walks memory: moments must lie in it as their parameter does
+            value = torch.empty_like(like).copy_(value)
         whole["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(whole)
 

@@ -45,7 +45,7 @@ class NetConfig(_Checked):
     latent: int = 128  # numbers a picture is made from
     generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"  # between the generator's layers
     critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
-    init: Literal["torch", "dcgan"] = "torch"  # initial weights: torch's defaults, or N(0, 0.02) of the DCGAN paper
+    init: Literal["he", "dcgan", "torch"] = "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
 
     def check(self) -> None:
         self._at_least(0, "width")

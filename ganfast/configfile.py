@@ -20,6 +20,7 @@ _EXPECTED = {  # type of a field -> what a message calls it
     tuple[str, ...]: "a list of names",
 }
 
+
 def to_yaml(config: Config) -> str:
     """Every field, in the order of the dataclass."""
     plain = asdict(config) | {"attributes": list(config.attributes)}

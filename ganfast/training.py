@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 import threading
 import time
@@ -83,16 +84,8 @@ def train(config: Config, quiet: bool = False) -> Run:
         with signals() as stopped:
             if not found:
                 writer.samples()
-            train_loop(
-                state,
-                plan.data,
-                config,
-                critic_step,
-                generator_step,
-                lambda: bool(stopped),
-                writer.on_step,
-                plan.autocast,
-            )
+            stop = lambda: bool(stopped)  # noqa: E731
+            train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
             writer.samples()
             writer.checkpoint()
     finally:
@@ -143,6 +136,7 @@ class Writer:
     def checkpoint(self) -> None:
         state, config = self.plan.state, self.plan.config
         with self._apart():
+            _refuse_non_finite_weights(state, self.run)
             self._fit_average()
             modules, optimizers = _saved(state)
             checkpoints.save(self.run.checkpoint_folder, state.images, modules, optimizers)
@@ -202,6 +196,9 @@ def _open_folder(plan: Plan) -> Run:
         if changed:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
             raise InputError(f"{folder} holds another run ({listed}); give those values, or another --out")
+        trained_on = configfile.read_mapping(folder / "data.json").get("source_hash")
+        if trained_on != plan.pack.info.source_hash:
+            raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those, or another --out")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not a run directory; choose another --out")
     try:
@@ -214,13 +211,25 @@ def _open_folder(plan: Plan) -> Run:
     return Run(folder, config, manifest)
 
 
+def _refuse_non_finite_weights(state: State, run: Run) -> None:
+    """Between two log lines a step may go wrong: what is saved must be worth resuming."""
+    for net, parameters in (("generator", state.generator.named_parameters()), ("critic", state.critic.named_parameters())):
+        for name, parameter in parameters:
+            if not bool(torch.isfinite(parameter).all()):
+                raise _not_a_number(f"{name} of the {net}", state.images, run)
+
+
 def _refuse_non_finite(record: dict[str, Any], run: Run) -> None:
-    bad = [name for name, value in record.items() if isinstance(value, float) and value != value]
-    if bad:
-        raise RunError(
-            f"{bad[0]} is not a number at {record['images'] / 1000:g} kimg; the last checkpoint in {run.checkpoint_folder} is from "
-            "before; lower --optim.lr-critic or --optim.lr-generator"
-        )
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _not_a_number(name, record["images"], run)
+
+
+def _not_a_number(what: str, images: int, run: Run) -> RunError:
+    return RunError(
+        f"{what} is not a finite number at {images / 1000:g} kimg; checkpoints in {run.checkpoint_folder} are from before; "
+        "lower --optim.lr-critic or --optim.lr-generator and train into another --out"
+    )
 
 
 @contextmanager

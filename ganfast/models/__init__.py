@@ -12,7 +12,7 @@ from ganfast.config import Config
 from ganfast.errors import InputError
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
-from ganfast.models.parts import Judgement, dcgan_init
+from ganfast.models.parts import Judgement, dcgan_init, he_init, spectral
 
 __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
 
@@ -34,7 +34,7 @@ class NetSpec:
     latent: int
     generator_norm: str = "batch"
     critic_norm: str = "none"
-    init: str = "torch"
+    init: str = "he"
     model: str = "dcgan"
 
     @staticmethod
@@ -65,8 +65,8 @@ def build_critic(spec: NetSpec) -> nn.Module:
         return own["critic"](spec)
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
-    net = make(spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional)
-    return _initialised(net, spec)
+    net = _initialised(make(spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional), spec)
+    return spectral(net) if spec.critic_norm == "spectral" else net  # after the initial weights: it hides them behind estimates
 
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
@@ -80,8 +80,8 @@ def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgeme
 
 
 def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
-    if spec.init == "dcgan":
-        dcgan_init(net)
+    if spec.init != "torch":
+        {"he": he_init, "dcgan": dcgan_init}[spec.init](net)
     return net
 
 

@@ -1,18 +1,18 @@
 """DCGAN (Radford 2015, arXiv:1511.06434) for any square size from 16 to 128, 28 included.
 
-Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to a side of 4 to 7:
-28 -> 14 -> 7, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the side halves, up to 8 times the width.
+Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to a side of 3 to 5:
+28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the side halves, up to 8 times the width.
 """
 
 from torch import nn
 
-from ganfast.models.parts import LEAK, Critic, Generator, norm_layer, spectral
+from ganfast.models.parts import LEAK, Critic, Generator, norm_layer
 
 
 def sides(size: int) -> list[int]:
-    """Sides of the feature maps from the picture inwards: [28, 14, 7]."""
+    """Sides of the feature maps from the picture inwards: [28, 14, 7, 3]."""
     chain = [size]
-    while chain[-1] >= 8:
+    while chain[-1] >= 6:
         chain.append(chain[-1] // 2)
     return chain
 
@@ -34,10 +34,7 @@ def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, 
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not (normalise and norm == "batch"))]
         layers += [*normalise, nn.LeakyReLU(LEAK)]
         before = after
-    critic = Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
-    if norm == "spectral":
-        spectral(critic)
-    return critic
+    return Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
 
 
 def dcgan_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int) -> Generator:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ganfast.models.parts import LEAK, Critic, Generator, norm_layer_1d, spectral
+from ganfast.models.parts import LEAK, Critic, Generator, norm_layer_1d
 
 
 def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str) -> Critic:
@@ -12,10 +12,7 @@ def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, co
     for stage, after in enumerate((16 * width, 8 * width)):
         layers += [nn.Linear(before, after), *(norm_layer_1d(norm, after) if stage else []), nn.LeakyReLU(LEAK)]
         before = after
-    critic = Critic(nn.Sequential(*layers), before, classes, conditional)
-    if norm == "spectral":
-        spectral(critic)
-    return critic
+    return Critic(nn.Sequential(*layers), before, classes, conditional)
 
 
 def mlp_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int) -> Generator:

@@ -108,6 +108,25 @@ def held_power_iteration(net: nn.Module) -> Iterator[None]:
             estimate.train()
 
 
+def he_init(module: nn.Module) -> None:
+    """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's slope); heads keep unit gain.
+
+    Signals and gradients keep their scale through the critic, so that its gradient norm starts near 1 where torch's default
+    initial weights start it far below.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fan_in = child.weight[0].numel()
+            if isinstance(child, nn.ConvTranspose2d):  # each output pixel sums kernel / stride^2 taps of every input channel
+                fan_in = child.in_channels * child.weight[0, 0].numel() // (child.stride[0] * child.stride[1])
+            hidden = name.startswith(("trunk", "layers"))
+            nn.init.normal_(child.weight, 0.0, ((2 / (1 + LEAK**2) if hidden else 1) / fan_in) ** 0.5)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, Generator) and child.classes is not None:
+            nn.init.normal_(child.classes.weight, 0.0, 1.0)
+
+
 def dcgan_init(module: nn.Module) -> None:
     """Weights N(0, 0.02), batch-norm scales N(1, 0.02), biases 0: DCGAN section 4."""
     for child in module.modules():
