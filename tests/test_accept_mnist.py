@@ -1,4 +1,4 @@
-"""The real trainings on MNIST, judged by a classifier trained on the spot. Fixed kimg: a slow machine changes the time, not the result."""
+"""Real trainings on MNIST, judged by a classifier trained on the spot. Fixed kimg: a slow machine changes the time only."""
 
 import subprocess
 import sys
