@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,25 +106,22 @@ def _parse(base: T, args: list[str], prog: str, description: str) -> T:
 
 
 def _one_sentence(box: str, prog: str) -> str:
-    """tyro's message without its frame: the text up to the first rule, and the closest option it proposes."""
-    lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines()]
-    lines = [line for line in lines if line]
-    message = []
-    for line, raw in zip(lines[1:], [r for r in box.splitlines() if r.strip(" │╭╮╰╯─")][1:], strict=False):
-        if line.startswith(("Perhaps you meant", "Argument helptext", "For full helptext")) or set(raw.strip()) <= {
-            "─",
-            "│",
-            " ",
-        }:
-            break
-        message.append(line)
-    text = re.sub(r"^Error parsing \w+: ", "", " ".join(message)).rstrip(".")
+    """tyro's message without its frame, which is drawn or ASCII: what stands before the first rule, and what it proposes."""
+    rows = [row.strip(" │") for row in box.splitlines()]
+    rows = [row for row in rows if row][1:]  # the first is a title
+    body = list(dropwhile(_is_rule, rows))
+    text = " ".join(takewhile(lambda row: not _is_rule(row), body)).rstrip(".")
+    text = re.sub(r"^Error parsing \w+: ", "", text)
     text = re.sub(r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$", r"\1 is \2; expected a whole number", text)
     text = re.sub(r"^Error parsing (\S+): could not convert string to float: (.*)$", r"\1 is \2; expected a number", text)
     text = re.sub(r"^Missing value for argument '(\S+)'.*$", r"\1 needs a value", text)
-    proposal = re.search(r"Perhaps you meant:?.*?(--[\w.-]+)", " ".join(lines))
-    hint = f"; did you mean {proposal.group(1)}?" if proposal else ""
+    proposals = re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w.-]+)", " ".join(rows))
+    hint = f"; did you mean {', '.join(proposals)}?" if proposals else ""
     return f"{text}{hint} (see {prog} --help)"
+
+
+def _is_rule(row: str) -> bool:
+    return set(row) <= set("─-╰╯")
 
 
 def _train(args: list[str]) -> None:

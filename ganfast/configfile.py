@@ -116,6 +116,8 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
         raise wrong
     if hint == tuple[str, ...] and isinstance(value, str):
         value = [value]
+    if hint == tuple[str, ...] and not (isinstance(value, list | tuple) and all(isinstance(v, str | int) for v in value)):
+        raise wrong
     try:
         return cattrs.structure(value, hint)
     except Exception as error:

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from ganfast.config import PenaltyConfig
 from ganfast.models import judge
+from ganfast.models.parts import full_precision
 
 
 def input_gradient(score: Tensor, x: Tensor) -> Tensor:
-    """d score_n / d x_n for every sample, float32 (N, C, H, W), itself differentiable.
+    """d score_n / d x_n for every sample, float32 or more, (N, C, H, W), itself differentiable.
 
     The sum separates into samples because no sample's score depends on another's picture.
     """
     (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
-    return gradient.float()
+    return full_precision(gradient)
 
 
 def squared_norm(gradient: Tensor) -> Tensor:

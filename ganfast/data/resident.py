@@ -148,10 +148,12 @@ def long_tail(labels: Tensor, classes: int, ratio: float, seed: int) -> Tensor:
         InputError: a class would keep nothing.
     """
     counts = torch.bincount(labels, minlength=classes)
-    smallest = int(counts.min())
+    smallest = int(counts[counts > 0].min())
     kept = []
     for k in range(classes):
         share = round(smallest * ratio ** (-k / max(1, classes - 1)))
+        if not counts[k]:
+            raise InputError(f"class {k} has no picture: a long tail needs some of every class")
         if share < 1:
             raise InputError(
                 f"imbalance {ratio:g} leaves class {k} with no picture of its {int(counts[k])}; use {smallest:g} or less"

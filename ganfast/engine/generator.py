@@ -9,7 +9,7 @@ from ganfast.config import LossConfig
 from ganfast.engine.reference import fill_gradients
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
-from ganfast.models.parts import held_power_iteration
+from ganfast.models.parts import full_precision, held_power_iteration
 
 GeneratorStep = Callable[..., dict[str, Tensor]]
 
@@ -52,5 +52,5 @@ def make_generator_step(
 
 
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Pictures in float32, whatever the generator computes in; labels only where there are classes."""
-    return (generator(z) if labels is None else generator(z, labels)).float()
+    """Pictures in float32 or more, whatever the generator computes in; labels only where there are classes."""
+    return full_precision(generator(z) if labels is None else generator(z, labels))

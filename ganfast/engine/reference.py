@@ -99,8 +99,17 @@ def make_critic_step(
 
 
 def fill_gradients(net: nn.Module, loss: Tensor) -> None:
-    """.grad of every parameter of ``net``, and of nothing else; 0 where the loss does not depend on it."""
+    """.grad of every parameter of ``net``, and of nothing else; 0 where the loss does not depend on it.
+
+    Each lies in memory as its parameter does. A double backward returns weight gradients with strides of their own, and fused Adam
+    walks gradient and weight by address: it would move every weight by the gradient of another.
+    """
     parameters = [p for p in net.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+        if gradient is None:
+            parameter.grad.zero_()
+        else:
+            parameter.grad.copy_(gradient)

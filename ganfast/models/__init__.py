@@ -12,7 +12,7 @@ from ganfast.config import Config
 from ganfast.errors import InputError
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
-from ganfast.models.parts import Judgement, dcgan_init, he_init, spectral
+from ganfast.models.parts import Judgement, dcgan_init, full_precision, he_init, spectral
 
 __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
 
@@ -32,6 +32,7 @@ class NetSpec:
     conditional: str  # "no", "projection" or "auxiliary"
     width: int
     latent: int
+    mapping: int = 0
     generator_norm: str = "batch"
     critic_norm: str = "none"
     init: str = "he"
@@ -42,7 +43,7 @@ class NetSpec:
         """The spec of a config whose automatic values are resolved."""
         net = config.net
         return NetSpec(
-            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent,
+            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent, net.mapping,
             net.generator_norm, net.critic_norm, net.init, config.model,
         )  # fmt: skip
 
@@ -53,9 +54,8 @@ def build_generator(spec: NetSpec) -> nn.Module:
     if "generator" in own:
         return own["generator"](spec)
     _check_size(family, spec)
-    make = {"dcgan": dcgan_generator, "mlp": mlp_generator}[family]
-    net = make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes)
-    return _initialised(net, spec)
+    shape = (spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes)
+    return _initialised(mlp_generator(*shape) if family == "mlp" else dcgan_generator(*shape, spec.mapping), spec)
 
 
 def build_critic(spec: NetSpec) -> nn.Module:
@@ -70,13 +70,13 @@ def build_critic(spec: NetSpec) -> nn.Module:
 
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
-    """Any critic's answer in one form, in float32: score (N,), class logits (N, K) or None."""
+    """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or None."""
     projecting = getattr(critic, "projection", None) is not None or getattr(critic, "takes_labels", False)
     answer = critic(x, labels) if projecting else critic(x)
     score, classes = (answer, None) if isinstance(answer, Tensor) else answer
     if score.numel() != len(x):
         raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {len(x)} pictures; expected one each")
-    return Judgement(score.reshape(len(x)).float(), None if classes is None else classes.float())
+    return Judgement(full_precision(score.reshape(len(x))), None if classes is None else full_precision(classes))
 
 
 def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
@@ -98,7 +98,7 @@ def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
             family = part
             continue
         module_name, _, name = part.partition(":")
-        if not name:
+        if not name or not module_name or module_name.startswith("."):
             raise InputError(f"model is {part!r}; expected dcgan, mlp, or your own class as my.module:Critic")
         own["generator" if "generator" in name.lower() else "critic"] = _load(module_name, name)
     return family, own
@@ -109,11 +109,12 @@ def _load(module_name: str, name: str) -> Any:
     if here not in sys.path:  # a module beside the user, as `python script.py` would find it
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"model {module_name}:{name}: {error}; expected an importable module, here or installed") from error
-    except AttributeError as error:
-        raise InputError(f"model {module_name}:{name}: the module has no {name}") from error
+    if not hasattr(module, name):
+        raise InputError(f"model {module_name}:{name}: the module has no {name}")
+    return getattr(module, name)
 
 
 def parameter_count(net: nn.Module) -> int:

@@ -65,6 +65,11 @@ class Generator(nn.Module):
         return torch.tanh(self.layers(hidden.unflatten(1, self.first)))
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """float32 for half types; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
     """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights, so it adds no layer."""
     match kind:

@@ -1,0 +1,226 @@
+"""Checkpoints: a directory that is there whole or not at all, and that brings back networks and Adam to the bit."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from ganfast import checkpoint as checkpoints
+from ganfast.config import OptimConfig
+from ganfast.errors import InputError
+from ganfast.loop import adam
+
+FILES = {
+    "generator.safetensors",
+    "critic.safetensors",
+    "optimizer_generator.safetensors",
+    "optimizer_critic.safetensors",
+    "state.json",
+}
+
+
+def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
+    """A convolution, a batch norm and a spectral norm: weights, statistics and power iterations are all state."""
+    generator = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3))
+    critic = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, width, 3)), nn.Flatten(), nn.LazyLinear(1))
+    critic(torch.zeros(1, 3, 5, 5))
+    modules = {"generator": generator.to(memory_format=torch.channels_last), "critic": critic}
+    return modules, {name: adam(module, 1e-2, OptimConfig()) for name, module in modules.items()}
+
+
+def step(modules, optimizers, seed: int) -> None:
+    """One update of both networks by the same pictures for the same seed."""
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    for name, module in modules.items():
+        optimizers[name].zero_grad()
+        module(x).square().mean().backward()
+        optimizers[name].step()
+
+
+def tensors(modules, optimizers) -> dict[str, torch.Tensor]:
+    """Everything that another step depends on."""
+    found = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, entry in optimizer.state_dict()["state"].items():
+            found |= {f"adam {name}.{index}.{key}": value for key, value in entry.items()}
+    return {key: value.clone() for key, value in found.items()}
+
+
+def differing(before, after) -> list[str]:
+    assert before.keys() == after.keys()
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(0)
+    modules, optimizers = networks()
+    for seed in range(3):
+        step(modules, optimizers, seed)
+    return modules, optimizers
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    return checkpoints.save(tmp_path, 12800, *trained)
+
+
+def test_a_checkpoint_is_named_by_its_images_and_holds_one_file_a_part(saved, tmp_path):
+    assert saved == tmp_path / "000012800"
+    assert {path.name for path in saved.iterdir()} == FILES
+    assert checkpoints.read_images(saved) == 12800
+    assert json.loads((saved / "state.json").read_text())["torch"] == torch.__version__
+
+
+def test_networks_and_adam_come_back_to_the_bit_and_go_on_as_if_never_stopped(trained, saved):
+    torch.manual_seed(1)
+    fresh = networks()
+    step(*fresh, seed=99)  # so that Adam has other moments to forget
+    assert len(differing(tensors(*trained), tensors(*fresh))) > len(tensors(*trained)) / 2
+    assert checkpoints.load(saved, *fresh) == 12800
+    assert differing(tensors(*trained), tensors(*fresh)) == []
+    for both in (trained, fresh):
+        step(*both, seed=7)
+    assert differing(tensors(*trained), tensors(*fresh)) == []
+
+
+def test_adam_that_has_not_stepped_yet_comes_back_so(tmp_path):
+    torch.manual_seed(0)
+    before, after = networks(), networks()
+    checkpoints.load(checkpoints.save(tmp_path, 0, *before), *after)
+    for both in (before, after):
+        step(*both, seed=7)
+    assert differing(tensors(*before), tensors(*after)) == []
+
+
+def test_networks_alone_can_be_read_from_a_checkpoint(trained, saved):
+    modules, _ = networks()
+    checkpoints.load(saved, {"generator": modules["generator"]})
+    assert differing(tensors({"generator": trained[0]["generator"]}, {}), tensors({"generator": modules["generator"]}, {})) == []
+
+
+@pytest.mark.parametrize("crash_in", ["save_file", "rename"])
+def test_a_crash_while_saving_leaves_nothing_to_be_seen_and_nothing_in_the_way(trained, tmp_path, monkeypatch, crash_in):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if crash_in == "save_file":  # after the first of five files
+            save, calls = checkpoints.save_file, []
+            patch.setattr(checkpoints, "save_file", lambda *a: crash() if calls else calls.append(save(*a)))
+        else:
+            patch.setattr(checkpoints.Path, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(tmp_path, 12800, *trained)
+    assert checkpoints.listed(tmp_path) == []
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1, "the crash came before anything was written: this test shows nothing"
+    (left[0] / "optimizer_critic.safetensors").write_bytes(b"left over")
+
+    saved = checkpoints.save(tmp_path, 12800, *trained)
+    assert checkpoints.listed(tmp_path) == [saved]
+    assert list(tmp_path.iterdir()) == [saved]
+    fresh = networks()
+    checkpoints.load(saved, *fresh)
+    assert differing(tensors(*trained), tensors(*fresh)) == []
+
+
+def test_every_file_reaches_the_disk_before_the_directory_gets_its_name(trained, tmp_path, monkeypatch):
+    events = []
+    rename = checkpoints.Path.rename
+    monkeypatch.setattr(checkpoints, "sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(checkpoints.Path, "rename", lambda old, new: (events.append("renamed"), rename(old, new)))
+    checkpoints.save(tmp_path, 12800, *trained)
+    assert set(events[: events.index("renamed")]) > FILES
+    assert events[-1] == tmp_path.name, "the name itself is an entry of the folder above"
+
+
+def test_saving_the_same_counter_again_keeps_what_is_there(trained, saved, tmp_path):
+    before = {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}
+    assert checkpoints.save(tmp_path, 12800, *trained) == saved
+    assert {path.name: path.stat().st_mtime_ns for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"state.json"}))
+@pytest.mark.parametrize("damage", ["missing", "empty", "header", "cut"])
+def test_a_damaged_file_is_named(trained, saved, name, damage):
+    path = saved / name
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "header": b"\xff" * 64 + whole[64:], "cut": whole[:-1]}[damage])
+    with pytest.raises(InputError) as caught:
+        checkpoints.load(saved, *networks())
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "images": "many"}'])
+def test_a_directory_without_a_whole_state_is_no_checkpoint(saved, text):
+    state = saved / "state.json"
+    state.unlink() if text is None else state.write_text(text)
+    with pytest.raises(InputError, match=r"000012800 is not a checkpoint.*state\.json"):
+        checkpoints.load(saved, *networks())
+
+
+def test_a_checkpoint_of_a_later_version_says_so(saved):
+    state = json.loads((saved / "state.json").read_text())
+    (saved / "state.json").write_text(json.dumps(state | {"schema": checkpoints.SCHEMA + 1}))
+    with pytest.raises(InputError, match=f"schema {checkpoints.SCHEMA + 1}.*reads schema {checkpoints.SCHEMA}"):
+        checkpoints.load(saved, *networks())
+
+
+def test_networks_of_another_shape_are_refused_by_name(saved):
+    with pytest.raises(InputError, match="another generator than this config makes: .*size mismatch"):
+        checkpoints.load(saved, *networks(width=6))
+    with pytest.raises(InputError, match="another generator than this config makes: .*(Missing|Unexpected)"):
+        checkpoints.load(saved, {"generator": nn.Linear(2, 2)})
+
+
+def test_listed_goes_by_number_and_sees_checkpoints_only(trained, saved, tmp_path):
+    many = [0, 99_999, 999_999_999, 1_000_000_000, 20_000_000_000]  # past 10**9 the names grow longer
+    for images in reversed(many):
+        shutil.copytree(saved, tmp_path / f"{images:09d}")
+    (tmp_path / ".000099999.part").mkdir()
+    (tmp_path / "000000001").mkdir()  # no state.json
+    shutil.copytree(saved, tmp_path / "000012800.copy")
+    (tmp_path / "7").write_text("a file")
+    assert [int(path.name) for path in checkpoints.listed(tmp_path)] == sorted([*many, 12800])
+    assert checkpoints.listed(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [50]), (3, [30, 40, 50]), (5, [10, 20, 30, 40, 50]), (9, [10, 20, 30, 40, 50])])
+def test_prune_keeps_the_newest(trained, tmp_path, keep, left):
+    for images in (30, 10, 50, 20, 40):
+        checkpoints.save(tmp_path, images, *trained)
+    checkpoints.prune(tmp_path, keep)
+    assert [int(path.name) for path in checkpoints.listed(tmp_path)] == left
+    assert len(os.listdir(tmp_path)) == len(left), "nothing else stays behind"
+
+
+def test_prune_to_zero_keeps_all(trained, tmp_path):
+    for images in (10, 20):
+        checkpoints.save(tmp_path, images, *trained)
+    checkpoints.prune(tmp_path, 0)
+    assert len(checkpoints.listed(tmp_path)) == 2
+
+
+def test_a_crash_while_pruning_leaves_no_half_checkpoint(trained, tmp_path, monkeypatch):
+    for images in (10, 20):
+        checkpoints.save(tmp_path, images, *trained)
+
+    def crash(folder, **_):
+        if os.path.isdir(folder):
+            os.unlink(os.path.join(folder, "critic.safetensors"))
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", crash)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.prune(tmp_path, 1)
+    for path in checkpoints.listed(tmp_path):
+        checkpoints.load(path, *networks())
+    assert [path.name for path in checkpoints.listed(tmp_path)] == ["000000020"]

@@ -1,0 +1,360 @@
+"""Configs: presets are valid, wrong values are refused by name, and YAML gives back what was written."""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ganfast import configfile
+from ganfast.config import Config, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig, flatten
+from ganfast.errors import InputError
+from ganfast.presets import PRESETS, data_kind, preset_config
+
+DATA = ["digits", "mnist", "celeba", "my/folder", "pictures.zip", "/data/celeba-half/"]
+
+
+def refusal(call, *args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+def overlaid(text, base=None):
+    return configfile.overlay(base or Config(), yaml.safe_load(text), "test.yaml")
+
+
+# Presets.
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_a_config_for_every_kind_of_data(name, data):
+    config = preset_config(name, data)
+    assert config.preset == name
+    assert config.data == data
+    assert 0 < config.kimg <= 20_000
+    assert dataclasses.replace(config) == config  # checked again
+
+
+@pytest.mark.parametrize(("data", "kind"), [*zip(DATA, ["digits", "mnist", "celeba", "other", "other", "celeba"], strict=True)])
+def test_the_kind_of_data_is_read_off_its_name(data, kind):
+    assert data_kind(data) == kind
+
+
+def test_presets_are_what_their_papers_say():
+    made = {name: preset_config(name, "mnist") for name in PRESETS}
+    wgan_gp = made["wgan-gp"]
+    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == ("wasserstein", "wgan-gp", 10.0)
+    assert (wgan_gp.optim.beta1, wgan_gp.optim.beta2, wgan_gp.optim.critic_steps) == (0.0, 0.9, 5)
+    assert wgan_gp.penalty.target == 1
+    assert not wgan_gp.penalty.one_sided
+    assert made["wgan"].loss.clip == 0.01
+    assert made["wgan"].optim.critic_steps == 5
+    assert (made["dcgan"].net.critic_norm, made["dcgan"].net.init, made["dcgan"].optim.beta1) == ("batch", "dcgan", 0.5)
+    assert made["acgan"].conditional == "auxiliary"
+    assert (made["hinge"].loss.kind, made["hinge"].net.critic_norm) == ("hinge", "spectral")
+    assert made["lsgan"].loss.kind == "least-squares"
+    assert (made["gan"].model, made["gan"].loss.kind) == ("mlp", "non-saturating")
+    assert (made["r1"].penalty.kind, made["r1"].loss.kind) == ("r1", "non-saturating")
+    assert (made["rpgan"].penalty.kind, made["rpgan"].loss.kind) == ("r1+r2", "relativistic")
+    assert (made["dragan"].penalty.kind, made["dragan"].penalty.weight) == ("dragan", 10.0)
+    for config in made.values():
+        assert config.net.critic_norm != "batch" or not config.penalty.active
+
+
+def test_an_unknown_preset_is_refused_with_the_closest():
+    assert "wgan-gp" in refusal(preset_config, "wgangp")
+    assert "'zzzz'" in refusal(preset_config, "zzzz")
+    for name in PRESETS:
+        assert name in refusal(preset_config, "zzzz")
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "named"),
+    [
+        (NetConfig, {"width": -1}, ["width", "-1"]),
+        (NetConfig, {"latent": 0}, ["latent", "0", "1 or more"]),
+        (NetConfig, {"critic_norm": "group"}, ["critic_norm", "'group'", "spectral"]),
+        (NetConfig, {"generator_norm": "spectral"}, ["generator_norm", "'spectral'", "batch"]),
+        (NetConfig, {"init": "orthogonal"}, ["init", "'orthogonal'", "dcgan"]),
+        (LossConfig, {"kind": "wgan"}, ["kind", "'wgan'", "wasserstein"]),
+        (LossConfig, {"class_weight": -0.5}, ["class_weight", "-0.5"]),
+        (LossConfig, {"clip": -0.01}, ["clip", "-0.01"]),
+        (LossConfig, {"kind": "minimax", "label_smoothing": 0.5}, ["label_smoothing", "0.5"]),
+        (LossConfig, {"kind": "hinge", "label_smoothing": 0.1}, ["label_smoothing", "hinge", "probabilities"]),
+        (PenaltyConfig, {"kind": "gp"}, ["kind", "'gp'", "wgan-gp"]),
+        (PenaltyConfig, {"weight": -1.0}, ["weight", "-1.0"]),
+        (PenaltyConfig, {"target": -1.0}, ["target", "-1.0"]),
+        (PenaltyConfig, {"weight": float("nan")}, ["weight", "nan", "finite"]),
+        (PenaltyConfig, {"interval": 0}, ["interval", "0", "1 or more"]),
+        (OptimConfig, {"lr_critic": 0.0}, ["lr_critic", "0.0", "above 0"]),
+        (OptimConfig, {"lr_generator": -1e-4}, ["lr_generator", "-0.0001"]),
+        (OptimConfig, {"lr_generator": float("inf")}, ["lr_generator", "inf"]),
+        (OptimConfig, {"beta1": 1.0}, ["beta1", "1.0", "below 1"]),
+        (OptimConfig, {"beta2": -0.1}, ["beta2", "-0.1"]),
+        (OptimConfig, {"critic_steps": 0}, ["critic_steps", "0"]),
+        (OptimConfig, {"decay_from": 1.5}, ["decay_from", "1.5"]),
+        (OptimConfig, {"warmup_kimg": -1.0}, ["warmup_kimg", "-1.0"]),
+        (LogConfig, {"every": 0}, ["every", "0"]),
+        (LogConfig, {"keep": -1}, ["keep", "-1"]),
+        (Config, {"kimg": 0.0}, ["kimg", "0.0", "above 0"]),
+        (Config, {"kimg": float("nan")}, ["kimg", "nan"]),
+        (Config, {"batch": 0}, ["batch", "0"]),
+        (Config, {"seed": -1}, ["seed", "-1"]),
+        (Config, {"seed": 2**63}, ["seed", str(2**63)]),
+        (Config, {"size": 7}, ["size", "7", "8 to 1024"]),
+        (Config, {"size": 1025}, ["size", "1025"]),
+        (Config, {"channels": 2}, ["channels", "2", "3 (colour)"]),
+        (Config, {"imbalance": 0.5}, ["imbalance", "0.5"]),
+        (Config, {"ema_kimg": -1.0}, ["ema_kimg", "-1.0"]),
+        (Config, {"precision": "fp16"}, ["precision", "'fp16'", "bf16"]),
+        (Config, {"conditional": "yes"}, ["conditional", "'yes'", "projection"]),
+        (Config, {"flip": "maybe"}, ["flip", "'maybe'"]),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_values_out_of_range_are_refused_by_name_and_value(cls, values, named):
+    message = refusal(cls, **values)
+    for part in named:
+        assert part in message
+
+
+def test_values_at_the_ends_of_their_ranges_are_taken():
+    OptimConfig(beta1=0.0, beta2=0.999, decay_from=0.0, lr_critic=1e-12)
+    OptimConfig(decay_from=1.0)
+    LossConfig("minimax", label_smoothing=0.49)
+    Config(seed=2**63 - 1, size=8, imbalance=1.0)
+    Config(size=1024, channels=3, ema_kimg=0.0, kimg=0.001)
+    PenaltyConfig("r1", weight=0.0, target=0.0)
+
+
+@pytest.mark.parametrize("kind", ["wgan-gp", "dragan", "r1", "r2", "r1+r2"])
+def test_batch_norm_under_a_penalty_is_refused_with_the_alternatives(kind):
+    message = refusal(Config, net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind))
+    for part in ("batch", kind, "layer", "instance", "spectral", "penalty none"):
+        assert part in message
+    Config(net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0))  # an inactive one disturbs nothing
+    for norm in ("none", "layer", "instance", "spectral"):
+        Config(net=NetConfig(critic_norm=norm), penalty=PenaltyConfig(kind))
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().batch = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().optim.beta1 = 0.5
+
+
+def test_flat_names():
+    flat = flatten(Config(batch=3, optim=OptimConfig(beta1=0.25)))
+    assert flat["batch"] == 3
+    assert flat["optim.beta1"] == 0.25
+    assert not any(dataclasses.is_dataclass(value) for value in flat.values())
+    assert (
+        len(flat)
+        == sum(len(dataclasses.fields(c)) for c in (Config, NetConfig, LossConfig, PenaltyConfig, OptimConfig, LogConfig)) - 5
+    )
+
+
+# YAML.
+
+
+@pytest.mark.parametrize("data", ["digits", "celeba"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_a_file(tmp_path, name, data):
+    config = dataclasses.replace(preset_config(name, data), attributes=("Male", "Smiling"), balanced=True)
+    configfile.write(config, tmp_path / "config.yaml")
+    assert configfile.read(tmp_path / "config.yaml") == config
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert list(yaml.safe_load(configfile.to_yaml(config))) == [f.name for f in dataclasses.fields(Config)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.floats(1e-12, 1.0),
+    kimg=st.floats(1e-6, 1e9),
+    seed=st.integers(0, 2**63 - 1),
+    text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12),
+    attributes=st.lists(st.sampled_from(["Male", "No", "5", "1e-4", "é, b", "null"]), max_size=3),
+    flag=st.booleans(),
+    kind=st.sampled_from(["r1", "wgan-gp", "none"]),
+)
+def test_any_config_survives_a_file(tmp_path_factory, rate, kimg, seed, text, attributes, flag, kind):
+    config = Config(
+        kimg=kimg, seed=seed, data=text, out=text[::-1], attributes=tuple(attributes), balanced=flag,
+        penalty=PenaltyConfig(kind, one_sided=flag), optim=OptimConfig(lr_critic=rate),
+    )  # fmt: skip
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    configfile.write(config, path)
+    assert configfile.read(path) == config
+
+
+def test_a_file_may_name_a_few_fields_nested_or_dotted():
+    base = Config(batch=7, optim=OptimConfig(beta1=0.25, beta2=0.75))
+    nested = overlaid("optim: {beta1: 0.5}\nkimg: 3", base)
+    assert nested == overlaid("optim.beta1: 0.5\nkimg: 3", base)
+    assert (nested.optim.beta1, nested.optim.beta2, nested.batch, nested.kimg) == (0.5, 0.75, 7, 3)
+    both = overlaid("optim: {beta1: 0.5}\noptim.beta2: 0.9\nnet.latent: 5")
+    assert (both.optim.beta1, both.optim.beta2, both.net.latent) == (0.5, 0.9, 5)
+    assert overlaid("optim.beta2: 0.9\noptim: {beta1: 0.5}") == overlaid("optim: {beta1: 0.5, beta2: 0.9}")
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert isinstance(yaml.safe_load("1e-4"), str)
+    config = overlaid("optim: {lr_critic: 1e-4, lr_generator: 2e-4}\nkimg: 5e2\nbatch: '32'")
+    assert config.optim.lr_critic == 1e-4
+    assert config.optim.lr_generator == 2e-4
+    assert config.kimg == 500
+    assert config.batch == 32
+    whole = overlaid("kimg: 3").kimg
+    assert isinstance(whole, float)
+    assert whole == 3
+
+
+def test_attributes_may_be_a_list_or_one_name():
+    assert overlaid("attributes: [Male, Smiling]").attributes == ("Male", "Smiling")
+    assert overlaid("attributes: Male").attributes == ("Male",)
+    assert overlaid("attributes: []").attributes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("optim: {lr_critc: 1}", ["optim.lr_critc", "did you mean optim.lr_critic"]),
+        ("penalty.wieght: 1", ["penalty.wieght", "did you mean penalty.weight"]),
+        ("bach: 3", ["bach", "did you mean batch"]),
+        ("qqqqqqqq: 3", ["qqqqqqqq", "known here", "batch"]),
+        ("3: 4", ["3", "known here"]),
+    ],
+)
+def test_unknown_fields_are_refused_with_the_closest(text, named):
+    message = refusal(overlaid, text)
+    for part in [*named, "test.yaml"]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("balanced: 'no'", ["balanced", "'no'", "true or false"]),
+        ("balanced: 1", ["balanced", "1"]),
+        ("batch: 2.5", ["batch", "2.5", "whole number"]),
+        ("batch: true", ["batch", "True"]),
+        ("batch: many", ["batch", "'many'"]),
+        ("batch: -3", ["batch", "-3"]),
+        ("batch: .inf", ["batch", "inf"]),
+        ("seed: .nan", ["seed", "nan"]),
+        ("batch:", ["batch", "None"]),
+        ("batch: [3]", ["batch", "[3]"]),
+        ("kimg: soon", ["kimg", "'soon'"]),
+        ("kimg: true", ["kimg", "True"]),
+        ("kimg: .nan", ["kimg", "nan"]),
+        ("kimg:", ["kimg", "None"]),
+        ("data:", ["data", "None"]),
+        ("data: [a, b]", ["data", "['a', 'b']"]),
+        ("data: {a: 1}", ["data", "{'a': 1}"]),
+        ("optim: 5", ["optim", "5", "fields"]),
+        ("optim:", ["optim", "None", "fields"]),
+        ("optim: 5\noptim.beta1: 0.5", ["optim", "5"]),
+        ("batch.size: 3", ["batch", "{'size': 3}"]),
+        ("penalty.kind: gp", ["kind", "'gp'"]),
+        ("precision: 16", ["precision", "16"]),
+        ("attributes: 5", ["attributes", "5"]),
+        ("attributes: [[Male]]", ["attributes", "Male"]),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name_and_value(text, named):
+    message = refusal(overlaid, text)
+    for part in named:
+        assert part in message
+
+
+def test_files_that_are_no_config_are_refused_by_path(tmp_path):
+    path = tmp_path / "c.yaml"
+    assert "c.yaml" in refusal(configfile.read, path)
+    assert "c.yaml" in refusal(configfile.read, tmp_path / "c.yaml" / "d")
+    for text in ("[1, 2]", "just words", "a: [", "", "\tx: 1"):
+        path.write_text(text)
+        assert "c.yaml" in refusal(configfile.read, path), text
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "c.yaml" in refusal(configfile.read, path)
+    path.write_text("bach: 3")
+    assert "c.yaml" in refusal(configfile.read, path)
+
+
+def test_yaml_makes_no_objects(tmp_path):
+    (tmp_path / "c.yaml").write_text("out: !!python/object/apply:os.getcwd []")
+    refusal(configfile.read, tmp_path / "c.yaml")
+
+
+def test_differences_are_by_dotted_name():
+    old, new = Config(), Config(batch=5, optim=OptimConfig(beta1=0.5))
+    assert configfile.differences(old, new) == {"batch": (old.batch, 5), "optim.beta1": (0.0, 0.5)}
+    assert configfile.differences(new, new) == {}
+
+
+# Imports.
+
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise AssertionError(f"{{name}} was imported")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_without(blocked, code):
+    script = BLOCKER.format(blocked=blocked) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_configs_and_presets_need_the_standard_library_only():
+    blocked = ["torch", "tyro", "cattrs", "cattr", "attrs", "attr", "yaml", "numpy", "rich", "PIL", "triton"]
+    code = """
+        import ganfast, ganfast.config, ganfast.presets
+        print(ganfast.preset_config("wgan-gp", data="mnist").penalty.kind, ganfast.Config().model)
+    """
+    assert run_without(blocked, code).split() == ["wgan-gp", "dcgan"]
+    with pytest.raises(AssertionError, match="torch was imported"):  # the check can fail
+        run_without(blocked, "import ganfast.penalties")
+
+
+def test_drawing_latents_and_saving_pictures_needs_no_torch(tmp_path):
+    code = f"""
+        import numpy as np
+        from ganfast.export.latents import latents, random_classes
+        from ganfast.images import grid, save_png
+        z = latents(3, np.arange(4), 8)
+        random_classes(3, np.arange(4), 10)
+        save_png(grid((z.reshape(4, 4, 2, 1) > 0).astype(np.uint8) * 255), r"{tmp_path}/a.png")
+        print(z.shape)
+    """
+    assert run_without(["torch", "tyro", "cattrs", "triton", "onnxruntime"], code).strip() == "(4, 8)"
+    assert (tmp_path / "a.png").exists()
+
+
+def test_writing_a_config_needs_no_cattrs_and_reading_no_torch(tmp_path):
+    code = f"""
+        from pathlib import Path
+        from ganfast import Config, configfile
+        configfile.write(Config(batch=9), Path(r"{tmp_path}/c.yaml"))
+    """
+    run_without(["torch", "tyro", "cattrs"], code)
+    code = f"""
+        from pathlib import Path
+        from ganfast import configfile
+        print(configfile.read(Path(r"{tmp_path}/c.yaml")).batch)
+    """
+    assert run_without(["torch", "tyro"], code).strip() == "9"

@@ -1,0 +1,166 @@
+"""The log: whole lines only, none twice after a resume, and a progress line that reads well without a terminal."""
+
+import builtins
+import json
+import logging
+import math
+import sys
+
+import pytest
+import torch
+
+from ganfast import log
+from ganfast.log import JsonLines, Progress, RunLog, read_log
+
+
+def written(path, counts):
+    lines = JsonLines(path, 0)
+    for images in counts:
+        lines.write({"images": images, "loss": images / 7})
+    lines.close()
+
+
+def images(path) -> list[int]:
+    return [record["images"] for record in read_log(path)]
+
+
+def test_reopening_drops_the_lines_of_steps_that_will_be_done_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    written(path, [100, 200, 300, 400])
+    before = path.read_text().splitlines()
+    JsonLines(path, 250).close()
+    assert path.read_text().splitlines() == before[:2]
+    lines = JsonLines(path, 200)  # the line at the counter itself is of a step that is done
+    lines.write({"images": 300})
+    lines.close()
+    assert images(path) == [100, 200, 300]
+    assert list(tmp_path.iterdir()) == [path], "nothing else stays behind"
+
+
+@pytest.mark.parametrize("cut", ["", "{", '{"images": 30', '{"loss": 3}', "[]", "null", '{"images": "many"}'])
+def test_a_cut_off_last_line_is_dropped_and_never_glued_to_the_next(tmp_path, cut):
+    path = tmp_path / "log.jsonl"
+    written(path, [100, 200])
+    with path.open("a") as file:
+        file.write(cut)
+    assert [record["images"] for record in read_log(path) if isinstance(record, dict) and "images" in record][:2] == [100, 200]
+    lines = JsonLines(path, 200)
+    lines.write({"images": 300})
+    lines.close()
+    assert [json.loads(line)["images"] for line in path.read_text().splitlines()] == [100, 200, 300]
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path):
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    lines = JsonLines(tmp_path / "log.jsonl", 0)
+    lines.write({"images": 1})
+    assert images(tmp_path / "log.jsonl") == [1], "a killed process would have lost it"
+    lines.close()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_has_no_number_for_is_written_as_text(tmp_path, value):
+    lines = JsonLines(tmp_path / "log.jsonl", 0)
+    lines.write({"images": 1, "loss": value, "fine": 0.1234567890123})
+    lines.close()
+    record = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert float(record["loss"]) == pytest.approx(value, nan_ok=True)
+    assert record["fine"] == 0.123457, "six digits: the rest is noise"
+
+
+# A run's log
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(log.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture
+def no_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+
+
+def test_a_step_is_recorded_with_its_speed_since_the_last(tmp_path, clock, no_terminal):
+    run = RunLog(tmp_path, 500, 10_000, tensorboard=False)
+    clock.now += 2
+    first = run.step(700, {"critic/loss": torch.tensor(0.5)})
+    clock.now += 4
+    run.pause(3)  # a sample grid
+    second = run.step(800, {"critic/loss": torch.tensor(-0.25)})
+    clock.now += 1
+    third = run.step(850, {})
+    run.close()
+    assert (first["seconds"], first["images_per_second"], first["critic/loss"]) == (2, 100, 0.5)
+    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == (6, 100, -0.25)
+    assert third["images_per_second"] == 50, "a pause counts once"
+    assert images(tmp_path / "log.jsonl") == [700, 800, 850]
+
+
+def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds_and_one_at_the_end(clock, no_terminal, capsys):
+    progress = Progress(0, 60_000)
+    values = {"critic/loss": -1.25, "critic/wasserstein": 2.5, "critic/gradient_norm": 0.98, "critic/real_score": 7.0}
+    for second in range(1, 25):
+        clock.now += 1
+        progress.update(second * 1000, 1000.0, values)
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert [line.split()[0] for line in lines] == ["10.0/60", "20.0/60", "24.0/60"]
+    assert lines[0] == "10.0/60 kimg  1,000 img/s  critic -1.25  W 2.5  |grad| 0.98  ETA 0:50"
+    assert "\x1b" not in err
+    assert "\r" not in err
+
+
+def test_nothing_is_said_of_a_run_that_made_no_step(no_terminal, capsys):
+    Progress(0, 1000).close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_there_is_a_bar_and_it_is_gone_when_closed(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = Progress(0, 1000)
+    assert progress.bar is not None
+    progress.update(500, 100.0, {"critic/loss": 1.0})
+    progress.close()
+    assert progress.bar is None
+    assert capsys.readouterr().err.rstrip().endswith("0.5/1 kimg  100 img/s  critic 1")
+
+
+def test_missing_tensorboard_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, no_terminal):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with caplog.at_level(logging.WARNING, "ganfast"):
+        run = RunLog(tmp_path, 0, 100, tensorboard=True)
+        for count in (10, 20, 30):
+            run.step(count, {"critic/loss": torch.tensor(1.0)})
+        run.picture(30, torch.zeros(4, 4, 1, dtype=torch.uint8).numpy())
+        run.close()
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert "tensorboard is not installed" in said[0]
+    assert "pip install" in said[0]
+    assert images(tmp_path / "log.jsonl") == [10, 20, 30]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_no_tensorboard_where_none_is_wanted(tmp_path, caplog, no_terminal):
+    run = RunLog(tmp_path, 0, 100, tensorboard=False)
+    run.picture(0, None)
+    run.close()
+    assert not (tmp_path / "tensorboard").exists()
+    assert not caplog.records

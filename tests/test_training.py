@@ -1,0 +1,729 @@
+"""Training: the same numbers however often it is stopped, nothing lost, nothing foreign touched."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ganfast import checkpoint as checkpoints
+from ganfast import configfile, loop, training
+from ganfast.cli import main
+from ganfast.config import Config, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.errors import InputError, RunError
+from ganfast.images import grid
+from ganfast.log import read_log
+from ganfast.presets import PRESETS, preset_config
+from ganfast.run import Run
+from ganfast.training import Interrupted, train
+
+CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """150 labelled digits: a short run goes through them more than once, so that the order of a second epoch counts too."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = np.rint(digits.images[:150] * (255 / 16)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    np.savez(path, images=pictures, labels=digits.target[:150])
+    return str(path)
+
+
+def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **changes) -> Config:
+    """A run of 20 critic steps (16 pictures each, 320 in all) by a preset's mathematics in networks of width 4."""
+    config = preset_config(preset, "digits")
+    log = LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False)
+    small = {"kimg": 0.32, "batch": 16, "size": 16, "net": replace(config.net, width=4, latent=8), "log": log}
+    return replace(config, data=data, out=str(out), **small | changes)
+
+
+def newest(folder: Path) -> Path:
+    return checkpoints.listed(folder / "checkpoints")[-1]
+
+
+def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / f"{part}.safetensors")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def mathematics(folder: Path) -> list[dict]:
+    """The log without what a clock says."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in read_log(folder / "log.jsonl")]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, average, statistics, Adam and every logged number, to the bit."""
+    assert newest(one).name == newest(other).name
+    first, second = files(newest(one)), files(newest(other))
+    assert len(first) == 6
+    assert [name for name in first if first[name] != second.get(name)] == []
+    assert mathematics(one) == mathematics(other)
+    sheet = f"samples/{newest(one).name}.png"
+    assert (one / sheet).read_bytes() == (other / sheet).read_bytes()
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send this process a signal when that many images are shown, as a scheduler would."""
+
+    def arm(images: int, number: int = signal.SIGTERM) -> None:
+        on_step = training.Writer.on_step
+
+        def hooked(self, state, *stats):
+            on_step(self, state, *stats)
+            if state.images == images:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(training.Writer, "on_step", hooked)
+
+    return arm
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[str, dict]]:
+    """What the loop asks of the engine, call by call: ("critic", {"labels": ..., "with_penalty": ...}) or ("generator", ...)."""
+    calls: list[tuple[str, dict]] = []
+
+    def recorded(name, make):
+        def made(*args):
+            step = make(*args)
+
+            def wrapped(*given, **named):
+                labels = given[2] if name == "critic" else given[1]
+                calls.append((name, {"labels": labels} | named))
+                return step(*given, **named)
+
+            return wrapped
+
+        return made
+
+    monkeypatch.setattr(training, "make_critic_step", recorded("critic", training.make_critic_step))
+    monkeypatch.setattr(training, "make_generator_step", recorded("generator", training.make_generator_step))
+    return calls
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(preset, data, tmp_path, stop_at):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tiny(preset, data, whole), quiet=True)
+    stop_at(160)  # in the second epoch, and for presets with five critic steps after the second of four generator steps
+    with pytest.raises(Interrupted) as stopped:
+        train(tiny(preset, data, parts), quiet=True)
+    assert stopped.value.exit_code == 143
+    assert newest(parts).name == "000000160"
+    train(tiny(preset, data, parts), quiet=True)
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conditional": "projection", "balanced": True},
+        {"conditional": "auxiliary", "imbalance": 5.0},
+        {"flip": "on", "channels": 3},
+        {"penalty": PenaltyConfig("r1", weight=1.0, interval=3)},
+        {"optim": OptimConfig(critic_steps=2, warmup_kimg=0.1, decay_from=0.5)},
+        {"net": NetConfig(width=4, latent=8, generator_norm="instance", critic_norm="layer")},
+        {"precision": "bf16"},
+    ],
+    ids=["balanced", "long-tailed", "flipped", "lazy", "schedule", "norms", "bf16"],
+)
+def test_resume_is_exact_for_every_option_that_draws_or_counts(changes, data, tmp_path, stop_at):
+    config = tiny("wgan-gp", data, **{"optim": OptimConfig(critic_steps=2), **changes})
+    train(replace(config, out=str(tmp_path / "whole")), quiet=True)
+    stop_at(160)
+    parts = replace(config, out=str(tmp_path / "parts"))
+    with pytest.raises(Interrupted):
+        train(parts, quiet=True)
+    train(parts, quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(data, tmp_path, stop_at):
+    train(tiny("wgan-gp", data, tmp_path / "whole"), quiet=True)
+    for images in range(80, 320, 80):
+        stop_at(images)
+        with pytest.raises(Interrupted):
+            train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
+    train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_seed_is_another_run(data, tmp_path):
+    for seed in (0, 1):
+        train(tiny("dcgan", data, tmp_path / str(seed), seed=seed), quiet=True)
+    assert mathematics(tmp_path / "0") != mathematics(tmp_path / "1")
+    assert (newest(tmp_path / "0") / "ema.safetensors").read_bytes() != (newest(tmp_path / "1") / "ema.safetensors").read_bytes()
+
+
+def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatch):
+    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+    train_loop = training.train_loop
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_loop", lambda *a: (signal.raise_signal(signal.SIGINT), train_loop(*a))[1])
+        with pytest.raises(Interrupted):
+            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    assert newest(tmp_path / "parts").name == "000000000"
+    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_path, monkeypatch):
+    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+    on_step = training.Writer.on_step
+
+    def crash(self, state, *stats):
+        on_step(self, state, *stats)
+        if state.images == 208:  # three steps after the checkpoint at 160
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Writer, "on_step", crash)
+        with pytest.raises(MemoryError):
+            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    assert newest(tmp_path / "parts").name == "000000160"
+    assert read_log(tmp_path / "parts" / "log.jsonl")[-1]["images"] == 208
+    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_complete_run_is_left_as_it_is_and_a_longer_one_goes_on(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    before = files(tmp_path / "run")
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    assert files(tmp_path / "run") == before
+    train(tiny("dcgan", data, tmp_path / "run", kimg=0.4), quiet=True)
+    train(tiny("dcgan", data, tmp_path / "whole", kimg=0.4), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_was_moved_goes_on(data, tmp_path, stop_at):
+    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+    stop_at(160)
+    with pytest.raises(Interrupted):
+        train(tiny("dcgan", data, tmp_path / "before"), quiet=True)
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = shutil.copy(data, tmp_path / "elsewhere.npz")
+    train(tiny("dcgan", str(moved), tmp_path / "after"), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "after")
+
+
+# Signals
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny("dcgan", data, out, kimg=1.6, log=LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False)), quiet=True)
+    return out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_process_told_to_end_saves_and_the_same_command_finishes(number, code, data, uninterrupted, tmp_path):
+    """At a step that nobody chose, unlike in the tests above; the numbers still come out as if it had not happened."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ganfast", "train", "--config", str(uninterrupted / "config.yaml"), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(read_log(out / "log.jsonl")) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert f"{signal.Signals(number).name}: saved {out}" in said
+    assert "Traceback" not in said
+    assert 0 < checkpoints.read_images(newest(out)) < 1600, "the signal came too late to show anything"
+    assert main(command[3:]) == 0
+    assert_same_run(uninterrupted, out)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import signal, time; from ganfast.training import signals\n"
+        "with signals() as received:\n"
+        "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]; print('alive', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM); print('still alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\n")
+
+
+@pytest.mark.parametrize("ending", ["done", "interrupted", "failed"])
+def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, stop_at, monkeypatch):
+    mine = lambda *_: None  # noqa: E731
+    before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
+    inside = []
+    monkeypatch.setattr(training, "train_loop", lambda *a: (inside.append(signal.getsignal(signal.SIGINT)), loop.train_loop(*a)))
+    try:
+        if ending == "interrupted":
+            stop_at(160)
+        if ending == "failed":
+            monkeypatch.setattr(training.Writer, "on_step", lambda *_: 1 / 0)
+        with suppress(Interrupted, ZeroDivisionError):
+            train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+        assert inside[0] is not mine, "training did not listen at all"
+        assert signal.getsignal(signal.SIGINT) is mine
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_training_works_outside_the_main_thread(data, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: pytest.fail("only the main thread may install handlers"))
+        thread = threading.Thread(target=train, args=(tiny("dcgan", data, tmp_path / "run"),), kwargs={"quiet": True})
+        thread.start()
+        thread.join()
+    assert newest(tmp_path / "run").name == "000000320"
+
+
+# What may be resumed, and where
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 3}, "seed was 0, now 3"),
+        ({"ema_kimg": 1.5}, "ema_kimg was 5.0, now 1.5"),
+        ({"precision": "bf16"}, "precision was 'fp32', now 'bf16'"),
+        ({"loss": LossConfig("hinge")}, "loss.kind was 'non-saturating', now 'hinge'"),
+        ({"conditional": "projection"}, "conditional was 'no', now 'projection'"),
+    ],
+    ids=str,
+)
+def test_other_mathematics_in_the_same_directory_is_refused_and_listed(changes, said, data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    before = files(tmp_path / "run")
+    with pytest.raises(InputError, match=f"{tmp_path / 'run'} holds another run .*{said}") as refused:
+        train(tiny("dcgan", data, tmp_path / "run", kimg=0.4, **changes), quiet=True)
+    assert "--out" in str(refused.value), "no way out named"
+    assert "kimg was 0.32" not in str(refused.value), "a run may be made longer"
+    assert files(tmp_path / "run") == before
+
+
+def test_every_difference_is_listed(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    with pytest.raises(InputError, match="seed was 0, now 1; .*penalty.kind was 'none', now 'r1'"):
+        train(tiny("r1", data, tmp_path / "run", seed=1), quiet=True)
+
+
+def test_other_pictures_under_the_same_run_are_refused(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    before = files(tmp_path / "run")
+    with np.load(data) as few:
+        np.savez(tmp_path / "other.npz", images=few["images"][::-1], labels=few["labels"][::-1])
+    with pytest.raises(InputError, match=r"other pictures than .*other\.npz"):
+        train(tiny("dcgan", str(tmp_path / "other.npz"), tmp_path / "run", kimg=0.4), quiet=True)
+    assert files(tmp_path / "run") == before
+
+
+def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run", kimg=0.16), quiet=True)
+    other = LogConfig(every=3, sample_kimg=0.1, save_kimg=0.1, keep=1, tensorboard=True)
+    train(tiny("dcgan", data, tmp_path / "run", device="cpu", log=other), quiet=True)
+    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == ["000000320"]
+    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+    assert files(newest(tmp_path / "run")) == files(newest(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_foreign_place_is_refused_and_untouched(what, data, tmp_path):
+    out = tmp_path / "thesis"
+    if what == "folder":
+        out.mkdir()
+    path = out / "chapter1.txt" if what == "folder" else out
+    path.write_text("years of work")
+    with pytest.raises(InputError, match=f"{out} exists and is not a run directory; choose another --out"):
+        train(tiny("dcgan", data, out), quiet=True)
+    assert path.read_text() == "years of work"
+    assert {p.name for p in tmp_path.rglob("*")} == {"thesis", path.name}
+
+
+def test_an_empty_directory_and_one_that_is_not_there_are_welcome(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "empty", tmp_path / "not" / "there" / "yet"):
+        train(tiny("dcgan", data, out, kimg=0.016), quiet=True)
+        assert newest(out).name == "000000016"
+
+
+def test_a_run_whose_config_was_damaged_is_refused_and_kept(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    (tmp_path / "run" / "config.yaml").write_text("preset: [")
+    before = files(tmp_path / "run")
+    with pytest.raises(InputError, match=r"config\.yaml is not YAML"):
+        train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    assert files(tmp_path / "run") == before
+
+
+def test_a_directory_that_cannot_be_written_is_bad_input(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: .*choose another --out"):
+        train(tiny("dcgan", data, tmp_path / "file" / "run"), quiet=True)
+
+
+# What a run leaves
+
+
+@pytest.fixture(scope="module")
+def left(data, tmp_path_factory) -> Path:
+    """A wgan-gp run of 6 generator steps, 80 pictures each."""
+    out = tmp_path_factory.mktemp("runs") / "left"
+    log = LogConfig(every=2, sample_kimg=0.1, save_kimg=0.08)
+    train(tiny("wgan-gp", data, out, kimg=0.45, log=log), quiet=True)
+    return out
+
+
+def test_a_run_directory_holds_what_is_documented(left, data):
+    assert {path.name for path in left.iterdir()} == {
+        "config.yaml",
+        "data.json",
+        "log.jsonl",
+        "samples",
+        "tensorboard",
+        "checkpoints",
+    }
+    described = json.loads((left / "data.json").read_text())
+    assert (described["count"], described["size"], described["channels"], described["name"]) == (150, 16, 1, "few")
+    assert len(list((left / "tensorboard").glob("events.*"))) == 1
+
+
+def test_a_fractional_length_ends_with_the_step_that_reaches_it(left):
+    assert newest(left).name == "000000480", "6 steps of 80 are the first to show 450"
+
+
+def test_the_last_three_checkpoints_are_kept(left):
+    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == ["000000320", "000000400", "000000480"]
+
+
+def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_ends(left):
+    names = {path.name for path in (left / "samples").iterdir()}
+    counts = (0, 160, 240, 320, 400, 480)  # past 0, 100, 200, 300, 400 in steps of 80
+    assert names == {"reals.png", *(f"{count:09d}.png" for count in counts)}
+
+
+def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change(left):
+    first, last = (np.asarray(Image.open(left / "samples" / f"{count:09d}.png")) for count in (0, 480))
+    drawn = grid(Run.open(left).sample(64, seed=0), 8)[:, :, 0].repeat(3, 0).repeat(3, 1)
+    assert first.shape == last.shape == drawn.shape
+    np.testing.assert_allclose(last.astype(int), drawn.astype(int), atol=1)  # another batch size rounds otherwise
+    assert (np.abs(first.astype(int) - drawn) > 1).mean() > 0.1
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_conditional_grid_has_a_column_a_class(classes, tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % classes
+    np.savez(tmp_path / "flat.npz", images=random.integers(0, 255, (200, 16, 16), dtype=np.uint8), labels=labels)
+    train(tiny("acgan", str(tmp_path / "flat.npz"), tmp_path / "run", kimg=0.016), quiet=True)
+    sheet = np.asarray(Image.open(tmp_path / "run" / "samples" / "000000016.png"))
+    columns = {2: 8, 10: 10}[classes]  # two classes side by side would be a tower: they alternate
+    assert sheet.shape == (3 * (64 // columns * 18 + 2), 3 * (columns * 18 + 2))
+
+
+def test_every_log_line_is_json_with_finite_named_numbers(left):
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (left / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [160, 320, 480], "every second of 6 steps"
+    named = {"images", "seconds", "images_per_second", "critic/loss", "generator/loss", "critic/wasserstein", "critic/real_score"}
+    named |= {"critic/fake_score", "critic/penalty", "critic/gradient_norm", "critic/gradient_norm_max"}
+    for line in lines:
+        assert line.keys() >= named
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
+        assert line["critic/wasserstein"] == pytest.approx(line["critic/real_score"] - line["critic/fake_score"], abs=1e-4)
+        assert line["critic/gradient_norm_max"] >= line["critic/gradient_norm"] > 0
+        assert line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4  # Jensen: lambda is 10, target 1
+    assert lines[0]["seconds"] < lines[1]["seconds"] < lines[2]["seconds"]
+
+
+def test_tensorboard_gets_the_numbers_of_the_log_and_the_grids(left):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(left / "tensorboard"))
+    events.Reload()
+    logged = {line["images"]: line["critic/wasserstein"] for line in read_log(left / "log.jsonl")}
+    scalars = {event.step: event.value for event in events.Scalars("critic/wasserstein")}
+    assert scalars == pytest.approx(logged, rel=1e-4)
+    assert [event.step for event in events.Images("samples")][-1] == 480
+
+
+def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
+    log = LogConfig(save_kimg=0.064, keep=0, tensorboard=False)
+    train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+    kept = [int(path.name) for path in checkpoints.listed(tmp_path / "run" / "checkpoints")]
+    assert kept == [64, 128, 192, 256, 320]
+    assert not (tmp_path / "run" / "tensorboard").exists(), "asked for none"
+
+
+def test_a_config_file_of_a_run_repeats_it_to_the_bit(left, tmp_path):
+    assert main(["train", "--config", str(left / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    assert_same_run(left, tmp_path / "again")
+
+
+def test_quiet_prints_nothing(data, tmp_path, capfd):
+    for name, quiet in (("loud", False), ("quiet", True)):
+        train(tiny("dcgan", data, tmp_path / name, kimg=0.016), quiet=quiet)
+        said = capfd.readouterr()
+        assert said.out == "", "standard output is for data"
+        assert bool(said.err) is not quiet, said.err
+
+
+# The mathematics of the loop
+
+
+@pytest.mark.parametrize(("critic_steps", "generator_steps"), [(1, 20), (2, 10), (3, 7), (5, 4)])
+def test_critic_steps_per_generator_step(critic_steps, generator_steps, data, tmp_path, steps):
+    optim = OptimConfig(critic_steps=critic_steps)
+    train(tiny("dcgan", data, tmp_path / "run", optim=optim), quiet=True)
+    turn = ["critic"] * critic_steps + ["generator"]
+    assert [name for name, _ in steps] == turn * generator_steps
+    assert newest(tmp_path / "run").name == f"{generator_steps * critic_steps * 16:09d}"
+
+
+def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
+    config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4))
+    train(config, quiet=True)
+    assert [call["with_penalty"] for name, call in steps if name == "critic"] == [True, False, False, False] * 5
+    assert all(math.isfinite(line["critic/loss"]) for line in read_log(tmp_path / "run" / "log.jsonl"))
+
+
+@pytest.mark.parametrize("every", [1, 3, 4])
+def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_path):
+    """Whatever the two rhythms are: a penalty every 4 steps and a log line every 4 never meet by themselves."""
+    log = LogConfig(every=every, save_kimg=1, sample_kimg=1, tensorboard=False)
+    config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4), log=log)
+    train(config, quiet=True)
+    assert any("critic/gradient_norm" in line for line in read_log(tmp_path / "run" / "log.jsonl"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_path, monkeypatch):
+    """Fused Adam walks memory and believes that weight, gradient and moments lie in it alike; plain Adam goes by index."""
+    shadows = []
+
+    def shadowed(name, net, optimizer, clip):
+        group = optimizer.param_groups[0]
+        copies = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in net.parameters()]
+        plain = torch.optim.Adam(copies, lr=group["lr"], betas=group["betas"], fused=False, foreach=False)
+        shadows.append((name, list(net.named_parameters()), copies))
+
+        def follow():
+            plain.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+            for copy, parameter in zip(copies, net.parameters(), strict=True):
+                copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
+            plain.step()
+            for copy in copies if clip else []:
+                copy.clamp_(-clip, clip)
+
+        return follow
+
+    def followed(state, pictures, config, critic_step, generator_step, *rest):
+        follow_critic = shadowed("critic", state.critic, state.optimizer_critic, config.loss.clip)
+        follow_generator = shadowed("generator", state.generator, state.optimizer_generator, 0)
+        critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]  # noqa: E731
+        generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]  # noqa: E731
+        loop.train_loop(state, pictures, config, critic, generator, *rest)
+
+    monkeypatch.setattr(training, "train_loop", followed)
+    config = tiny(preset, data, tmp_path / "run")
+    train(config, quiet=True)
+    assert len(shadows) == 2
+    wrong = []
+    for net, parameters, copies in shadows:
+        for (name, parameter), copy in zip(parameters, copies, strict=True):
+            error = (parameter - copy).abs().max().item()
+            if error > 1e-6:  # one wrong step moves a weight by up to 2 x rate, 1e-4 and more
+                wrong.append(f"{name} of the {net} by {error:.1g}")
+    assert wrong == []
+
+
+def test_clipping_bounds_every_weight_and_is_what_does(data, tmp_path):
+    for clip in (0.01, 0.0):
+        config = tiny("wgan", data, tmp_path / f"{clip}", loss=LossConfig("wasserstein", clip=clip))
+        train(config, quiet=True)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    largest = {
+        clip: max(
+            value.abs().max().item()
+            for name, value in tensors(newest(tmp_path / f"{clip}"), "critic").items()
+            if not name.endswith(statistics)
+        )
+        for clip in (0.01, 0.0)
+    }
+    assert largest[0.01] == np.float32(0.01)
+    assert largest[0.0] > 0.5, "a batch norm starts at 1"
+
+
+def test_the_average_lags_behind_the_generator_unless_its_half_life_is_zero(data, tmp_path):
+    for ema_kimg in (5.0, 0.0):
+        train(tiny("r1", data, tmp_path / f"{ema_kimg}", ema_kimg=ema_kimg), quiet=True)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+
+    def distances(folder):
+        generator, average = tensors(newest(folder), "generator"), tensors(newest(folder), "ema")
+        return {name: (generator[name] - average[name]).abs().max().item() for name in average if not name.endswith(statistics)}
+
+    lagging, equal = distances(tmp_path / "5.0"), distances(tmp_path / "0.0")
+    assert min(lagging.values()) > 0
+    assert max(equal.values()) == 0
+    for folder in ("5.0", "0.0"):  # the same training under both averages
+        assert tensors(newest(tmp_path / folder), "generator").keys() == tensors(newest(tmp_path / "5.0"), "generator").keys()
+    same = (newest(tmp_path / folder) / "generator.safetensors" for folder in ("5.0", "0.0"))
+    assert len({path.read_bytes() for path in same}) == 1
+
+
+@pytest.mark.parametrize("preset", CONDITIONAL)
+def test_a_conditional_run_draws_its_classes_differently(preset, data, tmp_path, steps):
+    run = train(tiny(preset, data, tmp_path / "run", **CONDITIONAL[preset]), quiet=True)
+    assert run.classes == tuple("0123456789")
+    assert all(call["labels"] is not None and len(call["labels"]) == 16 for _, call in steps)
+    one, other = (run.sample(1, labels=[label]) for label in (0, 1))
+    assert (one != other).any()
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert all(("critic/class_accuracy" in line) == (preset == "acgan") for line in lines)
+    assert all(("generator/class_loss" in line) == (preset == "acgan") for line in lines)
+
+
+def test_a_run_without_classes_sees_no_labels(data, tmp_path, steps):
+    run = train(tiny("wgan-gp", data, tmp_path / "run"), quiet=True)
+    assert run.classes == ()
+    assert all(call["labels"] is None for _, call in steps)
+
+
+def shown(steps) -> list[int]:
+    """How often the critic was shown each class."""
+    counts = Counter(int(label) for name, call in steps if name == "critic" for label in call["labels"])
+    return [counts[k] for k in range(10)]
+
+
+def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_equally(data, tmp_path, steps):
+    train(tiny("acgan", data, tmp_path / "long-tailed", imbalance=7.0), quiet=True)
+    tail = shown(steps)
+    assert tail[0] > 4 * tail[9] > 0, "the first class has 7 times the pictures of the last"
+    steps.clear()
+    train(tiny("acgan", data, tmp_path / "balanced", imbalance=7.0, balanced=True), quiet=True)
+    assert shown(steps) == [32] * 10
+
+
+@pytest.mark.parametrize("option", ["balanced", "imbalance"])
+def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, data, tmp_path):
+    run = train(
+        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, **{option: {"balanced": True, "imbalance": 5.0}[option]}), quiet=True
+    )
+    assert run.config.conditional == "projection"
+    assert len(run.classes) == 10
+
+
+@pytest.mark.parametrize("option", [{"balanced": True}, {"imbalance": 5.0}, {"conditional": "projection"}], ids=str)
+def test_classes_asked_of_data_without_any_are_refused(option, tmp_path):
+    np.save(tmp_path / "plain.npy", np.random.default_rng(0).integers(0, 255, (40, 16, 16), dtype=np.uint8))
+    with pytest.raises(InputError, match="plain has no classes"):
+        train(tiny("wgan-gp", str(tmp_path / "plain.npy"), tmp_path / "run", **option), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (21, 3)])
+def test_size_and_channels_of_the_pictures_are_those_of_the_generator(size, channels, data, tmp_path):
+    run = train(tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=size, channels=channels), quiet=True)
+    assert run.sample(3).shape == (3, size, size, channels)
+    assert (run.config.size, run.config.channels) == (size, channels)
+
+
+def test_automatic_values_are_recorded_as_what_they_became(data, tmp_path):
+    train(tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=0, net=NetConfig(latent=8)), quiet=True)
+    recorded = configfile.read(tmp_path / "run" / "config.yaml")
+    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (16, 1, "no", "fp32")
+    assert recorded.net.width > 0
+
+
+def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
+    for precision in ("bf16", "fp32"):
+        train(tiny("wgan-gp", data, tmp_path / precision, precision=precision), quiet=True)
+    low, full = (mathematics(tmp_path / precision) for precision in ("bf16", "fp32"))
+    assert low != full
+    for one, other in zip(low, full, strict=True):
+        assert one["critic/loss"] == pytest.approx(other["critic/loss"], abs=0.1 * abs(other["critic/penalty"]) + 0.05)
+    assert {value.dtype for value in tensors(newest(tmp_path / "bf16"), "generator").values() if value.is_floating_point()} == {
+        torch.float32
+    }
+
+
+# When it goes wrong
+
+
+@pytest.mark.parametrize("every", [1, 1000], ids=["seen in the log", "seen when saving"])
+def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(every, data, tmp_path, monkeypatch):
+    schedule = loop.schedule
+    monkeypatch.setattr(loop, "schedule", lambda config, images: 1e34 if images >= 208 else schedule(config, images))
+    log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
+    with pytest.raises(RunError, match=f"not a finite number at .*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"):
+        train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+    kept = checkpoints.listed(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["000000080", "000000160"]
+    for path in kept:
+        for part in ("generator", "critic", "ema", "optimizer_generator", "optimizer_critic"):
+            assert all(value.isfinite().all() for value in tensors(path, part).values()), f"{path} {part}"
+    for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # JSON has no NaN: other programs would stumble over it
+
+
+def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, capsys):
+    flags = ["--batch", "16", "--net.width", "4", "--kimg", "0.32", "--log.every", "1", "--optim.lr-critic", "1e30"]
+    assert main(["train", "dcgan", "--data", data, "--out", str(tmp_path / "run"), *flags, "--optim.lr-generator", "1e30"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("ganfast: ")] == said[-1:]
+    assert "not a finite number" in said[-1]
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_nothing_is_lost(data, tmp_path):
+    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    path = newest(tmp_path / "run") / "critic.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    before = files(tmp_path / "run" / "checkpoints")
+    with pytest.raises(InputError, match=str(path)):
+        train(tiny("dcgan", data, tmp_path / "run", kimg=0.4), quiet=True)
+    assert files(tmp_path / "run" / "checkpoints") == before
+
+
+# torch.compile
+
+
+@pytest.mark.accept
+def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
+    for compiled in (False, True):
+        train(tiny("dcgan", data, tmp_path / f"{compiled}", compile=compiled, kimg=0.064), quiet=True)
+    eager, compiled = (mathematics(tmp_path / name) for name in ("False", "True"))
+    assert len(eager) == 4
+    for one, other in zip(eager, compiled, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+@pytest.mark.accept
+def test_compiling_says_once_that_penalised_steps_stay_eager(data, tmp_path, caplog):
+    train(tiny("wgan-gp", data, tmp_path / "run", compile=True, kimg=0.16), quiet=True)
+    assert len([record for record in caplog.records if "stay eager" in record.message]) == 1
+    caplog.clear()
+    train(tiny("wgan-gp", data, tmp_path / "eager", compile=False, kimg=0.16), quiet=True)
+    assert not caplog.records
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
