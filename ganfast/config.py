@@ -43,13 +43,12 @@ class NetConfig(_Checked):
 
     width: int = 0  # channels of the layer at full resolution (units of a hidden layer / 8 for mlp); 0 = 32 on a CPU, 64 on a GPU
     latent: int = 128  # numbers a picture is made from
-    mapping: int = 0  # units of a hidden layer between latent and first map (dcgan): parts classes that z mixes; 0 = none
     generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"  # between the generator's layers
     critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
     init: Literal["he", "dcgan", "torch"] = "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
 
     def check(self) -> None:
-        self._at_least(0, "width", "mapping")
+        self._at_least(0, "width")
         self._at_least(1, "latent")
 
 

@@ -76,14 +76,15 @@ class RunLog:
         folder: the run directory.
         images, target: reals shown so far and in all.
         tensorboard: write events; without the package this says so once and goes on.
+        quiet: show no progress.
     """
 
-    def __init__(self, folder: Path, images: int, target: float, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images)
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.target, self.started, self.first, self.paused = target, time.monotonic(), images, 0.0
         self.last_time, self.last_images = self.started, images
-        self.progress = Progress(images, target)
+        self.progress = Progress(images, target, quiet)
 
     def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
         """Record a step: the only place where training waits for the device."""
@@ -125,12 +126,12 @@ def _event_writer(folder: Path, images: int) -> Any:
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere one plain line every ten seconds."""
+    """A live bar on a terminal; elsewhere one plain line every ten seconds; nothing where ``quiet``."""
 
-    def __init__(self, images: int, target: float) -> None:
-        self.target, self.spoken = target, time.monotonic()
+    def __init__(self, images: int, target: float, quiet: bool = False) -> None:
+        self.target, self.spoken, self.quiet = target, time.monotonic(), quiet
         self.bar, self.text = None, ""
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -140,6 +141,8 @@ class Progress:
             self.bar.start()
 
     def update(self, images: int, rate: float, values: dict[str, float]) -> None:
+        if self.quiet:
+            return
         shown = "  ".join(f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values)
         self.text = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s  {shown}"
         if self.bar:

@@ -32,7 +32,6 @@ class NetSpec:
     conditional: str  # "no", "projection" or "auxiliary"
     width: int
     latent: int
-    mapping: int = 0
     generator_norm: str = "batch"
     critic_norm: str = "none"
     init: str = "he"
@@ -43,7 +42,7 @@ class NetSpec:
         """The spec of a config whose automatic values are resolved."""
         net = config.net
         return NetSpec(
-            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent, net.mapping,
+            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent,
             net.generator_norm, net.critic_norm, net.init, config.model,
         )  # fmt: skip
 
@@ -54,8 +53,8 @@ def build_generator(spec: NetSpec) -> nn.Module:
     if "generator" in own:
         return own["generator"](spec)
     _check_size(family, spec)
-    shape = (spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes)
-    return _initialised(mlp_generator(*shape) if family == "mlp" else dcgan_generator(*shape, spec.mapping), spec)
+    make = mlp_generator if family == "mlp" else dcgan_generator
+    return _initialised(make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes), spec)
 
 
 def build_critic(spec: NetSpec) -> nn.Module:

@@ -4,11 +4,9 @@ Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel a
 28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the side halves, up to 8 times the width.
 """
 
-import math
-
 from torch import nn
 
-from ganfast.models.parts import LEAK, Critic, Generator, norm_layer, norm_layer_1d
+from ganfast.models.parts import LEAK, Critic, Generator, norm_layer
 
 
 def sides(size: int) -> list[int]:
@@ -39,19 +37,12 @@ def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, 
     return Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
 
 
-def dcgan_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int, mapping: int = 0) -> Generator:
-    """A linear layer to the smallest map, then transposed convolutions with ReLU; tanh is the generator's last step.
-
-    ``mapping`` > 0 puts a hidden layer of that many units before the map, as InfoGAN (arXiv:1606.03657, table 1) does on MNIST.
-    """
+def dcgan_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int) -> Generator:
+    """A linear layer to the smallest map, then transposed convolutions with ReLU; tanh is the generator's last step."""
     chain = sides(size)
     before = channels_of(len(chain) - 1, width)
-    smallest = (before, chain[-1], chain[-1])
-    first: tuple[int, ...] = (mapping,) if mapping else smallest
-    layers: list[nn.Module] = []
-    if mapping:
-        layers += [*norm_layer_1d(norm, mapping), nn.ReLU(), nn.Linear(mapping, math.prod(smallest)), nn.Unflatten(1, smallest)]
-    layers += [*norm_layer(norm, before), nn.ReLU()]
+    first = (before, chain[-1], chain[-1])
+    layers: list[nn.Module] = [*norm_layer(norm, before), nn.ReLU()]
     for stage in range(len(chain) - 2, -1, -1):
         after = channels_of(stage, width) if stage else channels
         normalise = norm_layer(norm, after) if stage else []
