@@ -16,7 +16,7 @@ def find_device(name: str) -> torch.device:
         InputError: not a device, or not on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -27,6 +27,7 @@ def find_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto")
+        return torch.device("cuda", device.index or 0)  # with its index, as tensors there name it
     return device
 
 

@@ -140,6 +140,11 @@ class Progress:
             self.task = self.bar.add_task("starting", total=target, completed=images)
             self.bar.start()
 
+    def tick(self, images: int) -> None:
+        """A step is done; nothing is read from the device for it."""
+        if self.bar:
+            self.bar.update(self.task, completed=images)
+
     def update(self, images: int, rate: float, values: dict[str, float]) -> None:
         if self.quiet:
             return

@@ -1,6 +1,7 @@
 """A config made definite: data opened, networks built, and what a run of it will cost. Nothing is written."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,6 +149,12 @@ def count_cost(plan: Plan) -> Cost:
     )  # fmt: skip
 
 
+def figure(value: float) -> str:
+    """Three significant digits, never in exponents: 0.00412, 3.14, 1,230."""
+    places = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{float(f'{value:.3g}'):,.{places}f}"
+
+
 def dry_run_report(plan: Plan) -> str:
     """Resolved config, parameter counts, FLOPs and memory, for a person; the config part is valid YAML."""
     from ganfast.configfile import to_yaml
@@ -162,9 +169,9 @@ def dry_run_report(plan: Plan) -> str:
             f"# run         {plan.describe()}",
             f"# generator   {parameter_count(plan.state.generator):,} parameters",
             f"# critic      {parameter_count(plan.state.critic):,} parameters",
-            f"# work        {cost.flops_per_image / 1e6:,.1f} MFLOP per image, "
-            f"{cost.flops_per_image * c.kimg / 1e9:,.1f} TFLOP in all",
-            f"# memory      about {memory / 1e6:,.0f} MB: pictures {cost.data_bytes / 1e6:,.0f}, weights and optimizers "
-            f"{cost.state_bytes / 1e6:,.0f}, activations {cost.activation_bytes / 1e6:,.0f}",
+            f"# work        {figure(cost.flops_per_image / 1e6)} MFLOP per image, "
+            f"{figure(cost.flops_per_image * c.kimg / 1e9)} TFLOP in all",
+            f"# memory      about {figure(memory / 1e6)} MB: pictures {figure(cost.data_bytes / 1e6)}, weights and optimizers "
+            f"{figure(cost.state_bytes / 1e6)}, activations {figure(cost.activation_bytes / 1e6)}",
         )
     )

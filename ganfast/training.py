@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -24,7 +24,7 @@ from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.kernels.to_uint8 import to_uint8_reference
-from ganfast.log import RunLog, say
+from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
@@ -57,7 +57,7 @@ def train(config: Config, quiet: bool = False) -> Run:
         RunError: the losses stopped being numbers; the run's last checkpoint is from before.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
-    with progress_bar() as packing:
+    with progress_bar() if not quiet else nullcontext() as packing:
         plan = make_plan(config, packing)
     config, folder, state = plan.config, plan.folder, plan.state
     run = _open_folder(plan)
@@ -75,7 +75,7 @@ def train(config: Config, quiet: bool = False) -> Run:
     if not _left(state, config):
         return run
 
-    log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard)
+    log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet)
     critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.compile)
     generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, config.compile)
     writer = Writer(plan, run, log)
@@ -111,11 +111,14 @@ class Writer:
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
         self.save_every = c.log.save_kimg * 1000 or whole / 10
         self.step_images = c.batch * c.optim.critic_steps
+        self.stats: dict[str, Tensor] = {}  # the latest of each, 0-d, on the device
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
+        self.log.progress.tick(state.images)
+        # Laid over what came before: a lazy penalty's norms may be due between two log lines only.
+        self.stats |= {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
         if state.images // self.step_images % self.plan.config.log.every == 0:
-            named = {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
-            record = self.log.step(state.images, named)
+            record = self.log.step(state.images, self.stats)
             _refuse_non_finite(record, self.run)
         if self._crossed(state.images, self.sample_every):
             self.samples()
@@ -189,6 +192,8 @@ def _open_folder(plan: Plan) -> Run:
     config, folder = plan.config, plan.folder
     if (folder / "config.yaml").exists():
         old = configfile.read(folder / "config.yaml")
+        if old.kimg != config.kimg and min(old.optim.decay_from, config.optim.decay_from) < 1:
+            logger.warning("kimg was %g, now %g: learning rates fall towards the new end from here on", old.kimg, config.kimg)
         changed = {
             name: values for name, values in configfile.differences(old, config).items()
             if name not in _FREE and not name.startswith("log.")

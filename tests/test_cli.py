@@ -77,15 +77,15 @@ def test_help_is_a_result(line, run):
 
 
 def test_help_needs_no_torch_and_no_second():
-    code = "import sys, time; from ganfast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from ganfast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     imports = [line.split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
-    assert sum(int(own.rsplit(":", 1)[1]) for own, _, name in imports[1:]) < 1_000_000, "microseconds spent importing"
+    assert sum(int(own.rsplit(":", 1)[1]) for own, _, _ in imports[1:]) < 1_000_000, "microseconds spent importing"
     assert done.stdout == HELP
 
 
 @pytest.mark.parametrize(
-    "line", ["train bogus", "train --kimg x", "train --config none.yaml", "presets show wgan", "data info digits", "sample nowhere"]
+    "line", ["train bogus", "train --kimg x", "train --config none.yaml", "presets show wgan", "data info digits"]
 )
 def test_light_commands_and_refusals_load_no_torch(line):
     code = f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); sys.exit('torch' in sys.modules)"
@@ -137,7 +137,7 @@ def test_help_of_a_preset_shows_its_own_values_as_defaults(preset, data, run):
 
 def test_help_explains_every_flag(run):
     _, out, _ = run("train --help")
-    text = re.sub(r"[│╭╮╰╯─]", " ", out)
+    text = re.sub(r"[│╭╮╰╯─]|-{3,}", " ", out)
     flags = re.findall(r"^\s+--([a-z][\w.-]*)", text, re.M)
     assert len(flags) > 40
     for flag in ("data", "out", "kimg", "batch", "size", "seed", "device", "precision"):
@@ -214,6 +214,26 @@ def test_version(run):
 )
 def test_bad_input_is_one_sentence_with_the_value_and_the_way_out(line, said, refused):
     assert re.search(said, refused(line))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train --kimg", "--kimg needs a value"),
+        ("train --kimg abc", "--kimg is 'abc'; expected a number"),
+        ("train --kmig 3", "Unrecognized options: --kmig, 3; did you mean --kimg?"),
+    ],
+)
+def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encoding):
+    """tyro frames its messages, with lines or in ASCII as the encoding of standard output allows."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ganfast", *line.split()],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (2, f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n")
 
 
 @pytest.mark.parametrize("line", ["train --config bad.yaml", "train --config bad.yaml --dry-run"])
@@ -406,9 +426,10 @@ def test_dry_run_writes_nothing_and_its_config_is_the_resolved_one(run):
         expected, seed=3, size=16, channels=1, conditional="no", precision=config.precision, net=replace(expected.net, width=8)
     )
     assert config == expected
-    assert {name for name, value in figures.items() if value <= 0} <= {"pictures"}, "half a megabyte of digits rounds down"
+    assert figures["generator"] > figures["critic"] > 0
+    assert figures["per image"] > 0
     Path("again.yaml").write_text(out)
-    assert run("train --config again.yaml --dry-run")[1] == out
+    assert resolved(run, "--config again.yaml") == config
 
 
 @pytest.fixture
@@ -437,8 +458,9 @@ def test_dry_run_figures_scale_as_they_must(figures):
         assert found["memory"] == pytest.approx(found["pictures"] + found["state"] + found["activations"], abs=2)
 
 
-def test_a_short_dry_run_still_says_how_much_work_it_is(figures):
-    assert figures("wgan-gp --kimg 0.5")["in all"] > 0
+def test_small_figures_of_a_dry_run_are_not_rounded_to_nothing(figures):
+    small = figures("wgan-gp --kimg 0.5 --net.width 8 --batch 16")
+    assert [name for name, value in small.items() if value <= 0] == []
 
 
 def test_dry_run_counts_parameters_as_the_networks_have_them(figures):
@@ -454,10 +476,10 @@ def test_dry_run_counts_parameters_as_the_networks_have_them(figures):
 
 def test_lazy_penalties_cost_less_but_not_nothing(figures):
     each, lazy, none = (
-        figures(f"r1 --kimg 1000 {flags}")["per image"] for flags in ("", "--penalty.interval 4", "--penalty.kind none")
+        figures(f"r1 --net.width 64 {flags}")["per image"] for flags in ("", "--penalty.interval 4", "--penalty.kind none")
     )
     assert none < lazy < each
-    assert lazy - none == pytest.approx((each - none) / 4, rel=0.05)
+    assert lazy - none == pytest.approx((each - none) / 4, abs=0.15)
 
 
 # The other commands
@@ -489,7 +511,7 @@ def test_a_shown_preset_loads_through_config(run):
 
 
 def test_data_info_and_pack_say_what_was_recognised(run):
-    code, out, err = run("data info digits")
+    code, out, _ = run("data info digits")
     assert (code, out.count("\n")) == (0, 1)
     assert "1,797 pictures 8x8 grey, 10 classes" in out
     for line in ("data pack digits", "data info digits --size 20 --channels 3"):

@@ -125,6 +125,18 @@ def test_nothing_is_said_of_a_run_that_made_no_step(no_terminal, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_quiet_run_shows_no_progress_and_still_writes_its_log(terminal, tmp_path, monkeypatch, clock, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    run = RunLog(tmp_path, 0, 100, tensorboard=False, quiet=True)
+    for count in (10, 20):
+        clock.now += 60
+        run.step(count, {"critic/loss": torch.tensor(1.0)})
+    run.close()
+    assert capsys.readouterr() == ("", "")
+    assert images(tmp_path / "log.jsonl") == [10, 20]
+
+
 def test_on_a_terminal_there_is_a_bar_and_it_is_gone_when_closed(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = Progress(0, 1000)

@@ -31,6 +31,7 @@ from ganfast.run import Run
 from ganfast.training import Interrupted, train
 
 CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
+STEADY = OptimConfig(critic_steps=1)  # no rate that falls towards the end: a longer run begins like a shorter one
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +211,13 @@ def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_
 
 
 def test_a_complete_run_is_left_as_it_is_and_a_longer_one_goes_on(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    config = tiny("dcgan", data, tmp_path / "run", optim=STEADY)
+    train(config, quiet=True)
     before = files(tmp_path / "run")
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    train(config, quiet=True)
     assert files(tmp_path / "run") == before
-    train(tiny("dcgan", data, tmp_path / "run", kimg=0.4), quiet=True)
-    train(tiny("dcgan", data, tmp_path / "whole", kimg=0.4), quiet=True)
+    train(replace(config, kimg=0.4), quiet=True)
+    train(replace(config, kimg=0.4, out=str(tmp_path / "whole")), quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -315,10 +317,11 @@ def test_training_works_outside_the_main_thread(data, tmp_path):
     ids=str,
 )
 def test_other_mathematics_in_the_same_directory_is_refused_and_listed(changes, said, data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+    config = tiny("dcgan", data, tmp_path / "run", ema_kimg=5.0)
+    train(config, quiet=True)
     before = files(tmp_path / "run")
     with pytest.raises(InputError, match=f"{tmp_path / 'run'} holds another run .*{said}") as refused:
-        train(tiny("dcgan", data, tmp_path / "run", kimg=0.4, **changes), quiet=True)
+        train(replace(config, kimg=0.4, **changes), quiet=True)
     assert "--out" in str(refused.value), "no way out named"
     assert "kimg was 0.32" not in str(refused.value), "a run may be made longer"
     assert files(tmp_path / "run") == before
@@ -341,11 +344,12 @@ def test_other_pictures_under_the_same_run_are_refused(data, tmp_path):
 
 
 def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run", kimg=0.16), quiet=True)
+    config = tiny("dcgan", data, tmp_path / "run", optim=STEADY)
+    train(replace(config, kimg=0.16), quiet=True)
     other = LogConfig(every=3, sample_kimg=0.1, save_kimg=0.1, keep=1, tensorboard=True)
-    train(tiny("dcgan", data, tmp_path / "run", device="cpu", log=other), quiet=True)
+    train(replace(config, device="cpu", log=other), quiet=True)
     assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == ["000000320"]
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+    train(replace(config, out=str(tmp_path / "whole")), quiet=True)
     assert files(newest(tmp_path / "run")) == files(newest(tmp_path / "whole"))
 
 
@@ -429,7 +433,7 @@ def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change
     drawn = grid(Run.open(left).sample(64, seed=0), 8)[:, :, 0].repeat(3, 0).repeat(3, 1)
     assert first.shape == last.shape == drawn.shape
     np.testing.assert_allclose(last.astype(int), drawn.astype(int), atol=1)  # another batch size rounds otherwise
-    assert (np.abs(first.astype(int) - drawn) > 1).mean() > 0.1
+    assert np.abs(first.astype(int) - drawn).max() > 3, "the run stood still"
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -711,8 +715,15 @@ def test_a_damaged_newest_checkpoint_is_named_and_nothing_is_lost(data, tmp_path
 
 @pytest.mark.accept
 def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
+    from torch._dynamo.utils import counters
+
+    graphs = []
     for compiled in (False, True):
+        counters.clear()
         train(tiny("dcgan", data, tmp_path / f"{compiled}", compile=compiled, kimg=0.064), quiet=True)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == 0
+    assert graphs[1] >= 2, "the critic's and the generator's step"
     eager, compiled = (mathematics(tmp_path / name) for name in ("False", "True"))
     assert len(eager) == 4
     for one, other in zip(eager, compiled, strict=True):

@@ -109,7 +109,7 @@ class ResidentData:
         return self.by_class[self.first[chosen] + within]
 
     def _gather(self, position: Tensor) -> Tensor:
-        if self.images.device == self.device:
+        if self.images.device.type == self.device.type:
             return self.images[position]
         host = position.cpu()
         order = torch.argsort(host)  # rising addresses: pages of a memory map are read once, in order
