@@ -45,10 +45,13 @@ class NetConfig(_Checked):
     latent: int = 128  # numbers a picture is made from
     generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"  # between the generator's layers
     critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
+    critic_dropout: float = 0.0  # share of the critic's hidden units dropped at random while training; 0 = none
     init: Literal["he", "dcgan", "torch"] = "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
 
     def check(self) -> None:
         self._at_least(0, "width")
+        if not 0 <= self.critic_dropout < 1:
+            raise InputError(f"critic_dropout is {self.critic_dropout}; expected a share from 0 to below 1")
         self._at_least(1, "latent")
 
 

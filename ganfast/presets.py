@@ -41,7 +41,7 @@ def _gan(kind: str) -> Config:
 
 
 def _dcgan(kind: str) -> Config:
-    return _fitted(Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 200, 500, 5000)
+    return _fitted(Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 200, 600, 5000)
 
 
 def _acgan(kind: str) -> Config:
@@ -51,9 +51,9 @@ def _acgan(kind: str) -> Config:
 
 def _wgan(kind: str) -> Config:
     # The paper uses RMSProp because momentum is unstable under clipping: Adam with beta1 = 0 has none either.
-    optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=5)
+    optim = OptimConfig(lr_generator=5e-4, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=5)
     config = Config(loss=LossConfig("wasserstein", clip=0.01), net=_BATCH_NORM, optim=optim)
-    return _fitted(config, kind, 600, 800, 10000)
+    return _fitted(config, kind, 600, 700, 10000)
 
 
 def _wgan_gp(kind: str) -> Config:

@@ -34,6 +34,7 @@ class NetSpec:
     latent: int
     generator_norm: str = "batch"
     critic_norm: str = "none"
+    critic_dropout: float = 0.0
     init: str = "he"
     model: str = "dcgan"
 
@@ -43,7 +44,7 @@ class NetSpec:
         net = config.net
         return NetSpec(
             size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent,
-            net.generator_norm, net.critic_norm, net.init, config.model,
+            net.generator_norm, net.critic_norm, net.critic_dropout, net.init, config.model,
         )  # fmt: skip
 
 
@@ -64,7 +65,8 @@ def build_critic(spec: NetSpec) -> nn.Module:
         return own["critic"](spec)
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
-    net = _initialised(make(spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional), spec)
+    shape = (spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional, spec.critic_dropout)
+    net = _initialised(make(*shape), spec)
     return spectral(net) if spec.critic_norm == "spectral" else net  # after the initial weights: it hides them behind estimates
 
 

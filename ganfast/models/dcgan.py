@@ -22,7 +22,7 @@ def channels_of(stage: int, width: int) -> int:
     return width * 2 ** min(stage - 1, 3)
 
 
-def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str) -> Critic:
+def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str, dropout: float = 0.0) -> Critic:
     """Strided convolutions and leaky ReLU; no norm on the first layer (DCGAN section 3)."""
     layers: list[nn.Module] = []
     before = channels
@@ -32,7 +32,7 @@ def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, 
         normalise = norm_layer(norm, after) if stage > 1 else []
         # A batch norm right behind subtracts any bias again.
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not (normalise and norm == "batch"))]
-        layers += [*normalise, nn.LeakyReLU(LEAK)]
+        layers += [*normalise, nn.LeakyReLU(LEAK), *([nn.Dropout(dropout)] if dropout else [])]
         before = after
     return Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
 

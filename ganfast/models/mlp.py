@@ -5,12 +5,13 @@ from torch import nn
 from ganfast.models.parts import LEAK, Critic, Generator, norm_layer_1d
 
 
-def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str) -> Critic:
-    """Pixels, 16 width units, 8 width units, score."""
+def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str, dropout: float = 0.0) -> Critic:
+    """Pixels, 16 width units, 8 width units, score; dropout as in the original's discriminator."""
     layers: list[nn.Module] = [nn.Flatten()]
     before = channels * size * size
     for stage, after in enumerate((16 * width, 8 * width)):
         layers += [nn.Linear(before, after), *(norm_layer_1d(norm, after) if stage else []), nn.LeakyReLU(LEAK)]
+        layers += [nn.Dropout(dropout)] if dropout else []
         before = after
     return Critic(nn.Sequential(*layers), before, classes, conditional)
 
