@@ -40,7 +40,8 @@ bench: $(STAMP)
 
 ## tests that need an NVIDIA GPU; runs in an un-installed checkout with the system's torch
 gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest -m gpu $(ARGS)
+	@$(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu needs an NVIDIA GPU: torch sees none')"
+	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py -m gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
@@ -54,8 +55,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 $(STAMP): pyproject.toml Makefile
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ganfast needs Python 3.11 or newer; this is ' + sys.version)"
-	@test -x $(BIN)/python || if $(PYTHON) $(HAS_TORCH); then $(PYTHON) -m venv --system-site-packages $(VENV); \
-		else $(PYTHON) -m venv $(VENV); fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(PYTHON) $(HAS_TORCH); then $(PYTHON) -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
+		> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-the-system.pth"; fi
 	@echo "installing into $(VENV)"
 	@$(BIN)/python $(HAS_TORCH) || if command -v nvidia-smi >/dev/null; then $(PIP) "torch>=2.11"; \
 		else $(PIP) --retries 1 --timeout 20 --index-url $(TORCH_INDEX_URL) $(TORCH_CPU) 2>/dev/null || $(PIP) $(TORCH_CPU); fi

@@ -67,7 +67,10 @@ def load(checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
             detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise InputError(f"{checkpoint} holds another {name} than this config makes: {detail}") from error
     for name, optimizer in (optimizers or {}).items():
-        _fill_optimizer(optimizer, _load_tensors(checkpoint / f"optimizer_{name}.safetensors"))
+        path = checkpoint / f"optimizer_{name}.safetensors"
+        tensors = _load_tensors(path)
+        _check_optimizer(path, [p for group in optimizer.param_groups for p in group["params"]], tensors)
+        _fill_optimizer(optimizer, tensors)
     return images
 
 
@@ -125,8 +128,16 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict(whole)
 
 
+def _check_optimizer(path: Path, parameters: list[Tensor], tensors: dict[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or (name != "step" and value.shape != parameters[int(index)].shape):
+            raise InputError(f"{path} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}")
+
+
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    # Clones: weights that a network ties are stored under each of their names, which safetensors refuses to share.
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -165,8 +165,9 @@ def _train(args: list[str]) -> None:
 
 
 def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:
-    """Preset, then config file; an existing run directory given without either is its own base."""
+    """Preset, then config file; a run that is there already, of that preset on that data, is its own base."""
     from ganfast import configfile
+    from ganfast.config import run_folder
     from ganfast.presets import preset_config
 
     if file:
@@ -177,7 +178,13 @@ def _base_config(preset: str | None, file: str | None, data: str | None, out: st
         return configfile.overlay(base, mapping, file)
     if preset is None and out and (Path(out) / "config.yaml").exists():
         return configfile.read(Path(out) / "config.yaml")
-    return preset_config(preset or "wgan-gp", data or "digits")
+    base = preset_config(preset or "wgan-gp", data or "digits")
+    there = run_folder(replace(base, out=out or "")) / "config.yaml"
+    if there.exists():  # its values, should the preset's have changed since
+        run = configfile.read(there)
+        if (run.preset, run.data) == (base.preset, base.data):
+            return run
+    return base
 
 
 def _without(args: list[str], valued: tuple[str, ...], switches: tuple[str, ...]) -> list[str]:

@@ -1,11 +1,12 @@
 """What a run is: frozen dataclasses. Every field says its unit and what 0, "" or "auto" means, and is checked on construction.
 
-Plain Python on purpose: no torch, no tyro, no cattrs, so that a config can be read and made anywhere.
+Plain Python on purpose: no torch, no tyro, so that a config can be read and made anywhere.
 Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from ganfast.errors import InputError
@@ -150,13 +151,12 @@ class Config(_Checked):
     data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
     attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes
-    conditional: Literal["auto", "no", "projection", "auxiliary"] = "auto"  # how the critic learns classes; auto = projection
-    # with attributes, --balanced or --imbalance, else no
+    conditional: Conditional = "auto"  # how classes are learnt; auto = projection with attributes, balanced or imbalance, else no
     balanced: bool = False  # draw every class equally often
     imbalance: float = 0.0  # make the set long-tailed: the first class keeps this many times as many as the last; 0 = as it is
     flip: Literal["auto", "on", "off"] = "auto"  # mirror at random; auto = only where the data allows (faces, not digits)
 
-    model: str = "dcgan"  # dcgan, mlp, or your own classes: my.module:Critic, my.module:MyGenerator,my.module:MyCritic
+    model: str = "dcgan"  # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator (names with "generator" generate)
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -166,7 +166,7 @@ class Config(_Checked):
     log: LogConfig = field(default_factory=LogConfig)
 
     def check(self) -> None:
-        self._at_least(1, "batch")
+        self._at_least(2, "batch")  # batch statistics of one picture are none
         self._at_least(0, "size", "seed", "ema_kimg")
         if self.kimg <= 0:
             raise InputError(f"kimg is {self.kimg}; expected thousand real images to train on, above 0")
@@ -183,6 +183,11 @@ class Config(_Checked):
                 f"critic_norm batch with penalty {self.penalty.kind}: a batch-normalised critic has no gradient per sample; "
                 "use critic_norm none, layer, instance or spectral, or penalty none"
             )
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run goes: config.out, or runs/<preset>-<data>."""
+    return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Configs as YAML: a run's own record, and `--config` files. Reading needs cattrs; writing needs PyYAML only."""
+"""Configs as YAML: a run's own record, and `--config` files. They need PyYAML only."""
 
 import os
 from collections.abc import Mapping
@@ -100,8 +100,6 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
 def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
     import typing
 
-    import cattrs
-
     hint = typing.get_type_hints(cls)[name]
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if choices and isinstance(value, bool):  # YAML reads a bare no, off or on as a bool
@@ -114,12 +112,16 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
         raise wrong
     if hint is int and isinstance(value, float) and not value.is_integer():
         raise wrong
+    if choices and value not in choices:
+        raise wrong
     if hint == tuple[str, ...] and isinstance(value, str):
         value = [value]
     if hint == tuple[str, ...] and not (isinstance(value, list | tuple) and all(isinstance(v, str | int) for v in value)):
         raise wrong
+    if hint == tuple[str, ...]:
+        return tuple(map(str, value))
     try:
-        return cattrs.structure(value, hint)
+        return hint(value) if isinstance(hint, type) else value  # PyYAML reads 1e-4 as a string
     except Exception as error:
         raise wrong from error
 

@@ -36,7 +36,7 @@ def resolved(config: Config, device: torch.device) -> Config:
     on_gpu = device.type == "cuda"
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return replace(config, precision=precision, net=replace(config.net, width=config.net.width or (64 if on_gpu else 32)))
 
 

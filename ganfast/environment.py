@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "cattrs", "PyYAML", "rich", "tensorboard", "scikit-learn",
+    "torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "PyYAML", "rich", "tensorboard", "scikit-learn",
     "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The training loop: who is updated when, from which random draws. It owns both optimizers and the average."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ class State:
 
     @staticmethod
     def of(generator: nn.Module, critic: nn.Module, config: Config) -> "State":
-        optim, lazy = config.optim, config.penalty.interval if config.penalty.active else 1
+        optim = config.optim
         return State(
             generator, critic, average_of(generator),
-            adam(generator, optim.lr_generator, optim), adam(critic, optim.lr_critic, lazy_adjusted(optim, lazy)),
+            adam(generator, optim.lr_generator, optim), adam(critic, optim.lr_critic, optim),
         )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def train_loop(
         eps = uniform(seed, Purpose.EPSILON, index).view(turns, batch)
 
         # Critic: score reals above fakes of the same classes, and stay flat where the penalty asks for it.
+        critic_stats: dict[str, Tensor] = {}  # the latest of each: a lazy penalty may fall on any of the turns
         for turn in range(turns):
             real, labels = data.batch(state.images, batch)
             labels = labels if conditional else None
@@ -57,7 +58,7 @@ def train_loop(
                 fake = draw(state.generator, z[turn], labels)
             noise = dragan_noise(config, index[turn * batch : (turn + 1) * batch], real)
             due = state.images // batch % config.penalty.interval == 0
-            critic_stats = critic_step(real, fake, labels, eps=eps[turn], noise=noise, with_penalty=due)
+            critic_stats |= critic_step(real, fake, labels, eps=eps[turn], noise=noise, with_penalty=due)
             state.optimizer_critic.step()
             clip_weights(state.critic, config.loss.clip)
             state.images += batch
@@ -74,22 +75,11 @@ def adam(net: nn.Module, rate: float, optim: OptimConfig) -> torch.optim.Adam:
     return torch.optim.Adam(net.parameters(), lr=rate, betas=(optim.beta1, optim.beta2), fused=True)
 
 
-def lazy_adjusted(optim: OptimConfig, interval: int) -> OptimConfig:
-    """Rate and decays where a penalty comes every ``interval`` steps, as if in a step of its own. arXiv:1912.04958, appendix B."""
-    if interval == 1:
-        return optim
-    share = interval / (interval + 1)
-    return replace(optim, lr_critic=optim.lr_critic * share, beta1=optim.beta1**share, beta2=optim.beta2**share)
-
-
 def set_learning_rates(state: State, config: Config) -> None:
     """Constant, with a linear rise at the start and a linear fall at the end where the config asks for them."""
     factor = schedule(config, state.images)
-    lazy = lazy_adjusted(config.optim, config.penalty.interval if config.penalty.active else 1)
-    for optimizer, rate in (
-        (state.optimizer_generator, config.optim.lr_generator),
-        (state.optimizer_critic, lazy.lr_critic),
-    ):
+    rates = ((state.optimizer_generator, config.optim.lr_generator), (state.optimizer_critic, config.optim.lr_critic))
+    for optimizer, rate in rates:
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
 

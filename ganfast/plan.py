@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ganfast.config import Conditional, Config
+from ganfast.config import Conditional, Config, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.device import find_device, prepared, resolved
@@ -17,7 +17,7 @@ from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, KeptBytes
 from ganfast.loop import State
-from ganfast.models import NetSpec, build_critic, build_generator
+from ganfast.models import NetSpec, build_critic, build_generator, try_out
 from ganfast.random import Purpose, scalar_seed
 
 PackingProgress = Callable[[str, int, int], None]
@@ -51,11 +51,6 @@ class Plan:
         )
 
 
-def run_folder(config: Config) -> Path:
-    """Where a run goes: config.out, or runs/<preset>-<data>."""
-    return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
-
-
 def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     """Open the data, build the networks and their optimizers.
 
@@ -77,6 +72,8 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
     torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
     generator, critic = build_generator(spec), build_critic(spec)
+    if ":" in config.model:
+        try_out(generator, critic, spec)
     _refuse_batch_norm(critic, config)
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
     return Plan(config, run_folder(config), device, pack, data, spec, State.of(generator, critic, config))
@@ -116,37 +113,40 @@ class Cost:
 
 
 def count_cost(plan: Plan) -> Cost:
-    """Runs one critic and one generator step on two pictures under a FLOP counter. Gradients are filled, weights are not moved."""
-    c, state, small = plan.config, plan.state, 2
+    """Runs critic and generator steps on two and on four pictures under counters. Gradients are filled, weights are not moved."""
+    c, state = plan.config, plan.state
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
-    real, labels = plan.data.batch(0, small)
-    labels = labels if c.conditional != "no" else None
-    z = torch.zeros(small, c.net.latent, device=plan.device).normal_()
 
-    def critic_turn(with_penalty: bool) -> None:
+    def measured(batch: int) -> tuple[float, int]:
+        """FLOPs of a generator step with its critic steps, and the most bytes that one step keeps, at a batch size."""
+        real, labels = plan.data.batch(0, batch)
+        labels = labels if c.conditional != "no" else None
+        z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
         with torch.no_grad():
-            fake = draw(state.generator, z, labels)
-        critic_step(real, fake, labels, with_penalty=with_penalty)
+            drawing = FlopCount()
+            with drawing, torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
+                fake = draw(state.generator, z, labels)
+        counts = []
+        for step in (
+            lambda: critic_step(real, fake, labels, with_penalty=True),
+            lambda: critic_step(real, fake, labels, with_penalty=False),
+            lambda: generator_step(z, labels, real),
+        ):
+            flops, kept = FlopCount(), KeptBytes(state.generator, state.critic)
+            with flops, kept:
+                step()
+            counts.append((flops.total, kept.total))
+        (penalised, kept_penalised), (plain, _), (generated, kept_generated) = counts
+        turn = drawing.total + plain + (penalised - plain) / c.penalty.interval
+        return c.optim.critic_steps * turn + generated, max(kept_penalised, kept_generated)
 
-    def measured(step: Callable[[], object]) -> tuple[int, int]:
-        flops, kept = FlopCount(), KeptBytes(state.generator, state.critic)
-        with flops, kept:
-            step()
-        return flops.total, kept.total
-
-    penalised, kept_penalised = measured(lambda: critic_turn(True))
-    plain, _ = measured(lambda: critic_turn(False))
-    generated, kept_generated = measured(lambda: generator_step(z, labels, real))
-    per_turn = plain + (penalised - plain) / c.penalty.interval
-    turns = c.optim.critic_steps
+    # Two batch sizes: what does not grow with the batch (half-precision copies of weights) is told from what does.
+    (flops_2, kept_2), (flops_4, kept_4) = measured(2), measured(4)
+    activations = kept_2 + (kept_4 - kept_2) * (c.batch - 2) // 2
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
     average = sum(p.nbytes for p in state.average.parameters())
-    saved = max(kept_penalised, kept_generated)
-    return Cost(
-        (turns * per_turn + generated) / (turns * small), 4 * weights + average,
-        saved * c.batch // small, plan.pack.images.nbytes,
-    )  # fmt: skip
+    return Cost((flops_4 - flops_2) / 2 / c.optim.critic_steps, 4 * weights + average, max(0, activations), plan.pack.images.nbytes)
 
 
 def figure(value: float) -> str:

@@ -46,6 +46,8 @@ def _dcgan(kind: str) -> Config:
 
 def _acgan(kind: str) -> Config:
     config = Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN, conditional="auxiliary")
+    if kind == "celeba":
+        config = replace(config, attributes=("Male", "Smiling"))
     return _fitted(config, kind, 200, 250, 5000)
 
 
@@ -105,7 +107,7 @@ PRESETS: dict[str, Preset] = {
 
 def data_kind(data: str) -> str:
     """Which of the tuned kinds a `--data` value is: digits, mnist, celeba or other."""
-    name = data.rstrip("/").rsplit("/", 1)[-1].lower()
+    name = "/".join(data.rstrip("/").split("/")[-2:]).lower()  # .../MNIST/raw is MNIST too
     return next((kind for kind in ("digits", "mnist", "celeba") if kind in name), "other")
 
 

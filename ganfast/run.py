@@ -47,7 +47,11 @@ class Run:
             known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
             hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
             raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
-        return Run(folder, configfile.read(folder / "config.yaml"), configfile.read_mapping(folder / "data.json"))
+        data = configfile.read_mapping(folder / "data.json")
+        missing = {"size", "channels", "classes", "source_hash"} - set(data)
+        if missing:
+            raise InputError(f"{folder / 'data.json'} is damaged: it has no {', '.join(sorted(missing))}")
+        return Run(folder, configfile.read(folder / "config.yaml"), data)
 
     @property
     def checkpoint_folder(self) -> Path:

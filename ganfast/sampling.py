@@ -45,9 +45,11 @@ def sample_to_files(request: Request) -> list[Path]:
     for path in (request.out, request.grid):
         if path and Path(path).suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp"):
             raise InputError(f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture")
+    if request.grid and Path(request.grid).suffix.lower() != ".png":
+        raise InputError(f"grid is {request.grid}; a sheet is written as FILE.png")
     try:
         if request.interpolate:
-            return _write(run, request, _interpolated(run, request, labels), None, request.interpolate)
+            return _write(run, request, *_interpolated(run, request, labels), request.interpolate)
         pictures, chosen = run.sample_labelled(
             request.n, request.seed, labels, request.psi, request.first, request.checkpoint, request.device
         )
@@ -96,7 +98,7 @@ def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) ->
     return (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
 
 
-def _interpolated(run: Run, request: Request, labels: list[int] | None) -> Pictures:
+def _interpolated(run: Run, request: Request, labels: list[int] | None) -> tuple[Pictures, np.ndarray | None]:
     if request.interpolate < 2:
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
     picture_index(request.n, request.seed, request.first)
@@ -105,7 +107,7 @@ def _interpolated(run: Run, request: Request, labels: list[int] | None) -> Pictu
     z = np.concatenate([between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)])
     chosen = run.labels_of(index[:-1], request.seed, labels)
     rows = None if chosen is None else chosen.repeat(request.interpolate)
-    return run.draw(z, rows, request.psi, request.checkpoint, request.device)
+    return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
 
 
 def _write(run: Run, request: Request, pictures: Pictures, labels: NDArray[np.int64] | None, columns: int) -> list[Path]:
@@ -119,12 +121,17 @@ def _write(run: Run, request: Request, pictures: Pictures, labels: NDArray[np.in
     elif out is not None and out.suffix.lower() == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {"images": pictures, "seed": request.seed, "first": request.first, "psi": request.psi}
-        np.savez(out, **arrays if labels is None else arrays | {"labels": labels})
+        beside = out.with_name(out.name + ".part")
+        with beside.open("wb") as file:
+            np.savez(file, **arrays if labels is None else arrays | {"labels": labels})
+        beside.replace(out)
         written.append(out)
     elif out is not None:
         for i, picture in enumerate(pictures):
             label = "" if labels is None else f"_class{labels[i]}"
-            save_png(picture, out / f"seed{request.seed}_{request.first + i:06d}{label}.png")
+            row, step = divmod(i, request.interpolate or 1)
+            step_name = f"_step{step:03d}" if request.interpolate else ""
+            save_png(picture, out / f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png")
         written.append(out)
     for sheet in sheets:
         save_png(grid(pictures, columns), sheet, comfortable_scale(pictures.shape[1]))

@@ -65,6 +65,8 @@ def train(config: Config, quiet: bool = False) -> Run:
     if found:
         modules, optimizers = _saved(state)
         state.images = checkpoints.load(found[-1], modules, optimizers)
+    if _left(state, config):
+        _write_record(run)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
@@ -75,6 +77,7 @@ def train(config: Config, quiet: bool = False) -> Run:
     if not _left(state, config):
         return run
 
+    torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet)
     critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.compile)
     generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, config.compile)
@@ -88,6 +91,8 @@ def train(config: Config, quiet: bool = False) -> Run:
             train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
             writer.samples()
             writer.checkpoint()
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{plan.device} has no memory left at batch {config.batch}: lower --batch or --net.width") from error
     finally:
         log.close()
     if stopped:
@@ -111,14 +116,17 @@ class Writer:
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
         self.save_every = c.log.save_kimg * 1000 or whole / 10
         self.step_images = c.batch * c.optim.critic_steps
-        self.stats: dict[str, Tensor] = {}  # the latest of each, 0-d, on the device
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
         self.log.progress.tick(state.images)
-        # Laid over what came before: a lazy penalty's norms may be due between two log lines only.
-        self.stats |= {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
-        if state.images // self.step_images % self.plan.config.log.every == 0:
-            record = self.log.step(state.images, self.stats)
+        c = self.plan.config
+        step = state.images // self.step_images
+        finished = state.images >= c.kimg * 1000
+        # A lazy penalty is due in one of so many steps: the line is that of the step that has it, by the counter alone.
+        wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active else 1
+        if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
+            named = {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
+            record = self.log.step(state.images, named)
             _refuse_non_finite(record, self.run)
         if self._crossed(state.images, self.sample_every):
             self.samples()
@@ -188,32 +196,43 @@ def _left(state: State, config: Config) -> bool:
 
 
 def _open_folder(plan: Plan) -> Run:
-    """Make the run directory, or check that the one there is this run's."""
+    """The run that lives, or will live, in the folder; nothing is written.
+
+    Raises:
+        InputError: the folder holds another run with checkpoints, or something else.
+    """
     config, folder = plan.config, plan.folder
+    run = Run(folder, config, dataclasses.asdict(plan.pack.info))
     if (folder / "config.yaml").exists():
-        old = configfile.read(folder / "config.yaml")
-        if old.kimg != config.kimg and min(old.optim.decay_from, config.optim.decay_from) < 1:
-            logger.warning("kimg was %g, now %g: learning rates fall towards the new end from here on", old.kimg, config.kimg)
+        if not checkpoints.listed(run.checkpoint_folder):
+            return run  # it failed before its first checkpoint: nothing to lose
+        old = Run.open(folder)
         changed = {
-            name: values for name, values in configfile.differences(old, config).items()
+            name: values for name, values in configfile.differences(old.config, config).items()
             if name not in _FREE and not name.startswith("log.")
         }  # fmt: skip
         if changed:
-            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
+            listed = "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items())
             raise InputError(f"{folder} holds another run ({listed}); give those values, or another --out")
-        trained_on = configfile.read_mapping(folder / "data.json").get("source_hash")
-        if trained_on != plan.pack.info.source_hash:
+        if old.data["source_hash"] != plan.pack.info.source_hash:
             raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those, or another --out")
+        if old.config.kimg != config.kimg and config.optim.decay_from < 1:
+            logger.warning("kimg was %g, now %g: learning rates fall towards the new end", old.config.kimg, config.kimg)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not a run directory; choose another --out")
+    return run
+
+
+def _write_record(run: Run) -> None:
+    """The run directory with its config and the manifest of its pictures."""
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        configfile.write(config, folder / "config.yaml")
-        manifest = dataclasses.asdict(plan.pack.info)
-        (folder / "data.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        (run.folder / "samples").mkdir(parents=True, exist_ok=True)
+        manifest = run.folder / "data.json.part"
+        manifest.write_text(json.dumps(run.data, indent=1, ensure_ascii=False) + "\n")
+        manifest.replace(run.folder / "data.json")
+        configfile.write(run.config, run.folder / "config.yaml")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
-    return Run(folder, config, manifest)
+        raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
 
 
 def _refuse_non_finite_weights(state: State, run: Run) -> None:

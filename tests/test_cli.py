@@ -177,7 +177,7 @@ def test_version(run):
         ("train --kimg 0", "kimg is 0.0; expected .* above 0"),
         ("train --kimg nan", "kimg is nan; expected a finite number"),
         ("train --seed -1", "seed is -1; expected 0 or more"),
-        ("train --batch 0", "batch is 0; expected 1 or more"),
+        ("train --batch 0", "batch is 0; expected 2 or more"),
         ("train --size 4", "size is 4; expected 8 to 1024"),
         ("train --channels 2", "channels is 2; expected 1 .*3"),
         ("train --optim.beta1 1", "beta1 is 1.0; expected 0 or more and below 1"),

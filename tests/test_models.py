@@ -452,7 +452,7 @@ def test_scores_may_come_with_class_logits(own):
 
 
 def test_a_critic_that_takes_labels_gets_them(own):
-    of = spec(model=f"{own}:TakesLabels")
+    of = spec(model=f"{own}:TakesLabels", classes=3, conditional="projection")
     critic, x = build_critic(of), pictures(of)
     torch.testing.assert_close(judge(critic, x, LABELS).score, critic.layer(x.flatten(1))[:, 0] + LABELS)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ganfast.config import Config
@@ -52,7 +53,7 @@ def build_generator(spec: NetSpec) -> nn.Module:
     """z (N, latent) -> pictures; initial weights come from torch's generator as it stands."""
     family, own = _parse(spec.model, spec)
     if "generator" in own:
-        return own["generator"](spec)
+        return _construct(own["generator"], spec)
     _check_size(family, spec)
     make = mlp_generator if family == "mlp" else dcgan_generator
     return _initialised(make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes), spec)
@@ -62,7 +63,9 @@ def build_critic(spec: NetSpec) -> nn.Module:
     """Pictures -> scores; initial weights come from torch's generator as it stands."""
     family, own = _parse(spec.model, spec)
     if "critic" in own:
-        return own["critic"](spec)
+        critic = _construct(own["critic"], spec)
+        setattr(critic, "takes_labels", spec.conditional == "projection")  # noqa: B010
+        return critic
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
     shape = (spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional, spec.critic_dropout)
@@ -72,8 +75,7 @@ def build_critic(spec: NetSpec) -> nn.Module:
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
     """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or None."""
-    projecting = getattr(critic, "projection", None) is not None or getattr(critic, "takes_labels", False)
-    answer = critic(x, labels) if projecting else critic(x)
+    answer = critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x)
     score, classes = (answer, None) if isinstance(answer, Tensor) else answer
     if score.numel() != len(x):
         raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {len(x)} pictures; expected one each")
@@ -111,11 +113,52 @@ def _load(module_name: str, name: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module does when it is imported
         raise InputError(f"model {module_name}:{name}: {error}; expected an importable module, here or installed") from error
     if not hasattr(module, name):
         raise InputError(f"model {module_name}:{name}: the module has no {name}")
     return getattr(module, name)
+
+
+def _construct(cls: Any, spec: NetSpec) -> nn.Module:
+    try:
+        net = cls(spec)
+    except Exception as error:
+        raise InputError(f"{cls.__name__}(spec) raised {type(error).__name__}: {error}; it is built for {spec}") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{cls.__name__}(spec) gave {type(net).__name__}; expected a torch.nn.Module")
+    return net
+
+
+@torch.no_grad()
+def try_out(generator: nn.Module, critic: nn.Module, spec: NetSpec) -> None:
+    """One forward of two pictures through networks of a user's own, in evaluation mode.
+
+    Raises:
+        InputError: they do not fit each other or the data; says which and how.
+    """
+    labels = torch.arange(2) % spec.classes if spec.classes else None
+    training = generator.training, critic.training
+    for name, net in (("generator", generator), ("critic", critic)):
+        net.eval()
+        try:
+            if name == "generator":
+                pictures = net(torch.zeros(2, spec.latent)) if labels is None else net(torch.zeros(2, spec.latent), labels)
+            else:
+                judged = judge(net, pictures, labels)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the {name} of {spec.model} fails on two pictures: {' '.join(str(error).split())}") from error
+    wanted = (2, spec.channels, spec.size, spec.size)
+    if tuple(pictures.shape) != wanted:
+        raise InputError(f"the generator of {spec.model} drew {tuple(pictures.shape)} for two latents; expected {wanted}")
+    if spec.conditional == "auxiliary" and (judged.classes is None or tuple(judged.classes.shape) != (2, spec.classes)):
+        raise InputError(
+            f"the critic of {spec.model} gives no class logits (2, {spec.classes}) for two pictures: a class head must"
+        )
+    generator.train(training[0])
+    critic.train(training[1])
 
 
 def parameter_count(net: nn.Module) -> int:

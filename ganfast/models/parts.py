@@ -30,6 +30,7 @@ class Critic(nn.Module):
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
         self.projection = nn.Linear(features, classes, bias=False) if conditional == "projection" else None
+        self.takes_labels = self.projection is not None  # what `judge` goes by
         self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Judgement:
