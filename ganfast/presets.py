@@ -24,20 +24,25 @@ _BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
 
 
 def _fitted(config: Config, kind: str, digits: float, mnist: float, large: float, lr: float = 0.0) -> Config:
-    """Length in thousand images for each kind of data, and what small grey pictures allow: small batches, a short latent, rates
-    that fall to 0 over the second half, and ``lr`` for both networks where the paper's is slower than need be (0 = the paper's)."""
+    """Length in thousand images for each kind of data, and what small grey pictures allow.
+
+    Those take small batches, rates that fall to 0 over the second half, ``lr`` for both networks where the paper's is slower than
+    need be (0 = the paper's), and a latent of 16: after 100 kimg of wgan-gp on MNIST a classifier was sure of 62% of the pictures,
+    with a latent of 64 of 55%.
+    """
     kimg = {"digits": digits, "mnist": mnist}.get(kind, large)
     if kind not in ("digits", "mnist"):
         return replace(config, kimg=kimg)
     optim = replace(config.optim, decay_from=0.5)
     if lr:
         optim = replace(optim, lr_generator=lr, lr_critic=lr, beta1=0.5)
-    return replace(config, kimg=kimg, batch=32, ema_kimg=20.0, net=replace(config.net, latent=64), optim=optim)
+    return replace(config, kimg=kimg, batch=32, ema_kimg=20.0, net=replace(config.net, latent=16), optim=optim)
 
 
 def _gan(kind: str) -> Config:
-    config = Config(model="mlp", loss=LossConfig("non-saturating"), optim=_ADAM_GAN)
-    return _fitted(config, kind, 600, 1500, 5000)
+    # Dropout as in the paper's discriminator: without it about 1% of the digits drawn were zeros.
+    config = Config(model="mlp", loss=LossConfig("non-saturating"), net=NetConfig(critic_dropout=0.3), optim=_ADAM_GAN)
+    return replace(_fitted(config, kind, 600, 2500, 5000, lr=4e-4), batch=64)
 
 
 def _dcgan(kind: str) -> Config:
@@ -61,7 +66,7 @@ def _wgan(kind: str) -> Config:
 def _wgan_gp(kind: str) -> Config:
     optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5)  # the paper's image code
     config = Config(loss=LossConfig("wasserstein"), penalty=PenaltyConfig("wgan-gp", weight=10.0), optim=optim)
-    return _fitted(config, kind, 300, 600, 10000, lr=1e-3)
+    return _fitted(config, kind, 300, 500, 10000, lr=1e-3)
 
 
 def _dragan(kind: str) -> Config:
