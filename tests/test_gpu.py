@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show. Needs torch, numpy, PyYAML, Pillow, rich, safetensors, pytest; no installed ganfast, no tyro."""
+"""What only an NVIDIA GPU can show. Needs torch, numpy, PyYAML, Pillow, rich, safetensors and pytest; no installed ganfast."""
 
 from dataclasses import replace
 
