@@ -151,7 +151,7 @@ class Config(_Checked):
     data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
     attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes
-    conditional: Conditional = "auto"  # how classes are learnt; auto = projection with attributes, balanced or imbalance, else no
+    conditional: Conditional = "auto"  # how classes are learnt; auto = projection where the data has classes, else no
     balanced: bool = False  # draw every class equally often
     imbalance: float = 0.0  # make the set long-tailed: the first class keeps this many times as many as the last; 0 = as it is
     flip: Literal["auto", "on", "off"] = "auto"  # mirror at random; auto = only where the data allows (faces, not digits)

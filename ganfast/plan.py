@@ -83,7 +83,7 @@ def _conditional(config: Config, pack: Pack) -> Conditional:
     """How classes are learnt once "auto" is decided; InputError where there are none to learn."""
     wanted = config.conditional
     if wanted == "auto":
-        wanted = "projection" if config.attributes or config.balanced or config.imbalance else "no"
+        wanted = "projection" if pack.info.classes else "no"
     if wanted != "no" and not pack.info.classes:
         raise InputError(
             f"conditional is {wanted}, but {pack.info.name} has no classes; give --attributes for celeba, sub-folders as classes, "

@@ -26,7 +26,7 @@ _BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
 def _fitted(config: Config, kind: str, digits: float, mnist: float, large: float, lr: float = 0.0) -> Config:
     """Length in thousand images for each kind of data, and what small grey pictures allow.
 
-    Those take small batches, rates that fall to 0 over the second half, ``lr`` for both networks where the paper's is slower than
+    Those take small batches, rates that fall to 0 over the last half, ``lr`` for both networks where the paper's is slower than
     need be (0 = the paper's), and a latent of 16: after 100 kimg of wgan-gp on MNIST a classifier was sure of 62% of the pictures,
     with a latent of 64 of 55%.
     """
@@ -42,55 +42,55 @@ def _fitted(config: Config, kind: str, digits: float, mnist: float, large: float
 def _gan(kind: str) -> Config:
     # Dropout as in the paper's discriminator: without it about 1% of the digits drawn were zeros.
     config = Config(model="mlp", loss=LossConfig("non-saturating"), net=NetConfig(critic_dropout=0.3), optim=_ADAM_GAN)
-    return replace(_fitted(config, kind, 600, 2500, 5000, lr=4e-4), batch=64)
+    return replace(_fitted(config, kind, 400, 1200, 5000, lr=4e-4), batch=64)
 
 
 def _dcgan(kind: str) -> Config:
-    return _fitted(Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 200, 600, 5000)
+    return _fitted(Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 150, 300, 5000)
 
 
 def _acgan(kind: str) -> Config:
     config = Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN, conditional="auxiliary")
     if kind == "celeba":
         config = replace(config, attributes=("Male", "Smiling"))
-    return _fitted(config, kind, 200, 250, 5000)
+    return _fitted(config, kind, 150, 250, 5000)
 
 
 def _wgan(kind: str) -> Config:
     # The paper uses RMSProp because momentum is unstable under clipping: Adam with beta1 = 0 has none either.
     optim = OptimConfig(lr_generator=5e-4, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=5)
     config = Config(loss=LossConfig("wasserstein", clip=0.01), net=_BATCH_NORM, optim=optim)
-    return _fitted(config, kind, 600, 700, 10000)
+    return _fitted(config, kind, 300, 400, 10000)
 
 
 def _wgan_gp(kind: str) -> Config:
     optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5)  # the paper's image code
     config = Config(loss=LossConfig("wasserstein"), penalty=PenaltyConfig("wgan-gp", weight=10.0), optim=optim)
-    return _fitted(config, kind, 300, 500, 10000, lr=1e-3)
+    return _fitted(config, kind, 200, 250, 10000, lr=1e-3)
 
 
 def _dragan(kind: str) -> Config:
     penalty = PenaltyConfig("dragan", weight=10.0)
-    return _fitted(Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN), kind, 200, 400, 5000)
+    return _fitted(Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN), kind, 150, 300, 5000)
 
 
 def _hinge(kind: str) -> Config:
     config = Config(loss=LossConfig("hinge"), net=NetConfig(critic_norm="spectral"), optim=replace(_ADAM_GAN, beta1=0.0))
-    return _fitted(config, kind, 200, 400, 5000)
+    return _fitted(config, kind, 150, 300, 5000)
 
 
 def _lsgan(kind: str) -> Config:
-    return _fitted(Config(loss=LossConfig("least-squares"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 200, 400, 5000)
+    return _fitted(Config(loss=LossConfig("least-squares"), net=_BATCH_NORM, optim=_ADAM_GAN), kind, 150, 300, 5000)
 
 
 def _r1(kind: str) -> Config:
     penalty = PenaltyConfig("r1", weight=1.0)
-    return _fitted(Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1), kind, 200, 400, 5000)
+    return _fitted(Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1), kind, 150, 300, 5000)
 
 
 def _rpgan(kind: str) -> Config:
     penalty = PenaltyConfig("r1+r2", weight=1.0)
-    return _fitted(Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1), kind, 200, 400, 5000)
+    return _fitted(Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1), kind, 150, 300, 5000)
 
 
 PRESETS: dict[str, Preset] = {

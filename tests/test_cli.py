@@ -423,7 +423,13 @@ def test_dry_run_writes_nothing_and_its_config_is_the_resolved_one(run):
     config, figures = dry(out)
     expected = preset_config("wgan-gp", "digits")
     expected = replace(
-        expected, seed=3, size=16, channels=1, conditional="no", precision=config.precision, net=replace(expected.net, width=8)
+        expected,
+        seed=3,
+        size=16,
+        channels=1,
+        conditional="projection",
+        precision=config.precision,
+        net=replace(expected.net, width=8),
     )
     assert config == expected
     assert figures["generator"] > figures["critic"] > 0
@@ -580,7 +586,7 @@ def test_train_sample_and_resume_as_a_user_would(run):
     code, out, err = run(f"train dcgan {flags}")
     assert (code, out) == (0, "")
     assert "scikit-learn's handwritten digits" in err
-    assert "dcgan at 16x16x1 on cpu" in err
+    assert "dcgan at 16x16x1, 10 classes by projection on cpu" in err
     assert "done: 0.32 kimg" in err
     assert Path("runs/dcgan-digits/config.yaml").exists(), "the default place"
     advice = re.search(r"draw more +ganfast (sample .*)", err).group(1)
