@@ -82,7 +82,7 @@ class RunLog:
     def __init__(self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images)
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
-        self.target, self.started, self.first, self.paused = target, time.monotonic(), images, 0.0
+        self.started, self.paused = time.monotonic(), 0.0
         self.last_time, self.last_images = self.started, images
         self.progress = Progress(images, target, quiet)
 
