@@ -14,6 +14,7 @@ from ganfast.errors import InputError
 Norm = Literal["none", "batch", "layer", "instance", "spectral"]
 LossKind = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 Conditional = Literal["auto", "no", "projection", "auxiliary"]
+EngineName = Literal["auto", "reference", "autograd", "explicit"]
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
 
 
@@ -93,6 +94,11 @@ class PenaltyConfig(_Checked):
     def active(self) -> bool:
         return self.kind != "none" and self.weight > 0
 
+    @property
+    def at_own_points(self) -> bool:
+        """Held at points that the loss does not score, by the norm; else at reals or fakes themselves, by its square."""
+        return self.kind in ("wgan-gp", "dragan")
+
 
 @dataclass(frozen=True)
 class OptimConfig(_Checked):
@@ -162,6 +168,7 @@ class Config(_Checked):
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_kimg: float = 5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
+    engine: EngineName = "auto"  # how the critic's gradients are computed; auto = the fastest that can take the critic
     compile: bool = False  # torch.compile what can be compiled; minutes to start, worth it on long GPU runs
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -1,10 +1,14 @@
 """Exact operation counts: what torch's FLOP formulas say of every convolution and matrix product that runs."""
 
+import weakref
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
@@ -20,25 +24,47 @@ class FlopCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.total += convolution_backward_flops(*args)
+        elif func.overloadpacket in flop_registry:
             self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
 
 
-class KeptBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a forward pass keeps for its backward pass, each storage once and parameters not at all."""
+def convolution_backward_flops(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Data and weight gradient each cost what the forward does. torch's own formula takes groups for one large convolution.
 
-    def __init__(self, *nets: nn.Module) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for net in nets for p in net.parameters()}
-        self._storages: dict[int, int] = {}
-        super().__init__(self._remember, lambda tensor: tensor)
+    ``rest`` ends with groups and the mask (data, weight, bias); a transposed convolution swaps the roles of ``x`` and ``dy``.
+    """
+    transposed, mask = rest[4], rest[-1]
+    outputs = x if transposed else dy
+    products = weight.numel() * outputs.shape[0] * prod(outputs.shape[2:])
+    return 2 * products * (bool(mask[0]) + bool(mask[1]))
 
-    def _remember(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
-            self._storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    @property
-    def total(self) -> int:
-        return sum(self._storages.values())
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made while active take at any time: ``with PeakBytes() as peak: step()``, then ``peak.total``.
+
+    Each storage counts once, from the operation that makes it to its end. What an operation borrows while it runs is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._alive and key not in given:
+                    end = partial(self._ended, key)
+                    self._alive[key] = weakref.ref(storage, end), storage.nbytes()
+        self.total = max(self.total, sum(size for _, size in self._alive.values()))
+        return out
+
+    def _ended(self, key: int, _: Any) -> None:
+        self._alive.pop(key, None)

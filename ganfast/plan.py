@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ganfast.config import Conditional, Config, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.device import find_device, prepared, resolved
 from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine.critic import refuse_batch_norm
 from ganfast.errors import InputError
-from ganfast.flops import FlopCount, KeptBytes
+from ganfast.flops import FlopCount, PeakBytes
 from ganfast.loop import State
 from ganfast.models import NetSpec, build_critic, build_generator, try_out
 from ganfast.random import Purpose, scalar_seed
@@ -74,7 +74,8 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     generator, critic = build_generator(spec), build_critic(spec)
     if ":" in config.model:
         try_out(generator, critic, spec)
-    _refuse_batch_norm(critic, config)
+    if config.penalty.active:
+        refuse_batch_norm(critic, config.penalty.kind)
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
     return Plan(config, run_folder(config), device, pack, data, spec, State.of(generator, critic, config))
 
@@ -92,34 +93,24 @@ def _conditional(config: Config, pack: Pack) -> Conditional:
     return wanted
 
 
-def _refuse_batch_norm(critic: nn.Module, config: Config) -> None:
-    """A user's own critic is checked for what `Config` refuses by name."""
-    norms = [name for name, module in critic.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if norms and config.penalty.active:
-        raise InputError(
-            f"layer {norms[0]} of the critic is a batch norm: with penalty {config.penalty.kind} its gradient mixes samples; "
-            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or --penalty.kind none"
-        )
-
-
 @dataclass(frozen=True)
 class Cost:
     """What training costs, counted on two real pictures and scaled."""
 
     flops_per_image: float  # floating-point operations per real image shown, all steps together
     state_bytes: int  # weights, gradients, Adam's moments and the average
-    activation_bytes: int  # the most that one step keeps for its backward pass
+    activation_bytes: int  # the most that one step has alive beside the state
     data_bytes: int  # pictures
 
 
 def count_cost(plan: Plan) -> Cost:
     """Runs critic and generator steps on two and on four pictures under counters. Gradients are filled, weights are not moved."""
     c, state = plan.config, plan.state
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, check=False)
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
 
     def measured(batch: int) -> tuple[float, int]:
-        """FLOPs of a generator step with its critic steps, and the most bytes that one step keeps, at a batch size."""
+        """FLOPs of a generator step with its critic steps, and the most bytes that one step makes, at a batch size."""
         real, labels = plan.data.batch(0, batch)
         labels = labels if c.conditional != "no" else None
         z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
@@ -133,17 +124,17 @@ def count_cost(plan: Plan) -> Cost:
             lambda: critic_step(real, fake, labels, with_penalty=False),
             lambda: generator_step(z, labels, real),
         ):
-            flops, kept = FlopCount(), KeptBytes(state.generator, state.critic)
-            with flops, kept:
+            flops, peak = FlopCount(), PeakBytes()
+            with flops, peak:
                 step()
-            counts.append((flops.total, kept.total))
-        (penalised, kept_penalised), (plain, _), (generated, kept_generated) = counts
+            counts.append((flops.total, peak.total))
+        (penalised, peak_penalised), (plain, _), (generated, peak_generated) = counts
         turn = drawing.total + plain + (penalised - plain) / c.penalty.interval
-        return c.optim.critic_steps * turn + generated, max(kept_penalised, kept_generated)
+        return c.optim.critic_steps * turn + generated, max(peak_penalised, peak_generated)
 
     # Two batch sizes: what does not grow with the batch (half-precision copies of weights) is told from what does.
-    (flops_2, kept_2), (flops_4, kept_4) = measured(2), measured(4)
-    activations = kept_2 + (kept_4 - kept_2) * (c.batch - 2) // 2
+    (flops_2, peak_2), (flops_4, peak_4) = measured(2), measured(4)
+    activations = peak_2 + (peak_4 - peak_2) * (c.batch - 2) // 2
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
     average = sum(p.nbytes for p in state.average.parameters())
     return Cost((flops_4 - flops_2) / 2 / c.optim.critic_steps, 4 * weights + average, max(0, activations), plan.pack.images.nbytes)

@@ -19,7 +19,7 @@ from ganfast import configfile
 from ganfast.config import Config
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
-from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
@@ -30,7 +30,7 @@ from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
-_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "preset")
+_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "engine", "preset")
 _SHEET = 64  # pictures in a sample grid, about
 
 
@@ -79,8 +79,11 @@ def train(config: Config, quiet: bool = False) -> Run:
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet)
-    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.compile)
+    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.engine, config.compile)
     generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, config.compile)
+    if not quiet:
+        say(f"critic step: {critic_step.choice}")
+    _write_engine(run, critic_step.choice)
     writer = Writer(plan, run, log)
     began, first = time.monotonic(), state.images
     try:
@@ -91,6 +94,7 @@ def train(config: Config, quiet: bool = False) -> Run:
             train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
             writer.samples()
             writer.checkpoint()
+        _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
     except torch.OutOfMemoryError as error:
         raise RunError(f"{plan.device} has no memory left at batch {config.batch}: lower --batch or --net.width") from error
     finally:
@@ -233,6 +237,12 @@ def _write_record(run: Run) -> None:
         configfile.write(run.config, run.folder / "config.yaml")
     except OSError as error:
         raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
+
+
+def _write_engine(run: Run, choice: Choice) -> None:
+    """What computed the critic's gradients in the end, for whoever compares runs."""
+    record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason, "torch": torch.__version__}
+    (run.folder / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _refuse_non_finite_weights(state: State, run: Run) -> None:

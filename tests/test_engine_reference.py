@@ -355,7 +355,7 @@ def test_a_class_conditional_critic_step_is_the_textbooks(conditional, class_fak
     critic, penalty = small_critic(conditional), PenaltyConfig(penalty, weight=3.0)
     loss = LossConfig("non-saturating", class_weight=0.6, class_fakes=class_fakes)
     expected, stats = textbook_critic_gradients(critic, loss, penalty, **given(), labels=LABELS)
-    returned = make_critic_step(critic, loss, penalty)(**given(), labels=LABELS)
+    returned = make_critic_step(critic, loss, penalty)(**given(), real_labels=LABELS)
     assert_gradients(critic, expected, 2e-6)
     assert ("class_loss" in returned) == (conditional == "auxiliary")
     for name, value in stats.items():
@@ -366,7 +366,7 @@ def test_class_accuracy_is_that_of_the_reals():
     critic, inputs = small_critic("auxiliary"), given()
     guesses = critic(inputs["real"]).classes.argmax(1)
     labels = torch.where(torch.tensor([True, False, True, True, False]), guesses, (guesses + 1) % CLASSES)
-    stats = make_critic_step(critic, LossConfig(), PenaltyConfig())(**inputs, labels=labels)
+    stats = make_critic_step(critic, LossConfig(), PenaltyConfig())(**inputs, real_labels=labels)
     assert stats["class_accuracy"].item() == pytest.approx(0.6)
 
 
@@ -473,7 +473,7 @@ def test_a_critic_step_makes_one_power_iteration(penalty):
             layer.parametrizations.weight.original.normal_()
     expected = [one_power_iteration(layer) for layer in layers]
     started = [layer.parametrizations.weight[0]._v.clone() for layer in layers]
-    make_critic_step(critic, LossConfig("hinge"), PenaltyConfig(penalty))(**given(), labels=LABELS)
+    make_critic_step(critic, LossConfig("hinge"), PenaltyConfig(penalty))(**given(), real_labels=LABELS)
     for layer, (u, v), old in zip(layers, expected, started, strict=True):
         state = layer.parametrizations.weight[0]
         torch.testing.assert_close(state._u, u, rtol=1e-12, atol=1e-12)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine import make_critic_step
-from ganfast.flops import FlopCount, KeptBytes
+from ganfast.flops import FlopCount, PeakBytes
 
 N = 6
 
@@ -66,9 +66,9 @@ class PlainCritic(nn.Module):
         return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))[:, 0]
 
 
-def step_flops(critic, penalty, shape):
+def step_flops(critic, penalty, shape, engine="reference"):
     real, fake = torch.randn(2, N, *shape).unbind(0)
-    step = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(penalty))
+    step = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(penalty), engine=engine, check=False)
     return flops(lambda: step(real, fake, eps=torch.rand(N), noise=torch.rand(N, *shape)))
 
 
@@ -99,43 +99,37 @@ def test_a_textbook_step_costs_about_as_many_forwards_as_its_passes(penalty, for
     assert step_flops(critic, penalty, shape) / forward == pytest.approx(forwards, rel=0.04)
 
 
-# What a forward pass keeps.
+# What is alive at once.
 
 
-def test_kept_bytes_by_hand():
-    net = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2))
-    x = torch.randn(3, 7)
-    kept = KeptBytes(net)
-    with kept:
+def test_peak_bytes_by_hand():
+    x = torch.randn(1000)
+    with PeakBytes() as peak:
+        a = x + 1  # 1000
+        b = a * 2  # 2000
+        del a  # 1000
+        c = b[:500]  # a view
+        d = b + 1  # 2000
+        del b
+        e = d + 1  # 3000: the view keeps its whole storage
+        del c, d, e
+        x.add_(1)  # not made here
+    assert peak.total == 4 * 3000
+
+
+def test_peak_bytes_of_a_backward_pass_are_what_it_keeps():
+    net = nn.Sequential(nn.Linear(70, 50, bias=False), nn.Tanh(), nn.Tanh(), nn.Linear(50, 1, bias=False))
+    x = torch.randn(30, 70)
+    with PeakBytes() as peak, torch.no_grad():
         net(x)
-    # The input for the first layer's weight gradient; the output of ReLU, kept by it and by the second layer, once.
-    assert kept.total == 4 * (3 * 7 + 3 * 5)
+    assert peak.total == 4 * 2 * 30 * 50  # a layer's input and output
+    with PeakBytes() as peak:
+        net(x)
+    assert peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50  # tanh keeps its output only: the first layer's is let go
 
 
-def test_parameters_are_not_counted_and_shared_storages_once():
-    weight, x = nn.Parameter(torch.randn(11)), torch.randn(11, requires_grad=True)
-    net = nn.Module()
-    net.weight = weight
-    kept = KeptBytes(net)
-    with kept:
-        weight * x
-    assert kept.total == 4 * 11  # x; the weight is a parameter
-    kept = KeptBytes()
-    with kept:
-        weight * x
-    assert kept.total == 2 * 4 * 11
-    kept = KeptBytes(net)
-    with kept:
-        (weight * x, weight * x, weight[:5] * x[:5])
-    assert kept.total == 4 * 11
-
-
-def test_nothing_is_kept_without_a_graph_and_gradients_are_unchanged():
+def test_peak_bytes_change_no_result():
     net, x = nn.Linear(7, 5), torch.randn(3, 7)
-    kept = KeptBytes(net)
-    with kept, torch.no_grad():
-        net(x)
-    assert kept.total == 0
-    with KeptBytes(net):
+    with PeakBytes():
         net(x).sum().backward()
     torch.testing.assert_close(net.weight.grad, x.sum(0).expand(5, 7))

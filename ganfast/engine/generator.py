@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import LossConfig
-from ganfast.engine.reference import fill_gradients
+from ganfast.engine.gradients import FlatGradients
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
@@ -42,10 +42,11 @@ def make_generator_step(
         return total, stats
 
     run = torch.compile(whole_loss) if compile else whole_loss
+    gradients = FlatGradients(generator)
 
     def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
         total, stats = run(z, labels, real)
-        fill_gradients(generator, total)
+        gradients.fill(torch.autograd.grad(total, gradients.parameters, allow_unused=True))
         return {name: value.detach() for name, value in stats.items()}
 
     return step

@@ -75,11 +75,15 @@ def build_critic(spec: NetSpec) -> nn.Module:
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
     """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or None."""
-    answer = critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x)
+    return as_judgement(critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x))
+
+
+def as_judgement(answer: Any, count: int) -> Judgement:
+    """What a critic returned for ``count`` pictures in one form."""
     score, classes = (answer, None) if isinstance(answer, Tensor) else answer
-    if score.numel() != len(x):
-        raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {len(x)} pictures; expected one each")
-    return Judgement(full_precision(score.reshape(len(x))), None if classes is None else full_precision(classes))
+    if score.numel() != count:
+        raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; expected one each")
+    return Judgement(full_precision(score.reshape(count)), None if classes is None else full_precision(classes))
 
 
 def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:

@@ -1,0 +1,98 @@
+"""The start-up check: the very callable that will train, at its real batch shape, against the reference in slices."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.engine.objective import Inputs
+from ganfast.engine.reference import whole_loss
+from ganfast.models.parts import held_power_iteration
+
+ROUNDING = 1e-3  # relative error of the whole gradient that is never wrong in float32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Relative error of the whole gradient against the reference, and what is allowed."""
+
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+def reference_gradients(
+    critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, autocast: torch.dtype | None = None,
+    rows: int = 0,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 = all), so that memory stays small.
+
+    Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it stands.
+    """
+    parameters = [p for p in critic.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p) for p in parameters]
+    n = len(inputs.real)
+    for start in range(0, n, rows or n):
+        part = slice(start, start + (rows or n))
+        real_labels, fake_labels = (None if x is None else x[part] for x in (inputs.real_labels, inputs.fake_labels))
+        some = Inputs(inputs.real[part], inputs.fake[part], real_labels, fake_labels, tuple(x[part] for x in inputs.points))
+        with torch.enable_grad(), held_power_iteration(critic):
+            value, _ = whole_loss(critic, loss, penalties, some, autocast)
+            found = torch.autograd.grad(value, parameters, materialize_grads=True)
+        for sum_, gradient in zip(total, found, strict=True):
+            sum_ += gradient * (len(some.real) / n)
+    return total
+
+
+def check(
+    critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, found: Sequence[Tensor | None],
+    autocast: torch.dtype | None, separable: bool,
+) -> Verdict:  # fmt: skip
+    """How far gradients that an engine found for ``inputs`` are from the reference's."""
+    rows = 8 if separable else 0
+    with full_float32():
+        exact = reference_gradients(critic, loss, penalties, inputs, None, rows)
+    allowed = ROUNDING
+    if autocast is not None or exact[0].is_cuda:  # a GPU may compute float32 with shortened factors: so does eager autograd
+        allowed += 2 * relative_error(reference_gradients(critic, loss, penalties, inputs, autocast, rows), exact)
+    return Verdict(
+        relative_error([torch.zeros_like(e) if f is None else f for f, e in zip(found, exact, strict=True)], exact), allowed
+    )
+
+
+def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """|found - exact| / |exact| of all gradients as one vector; 0 where both vanish."""
+    gap = torch.stack([(f.double() - e.double()).square().sum() for f, e in zip(found, exact, strict=True)]).sum()
+    whole = torch.stack([e.double().square().sum() for e in exact]).sum()
+    return float((gap / whole).sqrt()) if whole > 0 else float(gap.sqrt())
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 convolutions and products with all their bits on a GPU."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def nothing_changed(net: nn.Module) -> Iterator[None]:
+    """Generators and buffers are afterwards what they were."""
+    buffers = [(b, b.clone()) for b in net.buffers()]
+    devices = sorted({p.device.index or 0 for p in net.parameters() if p.is_cuda})
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -1,0 +1,273 @@
+"""`make_critic_step`: the critic's gradients by the fastest engine that gets them right."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import EngineName, LossConfig, PenaltyConfig
+from ganfast.engine.autograd import AutogradStep
+from ganfast.engine.check import check as verify
+from ganfast.engine.check import nothing_changed
+from ganfast.engine.compiled import compiled
+from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.gradients import FlatGradients
+from ganfast.engine.objective import Inputs, Stats
+from ganfast.engine.reference import whole_loss
+from ganfast.engine.walk import CannotWalk, walk
+from ganfast.engine.weights import EffectiveWeights
+from ganfast.errors import InputError
+from ganfast.log import logger
+from ganfast.models.parts import held_power_iteration
+from ganfast.penalties import interpolate, perturb
+
+Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]  # of a step with or without its penalties
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which engine computes the steps, and why."""
+
+    engine: EngineName
+    compiled: bool
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return f"{'compiled ' if self.compiled else ''}{self.engine}"
+
+    def __str__(self) -> str:
+        return f"{self.title} engine ({self.reason})"
+
+
+def make_critic_step(
+    critic: nn.Module,
+    loss: LossConfig | str = "wasserstein",
+    penalty: PenaltyConfig | str | Sequence[PenaltyConfig | str] = "wgan-gp",
+    autocast: torch.dtype | None = None,
+    engine: EngineName = "auto",
+    compile: bool | None = None,
+    check: bool = True,
+) -> "CriticStep":
+    """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole loss; see `CriticStep.__call__`.
+
+    Args:
+        critic: any module that maps pictures (N, C, H, W) to scores (N,) or (N, 1), or to (scores, class logits (N, K)). One whose
+            ``takes_labels`` is true is called with labels as well.
+        loss: what to minimise, or its kind by name.
+        penalty: how the gradient is held, or its kind by name; several may be given; "none" or () = not at all.
+        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None = as it is.
+        engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
+        compile: True = torch.compile; False = not; None = on a GPU only: on two CPU cores the explicit engine gains nothing by it.
+        check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
+
+    Raises:
+        InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for and cannot take this critic.
+    """
+    loss = LossConfig(loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
+    given = [penalty] if isinstance(penalty, PenaltyConfig | str) else list(penalty)
+    configs = [PenaltyConfig(p) if isinstance(p, str) else p for p in given]  # type: ignore[arg-type]
+    penalties = tuple(p for p in configs if p.active)
+    if penalties:
+        refuse_batch_norm(critic, penalties[0].kind)
+    return CriticStep(critic, loss, penalties, autocast, choose(critic, penalties, engine, compile), check)
+
+
+def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
+    """Raises InputError where a batch norm would mix the input gradients of the samples."""
+    norms = [name for name, module in critic.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        raise InputError(
+            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient mixes samples; "
+            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or no penalty"
+        )
+
+
+def choose(
+    critic: nn.Module, penalties: Sequence[PenaltyConfig], engine: EngineName = "auto", compile: bool | None = None
+) -> Choice:
+    """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run gets the same.
+
+    "auto" is explicit where the critic can be walked and the step has a penalty; autograd for other penalised critics; else
+    the reference, which without a penalty wastes nothing. The speeds behind this are in benchmarks/bench_engines.py.
+    """
+    if engine not in get_args(EngineName):
+        raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
+    on_gpu = any(p.is_cuda for p in critic.parameters())
+    compile = on_gpu if compile is None else compile
+    if engine == "reference":
+        return Choice(engine, False, "asked for")
+    if engine == "autograd":
+        return Choice(engine, compile, "asked for")
+    try:
+        found = walk(critic)
+    except CannotWalk as error:
+        if engine == "explicit":
+            raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
+        if penalties:
+            return Choice("autograd", compile, f"the explicit engine cannot take this critic: {error}")
+        return Choice("autograd" if compile else "reference", compile, f"no penalty, and {error}")
+    walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
+    if engine == "explicit":
+        return Choice(engine, compile, f"asked for; {walked}")
+    if found.tail is not None and not penalties:
+        return Choice("autograd" if compile else "reference", compile, f"no penalty, and {walked}")
+    return Choice("explicit", compile, walked)
+
+
+class CriticStep:
+    """Made by `make_critic_step`. ``choice`` says which engine it uses, ``gradients.flat`` is where all gradients lie."""
+
+    def __init__(
+        self, critic: nn.Module, loss: LossConfig, penalties: tuple[PenaltyConfig, ...], autocast: torch.dtype | None,
+        choice: Choice, check: bool = True,
+    ) -> None:  # fmt: skip
+        self.critic, self.loss, self.penalties, self.autocast, self.choice = critic, loss, penalties, autocast, choice
+        self.gradients = FlatGradients(critic)
+        self._run = self._engine(choice)
+        self._unchecked = {True, False} if check else set()
+
+    def __call__(
+        self, real: Tensor, fake: Tensor, real_labels: Tensor | None = None, fake_labels: Tensor | None = None,
+        eps: Tensor | None = None, noise: Tensor | None = None, with_penalty: bool = True,
+    ) -> Stats:  # fmt: skip
+        """Fill the gradients of one step.
+
+        Args:
+            real, fake: pictures (N, C, H, W) in [-1, 1]; gradients never flow back through them.
+            real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have those of the reals.
+            eps: WGAN-GP's share of the real in each interpolate, (N,) in [0, 1].
+            noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they are needed and not given.
+            with_penalty: False leaves the penalties out (lazy penalties).
+
+        Returns:
+            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score; with a penalty penalty,
+            gradient_norm, gradient_norm_max; with a class head class_loss, class_accuracy.
+        """
+        penalties = self.penalties if with_penalty else ()
+        real, fake = real.detach(), fake.detach()
+        fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
+        inputs = Inputs(real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise))
+        if bool(penalties) in self._unchecked:
+            self._check(inputs, bool(penalties))
+        found, stats = self._run(inputs, bool(penalties))
+        self.gradients.fill(found)
+        return stats
+
+    def _shared_labels(self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]) -> Tensor | None:
+        if fake is None or fake is real or real is None:
+            return real
+        between = [p.kind for p in penalties if p.at_own_points]
+        if between and not torch.equal(real, fake):  # waits for the device: give the same tensor, or none, to go without
+            raise InputError(
+                f"reals and fakes have different labels, so that the points of {between[0]} have no class; "
+                "draw the fakes with the labels of the reals"
+            )
+        return fake
+
+    def _check(self, inputs: Inputs, penalised: bool) -> None:
+        """Take the next slower engine until one agrees with the reference on these pictures."""
+        self._unchecked.discard(penalised)
+        while (self.choice.engine, self.choice.compiled) != ("reference", False):
+            problem = self._problem(inputs, penalised)
+            if problem is None:
+                return
+            slower = Choice(self.choice.engine, False, "") if self.choice.compiled else Choice("reference", False, "")
+            logger.warning("%s engine: %s; going on with %s", self.choice.title, problem, slower.title)
+            self.choice = Choice(slower.engine, slower.compiled, f"{self.choice.title} {problem}")
+            self._run = self._engine(self.choice)
+            self._unchecked = {not penalised}
+
+    def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
+        """What is wrong with the engine's gradients; None = nothing. Values rounded across a kink are not, and gone elsewhere."""
+        penalties = self.penalties if penalised else ()
+        for where in (inputs, _moved(inputs)):
+            try:
+                with nothing_changed(self.critic), held_power_iteration(self.critic):
+                    torch.manual_seed(0)  # for critics that draw numbers themselves
+                    found, _ = self._run(where, penalised)
+                    torch.manual_seed(0)
+                    verdict = verify(self.critic, self.loss, penalties, where, found, self.autocast, self._separable)
+            except (torch.OutOfMemoryError, InputError):
+                raise
+            except Exception as error:  # whatever a compiler or a user's critic comes up with
+                return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+            if verdict.passed:
+                return None
+        return f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
+
+    @property
+    def _separable(self) -> bool:
+        try:
+            return walk(self.critic).tail is None
+        except CannotWalk:
+            return False
+
+    def _engine(self, choice: Choice) -> Engine:
+        makers = {"reference": self._reference, "autograd": self._autograd, "explicit": self._explicit}
+        return makers[choice.engine](choice.compiled)
+
+    def _reference(self, compile: bool) -> Engine:
+        plain = torch.compile(whole_loss) if compile else whole_loss
+
+        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
+            function, penalties = (whole_loss, self.penalties) if penalised else (plain, ())
+            total, stats = function(self.critic, self.loss, penalties, inputs, self.autocast)
+            found = torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
+            return list(found), {name: value.detach() for name, value in stats.items()}
+
+        return run
+
+    def _autograd(self, compile: bool) -> Engine:
+        plain = self._reference(compile)  # first derivatives need no help
+        step: Any = AutogradStep(self.critic, self.loss, self.penalties, self.autocast)
+        step = compiled(step) if compile else step
+
+        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
+            if not penalised:
+                return plain(inputs, False)
+            EffectiveWeights(self.critic)  # one power iteration
+            weights = dict(self.critic.named_parameters()) | dict(self.critic.named_buffers())
+            with held_power_iteration(self.critic):
+                found, stats = step({name: value.detach() for name, value in weights.items()}, inputs)
+            return [found[name] for name, p in self.critic.named_parameters() if p.requires_grad], stats
+
+        return run
+
+    def _explicit(self, compile: bool) -> Engine:
+        walked = walk(self.critic)
+        steps: dict[bool, Any] = {
+            penalised: ExplicitStep(walked, self.loss, self.penalties if penalised else (), self.autocast)
+            for penalised in (True, False)
+        }
+        if compile:
+            steps = {penalised: compiled(step) for penalised, step in steps.items()}
+
+        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
+            effective = EffectiveWeights(self.critic)
+            with torch.no_grad(), held_power_iteration(self.critic):
+                found, stats = steps[penalised](effective.values, inputs)
+            return effective.parameter_gradients(found), stats
+
+        return run
+
+
+def points_of(
+    penalties: Sequence[PenaltyConfig], real: Tensor, fake: Tensor, eps: Tensor | None = None, noise: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The points of each penalty that has its own, detached; arguments as `CriticStep.__call__`."""
+    found = []
+    for penalty in penalties:
+        if penalty.kind == "wgan-gp":
+            found.append(interpolate(real, fake, torch.rand(len(real), device=real.device) if eps is None else eps))
+        elif penalty.kind == "dragan":
+            found.append(perturb(real, torch.rand_like(real) if noise is None else noise))
+    return tuple(x.detach() for x in found)
+
+
+def _moved(inputs: Inputs) -> Inputs:
+    """The same step a little elsewhere."""
+    real, fake, *points = (0.99 * x for x in (inputs.real, inputs.fake, *inputs.points))
+    return Inputs(real, fake, inputs.real_labels, inputs.fake_labels, tuple(points))

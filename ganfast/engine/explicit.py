@@ -1,0 +1,315 @@
+"""The critic step without autograd: forward, delta pass, tangent pass, one weight gradient a layer over all rows together.
+
+A penalty on the input gradient g(x) is differentiated by Pearlmutter's identity (1994): with u = d penalty / d g held fixed,
+d penalty / d W = d <u, g> / d W, and <u, g> is the tangent of the score in direction u. In a piecewise-linear critic this is, at
+each layer, the weight gradient that pairs the tangent t at its input with the delta at its output, as the loss's pairs the input h
+with the loss's delta. Curved layers add to the adjoint of h what a change of h does to the tangent.
+
+Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd takes 12, 9, 12.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.engine.layers import Conv, Kept, Layer, Linear
+from ganfast.engine.objective import Inputs, Stats, holds, objective, penalty_stats, segments_of
+from ganfast.engine.walk import Value, Walk
+from ganfast.kernels.gradient_penalty import gradient_penalty_reference
+from ganfast.models import as_judgement
+from ganfast.models.parts import full_precision
+
+Weights = Mapping[str, Tensor]
+ByValue = dict[Value, Tensor]
+Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]  # blocks of rows: inputs, deltas, deltas that the bias sees
+ALL = slice(None)
+
+
+class ExplicitStep:
+    """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing."""
+
+    def __init__(
+        self, walk: Walk, loss: LossConfig, penalties: Sequence[PenaltyConfig], compute: torch.dtype | None = None
+    ) -> None:
+        self.walk, self.loss, self.penalties, self.compute = walk, loss, penalties, compute
+        self.bare = _bare(walk)
+
+    def __call__(self, weights: Weights, inputs: Inputs) -> tuple[dict[str, Tensor], Stats]:
+        walk, rows = self.walk, Rows.of(inputs, self.penalties)
+        w = self._cast(weights)
+        values, kept = self._forward(w, rows)
+        places = walk.tail.inputs if walk.tail else walk.outputs
+        head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
+        shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
+
+        def seeded(seeds: Sequence[Tensor]) -> ByValue:
+            return dict(zip(places, seeds, strict=True))
+
+        pairs: dict[Value, Pairs] = {}
+        stats: Stats = {}
+        if not self.penalties:
+            adjoint, _ = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
+            pairs = {out: ([values[i]], [a], [a]) for out, i, a in self._weighted(adjoint)}
+        elif not walk.curved and (shared <= 0 or len(places) == 1):
+            # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
+            # delta there is the loss's slope at that logit times the unit delta.
+            slopes = head.adjoint()
+            seeds = [torch.cat([s[: rows.start], one]) for s, one in zip(slopes, head.unit(), strict=True)]
+            slope = slopes[0][rows.start :]
+            delta, g = self._backward(w, kept, seeded(seeds), ALL, rows.penalised)
+            direction, stats = self._penalise(g, rows)
+            tangent = self._tangent(w, kept, direction, rows.penalised)
+            for out, i, d in self._weighted(delta):
+                h, t, inputs_, biases = values[i], tangent[i], [values[i][: rows.start]], [d[: rows.start]]
+                if shared:
+                    inputs_.append(_times(h[rows.start : rows.loss], slope) + t[:shared])
+                    biases.append(_times(d[rows.start : rows.loss], slope))
+                pairs[out] = ([*inputs_, t[shared:]], [d], biases)
+        else:
+            # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
+            delta, g = self._backward(w, kept, seeded(head.unit()), rows.penalised, rows.penalised)
+            direction, stats = self._penalise(g, rows)
+            tangent = self._tangent(w, kept, direction, rows.penalised)
+            reached = slice(0, None if walk.curved else rows.loss)
+            seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
+            adjoint, _ = self._backward(w, kept, seeded(seeds), reached, None, _Bend(tangent, delta, rows.start))
+            pairs = {out: ([values[i][reached], tangent[i]], [a, delta[out]], [a]) for out, i, a in self._weighted(adjoint)}
+        return self._gradients(w, pairs) | head.gradients, head.stats | stats
+
+    def _cast(self, weights: Weights) -> Weights:
+        """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
+        if self.compute is None:
+            return weights
+        names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
+        return {name: value.to(self.compute) if name in names else value for name, value in weights.items()}
+
+    def _forward(self, w: Weights, rows: "Rows") -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
+        values, kept = {0: rows.pictures}, {}
+        for step in self.walk.steps:
+            x = [values[i] for i in step.inputs]
+            if step.label_index is not None and rows.labels is not None:
+                x.append(step.label_index(rows.labels))
+            values[step.output], kept[step.output] = step.layer.forward(w, *x)
+        return values, kept
+
+    def _backward(
+        self,
+        w: Weights,
+        kept: dict[Value, Kept],
+        seeds: ByValue,
+        rows: slice,
+        picture_rows: slice | None,
+        bend: "_Bend | None" = None,
+    ) -> tuple[ByValue, Tensor]:
+        """Deltas at the outputs of the steps for some rows, and at the pictures for ``picture_rows`` (None = not wanted).
+
+        Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
+        """
+        pending, found = dict(seeds), {}
+        for step in reversed(self.walk.steps):
+            if step.output not in pending:
+                continue
+            delta = found[step.output] = pending.pop(step.output)
+            narrow = step.inputs[0] in self.bare
+            if narrow and picture_rows is None:
+                continue
+            narrowed = narrow and step.output not in self.bare and picture_rows != rows
+            mine = picture_rows if narrow and picture_rows is not None else rows
+            before = step.layer.delta(w, _sliced(kept[step.output], mine), delta[mine] if narrowed else delta)
+            for i, d in zip(step.inputs, before, strict=False):
+                if bend is not None and step.layer.curved:
+                    d = bend.added(step.layer, kept[step.output], i, step.output, d)
+                pending[i] = pending[i] + d if i in pending else d
+        return found, pending.get(0, torch.empty(0))
+
+    def _tangent(self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice) -> ByValue:
+        tangents = {0: direction}
+        for step in self.walk.steps:
+            tangents[step.output] = step.layer.tangent(w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs))
+        return tangents
+
+    def _penalise(self, g: Tensor, rows: "Rows") -> tuple[Tensor, Stats]:
+        """Directions of the penalised rows, from their input gradients."""
+        g, n = full_precision(g), rows.count
+        directions: dict[int, Tensor] = {}
+        values, norms = [], []
+        for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
+            for segment in segments:
+                k = rows.segments.index(segment)
+                found = gradient_penalty_reference(
+                    g[k * n : (k + 1) * n], penalty.weight, penalty.target, penalty.one_sided, not penalty.at_own_points,
+                    penalty.interval / n,
+                )  # fmt: skip
+                values.append(found.value)
+                norms.append(found.norm)
+                directions[k] = directions[k] + found.direction if k in directions else found.direction
+        return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(values, norms)
+
+    def _weighted(self, deltas: ByValue) -> list[tuple[Value, Value, Tensor]]:
+        """(output, input, delta at the output) of every step with weights."""
+        return [(s.output, s.inputs[0], deltas[s.output]) for s in self.walk.steps if s.layer.weights and s.output in deltas]
+
+    def _gradients(self, w: Weights, pairs: dict[Value, Pairs]) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for step in self.walk.steps:
+            if step.output in pairs:
+                inputs, deltas, biases = pairs[step.output]
+                for name, gradient in step.layer.gradients(w, _joined(inputs), _joined(deltas), biases).items():
+                    total[name] = total[name] + gradient if name in total else gradient
+        return total
+
+
+@dataclass
+class Rows:
+    """All pictures of a step in one batch: the loss's 2N first, penalised ones last, so that every pass takes one slice."""
+
+    pictures: Tensor
+    labels: Tensor | None
+    count: int  # N
+    segments: tuple[str | int, ...]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
+    real_first: bool
+
+    @staticmethod
+    def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
+        on_real, on_fake = holds(penalties, "r1"), holds(penalties, "r2")
+        real_first = not (on_real and not on_fake)
+        pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
+        both = [*(pair if real_first else pair[::-1]), *((p, inputs.real_labels) for p in inputs.points)]
+        labels = None if inputs.real_labels is None else torch.cat([label for _, label in both if label is not None])
+        held = ("real", "fake") if on_real and on_fake else ("real",) if on_real else ("fake",) if on_fake else ()
+        segments = (*held, *range(len(inputs.points)))
+        return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, real_first)
+
+    @property
+    def loss(self) -> int:
+        """Where the loss's rows end."""
+        return 2 * self.count
+
+    @property
+    def start(self) -> int:
+        """Where the penalised rows begin."""
+        return len(self.pictures) - self.count * len(self.segments)
+
+    @property
+    def penalised(self) -> slice:
+        return slice(self.start, None)
+
+    @property
+    def groups(self) -> list[slice]:
+        """Reals, fakes, then each batch of points."""
+        n = self.count
+        each = [slice(k * n, (k + 1) * n) for k in range(len(self.pictures) // n)]
+        return each if self.real_first else [each[1], each[0], *each[2:]]
+
+
+class _Logits:
+    """The end of a critic that was walked whole: its score, and class logits where there are some."""
+
+    gradients: dict[str, Tensor] = {}  # noqa: RUF012 - it has no weights
+
+    def __init__(self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows) -> None:
+        self.rows, self.answers = rows, answers
+        leaves = [a.detach().requires_grad_() for a in answers]
+        real, fake = rows.groups[:2]
+        with torch.enable_grad():
+            said = as_judgement(leaves[0] if len(leaves) == 1 else tuple(leaves), len(rows.pictures))
+            of = lambda group: as_judgement(  # noqa: E731
+                said.score[group] if said.classes is None else (said.score[group], said.classes[group]), rows.count
+            )
+            labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
+            total, stats = objective(engine.loss, of(real), of(fake), *labels)
+            self.slopes = torch.autograd.grad(total, leaves)
+        self.stats = {name: value.detach() for name, value in stats.items()}
+
+    def unit(self) -> list[Tensor]:
+        """Deltas of the sum of scores, for the penalised rows."""
+        score, *classes = (a[self.rows.penalised] for a in self.answers)
+        return [torch.ones_like(score), *(torch.zeros_like(c) for c in classes)]
+
+    def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+        """Deltas of the loss, for all rows; the penalty sends nothing back through logits."""
+        return self.slopes
+
+
+class _Tail:
+    """The end of a critic that autograd has to take: heads and couplings between samples that cannot be walked."""
+
+    def __init__(self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows) -> None:
+        tail = engine.walk.tail
+        assert tail is not None
+        self.rows = rows
+        self.gradients: dict[str, Tensor] = {}
+        self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
+        self._leaves = [a.detach().requires_grad_() for a in answers]
+        kind, compute = rows.pictures.device.type, engine.compute
+        with torch.enable_grad():
+            said = []
+            for group in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
+                labels = [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
+                with torch.autocast(kind, compute, enabled=compute is not None):
+                    answer = functional_call(tail.module, self._own, (*(leaf[group] for leaf in self._leaves), *labels))
+                said.append(as_judgement(answer, rows.count))
+            real, fake = rows.groups[:2]
+            both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
+            self._total, stats = objective(engine.loss, said[0], said[1], *both)
+            held = [s for s, group in zip(said, rows.groups, strict=True) if group.start >= rows.start]
+            self._delta: tuple[Tensor, ...] = ()
+            if held:
+                scores = torch.cat([s.score for s in held]).sum()
+                self._delta = torch.autograd.grad(scores, self._leaves, create_graph=True, materialize_grads=True)
+        self.stats = {name: value.detach() for name, value in stats.items()}
+
+    def unit(self) -> list[Tensor]:
+        return [d[self.rows.penalised].detach() for d in self._delta]
+
+    def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+        """Deltas of the loss and of what the tangents leave, for all rows; the tail's own gradients come with them."""
+        with torch.enable_grad():
+            whole = self._total
+            for t, d in zip(tangents, self._delta, strict=False):
+                whole = whole + (t.detach() * d[self.rows.penalised]).sum()
+            wanted = [*self._leaves, *self._own.values()]
+            found = torch.autograd.grad(whole, wanted, materialize_grads=True)
+        count = len(self._leaves)
+        self.gradients = dict(zip(self._own, found[count:], strict=True))
+        return found[:count]
+
+
+@dataclass
+class _Bend:
+    """What curved layers add to an adjoint that covers the penalised rows."""
+
+    tangent: ByValue
+    delta: ByValue
+    start: int
+
+    def added(self, layer: Layer, kept: Kept, before: Value, after: Value, d: Tensor) -> Tensor:
+        more = layer.second(_sliced(kept, slice(self.start, None)), self.tangent[before], self.delta[after])
+        return torch.cat([d[: self.start], d[self.start :] + more]) if self.start else d + more
+
+
+def _bare(walk: Walk) -> set[Value]:
+    """The picture, and what layers without weights make of it: values whose delta serves nothing but the penalty."""
+    bare = {0}
+    for step in walk.steps:
+        if not step.layer.weights and all(i in bare for i in step.inputs):
+            bare.add(step.output)
+    return bare
+
+
+def _sliced(kept: Kept, rows: slice) -> Kept:
+    return kept if rows == ALL else tuple(k[rows] for k in kept)
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    blocks = [b for b in blocks if len(b)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """Each row by its number."""
+    return x * factor.view(-1, *[1] * (x.dim() - 1))

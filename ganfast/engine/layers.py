@@ -1,0 +1,425 @@
+"""What the explicit engine knows of each layer: four maps on a batch.
+
+For y = f(x) with weights held fixed, at the x of the forward pass:
+
+- ``forward``   x -> y, and what the other maps need of it;
+- ``delta``     d(something)/dy -> d(something)/dx: the transposed linearisation;
+- ``tangent``   a direction in x -> the direction in y: the linearisation;
+- ``second``    for curved layers: what a tangent t and a delta add to the adjoint of x, because the linearisation depends on x.
+
+A layer with weights is linear in them: its weight gradient pairs inputs with deltas, and the same call serves loss (h with its
+adjoint) and penalty (t with delta). So normalisation is two layers here: statistics, curved and without weights; then scale and
+shift. Convolutions and linear layers compute in the type of their weights.
+
+All tensors have the batch first, also those in ``kept``, so that a pass over some of the rows can slice them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ganfast.models.parts import full_precision
+
+Weights = Mapping[str, Tensor]  # effective values by name: after spectral normalisation, in the type of the computation
+Kept = tuple[Tensor, ...]
+aten = torch.ops.aten
+
+
+class Layer:
+    """A layer without weights and without curvature; subclasses say what differs."""
+
+    curved = False
+    weights: tuple[str, ...] = ()  # names of what `gradients` returns
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        raise NotImplementedError
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        """One tensor per input."""
+        raise NotImplementedError
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def second(self, kept: Kept, t: Tensor, dy: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Weight gradients summed over rows that pair ``inputs`` with ``deltas``; biases see ``bias_deltas``, blocks of rows."""
+        return {}
+
+
+@dataclass
+class Conv(Layer):
+    """Convolution over any number of axes; weight (out, in / groups, *kernel)."""
+
+    weight: str
+    bias: str | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __post_init__(self) -> None:
+        self.weights = (self.weight, *([self.bias] if self.bias else []))
+
+    def _apply(self, w: Weights, x: Tensor, bias: Tensor | None) -> Tensor:
+        zeros = [0] * len(self.stride)
+        x = x.to(w[self.weight].dtype)
+        return aten.convolution(x, w[self.weight], bias, self.stride, self.padding, self.dilation, False, zeros, self.groups)
+
+    def _backward(self, w: Weights, dy: Tensor, x: Tensor, wanted: tuple[bool, bool]) -> Sequence[Tensor]:
+        zeros = [0] * len(self.stride)
+        shape = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
+        kind = w[self.weight].dtype
+        return aten.convolution_backward(dy.to(kind), x.to(kind), w[self.weight], None, *shape, [*wanted, False])
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return self._apply(w, x[0], w[self.bias] if self.bias else None), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (self._backward(w, dy, kept[0], (True, False))[0],)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self._apply(w, t[0], None)
+
+    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = {self.weight: self._backward(w, deltas, inputs, (False, True))[1]}
+        if self.bias:
+            found[self.bias] = sum_blocks(bias_deltas, [0, *range(2, deltas.dim())])
+        return found
+
+
+@dataclass
+class Linear(Layer):
+    """x W^T + b over the last axis."""
+
+    weight: str
+    bias: str | None
+
+    def __post_init__(self) -> None:
+        self.weights = (self.weight, *([self.bias] if self.bias else []))
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return F.linear(x[0].to(w[self.weight].dtype), w[self.weight], w[self.bias] if self.bias else None), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy.to(w[self.weight].dtype) @ w[self.weight],)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return F.linear(t[0].to(w[self.weight].dtype), w[self.weight])
+
+    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+        kind = w[self.weight].dtype
+        found = {self.weight: deltas.to(kind).flatten(0, -2).t() @ inputs.to(kind).flatten(0, -2)}
+        if self.bias:
+            found[self.bias] = sum_blocks(bias_deltas, list(range(deltas.dim() - 1)))
+        return found
+
+
+@dataclass
+class Affine(Layer):
+    """x * weight + bias, both of ``shape`` so that they meet the axes behind the batch: (C, 1, 1) or (units,)."""
+
+    weight: str | None
+    bias: str | None
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.weights = tuple(name for name in (self.weight, self.bias) if name)
+
+    def _scaled(self, w: Weights, x: Tensor) -> Tensor:
+        return x * w[self.weight].view(self.shape) if self.weight else x
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        y = self._scaled(w, x[0])
+        return (y + w[self.bias].view(self.shape) if self.bias else y), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (self._scaled(w, dy),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self._scaled(w, t[0])
+
+    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = {}
+        if self.weight:
+            found[self.weight] = full_precision(inputs * deltas).sum_to_size(self.shape).view_as(w[self.weight])
+        if self.bias:
+            total = torch.stack([full_precision(d).sum_to_size(self.shape) for d in bias_deltas]).sum(0)
+            found[self.bias] = total.view_as(w[self.bias])
+        return found
+
+
+@dataclass
+class LeakyReLU(Layer):
+    """max(x, slope x), 0 <= slope; the sign of its output tells the side of the kink. slope = 0 is ReLU."""
+
+    slope: float
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        y = F.leaky_relu(x[0], self.slope)
+        return y, (y,)
+
+    def _through(self, kept: Kept, v: Tensor) -> Tensor:
+        return aten.leaky_relu_backward(v, kept[0], self.slope, True)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (self._through(kept, dy),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self._through(kept, t[0])
+
+
+@dataclass
+class Smooth(Layer):
+    """An elementwise function with its first and second derivative."""
+
+    function: Callable[[Tensor], Tensor]
+    first_derivative: Callable[[Tensor], Tensor]
+    second_derivative: Callable[[Tensor], Tensor]
+    curved = True
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return self.function(x[0]), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy * self.first_derivative(kept[0]),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0] * self.first_derivative(kept[0])
+
+    def second(self, kept: Kept, t: Tensor, dy: Tensor) -> Tensor:
+        return dy * t * self.second_derivative(kept[0])
+
+
+def silu() -> Smooth:
+    """x sigmoid(x)."""
+
+    def first(x: Tensor) -> Tensor:
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s))
+
+    def second(x: Tensor) -> Tensor:
+        s = torch.sigmoid(x)
+        return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+    return Smooth(F.silu, first, second)
+
+
+def softplus() -> Smooth:
+    """log(1 + exp x)."""
+
+    def second(x: Tensor) -> Tensor:
+        s = torch.sigmoid(x)
+        return s * (1 - s)
+
+    return Smooth(F.softplus, torch.sigmoid, second)
+
+
+def tanh() -> Smooth:
+    """tanh x."""
+
+    def first(x: Tensor) -> Tensor:
+        return 1 - torch.tanh(x).square()
+
+    def second(x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        return -2 * y * (1 - y.square())
+
+    return Smooth(torch.tanh, first, second)
+
+
+@dataclass
+class Standardise(Layer):
+    """(x - mean) / sqrt(var + eps) over groups: GroupNorm without its weights; LayerNorm and InstanceNorm by their group counts.
+
+    With y the result, sigma the root and m() the mean over a group, J v = (v - m(v) - y m(y v)) / sigma is the linearisation and
+    its transpose. Computed, and handed on, in float32 or more, as autocast does.
+    """
+
+    groups: int  # 0 = one for each channel; -n = over the last n axes
+    eps: float
+    curved = True
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        x = full_precision(x)
+        if self.groups >= 0:
+            return x.reshape(len(x), self.groups or x.shape[1], -1)
+        return x.reshape(len(x), -1, prod(x.shape[self.groups :]))
+
+    def _jacobian(self, kept: Kept, v: Tensor) -> Tensor:
+        y, sigma = kept
+        return (v - mean(v) - y * mean(y * v)) / sigma
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        grouped = self._grouped(x[0])
+        sigma = (grouped.var(2, correction=0, keepdim=True) + self.eps).sqrt()
+        y = (grouped - mean(grouped)) / sigma
+        return y.view(x[0].shape), (y, sigma)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (self._jacobian(kept, self._grouped(dy)).view(dy.shape),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self.delta(w, kept, t[0])[0]
+
+    def second(self, kept: Kept, t: Tensor, dy: Tensor) -> Tensor:
+        y, sigma = kept
+        d, v = self._grouped(dy), self._grouped(t)
+        dx, ty = self._jacobian(kept, d), self._jacobian(kept, v)
+        return -((y * mean(d * ty) + dx * mean(y * v) + ty * mean(y * d)) / sigma).view(dy.shape)
+
+
+@dataclass
+class AvgPool(Layer):
+    """Average pooling over two axes; arguments as `torch.nn.functional.avg_pool2d` has them."""
+
+    arguments: tuple[Any, ...]  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return aten.avg_pool2d(x[0], *self.arguments), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (aten.avg_pool2d_backward(dy, kept[0], *self.arguments),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return aten.avg_pool2d(t[0], *self.arguments)
+
+
+class GlobalAverage(Layer):
+    """Mean over height and width, which stay as axes of length 1."""
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0].mean((2, 3), keepdim=True), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return ((dy / prod(kept[0].shape[2:])).expand(-1, -1, *kept[0].shape[2:]),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0].mean((2, 3), keepdim=True)
+
+
+@dataclass
+class Resize(Layer):
+    """Nearest or bilinear interpolation to a size, or by factors that stay what was asked for, as `interpolate` treats them."""
+
+    mode: str  # nearest, bilinear
+    size: tuple[int, int] | None
+    factors: tuple[float, float] | None
+    corners: tuple[bool, ...] = ()  # (align_corners,) for bilinear
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        kernel = {
+            "nearest": "upsample_nearest2d",
+            "bilinear": "_upsample_bilinear2d_aa" if self.antialias else "upsample_bilinear2d",
+        }
+        self._map, self._transposed = getattr(aten, kernel[self.mode]), getattr(aten, kernel[self.mode] + "_backward")
+
+    def _to(self, x: Tensor) -> tuple[int, ...]:
+        return self.size or tuple(int(s * f) for s, f in zip(x.shape[2:], self.factors or (), strict=True))
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return self.tangent(w, (), *x), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        shape = [len(dy), *kept[0].shape[1:]]
+        return (self._transposed(dy, self._to(kept[0]), shape, *self.corners, *(self.factors or (None, None))),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self._map(t[0], self._to(t[0]), *self.corners, *(self.factors or (None, None)))
+
+
+@dataclass
+class Reshape(Layer):
+    """Any other shape of the same numbers of a sample; ``function`` must not depend on the size of the batch."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return self.function(x[0]), (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy.reshape(len(dy), *kept[0].shape[1:]),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return self.function(t[0])
+
+
+@dataclass
+class Column(Layer):
+    """x[:, column]."""
+
+    column: int
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0][:, self.column], (x[0],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        dx = dy.new_zeros(len(dy), *kept[0].shape[1:])
+        dx[:, self.column] = dy
+        return (dx,)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0][:, self.column]
+
+
+class LabelColumn(Layer):
+    """x (N, K) -> (N, 1): each sample's column of its label; the label index (N, 1) comes as second input and has no derivative."""
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0].gather(1, x[1]), (x[0], x[1])
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy.new_zeros(len(dy), kept[0].shape[1]).scatter(1, kept[1], dy),)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0].gather(1, kept[1])
+
+
+class Sum(Layer):
+    """a + b of the same shape: a residual connection."""
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0] + x[1], ()
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return dy, dy
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0] + t[1]
+
+
+@dataclass
+class Scale(Layer):
+    """x times a number."""
+
+    factor: float
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0] * self.factor, ()
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy * self.factor,)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0] * self.factor
+
+
+def mean(v: Tensor) -> Tensor:
+    """Over a group, kept as an axis."""
+    return v.mean(2, keepdim=True)
+
+
+def sum_blocks(blocks: Sequence[Tensor], axes: list[int]) -> Tensor:
+    """Sum over ``axes`` of several blocks of rows, in float32 or more."""
+    total = blocks[0].sum(axes, dtype=torch.promote_types(blocks[0].dtype, torch.float32))
+    for block in blocks[1:]:
+        total = total + block.sum(axes, dtype=total.dtype)
+    return total

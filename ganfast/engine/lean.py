@@ -1,0 +1,187 @@
+"""Convolution and (leaky) ReLU whose derivatives of any order are built from the operations that hardware is good at.
+
+torch's own second derivatives are right but wasteful. Convolution's computes the weight gradient as a convolution whose filter is
+the activation map, once a group; leaky ReLU's returns a dense zero for its input, through which autograd then runs whole passes.
+Here convolution, its data gradient and its weight gradient are three functions, each one's derivatives being the other two; and
+leaky ReLU's derivative is a product with a mask, whose own derivative is the same product.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+
+class _Shape(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return aten.convolution(
+            x, weight, bias, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups
+        )
+
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        zeros = [0] * len(self.stride)
+        return aten.convolution_backward(
+            dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, [*wanted, False]
+        )
+
+
+def wanted(ctx: Any, position: int) -> bool:
+    """Whether this backward pass leads to the input; ``needs_input_grad`` alone says that some pass may.
+
+    The first pass of a penalty leads to the pictures only, and must not compute weight gradients that nobody takes.
+    """
+    node = ctx.next_functions[position][0]
+    if node is None or not ctx.needs_input_grad[position]:
+        return False
+    leaf = hasattr(node, "variable")  # of leaves the engine does not say
+    return leaf or torch._C._will_engine_execute_node(node)
+
+
+class Convolve(torch.autograd.Function):
+    """y(x, W) + b: linear in x and W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = shape
+        return shape.convolve(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        return (
+            DataGradient.apply(dy, weight, x.detach(), ctx.shape) if wanted(ctx, 0) else None,
+            WeightGradient.apply(dy, x, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            dy.sum([0, *range(2, dy.dim())]) if wanted(ctx, 2) else None,
+            None,
+        )
+
+
+class DataGradient(torch.autograd.Function):
+    """dx(dy, W): linear in both; ``x`` gives the shape only."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, x: Tensor, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(dy, weight)
+        ctx.shape = shape
+        return shape.backward(dy, x, weight, [True, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> Any:
+        dy, weight = ctx.saved_tensors
+        return (
+            Convolve.apply(t, weight, None, ctx.shape) if wanted(ctx, 0) else None,
+            WeightGradient.apply(dy, t, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            None,
+            None,
+        )
+
+
+class WeightGradient(torch.autograd.Function):
+    """dW(dy, x): linear in both; ``weight`` gives the shape only."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor:
+        ctx.save_for_backward(dy, x)
+        ctx.shape = shape
+        return shape.backward(dy, x, weight, [False, True])[1]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        dy, x = ctx.saved_tensors
+        return (
+            Convolve.apply(x, v, None, ctx.shape) if wanted(ctx, 0) else None,
+            DataGradient.apply(dy, v, x.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            None,
+            None,
+        )
+
+
+class Leak(torch.autograd.Function):
+    """x where it is positive, slope x elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        y = F.leaky_relu(x, slope)
+        ctx.save_for_backward(y)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return LeakThrough.apply(dy, ctx.saved_tensors[0].detach(), ctx.slope), None
+
+
+class LeakThrough(torch.autograd.Function):
+    """v where y is positive, slope v elsewhere: linear in v, constant in y almost everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, y: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(y)
+        ctx.slope = slope
+        return aten.leaky_relu_backward(v, y, slope, True)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return LeakThrough.apply(g, ctx.saved_tensors[0], ctx.slope), None, None
+
+
+class LeanDerivatives(TorchFunctionMode):
+    """While active, convolutions and (leaky) ReLUs of whatever runs are the ones of this file."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacement = _REPLACEMENTS.get(func)
+        return (replacement or func)(*args, **(kwargs or {}))
+
+
+def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def each(value: Any) -> tuple[int, ...]:
+        return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
+
+    def convolve(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if isinstance(padding, str) or input.dim() != axes + 2:
+            return original(input, weight, bias, stride, padding, dilation, groups)
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+            input, weight = input.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
+        bias = None if bias is None else bias.to(weight.dtype)
+        return Convolve.apply(input, weight, bias, _Shape(each(stride), each(padding), each(dilation), groups))
+
+    return convolve
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    return Leak.apply(input, negative_slope) if negative_slope >= 0 else F.leaky_relu(input, negative_slope)
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor:
+    return Leak.apply(input, 0.0)
+
+
+_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+    torch.conv1d: _convolution(1, torch.conv1d),
+    torch.conv2d: _convolution(2, torch.conv2d),
+    torch.conv3d: _convolution(3, torch.conv3d),
+    F.leaky_relu: _leaky_relu,
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+}

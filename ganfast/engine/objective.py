@@ -1,0 +1,67 @@
+"""What every engine of the critic step minimises and reports, once the critic has answered."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.losses import accuracy, class_loss, critic_loss, wasserstein_estimate
+from ganfast.models.parts import Judgement
+
+Stats = dict[str, Tensor]
+
+
+class Inputs(NamedTuple):
+    """One critic step: pictures (N, C, H, W), detached; labels int64 (N,) or None."""
+
+    real: Tensor
+    fake: Tensor
+    real_labels: Tensor | None
+    fake_labels: Tensor | None
+    points: tuple[Tensor, ...] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
+
+
+def objective(
+    config: LossConfig, real: Judgement, fake: Judgement, real_labels: Tensor | None, fake_labels: Tensor | None
+) -> tuple[Tensor, Stats]:
+    """The critic's loss without penalties, 0-d, and its parts."""
+    total = critic_loss(config, real.score, fake.score).mean()
+    stats = {
+        "loss": total,
+        "wasserstein": wasserstein_estimate(real.score, fake.score),
+        "real_score": real.score.mean(),
+        "fake_score": fake.score.mean(),
+    }
+    if real.classes is not None and fake.classes is not None and real_labels is not None:
+        named = class_loss(real.classes, real_labels).mean()
+        if config.class_fakes and fake_labels is not None:
+            named = named + class_loss(fake.classes, fake_labels).mean()
+        stats |= {"class_loss": named, "class_accuracy": accuracy(real.classes, real_labels)}
+        total = total + config.class_weight * named
+    return total, stats
+
+
+def penalty_stats(values: Sequence[Tensor], norms: Sequence[Tensor]) -> Stats:
+    """Of penalties (N,) each, and the gradient norms that they hold."""
+    norm = torch.cat(list(norms))
+    return {"penalty": torch.stack(list(values)).sum(0).mean(), "gradient_norm": norm.mean(), "gradient_norm_max": norm.max()}
+
+
+def holds(penalties: Sequence[PenaltyConfig], where: str) -> bool:
+    """Whether one of them holds the gradient at the reals ("r1") or fakes ("r2") themselves."""
+    return any(where in p.kind for p in penalties)
+
+
+def segments_of(penalties: Sequence[PenaltyConfig]) -> list[tuple[str | int, ...]]:
+    """What each penalty holds: "real", "fake", or the number of its batch of points."""
+    found: list[tuple[str | int, ...]] = []
+    points = 0
+    for penalty in penalties:
+        if penalty.at_own_points:
+            found.append((points,))
+            points += 1
+        else:
+            found.append(tuple(name for name, kind in (("real", "r1"), ("fake", "r2")) if kind in penalty.kind))
+    return found
