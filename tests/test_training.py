@@ -739,5 +739,5 @@ def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
     train(tiny("wgan-gp", data, tmp_path / "run", compile=True, kimg=0.16), quiet=True)
     record = json.loads((tmp_path / "run" / "engine.json").read_text())
     assert (record["engine"], record["compiled"]) == ("explicit", True)
-    assert not caplog.records  # a failed check would be one
+    assert not [r for r in caplog.records if r.name == "ganfast"]  # a failed check would be one
     assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
