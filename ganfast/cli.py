@@ -30,6 +30,7 @@ commands:
   train     train or resume a run             ganfast train [PRESET] --help
   sample    draw pictures from a run          ganfast sample --help
   presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
+  engines   how the critic is computed        ganfast engines wgan-gp --data mnist
   data      info, pack, preview, fetch        ganfast data --help
   env       versions and devices              ganfast env, ganfast env --json
 """
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], None]] = {
-        "train": _train, "sample": _sample, "presets": _presets, "data": _data, "env": _env,
+        "train": _train, "sample": _sample, "presets": _presets, "engines": _engines, "data": _data, "env": _env,
     }  # fmt: skip
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -125,10 +126,34 @@ def _is_rule(row: str) -> bool:
 
 
 def _train(args: list[str]) -> None:
+    config, found = _configured(args, "train", "Train", "An existing run directory is resumed.")
+    if found.dry_run:
+        from ganfast.plan import dry_run_report, make_plan
+
+        print(dry_run_report(make_plan(config)))
+        return
+    from ganfast.training import Interrupted, train
+
+    try:
+        train(config, quiet=found.quiet)
+    except Interrupted as interrupted:
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def _engines(args: list[str]) -> None:
+    config, _ = _configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
+    from ganfast.engine.report import engines_report
+    from ganfast.plan import make_plan
+
+    print(engines_report(make_plan(config)))
+
+
+def _configured(args: list[str], command: str, verb: str, closing: str) -> tuple[Any, Any]:
+    """The config that preset, file and flags of ``train`` make, and the flags that belong to no config."""
     from ganfast.config import Config
     from ganfast.presets import PRESETS
 
-    early = _Parser(prog="ganfast train", add_help=False, allow_abbrev=False)
+    early = _Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--data", "--out"):
         early.add_argument(flag)
     early.add_argument("--dry-run", action="store_true")
@@ -147,21 +172,11 @@ def _train(args: list[str]) -> None:
         base = replace(base, out=out)
 
     description = (
-        f"Train preset {base.preset} on {base.data}: the defaults below are its values. Also: --config FILE (YAML: values between "
-        "preset and flags), --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed."
+        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. Also: --config FILE (YAML: values between "
+        f"preset and flags), --dry-run (print the resolved config and what it costs), --quiet. {closing}"
     )
-    config: Config = _parse(base, rest, f"ganfast train {base.preset}", description)
-    if found.dry_run:
-        from ganfast.plan import dry_run_report, make_plan
-
-        print(dry_run_report(make_plan(config)))
-        return
-    from ganfast.training import Interrupted, train
-
-    try:
-        train(config, quiet=found.quiet)
-    except Interrupted as interrupted:
-        raise SystemExit(interrupted.exit_code) from None
+    config: Config = _parse(base, rest, f"ganfast {command} {base.preset}", description)
+    return config, found
 
 
 def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:

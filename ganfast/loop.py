@@ -40,14 +40,13 @@ def train_loop(
     stop: Callable[[], bool], on_step: OnStep, autocast: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true."""
-    seed, batch, turns, latent = config.seed, config.batch, config.optim.critic_steps, config.net.latent
+    seed, batch, turns = config.seed, config.batch, config.optim.critic_steps
     conditional = config.conditional != "no"
+    draws = Draws(config, data.device)
     while state.images < config.kimg * 1000 and not stop():
         set_learning_rates(state, config)
         torch.manual_seed((seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)  # for what user networks draw themselves
-        index = torch.arange(state.images, state.images + turns * batch, device=data.device)
-        z = normal(seed, Purpose.CRITIC_LATENT, index, latent).view(turns, batch, latent)
-        eps = uniform(seed, Purpose.EPSILON, index).view(turns, batch)
+        z, eps, z_generator = draws.at(state.images)
 
         # Critic: score reals above fakes of the same classes, and stay flat where the penalty asks for it.
         critic_stats: dict[str, Tensor] = {}  # the latest of each: a lazy penalty may fall on any of the turns
@@ -56,7 +55,7 @@ def train_loop(
             labels = labels if conditional else None
             with torch.no_grad(), torch.autocast(real.device.type, autocast, enabled=autocast is not None):
                 fake = draw(state.generator, z[turn], labels)
-            noise = dragan_noise(config, index[turn * batch : (turn + 1) * batch], real)
+            noise = dragan_noise(config, state.images, real)
             due = state.images // batch % config.penalty.interval == 0
             critic_stats |= critic_step(real, fake, labels, eps=eps[turn], noise=noise, with_penalty=due)
             state.optimizer_critic.step()
@@ -64,7 +63,7 @@ def train_loop(
             state.images += batch
 
         # Generator: make fakes that the critic scores high, of the classes last shown.
-        generator_stats = generator_step(normal(seed, Purpose.GENERATOR_LATENT, index[-batch:], latent), labels, real)
+        generator_stats = generator_step(z_generator, labels, real)
         state.optimizer_generator.step()
         update_average(state.average, state.generator, turns * batch, state.images, config.ema_kimg)
         on_step(state, critic_stats, generator_stats)
@@ -106,8 +105,36 @@ def clip_weights(critic: nn.Module, limit: float) -> None:
         torch._foreach_clamp_max_(parameters, limit)
 
 
-def dragan_noise(config: Config, index: Tensor, real: Tensor) -> Tensor | None:
-    """Uniform noise like ``real`` for the pictures ``index``; None for penalties that draw none."""
+class Draws:
+    """Latents and epsilons of the steps to come, several generator steps at once: one such draw costs many small operations."""
+
+    _AHEAD = 16  # generator steps
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self._first = self._end = 0  # image counters that are drawn
+
+    def at(self, images: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For the step from ``images`` on: z (turns, batch, latent), eps (turns, batch), the generator's z (batch, latent)."""
+        step = self.config.optim.critic_steps * self.config.batch
+        if not self._first <= images < self._end or (images - self._first) % step:
+            self._draw(images, step)
+        k = (images - self._first) // step
+        return self._z[k], self._eps[k], self._z_generator[k]
+
+    def _draw(self, images: int, step: int) -> None:
+        c, ahead, turns = self.config, self._AHEAD, self.config.optim.critic_steps
+        self._first, self._end = images, images + ahead * step
+        index = torch.arange(self._first, self._end, device=self.device)
+        last = index.view(ahead, turns, c.batch)[:, -1].reshape(-1)  # the generator step counts as its last critic step
+        self._z = normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent).view(ahead, turns, c.batch, c.net.latent)
+        self._eps = uniform(c.seed, Purpose.EPSILON, index).view(ahead, turns, c.batch)
+        self._z_generator = normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent).view(ahead, c.batch, c.net.latent)
+
+
+def dragan_noise(config: Config, images: int, real: Tensor) -> Tensor | None:
+    """Uniform noise like ``real`` for the pictures from ``images`` on; None for penalties that draw none."""
     if config.penalty.kind != "dragan" or not config.penalty.active:
         return None
+    index = torch.arange(images, images + len(real), device=real.device)
     return uniform(config.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)

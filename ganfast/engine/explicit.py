@@ -8,7 +8,7 @@ with the loss's delta. Curved layers add to the adjoint of h what a change of h 
 Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd takes 12, 9, 12.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,9 @@ class ExplicitStep:
     ) -> None:
         self.walk, self.loss, self.penalties, self.compute = walk, loss, penalties, compute
         self.bare = _bare(walk)
+        self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
+        self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
+        self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
 
     def __call__(self, weights: Weights, inputs: Inputs) -> tuple[dict[str, Tensor], Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
@@ -49,11 +52,10 @@ class ExplicitStep:
         def seeded(seeds: Sequence[Tensor]) -> ByValue:
             return dict(zip(places, seeds, strict=True))
 
-        pairs: dict[Value, Pairs] = {}
         stats: Stats = {}
         if not self.penalties:
             adjoint, _ = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
-            pairs = {out: ([values[i]], [a], [a]) for out, i, a in self._weighted(adjoint)}
+            found = self._gradients(w, adjoint, lambda out, i, a: ([values[i]], [a], [a]))
         elif not walk.curved and (shared <= 0 or len(places) == 1):
             # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
             # delta there is the loss's slope at that logit times the unit delta.
@@ -63,12 +65,16 @@ class ExplicitStep:
             delta, g = self._backward(w, kept, seeded(seeds), ALL, rows.penalised)
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
-            for out, i, d in self._weighted(delta):
-                h, t, inputs_, biases = values[i], tangent[i], [values[i][: rows.start]], [d[: rows.start]]
-                if shared:
-                    inputs_.append(_times(h[rows.start : rows.loss], slope) + t[:shared])
-                    biases.append(_times(d[rows.start : rows.loss], slope))
-                pairs[out] = ([*inputs_, t[shared:]], [d], biases)
+
+            def pair(out: Value, i: Value, d: Tensor) -> Pairs:
+                h, t, own = values[i], tangent[i], slice(0, rows.start)
+                if not shared:
+                    h[rows.penalised] = t  # nobody reads those rows any more
+                    return [h], [d], [d[own]]
+                both = slice(rows.start, rows.loss)
+                return [h[own], _times(h[both], slope) + t[:shared], t[shared:]], [d], [d[own], _times(d[both], slope)]
+
+            found = self._gradients(w, delta, pair)
         else:
             # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
             delta, g = self._backward(w, kept, seeded(head.unit()), rows.penalised, rows.penalised)
@@ -77,8 +83,8 @@ class ExplicitStep:
             reached = slice(0, None if walk.curved else rows.loss)
             seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
             adjoint, _ = self._backward(w, kept, seeded(seeds), reached, None, _Bend(tangent, delta, rows.start))
-            pairs = {out: ([values[i][reached], tangent[i]], [a, delta[out]], [a]) for out, i, a in self._weighted(adjoint)}
-        return self._gradients(w, pairs) | head.gradients, head.stats | stats
+            found = self._gradients(w, adjoint, lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]))
+        return found | head.gradients, head.stats | stats
 
     def _cast(self, weights: Weights) -> Weights:
         """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
@@ -89,12 +95,20 @@ class ExplicitStep:
 
     def _forward(self, w: Weights, rows: "Rows") -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
         values, kept = {0: rows.pictures}, {}
-        for step in self.walk.steps:
+        for k, step in enumerate(self.walk.steps):
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and rows.labels is not None:
                 x.append(step.label_index(rows.labels))
             values[step.output], kept[step.output] = step.layer.forward(w, *x)
+            del x
+            self._let_go(values, k)
         return values, kept
+
+    def _let_go(self, values: ByValue, step: int) -> None:
+        """Drop what no later step of a pass reads and no weight gradient needs."""
+        for value in self.walk.steps[step].inputs:
+            if self.last_read[value] == step and value not in self.needed:
+                values.pop(value, None)
 
     def _backward(
         self,
@@ -113,7 +127,9 @@ class ExplicitStep:
         for step in reversed(self.walk.steps):
             if step.output not in pending:
                 continue
-            delta = found[step.output] = pending.pop(step.output)
+            delta = pending.pop(step.output)
+            if step.layer.weights or step.layer.curved:
+                found[step.output] = delta
             narrow = step.inputs[0] in self.bare
             if narrow and picture_rows is None:
                 continue
@@ -128,8 +144,9 @@ class ExplicitStep:
 
     def _tangent(self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice) -> ByValue:
         tangents = {0: direction}
-        for step in self.walk.steps:
+        for k, step in enumerate(self.walk.steps):
             tangents[step.output] = step.layer.tangent(w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs))
+            self._let_go(tangents, k)
         return tangents
 
     def _penalise(self, g: Tensor, rows: "Rows") -> tuple[Tensor, Stats]:
@@ -149,16 +166,13 @@ class ExplicitStep:
                 directions[k] = directions[k] + found.direction if k in directions else found.direction
         return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(values, norms)
 
-    def _weighted(self, deltas: ByValue) -> list[tuple[Value, Value, Tensor]]:
-        """(output, input, delta at the output) of every step with weights."""
-        return [(s.output, s.inputs[0], deltas[s.output]) for s in self.walk.steps if s.layer.weights and s.output in deltas]
-
-    def _gradients(self, w: Weights, pairs: dict[Value, Pairs]) -> dict[str, Tensor]:
+    def _gradients(self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]) -> dict[str, Tensor]:
+        """The weight gradients of all steps; ``pair`` says which inputs meet which deltas. Used deltas are let go."""
         total: dict[str, Tensor] = {}
         for step in self.walk.steps:
-            if step.output in pairs:
-                inputs, deltas, biases = pairs[step.output]
-                for name, gradient in step.layer.gradients(w, _joined(inputs), _joined(deltas), biases).items():
+            if step.layer.weights and step.output in deltas:
+                inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
+                for name, gradient in step.layer.gradients(w, _joined(inputs), _joined(delta), biases).items():
                     total[name] = total[name] + gradient if name in total else gradient
         return total
 
