@@ -183,13 +183,15 @@ class CriticStep:
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """What is wrong with the engine's gradients; None = nothing. Values rounded across a kink are not, and gone elsewhere."""
         penalties = self.penalties if penalised else ()
-        for where in (inputs, _moved(inputs)):
+        for attempt in range(_ATTEMPTS):
+            where = _moved(inputs, 0.99**attempt)
             try:
                 with nothing_changed(self.critic), held_power_iteration(self.critic):
                     torch.manual_seed(0)  # for critics that draw numbers themselves
                     found, _ = self._run(where, penalised)
-                    torch.manual_seed(0)
-                    verdict = verify(self.critic, self.loss, penalties, where, found, self.autocast, self._separable)
+                    verdict = verify(
+                        self.critic, self.loss, penalties, where, found, self.autocast, self._separable, attempt == _ATTEMPTS - 1
+                    )
             except (torch.OutOfMemoryError, InputError):
                 raise
             except Exception as error:  # whatever a compiler or a user's critic comes up with
@@ -267,7 +269,10 @@ def points_of(
     return tuple(x.detach() for x in found)
 
 
-def _moved(inputs: Inputs) -> Inputs:
+_ATTEMPTS = 4  # in about one batch of eight a value rounds across a kink and moves the gradient by 1e-3 or more
+
+
+def _moved(inputs: Inputs, factor: float) -> Inputs:
     """The same step a little elsewhere."""
-    real, fake, *points = (0.99 * x for x in (inputs.real, inputs.fake, *inputs.points))
+    real, fake, *points = (factor * x for x in (inputs.real, inputs.fake, *inputs.points))
     return Inputs(real, fake, inputs.real_labels, inputs.fake_labels, tuple(points))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganfast.models.parts import full_precision
+from ganfast.models.parts import full_precision, laid_out_like
 
 Weights = Mapping[str, Tensor]  # effective values by name: after spectral normalisation, in the type of the computation
 Kept = tuple[Tensor, ...]
@@ -346,7 +346,7 @@ class Reshape(Layer):
         return self.function(x[0]), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        return (dy.reshape(len(dy), *kept[0].shape[1:]),)
+        return (laid_out_like(dy.reshape(len(dy), *kept[0].shape[1:]), kept[0]),)
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self.function(t[0])

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ganfast.models.parts import laid_out_like
+
 aten = torch.ops.aten
 
 
@@ -129,7 +131,7 @@ class LeakThrough(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, y: Tensor, slope: float) -> Tensor:
         ctx.save_for_backward(y)
         ctx.slope = slope
-        return aten.leaky_relu_backward(v, y, slope, True)
+        return aten.leaky_relu_backward(laid_out_like(v, y), y, slope, True)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:

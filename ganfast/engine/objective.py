@@ -22,6 +22,11 @@ class Inputs(NamedTuple):
     fake_labels: Tensor | None
     points: tuple[Tensor, ...] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
 
+    def double(self) -> "Inputs":
+        """The same in float64."""
+        points = tuple(x.double() for x in self.points)
+        return Inputs(self.real.double(), self.fake.double(), self.real_labels, self.fake_labels, points)
+
 
 def objective(
     config: LossConfig, real: Judgement, fake: Judgement, real_labels: Tensor | None, fake_labels: Tensor | None
