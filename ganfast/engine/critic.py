@@ -90,8 +90,9 @@ def choose(
 ) -> Choice:
     """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run gets the same.
 
-    "auto" is explicit where the critic can be walked and the step has a penalty; autograd for other penalised critics; else
-    the reference, which without a penalty wastes nothing. The speeds behind this are in benchmarks/bench_engines.py.
+    "auto" is explicit where the critic can be walked; else autograd where it is compiled or penalised on a GPU; else the reference.
+    On two CPU cores un-compiled autograd was slower than the reference for all the work it saves, compiled it was faster
+    (benchmarks/results).
     """
     if engine not in get_args(EngineName):
         raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
@@ -106,9 +107,8 @@ def choose(
     except CannotWalk as error:
         if engine == "explicit":
             raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
-        if penalties:
-            return Choice("autograd", compile, f"the explicit engine cannot take this critic: {error}")
-        return Choice("autograd" if compile else "reference", compile, f"no penalty, and {error}")
+        helps = compile or (on_gpu and bool(penalties))
+        return Choice("autograd" if helps else "reference", compile, f"the explicit engine cannot take this critic: {error}")
     walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Conv, Kept, Layer, Linear
+from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats, holds, objective, penalty_stats, segments_of
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty_reference
@@ -258,14 +259,15 @@ class _Tail:
         self.rows = rows
         self.gradients: dict[str, Tensor] = {}
         self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
+        used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
         self._leaves = [a.detach().requires_grad_() for a in answers]
         kind, compute = rows.pictures.device.type, engine.compute
-        with torch.enable_grad():
+        with torch.enable_grad(), LeanDerivatives():
             said = []
             for group in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
                 labels = [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
                 with torch.autocast(kind, compute, enabled=compute is not None):
-                    answer = functional_call(tail.module, self._own, (*(leaf[group] for leaf in self._leaves), *labels))
+                    answer = functional_call(tail.module, used, (*(leaf[group] for leaf in self._leaves), *labels))
                 said.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
@@ -282,7 +284,7 @@ class _Tail:
 
     def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
         """Deltas of the loss and of what the tangents leave, for all rows; the tail's own gradients come with them."""
-        with torch.enable_grad():
+        with torch.enable_grad(), LeanDerivatives():
             whole = self._total
             for t, d in zip(tangents, self._delta, strict=False):
                 whole = whole + (t.detach() * d[self.rows.penalised]).sum()
