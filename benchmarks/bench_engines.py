@@ -46,6 +46,11 @@ COMPILED: dict[str, dict[str, Any]] = {
     "autograd-compiled": {"engine": "autograd", "compile": True},
     "explicit-compiled": {"engine": "explicit", "compile": True},
 }
+BF16: dict[str, dict[str, Any]] = {
+    "reference-bf16": {"engine": "reference", "autocast": torch.bfloat16},
+    "explicit-bf16": {"engine": "explicit", "compile": False, "autocast": torch.bfloat16},
+}
+COMPARED = ("wgan-gp-32-w64-b64", "wgan-gp-28", "r1-28")  # also compiled, and in bf16
 
 
 def critic_and_inputs(setting: str, seed: int = 0) -> tuple[nn.Module, Config, dict[str, Tensor]]:
@@ -78,10 +83,12 @@ def measure(setting: str, rounds: int, variants: dict[str, dict[str, Any]]) -> N
     for seed in range(20):  # in about one batch of eight a value rounds across a kink in some variant, which is no error of it
         made, given = steps(setting, variants, seed)
         errors, flops = compared(setting, seed, made, given)
-        if max(errors.values()) < 1e-4:
+        if max(error for name, error in errors.items() if "bf16" not in name) < 1e-4:
             break
     else:
         raise AssertionError(f"{setting}: gradients are not equal: {errors}")
+    if "explicit-bf16" in errors:
+        assert errors["explicit-bf16"] <= 1.5 * errors["reference-bf16"] + 1e-3, errors
     runs: dict[str, Callable[[], object]] = {name: lambda step=step: step(**given) for name, step in made.items()}
     seconds = interleaved(runs, rounds)
     best = min(("reference", "reference-contiguous"), key=lambda name: float(np.median(seconds[name])))
@@ -120,7 +127,7 @@ def peak_memory(setting: str, variant: str) -> float:
 
 
 def _one(setting: str, variant: str) -> None:
-    made, given = steps(setting, {variant: (VARIANTS | COMPILED)[variant]})
+    made, given = steps(setting, {variant: (VARIANTS | COMPILED | BF16)[variant]})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(4):
         made[variant](**given)
@@ -147,4 +154,4 @@ if __name__ == "__main__":
             record(f"engine-memory-{name}", {"setting": name, "unit": "MB, not seconds"}, found, over_reference=medians)
     else:
         for name in asked or SETTINGS:
-            measure(name, 30, VARIANTS | COMPILED if name in ("wgan-gp-32-w64-b64", "wgan-gp-28", "r1-28") else VARIANTS)
+            measure(name, 30, VARIANTS | COMPILED | BF16 if name in COMPARED else VARIANTS)

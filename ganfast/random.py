@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
+from ganfast.kernels.latents import latents, philox_words, uniforms
 
 
 class Purpose(IntEnum):
@@ -31,12 +31,12 @@ class Purpose(IntEnum):
 
 def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
     """float32 (N, dim) standard normals for image counters ``index``, int64 (N,)."""
-    return latents_reference(seed, purpose, index, dim)
+    return latents(seed, purpose, index, dim)
 
 
 def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     """float32 (N, dim) in [0, 1) for image counters ``index``, int64 (N,)."""
-    return (uniforms_reference(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
+    return (uniforms(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
 
 
 def scalar_seed(seed: int, purpose: Purpose, index: int) -> int:

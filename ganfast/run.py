@@ -21,7 +21,7 @@ from ganfast.engine import draw
 from ganfast.errors import InputError
 from ganfast.export.latents import latents, random_classes
 from ganfast.images import Pictures
-from ganfast.kernels.to_uint8 import to_uint8_reference
+from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.models import NetSpec, build_generator
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
@@ -150,7 +150,7 @@ class Run:
                 chosen[:count] = torch.from_numpy(np.asarray(labels[start : start + _CHUNK], dtype=np.int64))
                 chosen = chosen.to(where)
             with torch.no_grad():
-                pictures.append(to_uint8_reference(draw(generator, rows.to(where), chosen))[:count].cpu().numpy())
+                pictures.append(to_uint8(draw(generator, rows.to(where), chosen))[:count].cpu().numpy())
         return np.concatenate(pictures)
 
     def labels_of(self, index: np.ndarray, seed: int, labels: Sequence[int] | None) -> np.ndarray | None:

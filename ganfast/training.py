@@ -23,7 +23,7 @@ from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
-from ganfast.kernels.to_uint8 import to_uint8_reference
+from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
 from ganfast.plan import Plan, make_plan
@@ -166,7 +166,7 @@ class Writer:
         z = torch.from_numpy(latents(self.plan.config.seed, torch.arange(count).numpy(), self.plan.config.net.latent)).to(device)
         labels = torch.arange(count, device=device) % len(names) if names else None
         with torch.no_grad():
-            return grid(to_uint8_reference(draw(self.plan.state.average, z, labels)).cpu().numpy(), columns)
+            return grid(to_uint8(draw(self.plan.state.average, z, labels)).cpu().numpy(), columns)
 
     def _fit_average(self) -> None:
         c = self.plan.config
@@ -187,7 +187,7 @@ def sheet_columns(classes: int) -> int:
 
 def _sheet_of_reals(plan: Plan) -> Pictures:
     pictures, _ = plan.data.batch(0, min(_SHEET, len(plan.pack.images)))
-    return grid(to_uint8_reference(pictures).cpu().numpy(), 8)
+    return grid(to_uint8(pictures).cpu().numpy(), 8)
 
 
 def _saved(state: State) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:

@@ -4,14 +4,16 @@ Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 holds the words of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`. Because no state is kept, a picture is
 the same in any batch, and a resumed run draws what an uninterrupted one would have drawn.
 
-Plain torch integer operations: int64 arithmetic wraps like uint64, only shifts need a mask. It runs on every device, compiles and
-can be captured. `ganfast.export.latents` is the same function in NumPy, for a sampler without torch.
+The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts need a mask. It runs on every
+device, compiles and can be captured. `ganfast.export.latents` is the same function in NumPy, for a sampler without torch.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from ganfast.kernels._triton import blocks, jit, launch, tl, use_triton
 
 _LOW32 = 0xFFFFFFFF
 _ROUNDS = 10
@@ -69,3 +71,101 @@ def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tens
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)
     return normals.flatten(1)[:, :count].float()
+
+
+@jit
+def _turn(u):
+    """cos and sin of u turns, 0 <= u < 1, float64. The library's reduce arguments of any size, in memory instead of registers.
+
+    u is a nearest quarter turn, exactly, and a rest of at most an eighth, whose Taylor series end below float64's last place.
+    """
+    quarter = tl.floor(4.0 * u + 0.5)
+    x = 6.283185307179586 * (u - 0.25 * quarter)
+    y = x * x
+    sine, cosine = y * 0.0 + 1.0, y * 0.0 + 1.0
+    for k in tl.static_range(9):  # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+        sine = 1.0 - y * sine * (1.0 / ((18 - 2 * k) * (19 - 2 * k)))
+        cosine = 1.0 - y * cosine * (1.0 / ((17 - 2 * k) * (18 - 2 * k)))
+    sine *= x
+    k = quarter.to(tl.int32) & 3
+    cos = tl.where(k == 0, cosine, tl.where(k == 1, -sine, tl.where(k == 2, -cosine, sine)))
+    sin = tl.where(k == 0, sine, tl.where(k == 1, cosine, tl.where(k == 2, -sine, -cosine)))
+    return cos, sin
+
+
+@jit
+def _draw_kernel(
+    index_ptr, out_ptr, N, COUNT, PER_ROW, k0, k1, m0, m1, w0, w1, NORMAL: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of row j // PER_ROW.
+
+    Keys, multipliers and increments come as int64 bits.
+    """
+    j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = j < N * PER_ROW
+    row, block = j // PER_ROW, j % PER_ROW
+    c0 = (block + 1).to(tl.uint64)
+    c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
+    c2 = c0 * 0
+    c3 = c2
+    key0, key1 = k0.to(tl.uint64), k1.to(tl.uint64)
+    mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
+        low0, low1 = c0 * mul0, c2 * mul1
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 += w0.to(tl.uint64)
+        key1 += w1.to(tl.uint64)
+    u0 = (c0 >> 11).to(tl.float64) * 1.1102230246251565e-16  # 2^-53
+    u1 = (c1 >> 11).to(tl.float64) * 1.1102230246251565e-16
+    u2 = (c2 >> 11).to(tl.float64) * 1.1102230246251565e-16
+    u3 = (c3 >> 11).to(tl.float64) * 1.1102230246251565e-16
+    at = out_ptr + row * COUNT + block * 4
+    left = COUNT - block * 4  # columns of this block that exist
+    if NORMAL:
+        near, far = tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2))  # 1 - u is exact, and never 0
+        cos1, sin1 = _turn(u1)
+        cos3, sin3 = _turn(u3)
+        u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3
+    kind = out_ptr.dtype.element_ty
+    tl.store(at, u0.to(kind), mask=inside)
+    tl.store(at + 1, u1.to(kind), mask=inside & (left > 1))
+    tl.store(at + 2, u2.to(kind), mask=inside & (left > 2))
+    tl.store(at + 3, u3.to(kind), mask=inside & (left > 3))
+
+
+_BLOCK = 128
+
+
+def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
+    """The launcher: normals float32 or uniforms float64, (N, count). Arguments as `philox_words`."""
+    out = torch.empty(len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device)
+    per_row = blocks(count, 4)
+    keys = (_signed(seed % (1 << 64)), _signed(stream % (1 << 64)), *(_signed(word) for word in (*_MULTIPLIERS, *_WEYL)))
+    launch(
+        _draw_kernel, (blocks(len(index) * per_row, _BLOCK),), index.device, index.contiguous(), out, len(index), count,
+        per_row, *keys, NORMAL=normal, BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("ganfast::draw", mutates_args=())
+def _draw(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
+    return draw_triton(seed, stream, index, count, normal)
+
+
+@_draw.register_fake
+def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
+    return index.new_empty(len(index), count, dtype=torch.float32 if normal else torch.float64)
+
+
+def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Standard normals, float32 (N, count); on a device within one unit in the last place of the reference. See `philox_words`."""
+    return _draw(_signed(seed), stream, index, count, True) if use_triton(index) else latents_reference(seed, stream, index, count)
+
+
+def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Uniforms in [0, 1), float64 (N, count), to the bit those of the reference. Arguments as `philox_words`."""
+    return (
+        _draw(_signed(seed), stream, index, count, False) if use_triton(index) else uniforms_reference(seed, stream, index, count)
+    )

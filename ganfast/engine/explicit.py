@@ -20,7 +20,7 @@ from ganfast.engine.layers import Conv, Kept, Layer, Linear
 from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats, holds, objective, penalty_stats, segments_of
 from ganfast.engine.walk import Value, Walk
-from ganfast.kernels.gradient_penalty import gradient_penalty_reference
+from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import as_judgement
 from ganfast.models.parts import full_precision
 
@@ -62,7 +62,7 @@ class ExplicitStep:
             # delta there is the loss's slope at that logit times the unit delta.
             slopes = head.adjoint()
             seeds = [torch.cat([s[: rows.start], one]) for s, one in zip(slopes, head.unit(), strict=True)]
-            slope = slopes[0][rows.start :]
+            slope = slopes[0][rows.start : rows.loss]
             delta, g = self._backward(w, kept, seeded(seeds), ALL, rows.penalised)
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
@@ -85,7 +85,7 @@ class ExplicitStep:
             seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
             adjoint, _ = self._backward(w, kept, seeded(seeds), reached, None, _Bend(tangent, delta, rows.start))
             found = self._gradients(w, adjoint, lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]))
-        return found | head.gradients, head.stats | stats
+        return added(found, head.gradients), head.stats | stats
 
     def _cast(self, weights: Weights) -> Weights:
         """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
@@ -125,21 +125,29 @@ class ExplicitStep:
         Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
         """
         pending, found = dict(seeds), {}
+
+        def narrowed(d: Tensor) -> Tensor:
+            return d if picture_rows is None or picture_rows == rows else d[picture_rows]
+
         for step in reversed(self.walk.steps):
             if step.output not in pending:
                 continue
             delta = pending.pop(step.output)
             if step.layer.weights or step.layer.curved:
                 found[step.output] = delta
-            narrow = step.inputs[0] in self.bare
-            if narrow and picture_rows is None:
-                continue
-            narrowed = narrow and step.output not in self.bare and picture_rows != rows
-            mine = picture_rows if narrow and picture_rows is not None else rows
-            before = step.layer.delta(w, _sliced(kept[step.output], mine), delta[mine] if narrowed else delta)
+            mine = rows
+            if all(i in self.bare for i in step.inputs):
+                if picture_rows is None:
+                    continue
+                mine, delta = picture_rows, delta if step.output in self.bare else narrowed(delta)
+            before = step.layer.delta(w, _sliced(kept[step.output], mine), delta)
             for i, d in zip(step.inputs, before, strict=False):
                 if bend is not None and step.layer.curved:
                     d = bend.added(step.layer, kept[step.output], i, step.output, d)
+                if i in self.bare and mine == rows:
+                    if picture_rows is None:
+                        continue
+                    d = narrowed(d)
                 pending[i] = pending[i] + d if i in pending else d
         return found, pending.get(0, torch.empty(0))
 
@@ -158,7 +166,7 @@ class ExplicitStep:
         for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
             for segment in segments:
                 k = rows.segments.index(segment)
-                found = gradient_penalty_reference(
+                found = gradient_penalty(
                     g[k * n : (k + 1) * n], penalty.weight, penalty.target, penalty.one_sided, not penalty.at_own_points,
                     penalty.interval / n,
                 )  # fmt: skip
@@ -259,15 +267,15 @@ class _Tail:
         self.rows = rows
         self.gradients: dict[str, Tensor] = {}
         self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
-        used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
         self._leaves = [a.detach().requires_grad_() for a in answers]
         kind, compute = rows.pictures.device.type, engine.compute
         with torch.enable_grad(), LeanDerivatives():
+            used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
             said = []
             for group in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
                 labels = [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
                 with torch.autocast(kind, compute, enabled=compute is not None):
-                    answer = functional_call(tail.module, used, (*(leaf[group] for leaf in self._leaves), *labels))
+                    answer = functional_call(tail.module, used, (*(leaf[group].clone() for leaf in self._leaves), *labels))
                 said.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
@@ -324,6 +332,11 @@ def _sliced(kept: Kept, rows: slice) -> Kept:
 def _joined(blocks: list[Tensor]) -> Tensor:
     blocks = [b for b in blocks if len(b)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of two parts of a network; weights of both parts get the sum."""
+    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:

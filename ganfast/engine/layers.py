@@ -124,21 +124,27 @@ class Linear(Layer):
 
 @dataclass
 class Affine(Layer):
-    """x * weight + bias, both of ``shape`` so that they meet the axes behind the batch: (C, 1, 1) or (units,)."""
+    """x * weight + bias, one number a channel (axis 1) or one for every element of the last axes."""
 
     weight: str | None
     bias: str | None
-    shape: tuple[int, ...]
+    per_channel: bool
 
     def __post_init__(self) -> None:
         self.weights = tuple(name for name in (self.weight, self.bias) if name)
 
+    def _meeting(self, v: Tensor, x: Tensor) -> Tensor:
+        return v.view(-1, *[1] * (x.dim() - 2)) if self.per_channel else v
+
+    def _summed(self, v: Tensor, like: Tensor) -> Tensor:
+        return full_precision(v).sum_to_size(self._meeting(like, v).shape).view_as(like)
+
     def _scaled(self, w: Weights, x: Tensor) -> Tensor:
-        return x * w[self.weight].view(self.shape) if self.weight else x
+        return x * self._meeting(w[self.weight], x) if self.weight else x
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         y = self._scaled(w, x[0])
-        return (y + w[self.bias].view(self.shape) if self.bias else y), (x[0],)
+        return (y + self._meeting(w[self.bias], y) if self.bias else y), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
         return (self._scaled(w, dy),)
@@ -149,10 +155,9 @@ class Affine(Layer):
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
         found = {}
         if self.weight:
-            found[self.weight] = full_precision(inputs * deltas).sum_to_size(self.shape).view_as(w[self.weight])
+            found[self.weight] = self._summed(inputs * deltas, w[self.weight])
         if self.bias:
-            total = torch.stack([full_precision(d).sum_to_size(self.shape) for d in bias_deltas]).sum(0)
-            found[self.bias] = total.view_as(w[self.bias])
+            found[self.bias] = torch.stack([self._summed(d, w[self.bias]) for d in bias_deltas]).sum(0)
         return found
 
 
@@ -384,13 +389,16 @@ class LabelColumn(Layer):
 
 
 class Sum(Layer):
-    """a + b of the same shape: a residual connection."""
+    """a + b: a residual connection. One may be stretched along axes of length 1 behind the batch."""
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
-        return x[0] + x[1], ()
+        a, b = x
+        if a.dim() != b.dim():
+            raise ValueError(f"the sum of {tuple(a.shape)} and {tuple(b.shape)} would pair the axes of a sample with the batch")
+        return a + b, () if a.shape == b.shape else (a, b)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        return dy, dy
+        return [dy.sum_to_size(k.shape) for k in kept] if kept else (dy, dy)
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return t[0] + t[1]

@@ -42,9 +42,9 @@ def wanted(ctx: Any, position: int) -> bool:
 
     The first pass of a penalty leads to the pictures only, and must not compute weight gradients that nobody takes.
     """
-    node = ctx.next_functions[position][0]
-    if node is None or not ctx.needs_input_grad[position]:
+    if not ctx.needs_input_grad[position]:
         return False
+    node = ctx.next_functions[position][0]
     leaf = hasattr(node, "variable")  # of leaves the engine does not say
     return leaf or torch._C._will_engine_execute_node(node)
 
@@ -113,15 +113,17 @@ class Leak(torch.autograd.Function):
     """x where it is positive, slope x elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
-        y = F.leaky_relu(x, slope)
+    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool) -> Tensor:
+        y = F.leaky_relu(x, slope, inplace)
+        if inplace:
+            ctx.mark_dirty(y)
         ctx.save_for_backward(y)
         ctx.slope = slope
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        return LeakThrough.apply(dy, ctx.saved_tensors[0].detach(), ctx.slope), None
+        return LeakThrough.apply(dy, ctx.saved_tensors[0].detach(), ctx.slope), None, None
 
 
 class LeakThrough(torch.autograd.Function):
@@ -171,11 +173,13 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    return Leak.apply(input, negative_slope) if negative_slope >= 0 else F.leaky_relu(input, negative_slope)
+    if negative_slope < 0:
+        return F.leaky_relu(input, negative_slope, inplace)
+    return Leak.apply(input, negative_slope, inplace)
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    return Leak.apply(input, 0.0)
+    return Leak.apply(input, 0.0, inplace)
 
 
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {

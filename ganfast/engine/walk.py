@@ -66,6 +66,8 @@ def walk(critic: nn.Module) -> Walk:
         CannotWalk: Python control flow on values, or nothing before the first unknown layer; names the layers.
     """
     tracer = _Tracer()
+    if critic._forward_hooks or critic._forward_pre_hooks:
+        raise CannotWalk(f"hooks change what goes into {type(critic).__name__} or comes out")
     try:
         graph = tracer.trace(critic, concrete_args=_unused_arguments(critic))
     except Exception as error:  # whatever a user's forward does when it is given symbols
@@ -104,6 +106,8 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
     """The layers that compute what the module does; None for one that is not known. ``name`` is its place, as in the state dict."""
     if m._forward_hooks or m._forward_pre_hooks:
         return None  # somebody changes what goes in or comes out
+    if any(not getattr(type(m), name, m.forward).__module__.startswith("torch.nn.") for name in ("forward", "_conv_forward")):
+        return None  # a class of somebody's own that only began as the one of torch
     here = f"{name}." if name else ""
     weight, bias = f"{here}weight", f"{here}bias" if getattr(m, "bias", None) is not None else None
     match m:
@@ -130,11 +134,11 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
         case nn.Softplus() if m.beta == 1 and m.threshold == 20:
             return [L.softplus()]
         case nn.GroupNorm():
-            return [L.Standardise(m.num_groups, m.eps), *_affine(m, weight, bias, (m.num_channels, 1, 1))]
+            return [L.Standardise(m.num_groups, m.eps), *_affine(m, weight, bias, True)]
         case nn.LayerNorm():
-            return [L.Standardise(-len(m.normalized_shape), m.eps), *_affine(m, weight, bias, m.normalized_shape)]
+            return [L.Standardise(-len(m.normalized_shape), m.eps), *_affine(m, weight, bias, False)]
         case nn.InstanceNorm2d() if not m.track_running_stats:
-            return [L.Standardise(0, m.eps), *_affine(m, weight, bias, (m.num_features, 1, 1))]
+            return [L.Standardise(0, m.eps), *_affine(m, weight, bias, True)]
         case nn.AvgPool2d():
             pair = [_pair(a) for a in (m.kernel_size, m.stride, m.padding)]
             return [L.AvgPool((*pair, m.ceil_mode, m.count_include_pad, m.divisor_override))]
@@ -152,10 +156,8 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
     return None
 
 
-def _affine(m: nn.Module, weight: str, bias: str | None, shape: Sequence[int]) -> list[L.Layer]:
-    if getattr(m, "weight", None) is None:
-        return []
-    return [L.Affine(weight, bias, tuple(shape))]
+def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> list[L.Layer]:
+    return [] if getattr(m, "weight", None) is None else [L.Affine(weight, bias, per_channel)]
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -267,6 +269,8 @@ class _Walker:
     def _step(self, node: fx.Node) -> bool:
         """Append the node's steps; False when it cannot be walked."""
         inputs = node.all_input_nodes
+        if self._overwrites(node) and len(inputs[0].users) > 1:
+            return False
         if node.op == "call_module":
             if len(inputs) != 1 or inputs[0] not in self.values:
                 return False
@@ -297,6 +301,14 @@ class _Walker:
         for layer in found:
             self._append(node, name, layer, (self.values[node],))
         return True
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether the node changes its input in place, which matters to other readers of it."""
+        if node.op == "call_module":
+            return bool(getattr(self.modules[str(node.target)], "inplace", False))
+        return bool(node.kwargs.get("inplace", False)) or (
+            len(node.args) > 2 and node.target is F.leaky_relu and bool(node.args[2])
+        )
 
     def _append(
         self,

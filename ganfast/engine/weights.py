@@ -15,7 +15,7 @@ class EffectiveWeights:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self.values = {name: p.detach() for name, p in net.named_parameters()}
+        self.values = {name: p.detach() for name, p in net.named_parameters(remove_duplicate=False)}
         self._made: dict[str, Tensor] = {}
         for path, module in net.named_modules():
             if is_parametrized(module):
@@ -26,14 +26,23 @@ class EffectiveWeights:
                     self.values[name] = self._made[name].detach()
 
     def parameter_gradients(self, gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """From gradients of the effective weights to those of the trainable parameters, in their order; None = 0."""
+        """From gradients of the effective weights to those of the trainable parameters, in their order; None = 0.
+
+        A parameter that has several names, or is both parametrised and used as it is, gets the sum.
+        """
+        total: dict[int, Tensor] = {}  # by the parameter's identity
+
+        def add(parameter: Tensor, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                total[id(parameter)] = total[id(parameter)] + gradient if id(parameter) in total else gradient
+
         made = [name for name in self._made if name in gradients and self._made[name].requires_grad]
-        parameters = [(name, p) for name, p in self.net.named_parameters() if p.requires_grad]
-        through: dict[str, Tensor | None] = {}
         if made:
-            names = [name for name, _ in parameters if ".parametrizations." in f".{name}"]
-            originals = [p for name, p in parameters if name in names]
+            originals = [p for name, p in self.net.named_parameters() if p.requires_grad and ".parametrizations." in f".{name}"]
+            cotangents = [gradients[name].to(self._made[name].dtype) for name in made]
             outputs = [self._made[name] for name in made]
-            found = torch.autograd.grad(outputs, originals, [gradients[n].to(self._made[n].dtype) for n in made], allow_unused=True)
-            through = dict(zip(names, found, strict=True))
-        return [through[name] if through.get(name) is not None else gradients.get(name) for name, _ in parameters]
+            for p, gradient in zip(originals, torch.autograd.grad(outputs, originals, cotangents, allow_unused=True), strict=True):
+                add(p, gradient)
+        for name, p in self.net.named_parameters(remove_duplicate=False):
+            add(p, gradients.get(name))
+        return [total.get(id(p)) for p in self.net.parameters() if p.requires_grad]

@@ -1,0 +1,248 @@
+"""What lies between two convolutions of a critic: bias and leaky ReLU, and what their derivative does to deltas and tangents.
+
+    y  = leaky(x + b)                                   forward; the side of the kink of every element is kept as one bit
+    dz = dy phi',  db = sum over samples of w_n dz_n    delta pass, in one read of dy; w weighs samples, as a penalty's have no bias
+    t  = c phi'                                         tangent pass
+
+phi' is 1 where x + b > 0 and `slope` elsewhere. A bit an element is what a derivative needs; torch keeps the element.
+Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow memory order, eight a byte, lowest first.
+"""
+
+import torch
+from torch import Tensor
+
+from ganfast.kernels._triton import blocks, dense, jit, launch, power_of_two, same_layout, tl, use_triton
+
+_BLOCK = 2048  # elements of a program of the elementwise kernels
+_ROWS = 32  # rows and columns of a program that sums over rows
+_COLUMNS = 64
+
+
+def bias_act_reference(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """y like x, and its bits, uint8 (ceil(numel / 8),)."""
+    x = dense(x)
+    exact = _exact(x) + _exact(bias).view(-1, *[1] * (x.dim() - 2))
+    return torch.where(exact > 0, exact, exact * slope).to(x.dtype), _packed(exact > 0)
+
+
+def bias_act_delta_reference(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """dz like dy, and db (C,) in float32 or more."""
+    dy = dense(dy)
+    dz = _exact(dy) * torch.where(_unpacked(bits, dy, 0), 1.0, slope).to(_exact(dy).dtype)
+    weighted = dz * _exact(sample_weight).view(-1, *[1] * (dy.dim() - 1))
+    return dz.to(dy.dtype), weighted.sum([0, *range(2, dy.dim())])
+
+
+def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+    """t like c."""
+    c = dense(c)
+    return (_exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)).to(c.dtype)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order they lie in."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _packed(mask: Tensor) -> Tensor:
+    flat = _in_memory(dense(mask))
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).view(-1, 8)
+    return (padded.int() << torch.arange(8, device=mask.device)).sum(1).to(torch.uint8)
+
+
+def _unpacked(bits: Tensor, like: Tensor, first: int) -> Tensor:
+    """The mask of elements first, first + 1, ... in the shape and layout of ``like``."""
+    flat = ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1).flatten()[first : first + like.numel()].bool()
+    return flat.as_strided(like.shape, like.stride())
+
+
+@jit
+def _forward_kernel(x_ptr, bias_ptr, y_ptr, bits_ptr, numel, C, INNER, slope, BLOCK: tl.constexpr):
+    """Elements in memory order; an element's channel is (i // INNER) % C."""
+    block = tl.program_id(0).to(tl.int64)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    inside = i < numel
+    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    z = x + tl.load(bias_ptr + (i // INNER) % C, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + i, tl.where(z > 0, z, z * slope).to(y_ptr.dtype.element_ty), mask=inside)
+    positive = ((z > 0) & inside).to(tl.int32)
+    byte = tl.sum(tl.reshape(positive, (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :], 1)
+    j = block * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+    tl.store(bits_ptr + j, byte.to(tl.uint8), mask=j * 8 < numel)
+
+
+@jit
+def _through(v, bits_ptr, at, inside, slope):
+    """v times phi' of the elements ``at``."""
+    byte = tl.load(bits_ptr + (at >> 3), mask=inside, other=0).to(tl.int32)
+    return tl.where(((byte >> (at & 7).to(tl.int32)) & 1) != 0, v, v * slope)
+
+
+@jit
+def _tangent_kernel(c_ptr, bits_ptr, t_ptr, numel, first, slope, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < numel
+    c = tl.load(c_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(t_ptr + i, _through(c, bits_ptr, first + i, inside, slope).to(t_ptr.dtype.element_ty), mask=inside)
+
+
+@jit
+def _delta_columns_kernel(
+    dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, R, C, PER_SAMPLE, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted column sums of a block of rows."""
+    block = tl.program_id(0).to(tl.int64)
+    r = block * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (r < R)[:, None] & (c < C)[None, :]
+    i = r[:, None] * C + c[None, :]
+    dz = _through(tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope)
+    tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+    w = tl.load(weight_ptr + r // PER_SAMPLE, mask=r < R, other=0.0).to(tl.float32)
+    tl.store(part_ptr + block * C + c, tl.sum(dz * w[:, None], 0), mask=c < C)
+
+
+@jit
+def _delta_rows_kernel(dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr):
+    """Contiguous: one program for each (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
+    row = tl.program_id(0).to(tl.int64)
+    w = tl.load(weight_ptr + row // C).to(tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, INNER, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        inside = k < INNER
+        i = row * INNER + k
+        dz = _through(tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope)
+        tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        total += dz
+    tl.store(part_ptr + row, tl.sum(total, 0) * w)
+
+
+def _inner(x: Tensor) -> int:
+    """How many elements lie between two channels of a sample."""
+    return x[0, 0].numel() if x.is_contiguous() else 1
+
+
+def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """The launcher; arguments as `bias_act`."""
+    x = dense(x)
+    y = torch.empty_like(x)
+    bits = torch.empty(blocks(x.numel(), 8), dtype=torch.uint8, device=x.device)
+    grid = (blocks(x.numel(), _BLOCK),)
+    inner = _inner(x) if x.numel() else 1
+    launch(_forward_kernel, grid, x.device, x, bias, y, bits, x.numel(), x.shape[1], inner, slope, BLOCK=_BLOCK, num_warps=8)
+    return y, bits
+
+
+def bias_act_delta_triton(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The launcher; arguments as `bias_act_delta`."""
+    dy = dense(dy)
+    n, c = dy.shape[:2]
+    dz = torch.empty_like(dy)
+    if _inner(dy) == 1:  # channels last, or nothing behind the channels
+        rows, per_sample = dy.numel() // c, dy.numel() // (n * c)
+        parts = torch.empty(blocks(rows, _ROWS), c, dtype=torch.float32, device=dy.device)
+        columns = min(_COLUMNS, power_of_two(c))
+        launch(
+            _delta_columns_kernel, (len(parts), blocks(c, columns)), dy.device, dy, bits, sample_weight, dz, parts, rows, c,
+            per_sample, slope, ROWS=_ROWS, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+    else:
+        parts = torch.empty(n, c, dtype=torch.float32, device=dy.device)
+        inner = _inner(dy)
+        launch(
+            _delta_rows_kernel, (n * c,), dy.device, dy, bits, sample_weight, dz, parts, c, inner, slope,
+            BLOCK=min(1024, power_of_two(inner)), num_warps=4,
+        )  # fmt: skip
+    return dz, parts.sum(0)  # the second stage: no atomics, so that the sum is the same every time
+
+
+def bias_act_tangent_triton(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+    """The launcher; arguments as `bias_act_tangent`."""
+    c = dense(c)
+    t = torch.empty_like(c)
+    launch(_tangent_kernel, (blocks(c.numel(), _BLOCK),), c.device, c, bits, t, c.numel(), first, slope, BLOCK=_BLOCK, num_warps=8)
+    return t
+
+
+@torch.library.custom_op("ganfast::bias_act", mutates_args=())
+def _bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    return bias_act_triton(x, bias, slope)
+
+
+@_bias_act.register_fake
+def _(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(x)), x.new_empty(blocks(x.numel(), 8), dtype=torch.uint8)
+
+
+@torch.library.custom_op("ganfast::bias_act_delta", mutates_args=())
+def _bias_act_delta(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return bias_act_delta_triton(dy, bits, slope, sample_weight)
+
+
+@_bias_act_delta.register_fake
+def _(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(dy)), dy.new_empty(dy.shape[1], dtype=torch.float32)
+
+
+@torch.library.custom_op("ganfast::bias_act_tangent", mutates_args=())
+def _bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
+    return bias_act_tangent_triton(c, bits, slope, first)
+
+
+@_bias_act_tangent.register_fake
+def _(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
+    return torch.empty_like(dense(c))
+
+
+def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    """Bias and leaky ReLU. Not differentiable by autograd: `bias_act_delta` and `bias_act_tangent` are its derivatives.
+
+    Args:
+        x: (N, C, *spatial), any float type; computed in float32, rounded once.
+        bias: (C,), any float type.
+        slope: of the negative side, 0 or more.
+
+    Returns:
+        y like x, laid out as x is, and bits, uint8 (ceil(numel / 8),): on which side each element lies, in memory order.
+    """
+    return _bias_act(x, bias, slope) if _kernel(x) else bias_act_reference(x, bias, slope)
+
+
+def bias_act_delta(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """From the delta at y to that at x, with the gradient of the bias.
+
+    Args:
+        dy: (N, C, *spatial), laid out as the x that made the bits: `same_layout` brings it there.
+        bits: of `bias_act`.
+        slope: as there.
+        sample_weight: (N,), how much of each sample reaches the bias.
+
+    Returns:
+        dz like dy, db float32 (C,).
+    """
+    return (
+        _bias_act_delta(dy, bits, slope, sample_weight) if _kernel(dy) else bias_act_delta_reference(dy, bits, slope, sample_weight)
+    )
+
+
+def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+    """A direction through the activation.
+
+    Args:
+        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the same layout.
+        bits, slope: as `bias_act_delta`.
+        first: elements that lie before those samples: samples * C * spatial.
+    """
+    return _bias_act_tangent(c, bits, slope, first) if _kernel(c) else bias_act_tangent_reference(c, bits, slope, first)
+
+
+def _kernel(x: Tensor) -> bool:
+    return use_triton(x) and x.dtype != torch.float64
+
+
+__all__ = ["bias_act", "bias_act_delta", "bias_act_tangent", "same_layout"]

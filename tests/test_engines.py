@@ -1,0 +1,1155 @@
+"""Every engine of the critic step against the reference in float64, on critics of every kind that a user may bring."""
+
+import copy
+import functools
+import logging
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.device import resolved
+from ganfast.engine import choose, make_critic_step
+from ganfast.engine.autograd import AutogradStep
+from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.walk import CannotWalk, walk
+from ganfast.errors import InputError
+from ganfast.models import NetSpec, build_critic
+from ganfast.models.parts import LEAK, Critic, spectral
+from ganfast.presets import PRESETS, preset_config
+
+ENGINES = ["reference", "autograd", "explicit"]
+FAST = ENGINES[1:]
+LOSSES = ["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+KINDS = ["wgan-gp", "dragan", "r1", "r2", "r1+r2"]
+ROUNDING = 1e-10  # of float64, relative to the whole gradient
+SHAPE = (3, 9, 7)  # neither square nor even: transposed axes and dropped borders show
+N, CLASSES = 5, 4
+LABELS = torch.tensor([2, 0, 3, 3, 1])
+
+
+def pictures(shape=SHAPE, n=N, seed=0, dtype=torch.float64):
+    """Arguments of a step, the same numbers in every type."""
+    g = torch.Generator().manual_seed(seed)
+    real, fake = torch.rand(2, n, *shape, generator=g, dtype=torch.float64) * 2 - 1
+    eps, noise = (torch.rand(n, *more, generator=g, dtype=torch.float64) for more in ((), shape))
+    return {"real": real.to(dtype), "fake": fake.to(dtype), "eps": eps.to(dtype), "noise": noise.to(dtype)}
+
+
+def run(critic, engine, loss="non-saturating", penalty="wgan-gp", inputs=None, **kwargs):
+    """(flat gradient, statistics, the stepped copy) of one step; the critic itself stays as it is."""
+    critic = copy.deepcopy(critic)
+    step = make_critic_step(critic, loss, penalty, engine=engine, compile=False, check=False, **kwargs)
+    stats = step(**(pictures() if inputs is None else inputs))
+    assert step.choice.engine == engine
+    return step.gradients.flat, stats, critic
+
+
+def error(found, exact):
+    """Of the whole gradient; a gradient that vanishes but for rounding is not a unit to measure by."""
+    return ((found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-6)).item()
+
+
+def assert_engines_agree(critic, loss="non-saturating", penalty="wgan-gp", inputs=None, engines=FAST, least=1e-6):
+    """Gradients, statistics and buffers of the engines in float64."""
+    exact, wanted, stepped = run(critic, "reference", loss, penalty, inputs)
+    assert exact.isfinite().all()
+    assert exact.norm() >= least  # a comparison of zeros shows nothing
+    for engine in engines:
+        found, stats, other = run(critic, engine, loss, penalty, inputs)
+        assert error(found, exact) <= ROUNDING, (engine, error(found, exact))
+        assert stats.keys() == wanted.keys(), engine
+        for name, value in wanted.items():
+            assert stats[name].shape == (), (engine, name)
+            assert not stats[name].requires_grad, (engine, name)
+            assert stats[name].item() == pytest.approx(value.item(), rel=ROUNDING, abs=ROUNDING), (engine, name)
+        for (name, a), b in zip(stepped.named_buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12, msg=f"{engine} {name}")
+    return exact
+
+
+def loud(critic):
+    """In float64, with weights of twice the size, so that scores and gradient norms come to about 1."""
+    critic = critic.double()
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.mul_(2)
+    return critic
+
+
+def plain_critic(seed=0, conditional="no", slope=LEAK):
+    torch.manual_seed(seed)
+    trunk = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(slope), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(slope), nn.Flatten()
+    )
+    return loud(Critic(trunk, 6 * 2 * 2, CLASSES, conditional))
+
+
+# Random piecewise-linear critics.
+
+
+class Residual(nn.Module):
+    """shortcut(x) + body(x)."""
+
+    def __init__(self, body, shortcut=None):
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x):
+        return (x if self.shortcut is None else self.shortcut(x)) + self.body(x)
+
+
+ACTIVATIONS = [lambda: nn.LeakyReLU(0.2), lambda: nn.LeakyReLU(0.7), nn.ReLU, nn.Identity]
+CURVES = [nn.SiLU, nn.Tanh, nn.Softplus]
+
+
+@st.composite
+def convolutions(draw, before, sides):
+    """A convolution that leaves at least one pixel."""
+    groups = draw(st.sampled_from([g for g in (1, 2, 3) if before % g == 0]))
+    kernel, stride, padding, dilation = (
+        tuple(draw(st.integers(low, high)) for _ in sides) for low, high in ((1, 4), (1, 3), (0, 2), (1, 2))
+    )
+    dilation = tuple(d if d * (k - 1) < s + 2 * p else 1 for d, k, s, p in zip(dilation, kernel, sides, padding, strict=True))
+    kernel = tuple(min(k, s + 2 * p) for k, s, p in zip(kernel, sides, padding, strict=True))
+    after = groups * draw(st.integers(1, 3))
+    return nn.Conv2d(before, after, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
+
+
+@st.composite
+def random_critics(draw, curved=False):
+    """(critic, shape of its pictures)."""
+    activations = st.sampled_from(ACTIVATIONS + CURVES * curved)
+    shape = (draw(st.integers(1, 3)), draw(st.integers(4, 9)), draw(st.integers(4, 9)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    layers, x = [], torch.zeros(1, *shape)
+    for _ in range(draw(st.integers(1, 3))):
+        kind, channels = draw(st.sampled_from(["plain", "plain", "residual", "shortcut"])), x.shape[1]
+        if kind == "plain":
+            block = draw(convolutions(channels, x.shape[2:]))
+        elif kind == "residual":
+            block = Residual(nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), draw(activations)()))
+        else:
+            body = nn.Sequential(nn.Conv2d(channels, 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(2, 3, 3, 2, 1))
+            block = Residual(body, nn.Conv2d(channels, 3, 1, 2, bias=False))
+        layers += [block, draw(activations)()]
+        x = layers[-1](block(x))
+        if curved and x[0].numel() > 8:  # fewer differ too little to be standardised
+            norms = [nn.GroupNorm(1, x.shape[1]), nn.LayerNorm(x.shape[1:]), nn.Identity()]
+            layers.append(draw(st.sampled_from(norms)))
+        if min(x.shape[2:]) > 1 and draw(st.booleans()):
+            padding, ceil, counted = draw(st.integers(0, 1)), draw(st.booleans()), draw(st.booleans())
+            layers.append(nn.AvgPool2d(2, draw(st.integers(1, 2)), padding, ceil, counted))
+            x = layers[-1](x)
+    layers.append(nn.Flatten())
+    units = x.flatten(1).shape[1]
+    if draw(st.booleans()):
+        layers += [nn.Linear(units, 3), nn.LeakyReLU(0.2)]
+        units = 3
+    return loud(nn.Sequential(*layers, nn.Linear(units, 1, bias=draw(st.booleans())))), shape
+
+
+single_penalties = st.builds(
+    PenaltyConfig, kind=st.sampled_from(KINDS), weight=st.sampled_from([0.5, 3.0, 10.0]), target=st.sampled_from([0.0, 0.6, 1.0]),
+    one_sided=st.booleans(), interval=st.sampled_from([1, 4]),
+)  # fmt: skip
+some_penalties = st.one_of(single_penalties, st.tuples(single_penalties, single_penalties))
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(random_critics(), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
+def test_engines_agree_on_random_critics(made, loss, penalty, n, seed):
+    critic, shape = made
+    assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(random_critics(curved=True), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
+def test_engines_agree_on_random_curved_critics(made, loss, penalty, n, seed):
+    critic, shape = made
+    assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_engines_agree_for_every_loss_and_penalty(loss, penalty):
+    assert_engines_agree(plain_critic(), loss, PenaltyConfig(penalty, weight=3.0))
+
+
+VARIANTS = [
+    (PenaltyConfig("wgan-gp", target=0.0), PenaltyConfig("r1")),
+    (PenaltyConfig("r1", weight=2.0), PenaltyConfig("r2", weight=0.3, interval=3)),
+    (PenaltyConfig("r2"), PenaltyConfig("dragan", one_sided=True, target=0.3)),
+    (PenaltyConfig("wgan-gp"), PenaltyConfig("dragan", interval=2)),
+    (PenaltyConfig("r1+r2", weight=0.7), PenaltyConfig("r1", weight=2.0)),
+    (PenaltyConfig("wgan-gp", target=0.5), PenaltyConfig("wgan-gp", one_sided=True)),
+]
+
+
+@pytest.mark.parametrize("penalty", VARIANTS, ids=lambda pair: " and ".join(p.kind for p in pair))
+def test_two_penalties_at_once_add_up(penalty):
+    for critic in (plain_critic(), norm_critic("GroupNorm")):
+        both = assert_engines_agree(critic, "hinge", penalty)
+        first, second, none = (run(critic, "reference", "hinge", p)[0] for p in (penalty[0], penalty[1], "none"))
+        torch.testing.assert_close(both, first + second - none, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_without_its_penalty_is_one_that_has_none(engine):
+    lazy, _, _ = run(plain_critic(), engine, "hinge", "r1", pictures() | {"with_penalty": False})
+    exact, _, _ = run(plain_critic(), "reference", "hinge", "none")
+    assert error(lazy, exact) <= ROUNDING
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_smoothed_labels_reach_every_engine(engine):
+    smooth = LossConfig("non-saturating", label_smoothing=0.2)
+    found, exact = run(plain_critic(), engine, smooth, "r1")[0], run(plain_critic(), "reference", smooth, "r1")[0]
+    assert error(found, exact) <= ROUNDING
+    assert error(found, run(plain_critic(), "reference", "non-saturating", "r1")[0]) > 1e-2
+
+
+def test_critics_of_one_and_of_three_axes_are_walked():
+    torch.manual_seed(0)
+    as_lines = nn.Flatten(), nn.Unflatten(1, (3, 9 * 7))
+    lines = nn.Sequential(*as_lines, nn.Conv1d(3, 4, 5, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 31, 1))
+    solids = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 2 * 5 * 4, 1))
+    for critic in (lines, solids):
+        assert walk(critic).tail is None
+        for penalty in ("wgan-gp", "r1"):
+            assert_engines_agree(loud(critic), penalty=penalty)
+
+
+LAYERS = {
+    "global average": lambda: nn.AdaptiveAvgPool2d(1),
+    "average of windows": lambda: nn.AvgPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True, count_include_pad=False),
+    "nearest": lambda: nn.Upsample(scale_factor=0.5),
+    "bilinear": lambda: nn.Upsample((5, 11), mode="bilinear", align_corners=True),
+    "flatten some axes": lambda: nn.Flatten(1, 2),
+    "no kernel": lambda: nn.Conv2d(4, 3, 1, bias=False),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, 1, 1, groups=4),
+}
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_that_are_known_are_walked(layer, penalty):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.LeakyReLU(0.2), LAYERS[layer](), nn.LeakyReLU(0.3), nn.Flatten())
+    critic.append(nn.Linear(critic(torch.zeros(1, *SHAPE)).shape[1], 1))
+    assert walk(critic).tail is None
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
+def test_group_norm_on_lines_is_right(penalty):
+    torch.manual_seed(0)
+    as_lines = nn.Flatten(), nn.Unflatten(1, (3, 9 * 7))
+    critic = nn.Sequential(*as_lines, nn.Conv1d(3, 4, 5, 2, 1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(124, 1))
+    with torch.no_grad():
+        critic[3].weight.normal_()
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_paddings_by_name_are_walked(padding):
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 4, (3, 5), padding=padding), nn.LeakyReLU(0.2), nn.Flatten())
+    critic = loud(nn.Sequential(features, nn.Linear(features(torch.zeros(1, *SHAPE)).shape[1], 1)))
+    assert walk(critic).tail is None
+    assert_engines_agree(critic)
+
+
+# Rounding.
+
+ROUNDED = {
+    "plain": lambda seed: plain_critic(seed),
+    "normalised": lambda seed: norm_critic("GroupNorm", seed),
+    "tail": lambda seed: spread_critic(seed=seed),
+}
+
+
+def away_from_kinks(make, inputs, penalties=("wgan-gp", "dragan")):
+    """The first critic whose pre-activations all stay clear of a kink, so that rounding does not pick the side."""
+    between = inputs["eps"].view(-1, 1, 1, 1) * inputs["real"] + (1 - inputs["eps"].view(-1, 1, 1, 1)) * inputs["fake"]
+    around = inputs["real"] + 0.5 * inputs["real"].std() * inputs["noise"]
+    for seed in range(20):
+        critic, distances = make(seed), []
+        hooks = [
+            m.register_forward_hook(lambda _, x, __: distances.append((x[0].abs().min() / x[0].abs().max()).item()))  # noqa: B023
+            for m in critic.modules()
+            if isinstance(m, nn.LeakyReLU | nn.ReLU)
+        ]
+        for x in (inputs["real"], inputs["fake"], between, around):
+            critic(x)
+        for hook in hooks:
+            hook.remove()
+        if min(distances, default=1.0) > 1e-5:
+            return critic
+    raise AssertionError("no critic without values at a kink")
+
+
+@pytest.mark.parametrize("make", ROUNDED.values(), ids=ROUNDED)
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("seed", range(3))
+def test_in_float32_engines_are_as_accurate_as_float32_allows(seed, penalty, make):
+    penalty = PenaltyConfig(penalty, weight=3.0)
+    critic = away_from_kinks(make, pictures(seed=seed))
+    exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed))
+    errors = {e: error(run(critic.float(), e, penalty=penalty, inputs=pictures(seed=seed, dtype=torch.float32))[0], exact)
+              for e in ENGINES}  # fmt: skip
+    for engine in FAST:
+        assert errors[engine] <= max(2e-5, 4 * errors["reference"]), errors
+
+
+@pytest.mark.parametrize("make", ROUNDED.values(), ids=ROUNDED)
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("seed", range(3))
+def test_under_bf16_engines_are_as_accurate_as_bf16_allows(seed, penalty, make):
+    penalty, inputs = PenaltyConfig(penalty, weight=3.0), pictures(seed=seed, n=16, dtype=torch.float32)
+    critic = make(seed)
+    exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed, n=16))
+    critic, errors = critic.float(), {}
+    for engine in ENGINES:
+        found, stats, _ = run(critic, engine, penalty=penalty, inputs=inputs, autocast=torch.bfloat16)
+        assert found.dtype == torch.float32
+        assert {value.dtype for value in stats.values()} == {torch.float32}
+        errors[engine] = error(found, exact)
+    assert errors["reference"] > 1e-4  # else bfloat16 was not used
+    for engine in FAST:
+        assert 1e-4 < errors[engine] <= 1.5 * errors["reference"] + 1e-3, errors
+
+
+# Curved critics.
+
+CURVED = {
+    "GroupNorm": (lambda: nn.GroupNorm(2, 4), nn.Identity),
+    "GroupNorm of units": (nn.Identity, lambda: nn.GroupNorm(3, 6)),
+    "GroupNorm without weights": (lambda: nn.GroupNorm(4, 4, affine=False), nn.Identity),
+    "LayerNorm of maps": (lambda: nn.LayerNorm((4, 4, 3)), lambda: nn.LayerNorm(6)),
+    "LayerNorm of rows": (lambda: nn.LayerNorm(3), nn.Identity),
+    "LayerNorm of units": (nn.Identity, lambda: nn.LayerNorm(6, elementwise_affine=False)),
+    "LayerNorm without biases": (lambda: nn.LayerNorm((4, 3), bias=False), nn.Identity),
+    "InstanceNorm": (lambda: nn.InstanceNorm2d(4), nn.Identity),
+    "InstanceNorm with weights": (lambda: nn.InstanceNorm2d(4, affine=True), nn.Identity),
+    "SiLU": (nn.SiLU, nn.SiLU),
+    "Softplus": (nn.Softplus, nn.Softplus),
+    "Tanh": (nn.Tanh, nn.Tanh),
+}
+
+
+def norm_critic(kind, seed=0):
+    """Convolution, the layer on maps, leaky ReLU; linear, the layer on units, leaky ReLU; linear."""
+    torch.manual_seed(seed)
+    on_maps, on_units = (make() for make in CURVED[kind])
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1), on_maps, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 4 * 3, 6), on_units, nn.LeakyReLU(0.2),
+        nn.Linear(6, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        for norm in (on_maps, on_units):
+            for p in norm.parameters():
+                p.add_(0.3 * torch.randn_like(p))  # ones and zeros would hide a forgotten scale or shift
+    return loud(critic)
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("kind", CURVED)
+def test_engines_agree_on_curved_critics(kind, penalty):
+    critic = norm_critic(kind)
+    found = walk(critic)
+    assert found.tail is None
+    assert found.curved
+    assert_engines_agree(critic, penalty=PenaltyConfig(penalty, weight=3.0, target=0.4))
+
+
+@pytest.mark.parametrize("penalty", KINDS)
+def test_engines_agree_where_curves_meet_in_a_residual_sum(penalty):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, 1, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), Residual(body), Residual(nn.Tanh()), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 1)
+    )
+    critic[-1] = nn.Linear(critic[:-1](torch.zeros(1, *SHAPE)).shape[1], 1)
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+@pytest.mark.parametrize("first", [nn.Tanh, lambda: nn.InstanceNorm2d(3), lambda: nn.AvgPool2d(2)], ids=["curve", "norm", "pool"])
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_engines_agree_where_the_first_layer_has_no_weights(penalty, first):
+    torch.manual_seed(0)
+    critic = nn.Sequential(first(), nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten())
+    critic.append(nn.Linear(critic(torch.zeros(1, *SHAPE)).shape[1], 1))
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+# Parametrised weights.
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("conditional", ["no", "projection"])
+def test_engines_agree_under_spectral_normalisation(conditional, penalty):
+    """Buffers agree too: one power iteration a step, which test_engine_reference.py compares with the paper's."""
+    critic = spectral(plain_critic(conditional=conditional))
+    with torch.no_grad():
+        for name, p in critic.named_parameters():
+            if name.endswith("original"):
+                p.normal_()  # the estimates are then far off, so that two iterations differ from one
+    before = {name: b.clone() for name, b in critic.named_buffers()}
+    labels = {"real_labels": LABELS} if conditional != "no" else {}
+    assert_engines_agree(critic, "hinge", penalty, pictures() | labels)
+    _, _, stepped = run(critic, "explicit", "hinge", penalty, pictures() | labels)
+    assert max((b - before[name]).abs().max() for name, b in stepped.named_buffers()) > 1e-3  # they moved
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
+def test_engines_agree_under_weight_normalisation(penalty):
+    critic = plain_critic()
+    weight_norm(critic.trunk[2])
+    weight_norm(critic.head)
+    assert walk(critic).tail is None
+    assert_engines_agree(critic, penalty=penalty)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_steps_make_two_power_iterations(engine):
+    critic = spectral(plain_critic())
+    with torch.no_grad():
+        critic.trunk[2].parametrizations.weight.original.normal_()
+    twin = copy.deepcopy(critic)
+    step = make_critic_step(critic, "hinge", "r1", engine=engine, compile=False, check=False)
+    for _ in range(2):
+        step(**pictures())
+        twin(pictures()["real"])  # a forward in training mode is one
+    for (name, a), b in zip(twin.named_buffers(), critic.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12, msg=name)
+    assert all(m.training for m in critic.modules())
+
+
+# Classes.
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize(
+    ("conditional", "class_fakes"), [("projection", False), ("auxiliary", False), ("auxiliary", True)], ids=str
+)
+def test_engines_agree_on_critics_of_classes(conditional, class_fakes, penalty):
+    loss = LossConfig("relativistic", class_weight=0.6, class_fakes=class_fakes)
+    critic = plain_critic(conditional=conditional)
+    assert walk(critic).tail is None
+    assert_engines_agree(critic, loss, PenaltyConfig(penalty, weight=3.0), pictures() | {"real_labels": LABELS})
+
+
+@pytest.mark.parametrize("penalty", [("wgan-gp", "r1"), ("r1", "r2"), ("dragan", "r1+r2")], ids=" and ".join)
+@pytest.mark.parametrize("conditional", ["projection", "auxiliary"])
+def test_engines_agree_on_classes_under_two_penalties(conditional, penalty):
+    assert_engines_agree(plain_critic(conditional=conditional), "hinge", penalty, pictures() | {"real_labels": LABELS})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "dragan", "r1", "r2", "r1+r2"])
+def test_reals_and_fakes_may_differ_in_class_only_where_no_point_lies_between(penalty, engine):
+    inputs = pictures() | {"real_labels": LABELS, "fake_labels": (LABELS + 1) % CLASSES}
+    critic = plain_critic(conditional="projection")
+    if penalty in ("wgan-gp", "dragan"):
+        with pytest.raises(InputError, match=f"different labels.*{penalty}"):
+            run(critic, engine, penalty=penalty, inputs=inputs)
+        same = inputs | {"fake_labels": LABELS.clone()}  # equal, though not the same tensor
+        exact = run(critic, "reference", penalty=penalty, inputs=pictures() | {"real_labels": LABELS})[0]
+        assert error(run(critic, engine, penalty=penalty, inputs=same)[0], exact) <= ROUNDING
+    else:
+        exact = run(critic, "reference", penalty=penalty, inputs=inputs)[0]
+        assert error(run(critic, engine, penalty=penalty, inputs=inputs)[0], exact) <= ROUNDING
+        assert error(run(critic, "reference", penalty=penalty, inputs=pictures() | {"real_labels": LABELS})[0], exact) > 1e-3
+
+
+def test_the_reference_judges_fakes_as_their_own_class():
+    """The comparison above has this for its definition."""
+    labels = {"real_labels": LABELS, "fake_labels": (LABELS + 1) % CLASSES}
+    critic = plain_critic(conditional="projection")
+    _, stats, _ = run(critic, "reference", "hinge", "r1", pictures() | labels)
+    assert stats["fake_score"].item() == pytest.approx(critic(pictures()["fake"], labels["fake_labels"]).score.mean().item())
+
+
+# Critics that are walked up to a tail.
+
+
+class Spread(nn.Module):
+    """Minibatch standard deviation (arXiv:1710.10196, section 3) as one more feature map: samples meet."""
+
+    def forward(self, x):
+        spread = (x.var(0, correction=0) + 1e-8).sqrt().mean()
+        return torch.cat([x, spread.expand(len(x), 1, *x.shape[2:])], 1)
+
+
+class Softest(nn.Module):
+    """log sum exp of several scores: a head that no layer of the engine knows."""
+
+    def __init__(self, units, scores=3):
+        super().__init__()
+        self.scores = nn.Linear(units, scores)
+
+    def forward(self, x):
+        return torch.logsumexp(self.scores(x), 1)
+
+
+class Embedded(nn.Module):
+    """Projection by an embedding: the score gains the inner product of a row with the features."""
+
+    takes_labels = True
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten())
+        self.head, self.embedding = nn.Linear(80, 1), nn.Embedding(CLASSES, 80)
+
+    def forward(self, x, labels):
+        features = self.trunk(x)
+        return self.head(features)[:, 0] + (features * self.embedding(labels)).sum(1)
+
+
+def spread_critic(norm=nn.Identity, seed=0):
+    torch.manual_seed(seed)
+    return loud(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, 2, 1), norm(), nn.LeakyReLU(0.2), Spread(), nn.Conv2d(5, 6, 3, 2, 1), nn.LeakyReLU(0.2),
+            nn.Flatten(), Softest(36),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS, ("wgan-gp", "r2")], ids=str)
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.GroupNorm(2, 4)], ids=["plain", "normalised"])
+def test_engines_agree_on_a_critic_whose_samples_meet(norm, penalty):
+    critic = spread_critic(norm)
+    found = walk(critic)
+    assert found.tail is not None
+    assert found.refused == ["3 (Spread)"]
+    assert_engines_agree(critic, penalty=penalty)
+
+
+def test_the_choice_names_what_the_tail_takes():
+    assert choose(spread_critic(), (PenaltyConfig("r1"),)).engine == "explicit"
+    assert "3 (Spread)" in choose(spread_critic(), (PenaltyConfig("r1"),)).reason
+    assert choose(spread_critic(), (), compile=False).engine == "reference"
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_engines_agree_on_a_head_of_an_unknown_function(penalty):
+    torch.manual_seed(0)
+    critic = loud(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), Softest(80)))
+    found = walk(critic)
+    assert found.refused == ["logsumexp (logsumexp)"]
+    assert [step.name for step in found.steps] == ["0", "1", "2", "3.scores"]
+    assert_engines_agree(critic, penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_engines_agree_on_a_tail_that_reads_labels(penalty):
+    torch.manual_seed(0)
+    critic = loud(Embedded())
+    found = walk(critic)
+    assert found.tail is not None
+    assert found.tail.takes_labels
+    labels = {"real_labels": LABELS} | ({"fake_labels": LABELS.flip(0)} if penalty in ("none", "r1", "r2", "r1+r2") else {})
+    assert_engines_agree(critic, penalty=penalty, inputs=pictures() | labels)
+
+
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_engines_agree_on_a_tail_under_spectral_normalisation(penalty):
+    assert_engines_agree(spectral(spread_critic()), penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_engines_agree_where_a_weight_is_used_before_the_tail_and_in_it(penalty):
+    torch.manual_seed(0)
+    twice = nn.Conv2d(4, 4, 3, 1, 1)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), twice, nn.LeakyReLU(0.2), nn.Softshrink(0.01), twice, nn.Flatten())
+    critic.append(nn.Linear(80, 1))
+    assert walk(critic).refused == ["3 (Softshrink)"]
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+# Forward passes as people write them.
+
+
+class Styled(nn.Module):
+    """Two convolutions that ``features(self, x)`` uses as it likes, and a linear head."""
+
+    def __init__(self, features, ending=lambda y: y):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.features, self.ending = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), features, ending
+        with torch.no_grad():
+            self.head = nn.Linear(features(self, torch.zeros(1, *SHAPE)).flatten(1).shape[1], 1)
+
+    def forward(self, x):
+        return self.ending(self.head(self.features(self, x).flatten(1)))
+
+
+STYLES = {
+    "leaky_relu": lambda m, x: m.b(F.leaky_relu(m.a(x), 0.2)),
+    "leaky_relu, default slope": lambda m, x: m.b(F.leaky_relu(m.a(x))),
+    "leaky_relu, slope by name": lambda m, x: m.b(F.leaky_relu(m.a(x), negative_slope=0.3)),
+    "relu, four ways": lambda m, x: torch.relu(F.relu(m.b(m.a(x).relu()))),
+    "curves": lambda m, x: F.silu(m.b(F.softplus(m.a(torch.tanh(x)).tanh()))),
+    "avg_pool2d": lambda m, x: F.relu(m.b(F.avg_pool2d(m.a(x), 2))),
+    "avg_pool2d, borders": lambda m, x: F.relu(F.avg_pool2d(m.a(x), (3, 2), stride=(2, 3), padding=1, count_include_pad=False)),
+    "avg_pool2d, ceil": lambda m, x: F.relu(F.avg_pool2d(m.a(x), 2, ceil_mode=True, divisor_override=3)),
+    "nearest": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.5))),
+    "nearest, odd factors": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=(0.7, 0.45)))),
+    "nearest, larger": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), size=(11, 13)))),
+    "bilinear": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.5, mode="bilinear"))),
+    "bilinear, to a size": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), size=(4, 3), mode="bilinear"))),
+    "bilinear, corners": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), 5, mode="bilinear", align_corners=True))),
+    "bilinear, smoothed": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.6, mode="bilinear", antialias=True))),
+    "picture made smaller": lambda m, x: m.b(F.leaky_relu(m.a(F.interpolate(x, scale_factor=0.5, mode="bilinear")), 0.2)),
+    "residual": lambda m, x: F.relu(m.a(x)) + m.b(F.relu(m.a(x))),
+    "residual of the picture": lambda m, x: m.a(x + F.leaky_relu(x, 0.2)),
+    "the same twice": lambda m, x: (lambda y: F.relu(m.b(y + y)))(m.a(x)),
+    "constant": lambda m, x: m.b(F.relu(m.a(x) * 0.7)) / 2,
+    "constant first": lambda m, x: m.b(F.relu(0.7 * m.a(x))) * 3,
+    "torch.flatten": lambda m, x: torch.flatten(F.relu(m.a(x)), 1),
+    "flatten some axes": lambda m, x: F.relu(m.a(x)).flatten(start_dim=1, end_dim=2),
+}
+ENDINGS = {
+    "as it is": lambda y: y, "column": lambda y: y[:, 0], "squeeze(1)": lambda y: y.squeeze(1),
+    "squeeze(-1)": lambda y: y.squeeze(-1),
+    "torch.squeeze": lambda y: torch.squeeze(y, dim=1), "flatten and scale": lambda y: 2 * y.flatten(1)[:, 0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1", "r1+r2"])
+@pytest.mark.parametrize("style", STYLES)
+def test_engines_agree_on_functional_forwards(style, penalty):
+    critic = loud(Styled(STYLES[style]))
+    assert walk(critic).tail is None
+    assert_engines_agree(critic, penalty=penalty)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_engines_agree_on_every_form_of_score(ending):
+    critic = loud(Styled(STYLES["leaky_relu"], ENDINGS[ending]))
+    assert walk(critic).tail is None
+    assert_engines_agree(critic, penalty=("wgan-gp", "r1"))
+
+
+@pytest.mark.parametrize("style", [
+    lambda m, x: m.b(F.relu(m.a(x) + 0.3)), lambda m, x: m.b(F.relu(m.a(x) - m.a(x).flip(3))),
+    lambda m, x: m.b(F.elu(m.a(x))), lambda m, x: m.b(F.relu(m.a(x))).mean((2, 3)), lambda m, x: F.softplus(m.a(x), 2.0),
+    lambda m, x: F.relu(m.a(x)) * torch.sigmoid(m.b(m.a(x))), lambda m, x: F.max_pool2d(m.a(x), 2),
+    lambda m, x: F.interpolate(m.a(x), scale_factor=0.5, mode="bicubic"), lambda m, x: m.a(x) + m.a(x)[:, :1],
+    lambda m, x: torch.add(m.a(x), x[:, :1], alpha=2), lambda m, x: F.leaky_relu(m.a(x), -0.5),
+    lambda m, x: 1 / (3 + m.a(x).tanh()),
+    lambda m, x: F.relu(m.a(x) * m.b.bias.view(4, 1, 1)),
+    lambda m, x: m.a(x).flatten(0, 1).unflatten(0, (-1, 4)), lambda m, x: m.a(x) + x.mean(1, keepdim=True),
+])  # fmt: skip
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_engines_agree_on_functional_forwards_that_end_in_a_tail(style, penalty):
+    """What is not known is left to autograd, never guessed."""
+    critic = loud(Styled(style))
+    assert walk(critic).tail is not None
+    assert_engines_agree(critic, penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
+@pytest.mark.parametrize("average", [nn.AvgPool2d((5, 4)), nn.AdaptiveAvgPool2d(1)], ids=["window", "global"])
+def test_engines_agree_on_sums_that_broadcast(average, penalty):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Residual(average), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1))
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+def double(module, args, output):
+    return output * 2
+
+
+@pytest.mark.parametrize("where", ["layer", "trunk"])
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_engines_agree_on_a_critic_with_forward_hooks(where, penalty):
+    critic = plain_critic()
+    {"layer": critic.trunk[2], "trunk": critic.trunk}[where].register_forward_hook(double)
+    if where == "layer":
+        assert walk(critic).refused == ["trunk.2 (Conv2d)"]
+    assert error(run(critic, "reference", penalty=penalty)[0], run(plain_critic(), "reference", penalty=penalty)[0]) > 1e-2
+    assert_engines_agree(critic, penalty=penalty)
+
+
+@pytest.mark.parametrize("kind", ["output", "input"])
+def test_a_hook_on_the_critic_itself_is_not_overlooked(kind):
+    critic = plain_critic().trunk.append(nn.Linear(24, 1).double())
+    if kind == "output":
+        critic.register_forward_hook(double)
+    else:
+        critic.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    assert_refused_or_agreed(critic)
+
+
+def assert_refused_or_agreed(critic, penalty="wgan-gp"):
+    try:
+        walk(critic)
+    except CannotWalk:
+        assert_engines_agree(critic, penalty=penalty, engines=["autograd"])
+        return
+    assert_engines_agree(critic, penalty=penalty)
+
+
+class Equalised(nn.Conv2d):
+    """Weights scaled when they are used (arXiv:1710.10196, section 4.1): a convolution by type, not by what it computes."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight * 0.37, self.bias)
+
+
+class EqualisedLinear(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight * 0.37, self.bias)
+
+
+class LouderLeak(nn.LeakyReLU):
+    def forward(self, x):
+        return super().forward(x) * 2**0.5
+
+
+SUBCLASSES = {"convolution": lambda: Equalised(3, 4, 3, 2, 1), "leak": LouderLeak, "linear": lambda: EqualisedLinear(80, 1)}
+
+
+@pytest.mark.parametrize("kind", SUBCLASSES)
+def test_a_layer_with_a_forward_of_its_own_is_not_taken_for_its_base_class(kind):
+    torch.manual_seed(0)
+    layers = {"convolution": nn.Conv2d(3, 4, 3, 2, 1), "leak": nn.LeakyReLU(0.2), "flat": nn.Flatten(), "linear": nn.Linear(80, 1)}
+    assert_refused_or_agreed(loud(nn.Sequential(*(layers | {kind: SUBCLASSES[kind]()}).values())))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2, inplace=True)], ids=["ReLU", "LeakyReLU"])
+def test_engines_agree_on_activations_in_place(act):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), act, nn.Conv2d(4, 4, 3, 1, 1), act, nn.Flatten(), nn.Linear(80, 1))
+    assert_engines_agree(loud(critic))
+    assert_engines_agree(loud(critic), penalty="r1")
+
+
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_what_an_activation_in_place_overwrites_is_overwritten_for_its_other_readers_too(penalty):
+    """The pre-activation block that is written most often: its shortcut carries the activated map."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Overwriting(), nn.Flatten(), nn.Linear(80, 1))
+    assert_refused_or_agreed(loud(critic), penalty)
+
+
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.conv = nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(4, 4, 3, 1, 1)
+
+    def forward(self, x):
+        return self.conv(self.act(x)) + x
+
+
+class Branching(nn.Module):
+    """Python control flow on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(80, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = F.relu(x) if x.mean() > 100 else F.leaky_relu(x, 0.2)
+        return self.head(x.flatten(1))
+
+
+def test_control_flow_on_values_cannot_be_walked_and_goes_to_autograd_where_that_is_faster():
+    torch.manual_seed(0)
+    critic = loud(Branching())
+    with pytest.raises(CannotWalk, match="Branching cannot be recorded"):
+        walk(critic)
+    with pytest.raises(InputError, match="Branching cannot be recorded"):
+        make_critic_step(critic, "hinge", "r1", engine="explicit")
+    for compile, engine in ((True, "autograd"), (False, "reference")):
+        choice = choose(critic, (PenaltyConfig("r1"),), compile=compile)
+        assert (choice.engine, choice.compiled) == (engine, compile)
+        assert "Branching cannot be recorded" in choice.reason
+    assert choose(critic, ()).engine == "reference"
+    for penalty in ("wgan-gp", "r1"):
+        assert_engines_agree(critic, penalty=penalty, engines=["autograd"])
+
+
+def test_an_unknown_first_layer_cannot_be_walked():
+    critic = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Flatten(), nn.Linear(396, 1))
+    with pytest.raises(CannotWalk, match=r"0 \(ConvTranspose2d\)"):
+        walk(critic)
+    assert choose(critic, (PenaltyConfig("r1"),), compile=True).engine == "autograd"
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("layer", [
+    nn.Dropout(0.3), nn.Dropout2d(0.3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True), nn.Softplus(2.0),
+    nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2, padding="same"),
+    nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bicubic"), nn.LeakyReLU(-0.2),
+], ids=lambda layer: type(layer).__name__)  # fmt: skip
+def test_layers_that_are_not_known_are_left_to_the_tail(layer):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), layer, nn.Flatten())
+    critic.append(nn.Linear(critic(torch.zeros(2, *SHAPE)).shape[1], 1))
+    assert walk(critic).refused == [f"1 ({type(layer).__name__})"]
+    if not isinstance(layer, nn.BatchNorm2d):  # refused together with a penalty
+        torch.manual_seed(7)  # dropout's numbers
+        exact = run(loud(critic), "reference", penalty="wgan-gp")[0]
+        for engine in FAST:
+            torch.manual_seed(7)
+            assert error(run(critic, engine, penalty="wgan-gp")[0], exact) <= ROUNDING, engine
+
+
+def test_dropout_that_drops_nothing_is_walked():
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Dropout(0.5), nn.Dropout(0.0), nn.Flatten(), nn.Linear(80, 1))
+    assert walk(critic).refused == ["1 (Dropout)"]
+    assert walk(critic.eval()).tail is None
+    assert_engines_agree(loud(critic))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batch_norm_scores_reals_and_fakes_apart_in_every_engine(engine):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1)).double()
+    exact, _, stepped = run(critic, "reference", penalty="none")
+    found, _, other = run(critic, engine, penalty="none")
+    assert error(found, exact) <= ROUNDING
+    torch.testing.assert_close(other[1].running_mean, stepped[1].running_mean)
+    with pytest.raises(InputError, match="layer 1 of the critic is a batch norm"):
+        make_critic_step(critic, "hinge", "r1", engine=engine)
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize("kind", ["GroupNorm", "SiLU", None])
+def test_a_critic_of_zeros_has_finite_gradients_in_every_engine(kind, penalty, engine):
+    critic = norm_critic(kind) if kind else plain_critic()
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.zero_()
+    flat, stats, _ = run(critic, engine, "hinge", penalty)
+    assert flat.isfinite().all()
+    assert all(value.isfinite() for value in stats.values())
+    if penalty != "none":
+        assert stats["gradient_norm_max"] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+@pytest.mark.parametrize("make", [plain_critic, lambda: spectral(plain_critic()), spread_critic], ids=["plain", "spectral", "tail"])
+def test_frozen_parameters_get_no_gradient_and_change_no_other(make, penalty, engine):
+    whole, frozen = make(), make()
+    frozen.load_state_dict(whole.state_dict())
+    names = [name for name, _ in frozen.named_parameters()][1::2]
+    for name, p in frozen.named_parameters():
+        p.requires_grad_(name not in names)
+    grads = {}
+    for critic, used in ((whole, "reference"), (frozen, engine)):
+        make_critic_step(critic, "hinge", penalty, engine=used, compile=False, check=False)(**pictures())
+        grads[used, critic is frozen] = {name: p.grad for name, p in critic.named_parameters()}
+    for name, exact in grads["reference", False].items():
+        if name in names:
+            assert grads[engine, True][name] is None, name
+        else:
+            assert (grads[engine, True][name] - exact).norm() <= ROUNDING * exact.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_a_layer_used_twice_sums_its_gradients(penalty):
+    torch.manual_seed(0)
+    conv, act = nn.Conv2d(4, 4, 3, 1, 1), nn.LeakyReLU(0.2)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), act, conv, act, Residual(conv), act, nn.Flatten(), nn.Linear(80, 1))
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp"])
+def test_a_weight_that_two_layers_share_sums_its_gradients(penalty):
+    torch.manual_seed(0)
+    one, other = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+    other.weight = one.weight
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), one, nn.LeakyReLU(0.2), other, nn.Flatten(), nn.Linear(80, 1))
+    assert_engines_agree(loud(critic), penalty=penalty)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_every_gradient_is_a_view_into_the_flat_buffer_with_its_parameters_strides(memory_format, engine):
+    critic = plain_critic().to(memory_format=memory_format)
+    step = make_critic_step(critic, "hinge", "wgan-gp", engine=engine, compile=False, check=False)
+    exact = run(plain_critic(), "reference", "hinge", "wgan-gp")[2]
+    for _ in range(2):
+        step(**pictures())
+        start = 0
+        for (name, p), wanted in zip(critic.named_parameters(), exact.parameters(), strict=True):
+            assert p.grad.untyped_storage().data_ptr() == step.gradients.flat.untyped_storage().data_ptr(), name
+            assert p.grad.storage_offset() == start, name
+            assert p.grad.stride() == p.stride(), name
+            torch.testing.assert_close(p.grad, wanted.grad, rtol=1e-9, atol=1e-12, msg=name)
+            start += p.numel()
+        assert start == len(step.gradients.flat)
+        critic.zero_grad(set_to_none=True)
+        assert critic.head.weight.grad is None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pictures_in_channels_last_change_nothing(engine):
+    last = {name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in pictures().items()}
+    for kind in ("GroupNorm", "LayerNorm of maps"):
+        critic = norm_critic(kind)
+        exact = run(critic, "reference")[0]
+        moved, _, stepped = run(critic.to(memory_format=torch.channels_last), engine, inputs=last)
+        found = torch.cat([p.grad.flatten() for p in stepped.parameters()])  # the flat buffer has the order of the strides
+        assert len(moved) == len(found)
+        assert error(found, exact) <= ROUNDING
+
+
+# Which engine is chosen.
+
+# Batch norm and dropout end the walk; without a penalty the reference wastes nothing, and only compiling it gains anything.
+CHOSEN = {
+    "gan": "reference", "dcgan": "reference", "acgan": "explicit", "wgan": "reference", "wgan-gp": "explicit",
+    "dragan": "explicit", "hinge": "explicit", "lsgan": "reference", "r1": "explicit", "rpgan": "explicit",
+}  # fmt: skip
+
+
+def preset_critic(name, classes):
+    """(critic, penalties) of a preset for grey pictures of 16 x 16, as a run builds them."""
+    config = resolved(preset_config(name, "digits"), torch.device("cpu"))
+    conditional = config.conditional if config.conditional != "auto" else "projection" if classes else "no"
+    critic = build_critic(NetSpec.of(config, 16, 1, classes, conditional)).train()
+    return critic, [config.penalty] if config.penalty.active else []
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("name", PRESETS)
+def test_auto_picks_for_every_preset(name, classes):
+    if name == "acgan" and not classes:
+        pytest.skip("acgan is refused without classes")
+    choice = choose(*preset_critic(name, classes))
+    assert (choice.engine, choice.compiled) == (CHOSEN[name], False)
+    assert choice.reason
+    assert str(choice) == f"{CHOSEN[name]} engine ({choice.reason})"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("name", PRESETS)
+def test_auto_picks_for_every_preset_on_a_gpu(name, classes):
+    if name == "acgan" and not classes:
+        pytest.skip("acgan is refused without classes")
+    critic, penalties = preset_critic(name, classes)
+    choice = choose(critic.cuda(), penalties)
+    wanted = {"reference": "autograd"}.get(CHOSEN[name], CHOSEN[name])
+    assert (choice.engine, choice.compiled) == (wanted, True)
+    assert choice.title == f"compiled {wanted}"
+
+
+def test_engines_asked_for_are_taken_and_others_named():
+    assert [choose(plain_critic(), (), engine).engine for engine in ENGINES] == ENGINES
+    assert choose(plain_critic(), (), "explicit", compile=True).compiled
+    assert not choose(plain_critic(), (), "reference", compile=True).compiled
+    with pytest.raises(InputError, match="engine is 'fast'.*reference.*autograd.*explicit"):
+        choose(plain_critic(), (), "fast")
+
+
+# The start-up check.
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def checked_step(critic, engine, penalty="wgan-gp", **kwargs):
+    return make_critic_step(critic, "non-saturating", penalty, engine=engine, compile=False, **kwargs)
+
+
+STEPS = {"explicit": ExplicitStep, "autograd": AutogradStep}
+
+
+def spoil(monkeypatch, engine, change):
+    """Let the engine's gradients go through ``change``."""
+    right = STEPS[engine].__call__
+
+    @functools.wraps(right)
+    def wrong(self, *args):
+        found, stats = right(self, *args)
+        return change(found), stats
+
+    monkeypatch.setattr(STEPS[engine], "__call__", wrong)
+
+
+def failing(found):
+    raise RuntimeError("the compiler\ngave up")
+
+
+CHANGES = {
+    "a little too large": (lambda found: {name: 1.01 * g for name, g in found.items()}, r"off the reference's"),
+    "one gradient lost": (
+        lambda found: dict(list(found.items())[1:]) | {next(iter(found)): 0 * next(iter(found.values()))},
+        "off the",
+    ),
+    "not a number": (lambda found: {name: g * float("nan") for name, g in found.items()}, "nan off"),
+    "one not a number": (lambda found: found | {"head.bias": found["head.bias"] * float("inf") * 0}, "nan off"),
+    "no gradients": (failing, r"failed \(RuntimeError: the compiler gave up\)"),
+}
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wrong_engine_is_replaced_by_the_reference_in_its_first_step(change, engine, monkeypatch, caplog):
+    function, said = CHANGES[change]
+    spoil(monkeypatch, engine, function)
+    critic = plain_critic().float()
+    step = checked_step(critic, engine)
+    assert step.choice.engine == engine
+    inputs = pictures(dtype=torch.float32)
+    exact, wanted, _ = run(critic, "reference", inputs=inputs)
+    for _ in range(2):
+        stats = step(**inputs)
+        assert error(step.gradients.flat, exact) == 0
+        assert stats == wanted
+    (message,) = warnings_of(caplog)
+    assert message.startswith(f"{engine} engine: ")
+    assert message.endswith("going on with reference")
+    assert re.search(said, message), message
+    assert (step.choice.engine, step.choice.compiled) == ("reference", False)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_a_right_engine_passes_the_check(penalty, engine, caplog):
+    for dtype in (torch.float32, torch.float64):
+        step = checked_step(plain_critic().to(dtype), engine, penalty)
+        step(**pictures(dtype=dtype))
+        assert step.choice.engine == engine
+    step = checked_step(plain_critic().float(), engine, penalty, autocast=torch.bfloat16)
+    step(**pictures(dtype=torch.float32))
+    assert step.choice.engine == engine
+    assert not warnings_of(caplog)
+
+
+def test_an_engine_that_is_wrong_only_without_its_penalty_is_found_when_it_first_runs_so(monkeypatch, caplog):
+    right = ExplicitStep.__call__
+
+    def wrong(self, weights, inputs):
+        found, stats = right(self, weights, inputs)
+        return (found if self.penalties else {name: 2 * g for name, g in found.items()}), stats
+
+    monkeypatch.setattr(ExplicitStep, "__call__", wrong)
+    critic = plain_critic()
+    step = checked_step(critic, "explicit")
+    step(**pictures())
+    assert not warnings_of(caplog)
+    step(**pictures(), with_penalty=False)
+    assert len(warnings_of(caplog)) == 1
+    assert error(step.gradients.flat, run(critic, "reference", penalty="none")[0]) == 0
+    step(**pictures())
+    assert error(step.gradients.flat, run(critic, "reference")[0]) == 0
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("spoiled", [False, True], ids=["right", "wrong"])
+def test_the_check_changes_no_generator_no_buffer_and_no_parameter(spoiled, engine, monkeypatch):
+    if spoiled:
+        spoil(monkeypatch, engine, lambda found: {name: -g for name, g in found.items()})
+    critics = [spectral(plain_critic(conditional="projection")) for _ in range(2)]
+    with torch.no_grad():
+        critics[0].trunk[2].parametrizations.weight.original.normal_()
+    critics[1].load_state_dict(critics[0].state_dict())
+    before = copy.deepcopy(critics[0].state_dict())
+    inputs = {name: x for name, x in pictures().items() if name in ("real", "fake")} | {"real_labels": LABELS}
+    states = []
+    for critic, check in zip(critics, (True, False), strict=True):
+        torch.manual_seed(5)
+        checked_step(critic, engine if check else "reference", "dragan", check=check)(**inputs)  # draws its noise
+        states.append(torch.get_rng_state())
+        assert all(m.training for m in critic.modules())
+    assert torch.equal(*states)
+    parameters = dict(critics[0].named_parameters())
+    for (name, a), b in zip(critics[0].state_dict().items(), critics[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
+        assert name not in parameters or torch.equal(a, before[name]), name
+    for p, q in zip(critics[0].parameters(), critics[1].parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_the_check_looks_once_only(monkeypatch):
+    calls = []
+    spoil(monkeypatch, "explicit", lambda found: calls.append(1) or found)
+    step = checked_step(plain_critic(), "explicit")
+    for expected in (2, 3, 4):
+        step(**pictures())
+        assert len(calls) == expected
+
+
+def test_a_critic_that_draws_numbers_passes_the_check(caplog):
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(80, 1))
+    for engine in FAST:
+        for penalty in ("wgan-gp", "r1", "r2", "r1+r2"):
+            step = checked_step(critic, engine, penalty)
+            step(**pictures(dtype=torch.float32))
+            assert step.choice.engine == engine
+    assert not warnings_of(caplog)
+
+
+def test_the_check_leaves_the_users_mistakes_to_the_user():
+    step = checked_step(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(80, 2)).double(), "explicit")
+    with pytest.raises(InputError, match="scores of shape"):
+        step(**pictures())
+
+
+# Compiling.
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("torch.compile was called")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_that_are_not_compiled_never_call_the_compiler(engine, monkeypatch):
+    monkeypatch.setattr(torch, "compile", refuse)
+    for penalty in ("none", "wgan-gp", "r1"):
+        assert run(plain_critic(), engine, penalty=penalty)[0].norm() > 0
+        assert not make_critic_step(plain_critic(), "hinge", penalty).choice.compiled  # as "auto" has it on a CPU
+
+
+@pytest.mark.accept
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, inside torch
+@pytest.mark.parametrize(
+    ("engine", "steps"),
+    [
+        ("explicit", [(5, True), (5, True), (3, True), (5, False)]),
+        ("autograd", [(5, True), (5, True)]),
+        ("autograd", [(5, False), (5, False)]),
+    ],
+    ids=["explicit", "autograd", "autograd without penalty"],
+)
+def test_a_compiled_engine_agrees_with_the_reference(engine, steps, caplog):
+    """Gradients, statistics and power iterations, with the penalty and without; another batch size compiles anew."""
+    critic = spectral(plain_critic(conditional="projection"))
+    twin = copy.deepcopy(critic)
+    step = make_critic_step(critic, "hinge", "wgan-gp", engine=engine, compile=True, check=True)
+    exact = make_critic_step(twin, "hinge", "wgan-gp", engine="reference", check=False)
+    for n, penalised in steps:
+        inputs = pictures(n=n, seed=n) | {"real_labels": LABELS[:n], "with_penalty": penalised}
+        stats, wanted = step(**inputs), exact(**inputs)
+        assert error(step.gradients.flat, exact.gradients.flat) <= ROUNDING
+        assert stats.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert stats[name].item() == pytest.approx(value.item(), rel=1e-9, abs=1e-12), name
+    for (name, a), b in zip(twin.named_buffers(), critic.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12, msg=name)
+    assert (step.choice.engine, step.choice.compiled) == (engine, True)
+    assert not warnings_of(caplog)
