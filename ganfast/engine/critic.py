@@ -13,12 +13,14 @@ from ganfast.engine.check import check as verify
 from ganfast.engine.check import nothing_changed
 from ganfast.engine.compiled import compiled
 from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.fuse import fused
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
 from ganfast.engine.walk import CannotWalk, walk
 from ganfast.engine.weights import EffectiveWeights
 from ganfast.errors import InputError
+from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import interpolate, perturb
@@ -240,6 +242,8 @@ class CriticStep:
 
     def _explicit(self, compile: bool) -> Engine:
         walked = walk(self.critic)
+        if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
+            walked = fused(walked, EffectiveWeights(self.critic).values)
         steps: dict[bool, Any] = {
             penalised: ExplicitStep(walked, self.loss, self.penalties if penalised else (), self.autocast)
             for penalised in (True, False)

@@ -55,7 +55,7 @@ class ExplicitStep:
 
         stats: Stats = {}
         if not self.penalties:
-            adjoint, _ = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
+            adjoint, _, settled = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
             found = self._gradients(w, adjoint, lambda out, i, a: ([values[i]], [a], [a]))
         elif not walk.curved and (shared <= 0 or len(places) == 1):
             # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
@@ -63,7 +63,8 @@ class ExplicitStep:
             slopes = head.adjoint()
             seeds = [torch.cat([s[: rows.start], one]) for s, one in zip(slopes, head.unit(), strict=True)]
             slope = slopes[0][rows.start : rows.loss]
-            delta, g = self._backward(w, kept, seeded(seeds), ALL, rows.penalised)
+            bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(len(rows.pictures) - rows.start - len(slope))])
+            delta, g, settled = self._backward(w, kept, seeded(seeds), ALL, rows.penalised, bias)
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
 
@@ -78,14 +79,15 @@ class ExplicitStep:
             found = self._gradients(w, delta, pair)
         else:
             # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
-            delta, g = self._backward(w, kept, seeded(head.unit()), rows.penalised, rows.penalised)
+            delta, g, _ = self._backward(w, kept, seeded(head.unit()), rows.penalised, rows.penalised)
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
             reached = slice(0, None if walk.curved else rows.loss)
             seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
-            adjoint, _ = self._backward(w, kept, seeded(seeds), reached, None, _Bend(tangent, delta, rows.start))
+            bend = _Bend(tangent, delta, rows.start)
+            adjoint, _, settled = self._backward(w, kept, seeded(seeds), reached, None, None, bend)
             found = self._gradients(w, adjoint, lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]))
-        return added(found, head.gradients), head.stats | stats
+        return added(added(found, settled), head.gradients), head.stats | stats
 
     def _cast(self, weights: Weights) -> Weights:
         """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
@@ -118,13 +120,15 @@ class ExplicitStep:
         seeds: ByValue,
         rows: slice,
         picture_rows: slice | None,
+        bias_weight: Tensor | None = None,
         bend: "_Bend | None" = None,
-    ) -> tuple[ByValue, Tensor]:
-        """Deltas at the outputs of the steps for some rows, and at the pictures for ``picture_rows`` (None = not wanted).
+    ) -> tuple[ByValue, Tensor, dict[str, Tensor]]:
+        """Deltas at the outputs of the steps for some rows; at the pictures for ``picture_rows`` (None = not wanted); settled gradients.
 
         Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
         """
         pending, found = dict(seeds), {}
+        settled: dict[str, Tensor] = {}
 
         def narrowed(d: Tensor) -> Tensor:
             return d if picture_rows is None or picture_rows == rows else d[picture_rows]
@@ -133,6 +137,8 @@ class ExplicitStep:
             if step.output not in pending:
                 continue
             delta = pending.pop(step.output)
+            delta, done = step.layer.settle(w, _sliced(kept[step.output], rows), delta, bias_weight)
+            settled = added(settled, done)
             if step.layer.weights or step.layer.curved:
                 found[step.output] = delta
             mine = rows
@@ -149,7 +155,7 @@ class ExplicitStep:
                         continue
                     d = narrowed(d)
                 pending[i] = pending[i] + d if i in pending else d
-        return found, pending.get(0, torch.empty(0))
+        return found, pending.get(0, torch.empty(0)), settled
 
     def _tangent(self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice) -> ByValue:
         tangents = {0: direction}

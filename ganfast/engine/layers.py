@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
 from ganfast.models.parts import full_precision, laid_out_like
 
 Weights = Mapping[str, Tensor]  # effective values by name: after spectral normalisation, in the type of the computation
@@ -48,6 +49,13 @@ class Layer:
 
     def second(self, kept: Kept, t: Tensor, dy: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The delta that `delta` and `gradients` take, and gradients that are complete with it: none, where nothing is fused.
+
+        ``bias_weight`` (rows,): how much of each row reaches the biases; None = all of it.
+        """
+        return dy, {}
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weight gradients summed over rows that pair ``inputs`` with ``deltas``; biases see ``bias_deltas``, blocks of rows."""
@@ -93,6 +101,33 @@ class Conv(Layer):
         if self.bias:
             found[self.bias] = sum_blocks(bias_deltas, [0, *range(2, deltas.dim())])
         return found
+
+
+@dataclass
+class ConvAct(Conv):
+    """Convolution, bias and leaky ReLU as one: the kernels of `ganfast.kernels.bias_act` do what lies between two convolutions.
+
+    The side of the kink is kept as one bit an element; rows can be sliced because a sample's bits fill whole bytes.
+    """
+
+    slope: float = 0.0
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        y, bits = bias_act(self._apply(w, x[0], None), w[str(self.bias)], self.slope)
+        return y, (x[0], bits.view(len(y), -1), y)
+
+    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        _, bits, y = kept
+        weight = dy.new_ones(len(dy), dtype=torch.float32) if bias_weight is None else bias_weight
+        dz, db = bias_act_delta(same_layout(dy.to(y.dtype), y), bits.reshape(-1), self.slope, weight)
+        return dz, {str(self.bias): db}
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        _, bits, y = kept
+        return bias_act_tangent(same_layout(self._apply(w, t[0], None), y), bits.reshape(-1), self.slope)
+
+    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {self.weight: self._backward(w, deltas, inputs, (False, True))[1]}
 
 
 @dataclass

@@ -1,0 +1,32 @@
+"""Steps that the kernels take as one: convolution with bias, then leaky ReLU."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from ganfast.engine.layers import Conv, ConvAct, LeakyReLU
+from ganfast.engine.walk import Step, Walk
+
+
+def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:
+    """The walk with each convolution and the leaky ReLU behind it as one step, where nobody else reads what lies between.
+
+    ``weights`` by name, for their shapes: a sample's bits must fill whole bytes, which a multiple of 8 channels makes sure of.
+    """
+    readers: dict[int, int] = {}
+    for value in (*(i for step in walk.steps for i in step.inputs), *walk.outputs, *(walk.tail.inputs if walk.tail else ())):
+        readers[value] = readers.get(value, 0) + 1
+    steps: list[Step] = []
+    for step in walk.steps:
+        before = steps[-1] if steps else None
+        conv = before.layer if before is not None else None
+        if (
+            isinstance(step.layer, LeakyReLU) and before is not None and type(conv) is Conv and conv.bias is not None
+            and step.inputs == (before.output,) and readers[before.output] == 1 and weights[conv.weight].shape[0] % 8 == 0
+        ):  # fmt: skip
+            shape = (conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            steps[-1] = replace(before, layer=ConvAct(*shape, step.layer.slope), output=step.output)
+        else:
+            steps.append(step)
+    return replace(walk, steps=steps)
