@@ -30,6 +30,33 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int) -> di
     return seconds
 
 
+def device_times(variants: Mapping[str, Callable[[], object]], rounds: int, cold: bool) -> dict[str, list[float]]:
+    """Seconds on the device of every call, variants taking turns; ``cold``: the cache is overwritten before each call."""
+    on_gpu = torch.cuda.is_available()
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda") if on_gpu and cold else None
+    for run in variants.values():
+        for _ in range(3):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            if flush is not None:
+                flush.zero_()
+            if not on_gpu:
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+                continue
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(200_000)  # the host gets ahead, so that launching is not measured
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            seconds[name].append(start.elapsed_time(end) / 1e3)
+    return seconds
+
+
 def wait() -> None:
     """Until the GPU, if any, has done what it was given."""
     if torch.cuda.is_available():
