@@ -38,10 +38,10 @@ accept-full: $(STAMP)
 bench: $(STAMP)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
-## tests that need an NVIDIA GPU; runs in an un-installed checkout with the system's torch
+## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|train|all
+PART ?= all
 gpu:
-	@$(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'make gpu needs an NVIDIA GPU: torch sees none')"
-	PYTHONPATH=. $(PYTHON) -m pytest tests/test_gpu.py -m gpu $(ARGS)
+	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -137,7 +137,7 @@ def main() -> None:
         shape = "x".join(map(str, case.shape))
         print(
             f"{case.kernel:17} {shape:16} {medians['triton-cold'] * 1e6:9.1f} us, {share:4.0%} of copy, {cold:5.2f}x compile, "
-            f"{medians['eager-cold'] / medians['triton-cold']:5.2f}x eager (hot {medians['compile-hot'] / medians['triton-hot']:.2f}x)",
+            f"{medians['eager-cold'] / medians['triton-cold']:5.2f}x eager; hot {medians['compile-hot'] / medians['triton-hot']:.2f}x",
             flush=True,
         )
         if not SMOKE:

@@ -1,0 +1,100 @@
+"""`make gpu PART=tests|kernels|phases|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with the system's torch.
+
+Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts end on their own in minutes; records are written
+as they are measured, so that a stop loses nothing. Ends with a table of what holds.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KERNEL_TESTS = [
+    f"tests/test_{name}.py" for name in ("gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema", "engine_kernels")
+]
+
+
+def tests() -> bool:
+    """What is marked gpu, and the kernels' own tests, which take the GPU where there is one."""
+    marked = _run("-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_engine_choice.py")
+    kernels = _run("-m", "pytest", "-q", *KERNEL_TESTS)
+    return marked and kernels
+
+
+def kernels() -> bool:
+    return _run("benchmarks/bench_kernels.py")
+
+
+def phases() -> bool:
+    return _run("benchmarks/bench_phases.py")
+
+
+def train() -> bool:
+    """A short wgan-gp training, stopped and resumed, against the same one in one piece."""
+    import numpy as np
+
+    from ganfast.presets import preset_config
+    from ganfast.training import train
+
+    folder = Path(os.environ.get("GANFAST_DATA", ""))
+    data = "mnist" if os.environ.get("GANFAST_DATA") and folder.exists() else "digits"
+    if data == "digits":
+        print("GANFAST_DATA names no folder: training on the embedded digits instead of MNIST (needs scikit-learn)")
+    out = Path(tempfile.mkdtemp())
+    config = replace(preset_config("wgan-gp", data), kimg=60.0, device="cuda", precision="bf16")
+    began = time.monotonic()
+    whole = train(replace(config, out=str(out / "whole")))
+    print(f"{config.kimg:g} kimg in {time.monotonic() - began:.0f} s")
+    # The same run without its last checkpoint, taken up again: saved states and random numbers must meet.
+    last = whole.checkpoint_folder / whole.latest().name
+    before = whole.sample(256, seed=1).astype(int)
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    again = train(replace(config, out=str(out / "whole"))).sample(256, seed=1).astype(int)
+    gap = float(np.abs(before - again).mean())
+    print(f"pictures of the resumed run differ by {gap:.3f} grey levels on average (sums on a GPU have no fixed order)")
+    return gap < 20
+
+
+PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "train": train}
+
+
+def _run(*arguments: str) -> bool:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode == 0
+
+
+def main() -> int:
+    part = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if part not in (*PARTS, "all"):
+        print(f"make gpu: PART is {part!r}; expected one of {', '.join(PARTS)} or all", file=sys.stderr)
+        return 2
+    try:
+        import torch
+    except ImportError:
+        print(f"make gpu needs torch: {sys.executable} has none; give another, make gpu PYTHON=...", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("make gpu needs an NVIDIA GPU: torch sees none", file=sys.stderr)
+        return 2
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
+    held = {}
+    for name in PARTS if part == "all" else [part]:
+        began = time.monotonic()
+        try:
+            held[name] = PARTS[name](), time.monotonic() - began
+        except Exception as error:  # the other parts still tell something
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+            held[name] = False, time.monotonic() - began
+    for name, (holds, seconds) in held.items():
+        print(f"{name:10}{'holds' if holds else 'does not hold':16}{seconds:6.0f} s")
+    return 0 if all(holds for holds, _ in held.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

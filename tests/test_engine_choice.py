@@ -1,0 +1,48 @@
+"""Which engine `auto` picks for every preset, on a CPU and on a GPU."""
+
+import pytest
+import torch
+
+from ganfast.device import resolved
+from ganfast.engine import choose
+from ganfast.models import NetSpec, build_critic
+from ganfast.presets import PRESETS, preset_config
+
+# Batch norm and dropout end the walk; without a penalty the reference wastes nothing, and only compiling it gains anything.
+CHOSEN = {
+    "gan": "reference", "dcgan": "reference", "acgan": "explicit", "wgan": "reference", "wgan-gp": "explicit",
+    "dragan": "explicit", "hinge": "explicit", "lsgan": "reference", "r1": "explicit", "rpgan": "explicit",
+}  # fmt: skip
+
+
+def preset_critic(name, classes):
+    """(critic, penalties) of a preset for grey pictures of 16 x 16, as a run builds them."""
+    config = resolved(preset_config(name, "digits"), torch.device("cpu"))
+    conditional = config.conditional if config.conditional != "auto" else "projection" if classes else "no"
+    critic = build_critic(NetSpec.of(config, 16, 1, classes, conditional)).train()
+    return critic, [config.penalty] if config.penalty.active else []
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("name", PRESETS)
+def test_auto_picks_for_every_preset(name, classes):
+    if name == "acgan" and not classes:
+        pytest.skip("acgan is refused without classes")
+    choice = choose(*preset_critic(name, classes))
+    assert (choice.engine, choice.compiled) == (CHOSEN[name], False)
+    assert choice.reason
+    assert str(choice) == f"{CHOSEN[name]} engine ({choice.reason})"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("classes", [0, 10])
+@pytest.mark.parametrize("name", PRESETS)
+def test_auto_picks_for_every_preset_on_a_gpu(name, classes):
+    if name == "acgan" and not classes:
+        pytest.skip("acgan is refused without classes")
+    critic, penalties = preset_critic(name, classes)
+    choice = choose(critic.cuda(), penalties)
+    wanted = {"reference": "autograd"}.get(CHOSEN[name], CHOSEN[name])
+    assert (choice.engine, choice.compiled) == (wanted, True)
+    assert choice.title == f"compiled {wanted}"
