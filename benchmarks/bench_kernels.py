@@ -135,9 +135,10 @@ def main() -> None:
         share = case.bytes / medians["triton-cold"] / copy
         ratios.setdefault(case.kernel, []).append(cold)
         shape = "x".join(map(str, case.shape))
+        eager, hot = medians["eager-cold"] / medians["triton-cold"], medians["compile-hot"] / medians["triton-hot"]
         print(
-            f"{case.kernel:17} {shape:16} {medians['triton-cold'] * 1e6:9.1f} us, {share:4.0%} of copy, {cold:5.2f}x compile, "
-            f"{medians['eager-cold'] / medians['triton-cold']:5.2f}x eager; hot {medians['compile-hot'] / medians['triton-hot']:.2f}x",
+            f"{case.kernel:17} {shape:16} {medians['triton-cold'] * 1e6:9.1f} us, {share:4.0%} of copy, {cold:.2f}x compile, "
+            f"{eager:.2f}x eager; hot {hot:.2f}x compile",
             flush=True,
         )
         if not SMOKE:

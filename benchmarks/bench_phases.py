@@ -3,8 +3,8 @@
 python benchmarks/bench_phases.py [SETTING ...]   # on CUDA; one record a setting in results/, written as it is measured
 python benchmarks/bench_phases.py --smoke         # the same code on a CPU, small, without graphs and compiler, nothing recorded
 
-naive: fp32, three forward passes, contiguous, Adam as torch makes it. tuned: bf16 autocast, channels last, fused Adam; cudnn.benchmark
-in all of them.
+naive: fp32, three forward passes, contiguous, Adam as torch makes it. tuned: bf16 autocast, channels last, fused Adam.
+All of them with cudnn.benchmark.
 Gradients are compared in fp32 before anything is timed.
 """
 

@@ -123,7 +123,7 @@ class ExplicitStep:
         bias_weight: Tensor | None = None,
         bend: "_Bend | None" = None,
     ) -> tuple[ByValue, Tensor, dict[str, Tensor]]:
-        """Deltas at the outputs of the steps for some rows, at the pictures for ``picture_rows`` (None = not wanted), and what settled.
+        """Deltas at outputs of steps for some rows, at the pictures for ``picture_rows`` (None = not wanted), and what settled.
 
         Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
         """
