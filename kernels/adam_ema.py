@@ -46,7 +46,7 @@ def adam_ema_reference(
 
 @jit
 def _adam_kernel(
-    p_ptr, g_ptr, m_ptr, v_ptr, average_ptr, low_ptr, rates_ptr, numel, one_minus_beta1, beta2, one_minus_beta2, eps,
+    p_ptr, g_ptr, m_ptr, v_ptr, average_ptr, low_ptr, rates_ptr, numel, beta1, one_minus_beta1, beta2, one_minus_beta2, eps,
     AVERAGE: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -56,7 +56,7 @@ def _adam_kernel(
     m = tl.load(m_ptr + i, mask=inside, other=0.0)
     v = tl.load(v_ptr + i, mask=inside, other=0.0)
     p = tl.load(p_ptr + i, mask=inside, other=0.0)
-    m = m + one_minus_beta1 * (g - m)
+    m = m * beta1 + one_minus_beta1 * g
     v = v * beta2 + one_minus_beta2 * g * g
     p = p - step_size * m / (tl.sqrt(v) * root_scale + eps)
     tl.store(m_ptr + i, m, mask=inside)
@@ -76,7 +76,7 @@ def adam_ema_triton(
     """The launcher; arguments as `adam_ema`."""
     launch(
         _adam_kernel, (blocks(p.numel(), _BLOCK),), p.device, p, g, m, v,
-        p if average is None else average, p if low is None else low, rates, p.numel(), 1 - beta1, beta2, 1 - beta2, eps,
+        p if average is None else average, p if low is None else low, rates, p.numel(), beta1, 1 - beta1, beta2, 1 - beta2, eps,
         AVERAGE=average is not None, LOW=low is not None, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from ganfast.kernels._triton import blocks, dense, jit, launch, power_of_two, sa
 _BLOCK = 2048  # elements of a program of the elementwise kernels
 _ROWS = 32  # rows and columns of a program that sums over rows
 _COLUMNS = 64
+_ROW_PART = 512  # of a row that one program sums: at 1024 ptxas spills for sm_80
 
 
 def bias_act_reference(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
@@ -109,8 +110,8 @@ def _delta_columns_kernel(
 @jit
 def _delta_rows_kernel(dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr):
     """Contiguous: one program for each (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
+    w = tl.load(weight_ptr + tl.program_id(0) // C).to(tl.float32)
     row = tl.program_id(0).to(tl.int64)
-    w = tl.load(weight_ptr + row // C).to(tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, INNER, BLOCK):
         k = start + tl.arange(0, BLOCK)
@@ -134,7 +135,10 @@ def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tens
     bits = torch.empty(blocks(x.numel(), 8), dtype=torch.uint8, device=x.device)
     grid = (blocks(x.numel(), _BLOCK),)
     inner = _inner(x) if x.numel() else 1
-    launch(_forward_kernel, grid, x.device, x, bias, y, bits, x.numel(), x.shape[1], inner, slope, BLOCK=_BLOCK, num_warps=8)
+    launch(
+        _forward_kernel, grid, x.device, x, bias.contiguous(), y, bits, x.numel(), x.shape[1], inner, slope,
+        BLOCK=_BLOCK, num_warps=8,
+    )  # fmt: skip
     return y, bits
 
 
@@ -142,6 +146,9 @@ def bias_act_delta_triton(dy: Tensor, bits: Tensor, slope: float, sample_weight:
     """The launcher; arguments as `bias_act_delta`."""
     dy = dense(dy)
     n, c = dy.shape[:2]
+    if not dy.numel():
+        return torch.empty_like(dy), torch.zeros(c, dtype=torch.float32, device=dy.device)
+    sample_weight = sample_weight.contiguous()
     dz = torch.empty_like(dy)
     if _inner(dy) == 1:  # channels last, or nothing behind the channels
         rows, per_sample = dy.numel() // c, dy.numel() // (n * c)
@@ -156,7 +163,7 @@ def bias_act_delta_triton(dy: Tensor, bits: Tensor, slope: float, sample_weight:
         inner = _inner(dy)
         launch(
             _delta_rows_kernel, (n * c,), dy.device, dy, bits, sample_weight, dz, parts, c, inner, slope,
-            BLOCK=min(1024, power_of_two(inner)), num_warps=4,
+            BLOCK=min(_ROW_PART, power_of_two(inner)), num_warps=4,
         )  # fmt: skip
     return dz, parts.sum(0)  # the second stage: no atomics, so that the sum is the same every time
 

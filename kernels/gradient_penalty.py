@@ -138,7 +138,7 @@ def _op(
 @_op.register_fake
 def _(g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     per_sample = g.new_empty(len(g), dtype=torch.float32)
-    return per_sample, torch.empty_like(per_sample), torch.empty_like(g)
+    return per_sample, torch.empty_like(per_sample), torch.empty_like(dense(g))
 
 
 def gradient_penalty(g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float) -> Penalised:

@@ -108,7 +108,7 @@ def _draw_kernel(
     c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c2 = c0 * 0
     c3 = c2
-    key0, key1 = k0.to(tl.uint64), k1.to(tl.uint64)
+    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)  # a key of 1 comes as a constant, which has no .to
     mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
@@ -161,11 +161,13 @@ def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor
 
 def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Standard normals, float32 (N, count); on a device within one unit in the last place of the reference. See `philox_words`."""
-    return _draw(_signed(seed), stream, index, count, True) if use_triton(index) else latents_reference(seed, stream, index, count)
+    if use_triton(index):
+        return _draw(_signed(seed), _signed(stream), index, count, True)
+    return latents_reference(seed, stream, index, count)
 
 
 def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Uniforms in [0, 1), float64 (N, count), to the bit those of the reference. Arguments as `philox_words`."""
-    return (
-        _draw(_signed(seed), stream, index, count, False) if use_triton(index) else uniforms_reference(seed, stream, index, count)
-    )
+    if use_triton(index):
+        return _draw(_signed(seed), _signed(stream), index, count, False)
+    return uniforms_reference(seed, stream, index, count)

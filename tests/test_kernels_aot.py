@@ -61,7 +61,7 @@ def cases():
         )  # fmt: skip
         yield (
             f"delta-rows-{name}", bias_act._delta_rows_kernel,
-            delta | {"C": "i32", "INNER": "i32", "slope": "fp32"}, {"BLOCK": 1024}, 4,
+            delta | {"C": "i32", "INNER": "i32", "slope": "fp32"}, {"BLOCK": bias_act._ROW_PART}, 4,
         )  # fmt: skip
         strides = {f"stride_{axis}": "i32" for axis in "nchw"}
         yield (
@@ -81,7 +81,7 @@ def cases():
         yield (
             f"adam-{average}-{low}", adam_ema._adam_kernel,
             flat | {"low_ptr": "*bf16", "numel": "i32"}
-            | dict.fromkeys(("one_minus_beta1", "beta2", "one_minus_beta2", "eps"), "fp32"),
+            | dict.fromkeys(("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "eps"), "fp32"),
             {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK}, 4,
         )  # fmt: skip
 
