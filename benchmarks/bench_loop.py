@@ -1,4 +1,4 @@
-"""What the training loop adds to its bare steps: data, random draws, average, schedule and log against fixed tensors in a for loop.
+"""What the training loop adds to its bare steps: data, random draws, schedule and log against fixed tensors in a for loop.
 
 python benchmarks/bench_loop.py              # interleaved ratio for each setting, written to results/
 pytest benchmarks/bench_loop.py --benchmark-only
@@ -15,6 +15,7 @@ import pytest
 import torch
 from measure import interleaved, record
 
+from ganfast.ema import update_average
 from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.log import RunLog
 from ganfast.loop import clip_weights, train_loop
@@ -25,6 +26,8 @@ SETTINGS = {  # preset, side, generator steps a round
     "wgan-gp-16": ("wgan-gp", 16, 10),
     "wgan-gp-28": ("wgan-gp", 28, 4),
     "dcgan-28": ("dcgan", 28, 12),
+    "r1-28": ("r1", 28, 12),
+    "dragan-28": ("dragan", 28, 12),
 }
 
 
@@ -37,24 +40,25 @@ def prepare(preset: str, side: int, folder: Path) -> Plan:
 
 
 def bare(plan: Plan, steps: int) -> Callable[[], None]:
-    """Critic and generator steps with their optimizers, on tensors made beforehand."""
+    """Critic and generator steps with their optimizers and the average, on tensors made beforehand."""
     c, state = plan.config, plan.state
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
     real, _ = plan.data.batch(0, c.batch)
     z = torch.randn(c.batch, c.net.latent, device=plan.device)
-    eps = torch.rand(c.batch, device=plan.device)
+    eps, noise = torch.rand(c.batch, device=plan.device), torch.rand_like(real)
 
     def run() -> None:
         for _ in range(steps):
             for _ in range(c.optim.critic_steps):
                 with torch.no_grad(), torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
                     fake = draw(state.generator, z)
-                critic_step(real, fake, eps=eps)
+                critic_step(real, fake, eps=eps, noise=noise)
                 state.optimizer_critic.step()
                 clip_weights(state.critic, c.loss.clip)
             generator_step(z)
             state.optimizer_generator.step()
+            update_average(state.average, state.generator, c.optim.critic_steps * c.batch, 10**6, c.ema_kimg)
 
     return run
 

@@ -10,7 +10,7 @@ from ganfast.config import Config, OptimConfig
 from ganfast.data.resident import ResidentData
 from ganfast.ema import average_of, update_average
 from ganfast.engine import CriticStep, GeneratorStep, draw
-from ganfast.random import Purpose, normal, uniform
+from ganfast.random import Purpose, device_generator, normal, uniform
 
 OnStep = Callable[["State", dict[str, Tensor], dict[str, Tensor]], None]
 
@@ -42,17 +42,18 @@ def train_loop(
     """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true."""
     seed, batch, turns = config.seed, config.batch, config.optim.critic_steps
     conditional = config.conditional != "no"
-    draws = Draws(config, data.device)
+    draws, own = Draws(config, data.device), device_generator(data.device)
     while state.images < config.kimg * 1000 and not stop():
         set_learning_rates(state, config)
-        torch.manual_seed((seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)  # for what user networks draw themselves
+        own.manual_seed((seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)  # for what networks draw themselves: dropout
         z, eps, z_generator = draws.at(state.images)
 
         # Critic: score reals above fakes of the same classes, and stay flat where the penalty asks for it.
         critic_stats: dict[str, Tensor] = {}  # the latest of each: a lazy penalty may fall on any of the turns
+        reals, classes = data.batch(state.images, turns * batch)
         for turn in range(turns):
-            real, labels = data.batch(state.images, batch)
-            labels = labels if conditional else None
+            mine = slice(turn * batch, (turn + 1) * batch)
+            real, labels = reals[mine], classes[mine] if conditional and classes is not None else None
             with torch.no_grad(), torch.autocast(real.device.type, autocast, enabled=autocast is not None):
                 fake = draw(state.generator, z[turn], labels)
             noise = dragan_noise(config, state.images, real)
@@ -108,7 +109,7 @@ def clip_weights(critic: nn.Module, limit: float) -> None:
 class Draws:
     """Latents and epsilons of the steps to come, several generator steps at once: one such draw costs many small operations."""
 
-    _AHEAD = 16  # generator steps
+    _NUMBERS = 2**17  # about as many latent numbers at a time, of 64 generator steps at most
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -123,7 +124,8 @@ class Draws:
         return self._z[k], self._eps[k], self._z_generator[k]
 
     def _draw(self, images: int, step: int) -> None:
-        c, ahead, turns = self.config, self._AHEAD, self.config.optim.critic_steps
+        c, turns = self.config, self.config.optim.critic_steps
+        ahead = min(64, max(1, self._NUMBERS // (step * c.net.latent)))
         self._first, self._end = images, images + ahead * step
         index = torch.arange(self._first, self._end, device=self.device)
         last = index.view(ahead, turns, c.batch)[:, -1].reshape(-1)  # the generator step counts as its last critic step

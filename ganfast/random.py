@@ -39,6 +39,14 @@ def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     return (uniforms(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
 
 
+def device_generator(device: torch.device) -> torch.Generator:
+    """The generator that layers on a device draw from; to seed it alone costs a tenth of `torch.manual_seed`, which seeds them all."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator
+
+
 def scalar_seed(seed: int, purpose: Purpose, index: int) -> int:
     """A 63-bit seed for a generator that keeps its own state."""
     return int(philox_words(seed, purpose, torch.tensor([index]), 1)) & (2**63 - 1)

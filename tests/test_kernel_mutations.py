@@ -129,7 +129,8 @@ MUTATIONS = {
     "weights of samples left out of rows": (ACTIVATION, "tl.sum(total, 0) * w)", "tl.sum(total, 0))"),
     "weights of samples left out of columns": (ACTIVATION, "tl.sum(dz * w[:, None], 0)", "tl.sum(dz, 0)"),
     "weights by row in place of sample": (ACTIVATION, "weight_ptr + r // PER_SAMPLE", "weight_ptr + r % 3"),
-    "weights by channel in place of sample": (ACTIVATION, "weight_ptr + tl.program_id(0) // C", "weight_ptr + tl.program_id(0) % C % 3"),
+    "weights by channel in place of sample": (
+        ACTIVATION, "weight_ptr + tl.program_id(0) // C", "weight_ptr + tl.program_id(0) % C % 3"),
     "weights on the delta too": (
         ACTIVATION, "tl.sum(total, 0) * w)",
         "tl.sum(total, 0) * w)\n    tl.store(dz_ptr + row * INNER, tl.load(dz_ptr + row * INNER) * w)"),
