@@ -62,7 +62,7 @@ class ExplicitStep:
             # delta there is the loss's slope at that logit times the unit delta.
             slopes = head.adjoint()
             seeds = [torch.cat([s[: rows.start], one]) for s, one in zip(slopes, head.unit(), strict=True)]
-            slope = slopes[0][rows.start : rows.loss]
+            slope = slopes[0][rows.start : rows.loss].flatten()
             bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(len(rows.pictures) - rows.start - len(slope))])
             delta, g, settled = self._backward(w, kept, seeded(seeds), ALL, rows.penalised, bias)
             direction, stats = self._penalise(g, rows)
