@@ -4,6 +4,7 @@ Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts en
 as they are measured, so that a stop loses nothing. Ends with a table of what holds.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def train() -> bool:
     again = train(replace(config, out=str(out / "whole"))).sample(256, seed=1).astype(int)
     gap = float(np.abs(before - again).mean())
     print(f"pictures of the resumed run differ by {gap:.3f} grey levels on average (sums on a GPU have no fixed order)")
-    return gap < 20
+    engine = json.loads((out / "whole/engine.json").read_text())
+    print(f"critic step: {engine}")
+    return gap < 20 and engine["engine"] == "explicit"
 
 
 PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "train": train}

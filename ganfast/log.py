@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -131,7 +132,7 @@ class Progress:
     def __init__(self, images: int, target: float, quiet: bool = False) -> None:
         self.target, self.spoken, self.quiet = target, time.monotonic(), quiet
         self.bar, self.text = None, ""
-        if sys.stderr.isatty() and not quiet:
+        if sys.stderr.isatty() and not quiet and find_spec("rich"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

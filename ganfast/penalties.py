@@ -44,7 +44,7 @@ def zero_centred_penalty(config: PenaltyConfig, gradient: Tensor) -> Tensor:
 
 def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     """eps real + (1 - eps) fake, one eps (N,) a sample: the points that WGAN-GP penalises, detached, requiring a gradient."""
-    eps = eps.view(-1, 1, 1, 1)
+    eps = eps.view(-1, *[1] * (real.dim() - 1))
     return (eps * real.detach() + (1 - eps) * fake.detach()).requires_grad_()
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -73,7 +74,7 @@ def train(config: Config, quiet: bool = False) -> Run:
         if found:
             say(f"resuming {folder} at {state.images / 1000:g} kimg" + ("" if _left(state, config) else ": already complete"))
     if not found:
-        save_png(_sheet_of_reals(plan), folder / "samples" / "reals.png", comfortable_scale(config.size))
+        _save_sheet(_sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
     if not _left(state, config):
         return run
 
@@ -145,7 +146,7 @@ class Writer:
         path = self.run.folder / "samples" / f"{self.plan.state.images:09d}.png"
         with self._apart():
             sheet = self._sheet()
-            save_png(sheet, path, comfortable_scale(self.plan.config.size))
+            _save_sheet(sheet, path, self.plan.config.size)
             self.log.picture(self.plan.state.images, sheet)
 
     def checkpoint(self) -> None:
@@ -178,6 +179,14 @@ class Writer:
         began = time.monotonic()
         yield
         self.log.pause(time.monotonic() - began)
+
+
+def _save_sheet(sheet: Pictures, path: Path, size: int) -> None:
+    """A training goes on where Pillow is missing, as in an un-installed checkout on a machine that has little more than torch."""
+    try:
+        save_png(sheet, path, comfortable_scale(size))
+    except ImportError as error:
+        logger.warning("%s is not written: %s; pip install Pillow", path.name, error)
 
 
 def sheet_columns(classes: int) -> int:

@@ -44,7 +44,7 @@ def gradient_penalty_reference(
 @jit
 def _finish(square, weight, target, scale, ONE_SIDED: tl.constexpr, ZERO_CENTRED: tl.constexpr):
     """Value, norm and coefficient of one sample from |g|^2."""
-    norm = tl.sqrt(square)
+    norm = tl.sqrt_rn(square)  # correctly rounded: norm - target cancels
     if ZERO_CENTRED:
         value = weight * 0.5 * square
         coefficient = weight * scale
@@ -53,7 +53,7 @@ def _finish(square, weight, target, scale, ONE_SIDED: tl.constexpr, ZERO_CENTRED
         if ONE_SIDED:
             excess = tl.maximum(excess, 0.0)
         value = weight * excess * excess
-        coefficient = tl.where(norm > 0, 2.0 * weight * scale * excess / tl.where(norm > 0, norm, 1.0), 0.0)
+        coefficient = tl.where(norm > 0, tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0)), 0.0)
     return value, norm, coefficient
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ganfast.engine import make_critic_step
-from ganfast.engine.check import relative_error
+from ganfast.engine.check import full_float32, relative_error
 from ganfast.engine.critic import CriticStep
 from ganfast.kernels._triton import interpreted, launches
 from ganfast.models.dcgan import dcgan_critic
@@ -17,6 +17,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
     DEVICE == "cpu" and not interpreted(), reason="needs CUDA, or TRITON_INTERPRET=1 before triton is imported"
 )
+
+
+@pytest.fixture(autouse=True)
+def all_bits():
+    """A GPU shortens the factors of float32 convolutions unless it is told not to."""
+    with full_float32():
+        yield
+
+
 N, LAYERS = 4, 2  # layers: convolutions with a leaky ReLU behind them
 
 

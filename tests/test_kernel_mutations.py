@@ -93,9 +93,9 @@ MUTATIONS = {
         PENALTY, "        excess = norm - target\n        if ONE", "        excess = norm\n        if ONE"),
     "scale left out": (PENALTY, "2.0 * weight * scale * excess", "2.0 * weight * excess"),
     "0 / 0 of a zero gradient": (
-        PENALTY, "tl.where(norm > 0, 2.0 * weight * scale * excess / tl.where(norm > 0, norm, 1.0), 0.0)",
+        PENALTY, "tl.where(norm > 0, tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0)), 0.0)",
         "2.0 * weight * scale * excess / norm"),
-    "no root": (PENALTY, "norm = tl.sqrt(square)", "norm = square"),
+    "no root": (PENALTY, "norm = tl.sqrt_rn(square)", "norm = square"),
     "samples read at each other's place": (
         PENALTY, "first = n.to(tl.int64) * M\n    g = ", "first = n.to(tl.int64) * (M - 1)\n    g = "),
     "no mask on the direction": (PENALTY, PENALTY_WHOLE, PENALTY_WHOLE.replace(", mask=inside", "")),

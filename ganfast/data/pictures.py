@@ -97,10 +97,10 @@ def prepare(image: "Image", size: int, channels: int) -> np.ndarray:
 
 def prepare_array(pictures: np.ndarray, size: int, channels: int) -> np.ndarray:
     """`prepare` for uint8 (N, H, W, C) pictures: (N, channels, size, size). Untouched pixels are copied as they are."""
-    from PIL import Image
-
     if pictures.shape[1:] == (size, size, channels):
         return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    from PIL import Image
+
     flat = pictures[..., 0] if pictures.shape[3] == 1 else pictures
     return np.stack([prepare(Image.fromarray(picture), size, channels) for picture in flat])
 

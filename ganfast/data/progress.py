@@ -7,8 +7,12 @@ from contextlib import contextmanager
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function to pass as `progress`. Draws on stderr, and nothing where nobody watches."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    try:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+    except ImportError:  # an un-installed checkout on a machine that has little more than torch
+        yield lambda what, done, total: None
+        return
 
     tasks: dict[str, TaskID] = {}
     console = Console(stderr=True)

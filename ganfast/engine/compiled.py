@@ -32,7 +32,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
                 result[:] = [shape]
                 return made
 
-            traced = make_fx(flat, tracing_mode="fake")(*tensors)
+            traced = make_fx(flat, tracing_mode="fake")(*(t.detach() for t in tensors))  # the same tensor twice is two inputs
             graphs[key] = torch.compile(traced, fullgraph=True, dynamic=False), result[0]
         graph, shape = graphs[key]
         return tree_unflatten(graph(*tensors), shape)

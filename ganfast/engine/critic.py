@@ -74,6 +74,8 @@ def make_critic_step(
     penalties = tuple(p for p in configs if p.active)
     if penalties:
         refuse_batch_norm(critic, penalties[0].kind)
+    if len({p.interval for p in penalties}) > 1:
+        raise InputError(f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them")
     return CriticStep(critic, loss, penalties, autocast, choose(critic, penalties, engine, compile), check)
 
 
@@ -127,9 +129,16 @@ class CriticStep:
         choice: Choice, check: bool = True,
     ) -> None:  # fmt: skip
         self.critic, self.loss, self.penalties, self.autocast, self.choice = critic, loss, penalties, autocast, choice
-        self.gradients = FlatGradients(critic)
-        self._run = self._engine(choice)
-        self._unchecked = {True, False} if check else set()
+        self._wanted, self._wants_check = choice, check
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Buffers and engine for the critic as it stands."""
+        self.choice = self._wanted
+        self.gradients = FlatGradients(self.critic)
+        self._modes = [m.training for m in self.critic.modules()]
+        self._run = self._engine(self.choice)
+        self._unchecked = {True, False} if self._wants_check else set()
 
     def __call__(
         self, real: Tensor, fake: Tensor, real_labels: Tensor | None = None, fake_labels: Tensor | None = None,
@@ -142,13 +151,20 @@ class CriticStep:
             real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have those of the reals.
             eps: WGAN-GP's share of the real in each interpolate, (N,) in [0, 1].
             noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they are needed and not given.
-            with_penalty: False leaves the penalties out (lazy penalties).
+            with_penalty: False leaves the penalties out. With an interval k the caller passes True at every k-th step, where the
+                penalties weigh k times as much.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score; with a penalty penalty,
             gradient_norm, gradient_norm_max; with a class head class_loss, class_accuracy.
         """
         penalties = self.penalties if with_penalty else ()
+        if real.shape != fake.shape:
+            raise InputError(f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape")
+        if getattr(self.critic, "takes_labels", False) and real_labels is None:
+            raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
+        if not self.gradients.fits or self._modes != [m.training for m in self.critic.modules()]:
+            self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or put into another mode
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         inputs = Inputs(real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise))
@@ -195,7 +211,7 @@ class CriticStep:
                         self.critic, self.loss, penalties, where, found, self.autocast, self._separable, attempt == _ATTEMPTS - 1
                     )
             except (torch.OutOfMemoryError, InputError):
-                raise
+                raise  # the critic's or the machine's fault, not the engine's
             except Exception as error:  # whatever a compiler or a user's critic comes up with
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:

@@ -251,7 +251,7 @@ class _Logits:
             )
             labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
             total, stats = objective(engine.loss, of(real), of(fake), *labels)
-            self.slopes = torch.autograd.grad(total, leaves)
+            self.slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
         self.stats = {name: value.detach() for name, value in stats.items()}
 
     def unit(self) -> list[Tensor]:

@@ -46,6 +46,9 @@ def make_generator_step(
 
     def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
         total, stats = run(z, labels, real)
+        nonlocal gradients
+        if not gradients.fits:
+            gradients = FlatGradients(generator)
         gradients.fill(torch.autograd.grad(total, gradients.parameters, allow_unused=True))
         return {name: value.detach() for name, value in stats.items()}
 

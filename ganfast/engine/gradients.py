@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ganfast.errors import InputError
+
 
 class FlatGradients:
     """``flat`` (total,) of a network's trainable parameters; each ``.grad`` is a view into it, laid out as its parameter is.
@@ -14,17 +16,31 @@ class FlatGradients:
     """
 
     def __init__(self, net: nn.Module) -> None:
+        self.net = net
         self.parameters = [p for p in net.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in self.parameters)
-        first = self.parameters[0] if self.parameters else torch.empty(0)
+        if not self.parameters:
+            raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
+        kinds = {p.dtype for p in self.parameters}
+        if len(kinds) > 1:
+            raise InputError(f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type")
+        self._made_for = self._state()
+        total, first = sum(p.numel() for p in self.parameters), self.parameters[0]
         self.flat = torch.zeros(total, dtype=first.dtype, device=first.device)
         self.views: list[Tensor] = []
         start = 0
         for p in self.parameters:
             part = self.flat[start : start + p.numel()]
-            dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p.is_contiguous()
+            dense = torch.empty_like(p).stride() == p.stride()  # no holes: empty_like gives those other strides
             self.views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
             start += p.numel()
+
+    def _state(self) -> list[tuple[int, tuple[int, ...], torch.device]]:
+        return [(id(p), p.stride(), p.device) for p in self.net.parameters() if p.requires_grad]
+
+    @property
+    def fits(self) -> bool:
+        """False once parameters were moved, laid out anew, replaced, frozen or thawed: then make another."""
+        return self._state() == self._made_for
 
     @torch.no_grad()
     def fill(self, gradients: Sequence[Tensor | None]) -> None:
