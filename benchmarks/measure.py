@@ -34,9 +34,13 @@ def device_times(variants: Mapping[str, Callable[[], object]], rounds: int, cold
     """Seconds on the device of every call, variants taking turns; ``cold``: the cache is overwritten before each call."""
     on_gpu = torch.cuda.is_available()
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda") if on_gpu and cold else None
-    for run in variants.values():
+    host: dict[str, float] = {}  # seconds that launching takes
+    for name, run in variants.items():
         for _ in range(3):
+            wait()
+            began = time.perf_counter()
             run()
+            host[name] = time.perf_counter() - began
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
@@ -48,7 +52,7 @@ def device_times(variants: Mapping[str, Callable[[], object]], rounds: int, cold
                 seconds[name].append(time.perf_counter() - began)
                 continue
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(200_000)  # the host gets ahead, so that launching is not measured
+            torch.cuda._sleep(int(2e9 * min(0.1, 2 * host[name])))  # in cycles: the host gets ahead, so launching is not measured
             start.record()
             run()
             end.record()
