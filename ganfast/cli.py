@@ -142,7 +142,7 @@ def _train(args: list[str]) -> None:
 
 def _engines(args: list[str]) -> None:
     config, _ = _configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
-    from ganfast.engine.report import engines_report
+    from ganfast.engine_report import engines_report
     from ganfast.plan import make_plan
 
     print(engines_report(make_plan(config)))
