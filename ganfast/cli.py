@@ -126,7 +126,7 @@ def _is_rule(row: str) -> bool:
 
 
 def _train(args: list[str]) -> None:
-    config, found = _configured(args, "train", "Train", "An existing run directory is resumed.")
+    config, found = _configured(args, "train", "Train", _TRAIN_FLAGS, ("--dry-run", "--quiet"))
     if found.dry_run:
         from ganfast.plan import dry_run_report, make_plan
 
@@ -141,23 +141,26 @@ def _train(args: list[str]) -> None:
 
 
 def _engines(args: list[str]) -> None:
-    config, _ = _configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
+    config, _ = _configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.", ())
     from ganfast.engine_report import engines_report
     from ganfast.plan import make_plan
 
     print(engines_report(make_plan(config)))
 
 
-def _configured(args: list[str], command: str, verb: str, closing: str) -> tuple[Any, Any]:
-    """The config that preset, file and flags of ``train`` make, and the flags that belong to no config."""
+_TRAIN_FLAGS = "Also: --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed."
+
+
+def _configured(args: list[str], command: str, verb: str, closing: str, switches: tuple[str, ...]) -> tuple[Any, Any]:
+    """The config that preset, file and flags make, and the command's own switches, which belong to no config."""
     from ganfast.config import Config
     from ganfast.presets import PRESETS
 
     early = _Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--data", "--out"):
         early.add_argument(flag)
-    early.add_argument("--dry-run", action="store_true")
-    early.add_argument("--quiet", action="store_true")
+    for switch in switches:
+        early.add_argument(switch, action="store_true")
     preset = args.pop(0) if args and not args[0].startswith("-") else None
     found, _ = early.parse_known_args(args)
     if preset and found.preset not in (None, preset):
@@ -166,14 +169,14 @@ def _configured(args: list[str], command: str, verb: str, closing: str) -> tuple
     out = found.out
     if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():  # ganfast train runs/digits
         preset, out = None, preset
-    rest = _without(args, ("--preset", "--config"), ("--dry-run", "--quiet"))
+    rest = _without(args, ("--preset", "--config"), switches)
     base = _base_config(preset, found.config, found.data, out)
     if out:
         base = replace(base, out=out)
 
     description = (
-        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. Also: --config FILE (YAML: values between "
-        f"preset and flags), --dry-run (print the resolved config and what it costs), --quiet. {closing}"
+        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. --config FILE (YAML) gives values "
+        f"between preset and flags. {closing}"
     )
     config: Config = _parse(base, rest, f"ganfast {command} {base.preset}", description)
     return config, found

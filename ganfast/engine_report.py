@@ -10,8 +10,10 @@ from ganfast.engine import draw
 from ganfast.engine.check import full_float32, relative_error
 from ganfast.engine.critic import make_critic_step
 from ganfast.engine.walk import CannotWalk, Walk, walk
+from ganfast.engine.weights import EffectiveWeights
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
+from ganfast.models.parts import held_power_iteration
 from ganfast.plan import Plan
 
 ENGINES = ("reference", "autograd", "explicit")
@@ -90,9 +92,6 @@ def engines_report(plan: Plan) -> str:
 
 def _layers(plan: Plan, found: Walk) -> list[str]:
     """One line a layer: its place, what it is, whether the explicit engine walks it, FLOPs of its forward pass for one picture."""
-    from ganfast.engine.weights import EffectiveWeights
-    from ganfast.models.parts import held_power_iteration
-
     pictures, labels = plan.data.batch(0, 2)
     with torch.no_grad(), held_power_iteration(plan.state.critic):
         weights = EffectiveWeights(plan.state.critic).values

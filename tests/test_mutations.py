@@ -28,6 +28,7 @@ CHAIN = {
     "ganfast.kernels.gradient_penalty": "kernels/gradient_penalty.py",
     "ganfast.engine.objective": "ganfast/engine/objective.py",
     "ganfast.engine.weights": "ganfast/engine/weights.py",
+    "ganfast.engine.convolution": "ganfast/engine/convolution.py",
     "ganfast.engine.layers": "ganfast/engine/layers.py",
     "ganfast.engine.walk": "ganfast/engine/walk.py",
     "ganfast.engine.lean": "ganfast/engine/lean.py",
@@ -178,7 +179,7 @@ MUTATIONS = {
         EXPLICIT, "pending[i] = pending[i] + d if i in pending else d", "pending[i] = d", residual_critic, "r1"),
     "no shortcut in the tangent": (LAYERS, "return t[0] + t[1]", "return t[1]", residual_critic, "wgan-gp"),
     "only the last use of a weight": (
-        EXPLICIT, "total[name] + gradient if name in total else gradient", "gradient", twice_critic, "wgan-gp"),
+        EXPLICIT, "{**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}", "{**a, **b}", twice_critic, "wgan-gp"),
     "a curved critic taken for piecewise-linear": (
         WALK, "any(step.layer.curved for step in self.steps)", "False", lambda: norm_critic("Softplus"), "wgan-gp"),
     "second-order terms that meet no adjoint": (

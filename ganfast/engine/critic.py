@@ -76,7 +76,7 @@ def make_critic_step(
         refuse_batch_norm(critic, penalties[0].kind)
     if len({p.interval for p in penalties}) > 1:
         raise InputError(f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them")
-    return CriticStep(critic, loss, penalties, autocast, choose(critic, penalties, engine, compile), check)
+    return CriticStep(critic, loss, penalties, autocast, engine, compile, check)
 
 
 def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
@@ -126,15 +126,15 @@ class CriticStep:
 
     def __init__(
         self, critic: nn.Module, loss: LossConfig, penalties: tuple[PenaltyConfig, ...], autocast: torch.dtype | None,
-        choice: Choice, check: bool = True,
+        engine: EngineName, compile: bool | None, check: bool,
     ) -> None:  # fmt: skip
-        self.critic, self.loss, self.penalties, self.autocast, self.choice = critic, loss, penalties, autocast, choice
-        self._wanted, self._wants_check = choice, check
+        self.critic, self.loss, self.penalties, self.autocast = critic, loss, penalties, autocast
+        self._asked, self._wants_check = (engine, compile), check
         self._prepare()
 
     def _prepare(self) -> None:
-        """Buffers and engine for the critic as it stands."""
-        self.choice = self._wanted
+        """Choice, buffers and engine for the critic as it stands."""
+        self.choice = choose(self.critic, self.penalties, *self._asked)
         self.gradients = FlatGradients(self.critic)
         self._modes = [m.training for m in self.critic.modules()]
         self._run = self._engine(self.choice)
@@ -200,7 +200,7 @@ class CriticStep:
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """What is wrong with the engine's gradients; None = nothing. Values rounded across a kink are not, and gone elsewhere."""
-        penalties = self.penalties if penalised else ()
+        penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
             where = _moved(inputs, 0.99**attempt)
             try:
@@ -208,7 +208,7 @@ class CriticStep:
                     torch.manual_seed(0)  # for critics that draw numbers themselves
                     found, _ = self._run(where, penalised)
                     verdict = verify(
-                        self.critic, self.loss, penalties, where, found, self.autocast, self._separable, attempt == _ATTEMPTS - 1
+                        self.critic, self.loss, penalties, where, found, self.autocast, separable, attempt == _ATTEMPTS - 1
                     )
             except (torch.OutOfMemoryError, InputError):
                 raise  # the critic's or the machine's fault, not the engine's
@@ -218,8 +218,8 @@ class CriticStep:
                 return None
         return f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
 
-    @property
     def _separable(self) -> bool:
+        """Whether the samples are known not to meet."""
         try:
             return walk(self.critic).tail is None
         except CannotWalk:
@@ -259,7 +259,8 @@ class CriticStep:
     def _explicit(self, compile: bool) -> Engine:
         walked = walk(self.critic)
         if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
-            walked = fused(walked, EffectiveWeights(self.critic).values)
+            with held_power_iteration(self.critic):  # only the shapes are looked at
+                walked = fused(walked, EffectiveWeights(self.critic).values)
         steps: dict[bool, Any] = {
             penalised: ExplicitStep(walked, self.loss, self.penalties if penalised else (), self.autocast)
             for penalised in (True, False)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Conv, Kept, Layer, Linear
 from ganfast.engine.lean import LeanDerivatives
-from ganfast.engine.objective import Inputs, Stats, holds, objective, penalty_stats, segments_of
+from ganfast.engine.objective import HELD, Inputs, Stats, holds, objective, penalty_stats, segments_of
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import as_judgement
@@ -187,8 +187,7 @@ class ExplicitStep:
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
                 inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
-                for name, gradient in step.layer.gradients(w, _joined(inputs), _joined(delta), biases).items():
-                    total[name] = total[name] + gradient if name in total else gradient
+                total = added(total, step.layer.gradients(w, _joined(inputs), _joined(delta), biases))
         return total
 
 
@@ -209,7 +208,7 @@ class Rows:
         pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
         both = [*(pair if real_first else pair[::-1]), *((p, inputs.real_labels) for p in inputs.points)]
         labels = None if inputs.real_labels is None else torch.cat([label for _, label in both if label is not None])
-        held = ("real", "fake") if on_real and on_fake else ("real",) if on_real else ("fake",) if on_fake else ()
+        held = tuple(name for name, kind in HELD if holds(penalties, kind))
         segments = (*held, *range(len(inputs.points)))
         return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, real_first)
 
@@ -341,7 +340,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
 
 
 def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of two parts of a network; weights of both parts get the sum."""
+    """Gradients from two places; weights that are in both get the sum."""
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 
 

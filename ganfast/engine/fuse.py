@@ -25,8 +25,8 @@ def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:
             isinstance(step.layer, LeakyReLU) and before is not None and type(conv) is Conv and conv.bias is not None
             and step.inputs == (before.output,) and readers[before.output] == 1 and weights[conv.weight].shape[0] % 8 == 0
         ):  # fmt: skip
-            shape = (conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            steps[-1] = replace(before, layer=ConvAct(*shape, step.layer.slope), output=step.output)
+            whole = ConvAct(conv.weight, conv.bias, conv.shape, step.layer.slope)
+            steps[-1] = replace(before, layer=whole, output=step.output)
         else:
             steps.append(step)
     return replace(walk, steps=steps)

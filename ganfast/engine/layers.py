@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ganfast.engine.convolution import Convolution
 from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
 from ganfast.models.parts import full_precision, laid_out_like
 
@@ -64,40 +65,34 @@ class Layer:
 
 @dataclass
 class Conv(Layer):
-    """Convolution over any number of axes; weight (out, in / groups, *kernel)."""
+    """Convolution over any number of axes."""
 
     weight: str
     bias: str | None
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    shape: Convolution
 
     def __post_init__(self) -> None:
         self.weights = (self.weight, *([self.bias] if self.bias else []))
 
     def _apply(self, w: Weights, x: Tensor, bias: Tensor | None) -> Tensor:
-        zeros = [0] * len(self.stride)
-        x = x.to(w[self.weight].dtype)
-        return aten.convolution(x, w[self.weight], bias, self.stride, self.padding, self.dilation, False, zeros, self.groups)
+        return self.shape.forward(x.to(w[self.weight].dtype), w[self.weight], bias)
 
-    def _backward(self, w: Weights, dy: Tensor, x: Tensor, wanted: tuple[bool, bool]) -> Sequence[Tensor]:
-        zeros = [0] * len(self.stride)
-        shape = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
+    def _weight_gradient(self, w: Weights, deltas: Tensor, inputs: Tensor) -> dict[str, Tensor]:
         kind = w[self.weight].dtype
-        return aten.convolution_backward(dy.to(kind), x.to(kind), w[self.weight], None, *shape, [*wanted, False])
+        return {self.weight: self.shape.weight_gradient(deltas.to(kind), inputs.to(kind), w[self.weight])}
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return self._apply(w, x[0], w[self.bias] if self.bias else None), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        return (self._backward(w, dy, kept[0], (True, False))[0],)
+        kind = w[self.weight].dtype
+        return (self.shape.data_gradient(dy.to(kind), w[self.weight], kept[0].to(kind)),)
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._apply(w, t[0], None)
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
-        found = {self.weight: self._backward(w, deltas, inputs, (False, True))[1]}
+        found = self._weight_gradient(w, deltas, inputs)
         if self.bias:
             found[self.bias] = sum_blocks(bias_deltas, [0, *range(2, deltas.dim())])
         return found
@@ -127,7 +122,7 @@ class ConvAct(Conv):
         return bias_act_tangent(same_layout(self._apply(w, t[0], None), y), bits.reshape(-1), self.slope)
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {self.weight: self._backward(w, deltas, inputs, (False, True))[1]}
+        return self._weight_gradient(w, deltas, inputs)
 
 
 @dataclass

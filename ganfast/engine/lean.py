@@ -7,34 +7,17 @@ leaky ReLU's derivative is a product with a mask, whose own derivative is the sa
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ganfast.engine.convolution import Convolution
 from ganfast.models.parts import laid_out_like
 
 aten = torch.ops.aten
-
-
-class _Shape(NamedTuple):
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return aten.convolution(
-            x, weight, bias, self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups
-        )
-
-    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        zeros = [0] * len(self.stride)
-        return aten.convolution_backward(
-            dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, [*wanted, False]
-        )
 
 
 def wanted(ctx: Any, position: int) -> bool:
@@ -53,10 +36,10 @@ class Convolve(torch.autograd.Function):
     """y(x, W) + b: linear in x and W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Convolution) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.shape = shape
-        return shape.convolve(x, weight, bias)
+        return shape.forward(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -73,10 +56,10 @@ class DataGradient(torch.autograd.Function):
     """dx(dy, W): linear in both; ``x`` gives the shape only."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, weight: Tensor, x: Tensor, shape: _Shape) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, x: Tensor, shape: Convolution) -> Tensor:
         ctx.save_for_backward(dy, weight)
         ctx.shape = shape
-        return shape.backward(dy, x, weight, [True, False])[0]
+        return shape.data_gradient(dy, weight, x)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> Any:
@@ -93,10 +76,10 @@ class WeightGradient(torch.autograd.Function):
     """dW(dy, x): linear in both; ``weight`` gives the shape only."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, shape: _Shape) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, shape: Convolution) -> Tensor:
         ctx.save_for_backward(dy, x)
         ctx.shape = shape
-        return shape.backward(dy, x, weight, [False, True])[1]
+        return shape.weight_gradient(dy, x, weight)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
@@ -167,7 +150,7 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
         if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
             input, weight = input.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
         bias = None if bias is None else bias.to(weight.dtype)
-        return Convolve.apply(input, weight, bias, _Shape(each(stride), each(padding), each(dilation), groups))
+        return Convolve.apply(input, weight, bias, Convolution(each(stride), each(padding), each(dilation), groups))
 
     return convolve
 

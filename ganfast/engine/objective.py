@@ -11,6 +11,8 @@ from ganfast.losses import accuracy, class_loss, critic_loss, wasserstein_estima
 from ganfast.models.parts import Judgement
 
 Stats = dict[str, Tensor]
+# Pictures of the loss at which a penalty may hold the gradient, and what says so in its kind.
+HELD = (("real", "r1"), ("fake", "r2"))
 
 
 class Inputs(NamedTuple):
@@ -68,5 +70,5 @@ def segments_of(penalties: Sequence[PenaltyConfig]) -> list[tuple[str | int, ...
             found.append((points,))
             points += 1
         else:
-            found.append(tuple(name for name, kind in (("real", "r1"), ("fake", "r2")) if kind in penalty.kind))
+            found.append(tuple(name for name, kind in HELD if kind in penalty.kind))
     return found

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ganfast.engine import layers as L
+from ganfast.engine.convolution import Convolution
 
 Value = int  # an entry of the list of values that a walk fills; 0 is the picture
 
@@ -120,7 +121,7 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
                 if padding == "same" and any(r % 2 for r in reach):
                     return None  # one side gets more
                 padding = tuple(r // 2 for r in reach) if padding == "same" else (0,) * len(reach)
-            return [L.Conv(weight, bias, m.stride, padding, m.dilation, m.groups)]
+            return [L.Conv(weight, bias, Convolution(m.stride, padding, m.dilation, m.groups))]
         case nn.Linear():
             return [L.Linear(weight, bias)]
         case nn.LeakyReLU() if m.negative_slope >= 0:
