@@ -94,7 +94,7 @@ def test_light_commands_and_refusals_load_no_torch(line):
 
 def commands_in_help() -> list[str]:
     """Every command line that a help text shows, with optional parts dropped: "train", "data fetch mnist", ..."""
-    from ganfast.cli import _DATA_HELP
+    from ganfast.commands.data import HELP as _DATA_HELP
 
     shown = re.findall(r"ganfast ((?:train|sample|presets|data|env)\b(?!:)[^\n,]*?)(?=  |,|\n|$)", HELP + _DATA_HELP)
     shown = [line.replace("[PRESET]", "").replace("info|pack|preview|fetch", "info").strip() for line in shown]

@@ -1,0 +1,98 @@
+"""ganfast train and ganfast engines: from preset, file and flags to a config, and what is done with it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ganfast.commands.parsing import Parser, overlaid
+from ganfast.errors import InputError
+
+
+def train(args: list[str]) -> None:
+    config, found = configured(args, "train", "Train", _FLAGS, ("--dry-run", "--quiet"))
+    if found.dry_run:
+        from ganfast.plan import dry_run_report, make_plan
+
+        print(dry_run_report(make_plan(config)))
+        return
+    from ganfast.training import Interrupted, train
+
+    try:
+        train(config, quiet=found.quiet)
+    except Interrupted as interrupted:
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def engines(args: list[str]) -> None:
+    config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.", ())
+    from ganfast.engine_report import engines_report
+    from ganfast.plan import make_plan
+
+    print(engines_report(make_plan(config)))
+
+
+_FLAGS = "Also: --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed."
+
+
+def configured(args: list[str], command: str, verb: str, closing: str, switches: tuple[str, ...]) -> tuple[Any, Any]:
+    """The config that preset, file and flags make, and the command's own switches, which belong to no config."""
+    from ganfast.config import Config
+    from ganfast.presets import PRESETS
+
+    early = Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--config", "--data", "--out"):
+        early.add_argument(flag)
+    for switch in switches:
+        early.add_argument(switch, action="store_true")
+    preset = args.pop(0) if args and not args[0].startswith("-") else None
+    found, _ = early.parse_known_args(args)
+    if preset and found.preset not in (None, preset):
+        raise InputError(f"two presets, {preset} and --preset {found.preset}: give one")
+    preset = preset or found.preset
+    out = found.out
+    if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():  # ganfast train runs/digits
+        preset, out = None, preset
+    rest = _without(args, ("--preset", "--config"), switches)
+    base = _base_config(preset, found.config, found.data, out)
+    if out:
+        base = replace(base, out=out)
+
+    description = (
+        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. --config FILE (YAML) gives values "
+        f"between preset and flags. {closing}"
+    )
+    config: Config = overlaid(base, rest, f"ganfast {command} {base.preset}", description)
+    return config, found
+
+
+def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:
+    """Preset, then config file; a run that is there already, of that preset on that data, is its own base."""
+    from ganfast import configfile
+    from ganfast.config import run_folder
+    from ganfast.presets import preset_config
+
+    if file:
+        mapping = configfile.read_mapping(Path(file))
+        name = preset or str(mapping.pop("preset", "wgan-gp"))
+        mapping.pop("preset", None)
+        base = preset_config(name, data or str(mapping.get("data", "digits")))
+        return configfile.overlay(base, mapping, file)
+    if preset is None and out and (Path(out) / "config.yaml").exists():
+        return configfile.read(Path(out) / "config.yaml")
+    base = preset_config(preset or "wgan-gp", data or "digits")
+    there = run_folder(replace(base, out=out or "")) / "config.yaml"
+    if there.exists():  # its values, should the preset's have changed since
+        run = configfile.read(there)
+        if (run.preset, run.data) == (base.preset, base.data):
+            return run
+    return base
+
+
+def _without(args: list[str], valued: tuple[str, ...], switches: tuple[str, ...]) -> list[str]:
+    kept, skip = [], False
+    for arg in args:
+        if skip or arg in valued:
+            skip = not skip
+        elif arg not in switches and not arg.startswith(tuple(f"{flag}=" for flag in valued)):
+            kept.append(arg)
+    return kept
