@@ -15,7 +15,6 @@ import pytest
 import torch
 from measure import interleaved, record
 
-from ganfast.ema import update_average
 from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.log import RunLog
 from ganfast.loop import clip_weights, train_loop
@@ -47,6 +46,7 @@ def bare(plan: Plan, steps: int) -> Callable[[], None]:
     real, _ = plan.data.batch(0, c.batch)
     z = torch.randn(c.batch, c.net.latent, device=plan.device)
     eps, noise = torch.rand(c.batch, device=plan.device), torch.rand_like(real)
+    decay = torch.tensor(0.99, dtype=torch.float64, device=plan.device)
 
     def run() -> None:
         for _ in range(steps):
@@ -57,8 +57,7 @@ def bare(plan: Plan, steps: int) -> Callable[[], None]:
                 state.optimizer_critic.step()
                 clip_weights(state.critic, c.loss.clip)
             generator_step(z)
-            state.optimizer_generator.step()
-            update_average(state.average, state.generator, c.optim.critic_steps * c.batch, 10**6, c.ema_kimg)
+            state.optimizer_generator.step(decay=decay)
 
     return run
 

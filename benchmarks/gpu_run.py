@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KERNEL_TESTS = [
-    f"tests/test_{name}.py" for name in ("gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema", "engine_kernels")
+    f"tests/test_{name}.py"
+    for name in ("gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema", "engine_kernels", "optim")
 ]
 
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ganfast.engine import draw
 from ganfast.random import Purpose, normal
@@ -12,22 +12,23 @@ RAMP = 0.1  # early in a run the half-life is at most this fraction of the image
 
 
 def average_of(generator: nn.Module) -> nn.Module:
-    """A copy that `update_average` moves after the generator; never trained itself."""
+    """A copy that its optimizer moves after the generator; never trained itself."""
     return copy.deepcopy(generator).eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, generator: nn.Module, step_images: int, images: int, half_life_kimg: float) -> None:
-    """average <- beta average + (1 - beta) generator, beta = 0.5 ** (step_images / half-life in images).
+def ema_decay(step_images: int, images: Tensor, half_life_kimg: float) -> Tensor:
+    """What stays of the average at an update, beta = 0.5 ** (step_images / half-life in images).
 
     Args:
         step_images: images shown since the last update.
-        images: images shown in all; the half-life is at most a tenth of them.
+        images: images shown in all, int64 of any shape; the half-life is at most a tenth of them.
         half_life_kimg: thousand images; 0 makes the average a copy.
+
+    Returns:
+        float64 like ``images``, in [0, 1).
     """
-    half_life = min(half_life_kimg * 1000, images * RAMP)
-    beta = 0.5 ** (step_images / half_life) if half_life else 0.0
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - beta)
+    half_life = (images.double() * RAMP).clamp(max=half_life_kimg * 1000)
+    return torch.exp2(-step_images / half_life)  # of a half-life of 0: exp2(-inf) = 0
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
 def engines_report(plan: Plan) -> str:
     """For a person."""
     c = plan.config
-    choice = make_critic_step(plan.state.critic, c.loss, c.penalty, plan.autocast, c.engine, c.compile).choice
+    choice = make_critic_step(plan.state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile).choice
     costs, forward = engine_costs(plan)
     lines = [f"{plan.describe()}", f"critic step: {choice}", ""]
     try:

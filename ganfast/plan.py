@@ -40,6 +40,11 @@ class Plan:
         """The type the networks compute in, None for float32."""
         return torch.bfloat16 if self.config.precision == "bf16" else None
 
+    @property
+    def compile(self) -> bool:
+        """Whether the steps are compiled."""
+        return self.device.type == "cuda" if self.config.compile == "auto" else self.config.compile == "on"
+
     def describe(self) -> str:
         """One line on what is about to run."""
         c = self.config

@@ -31,7 +31,7 @@ from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
-_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "engine", "preset")
+_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
 _SHEET = 64  # pictures in a sample grid, about
 
 
@@ -80,8 +80,8 @@ def train(config: Config, quiet: bool = False) -> Run:
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet)
-    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.engine, config.compile)
-    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, config.compile)
+    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.engine, plan.compile)
+    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, plan.compile)
     if not quiet:
         say(f"critic step: {critic_step.choice}")
     _write_engine(run, critic_step.choice)

@@ -11,7 +11,7 @@ from torch import nn
 from ganfast import checkpoint as checkpoints
 from ganfast.config import OptimConfig
 from ganfast.errors import InputError
-from ganfast.loop import adam
+from ganfast.optim import FlatAdam
 
 FILES = {
     "generator.safetensors",
@@ -28,7 +28,7 @@ def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.opti
     critic = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, width, 3)), nn.Flatten(), nn.LazyLinear(1))
     critic(torch.zeros(1, 3, 5, 5))
     modules = {"generator": generator.to(memory_format=torch.channels_last), "critic": critic}
-    return modules, {name: adam(module, 1e-2, OptimConfig()) for name, module in modules.items()}
+    return modules, {name: FlatAdam(module, 1e-2, OptimConfig()) for name, module in modules.items()}
 
 
 def step(modules, optimizers, seed: int) -> None:

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ganfast.ema import RAMP, average_of, reestimate_batchnorm, update_average
+from ganfast.config import OptimConfig
+from ganfast.ema import RAMP, average_of, ema_decay, reestimate_batchnorm
 from ganfast.export.latents import latents
+from ganfast.optim import FlatAdam
 from ganfast.random import Purpose
 
 MANY = 10**9  # images shown: far beyond the ramp
@@ -20,6 +22,12 @@ def net(value, dtype=torch.float64):
         for p in module.parameters():
             p.fill_(value)
     return module
+
+
+def update_average(average, generator, step_images, images, half_life_kimg):
+    """As a training step does it, with gradients of zero."""
+    decay = ema_decay(step_images, torch.tensor(images), half_life_kimg)
+    FlatAdam(generator, 0.1, OptimConfig(), average).step(decay=decay)
 
 
 def values(module):

@@ -9,8 +9,8 @@ from torch import nn
 
 from ganfast.config import LossConfig, OptimConfig, PenaltyConfig
 from ganfast.engine import draw, make_critic_step, make_generator_step
-from ganfast.loop import adam
 from ganfast.models.parts import LEAK, Critic, Generator, spectral
+from ganfast.optim import FlatAdam
 
 LOSSES = ["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 PENALTIES = ["none", "wgan-gp", "dragan", "r1", "r2", "r1+r2"]
@@ -244,7 +244,7 @@ def test_the_optimizer_moves_every_weight_by_its_own_gradient(penalty, memory_fo
     critic = small_critic(dtype=torch.float32).to(memory_format=memory_format)
     before = {name: p.detach().double().clone() for name, p in critic.named_parameters()}
     optim = OptimConfig(lr_critic=0.01, beta1=0.5, beta2=0.9)
-    optimizer = adam(critic, optim.lr_critic, optim)
+    optimizer = FlatAdam(critic, optim.lr_critic, optim)
     for group in optimizer.param_groups:
         group["eps"] = 1.0  # so that a step is not a mere sign
     make_critic_step(critic, LossConfig(), PenaltyConfig(penalty))(**given(torch.float32))

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ganfast import checkpoint as checkpoints
-from ganfast import configfile, loop, training
+from ganfast import configfile, feed, loop, training
 from ganfast.cli import main
 from ganfast.config import Config, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
@@ -530,14 +530,18 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
     """Fused Adam walks memory and believes that weight, gradient and moments lie in it alike; plain Adam goes by index."""
     shadows = []
 
-    def shadowed(name, net, optimizer, clip):
+    def shadowed(name, state, config, net, optimizer, rate, clip):
         group = optimizer.param_groups[0]
         copies = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in net.parameters()]
         plain = torch.optim.Adam(copies, lr=group["lr"], betas=group["betas"], fused=False, foreach=False)
         shadows.append((name, list(net.named_parameters()), copies))
 
         def follow():
-            plain.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+            whole = config.batch * config.optim.critic_steps
+            began = (
+                (state.images - (name == "generator")) // whole * whole
+            )  # the counter stands at the end of a generator step's turns
+            plain.param_groups[0]["lr"] = rate * feed.schedule(config, torch.tensor(began)).item()
             for copy, parameter in zip(copies, net.parameters(), strict=True):
                 copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
             plain.step()
@@ -547,8 +551,12 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
         return follow
 
     def followed(state, pictures, config, critic_step, generator_step, *rest):
-        follow_critic = shadowed("critic", state.critic, state.optimizer_critic, config.loss.clip)
-        follow_generator = shadowed("generator", state.generator, state.optimizer_generator, 0)
+        follow_critic = shadowed(
+            "critic", state, config, state.critic, state.optimizer_critic, config.optim.lr_critic, config.loss.clip
+        )
+        follow_generator = shadowed(
+            "generator", state, config, state.generator, state.optimizer_generator, config.optim.lr_generator, 0
+        )
         critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]  # noqa: E731
         generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]  # noqa: E731
         loop.train_loop(state, pictures, config, critic, generator, *rest)
@@ -682,8 +690,8 @@ def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
 
 @pytest.mark.parametrize("every", [1, 1000], ids=["seen in the log", "seen when saving"])
 def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(every, data, tmp_path, monkeypatch):
-    schedule = loop.schedule
-    monkeypatch.setattr(loop, "schedule", lambda config, images: 1e34 if images >= 208 else schedule(config, images))
+    schedule = feed.schedule
+    monkeypatch.setattr(feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34))
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
     with pytest.raises(RunError, match=f"not a finite number at .*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"):
         train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
@@ -724,11 +732,12 @@ def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
     graphs = []
     for compiled in (False, True):
         counters.clear()
-        train(tiny("dcgan", data, tmp_path / f"{compiled}", compile=compiled, kimg=0.064), quiet=True)
+        compile = "on" if compiled else "off"
+        train(tiny("dcgan", data, tmp_path / compile, compile=compile, kimg=0.064), quiet=True)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 0
     assert graphs[1] >= 2, "the critic's and the generator's step"
-    eager, compiled = (mathematics(tmp_path / name) for name in ("False", "True"))
+    eager, compiled = (mathematics(tmp_path / name) for name in ("off", "on"))
     assert len(eager) == 4
     for one, other in zip(eager, compiled, strict=True):
         assert one == pytest.approx(other, abs=1e-3)
@@ -736,7 +745,7 @@ def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
 
 @pytest.mark.accept
 def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
-    train(tiny("wgan-gp", data, tmp_path / "run", compile=True, kimg=0.16), quiet=True)
+    train(tiny("wgan-gp", data, tmp_path / "run", compile="on", kimg=0.16), quiet=True)
     record = json.loads((tmp_path / "run" / "engine.json").read_text())
     assert (record["engine"], record["compiled"]) == ("explicit", True)
     assert not [r for r in caplog.records if r.name == "ganfast"]  # a failed check would be one

@@ -4,7 +4,6 @@ Which pictures a batch holds is a function of (seed, image counter) alone, see `
 """
 
 import logging
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -62,7 +61,6 @@ class ResidentData:
             if balanced:
                 self._prepare_balance(used, device)
         self.balanced = balanced
-        self._epoch_order = lru_cache(maxsize=2)(self._epoch_order)  # type: ignore[method-assign]
 
     def _prepare_balance(self, used: Tensor, device: torch.device) -> None:
         counts = torch.bincount(used, minlength=self.classes)
@@ -73,33 +71,39 @@ class ResidentData:
 
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Pictures start .. start + count of the run: float32 (count, C, H, W) in [-1, 1], and labels int64 (count,) or None."""
-        position = self._balanced(start, count) if self.balanced else self._shuffled(start, count)
-        if self.kept is not None:
-            position = self.kept[position]
-        pictures = self._gather(position).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
-        if self.flip:
-            index = torch.arange(start, start + count, device=self.device)
-            mirrored = uniform(self.seed, Purpose.FLIP, index)[:, 0] < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
-        return pictures, None if self.labels is None else self.labels[position]
-
-    def _shuffled(self, start: int, count: int) -> Tensor:
-        """Each epoch shows every picture once, in an order of its own."""
-        parts = []
-        while count:
-            epoch, offset = divmod(start, self.count)
-            taken = min(count, self.count - offset)
-            parts.append(self._epoch_order(epoch)[offset : offset + taken])
-            start, count = start + taken, count - taken
-        return torch.cat(parts)
-
-    def _epoch_order(self, epoch: int) -> Tensor:
-        position = torch.arange(self.count, device=self.device)
-        return permute(position, self.count, self.seed, Purpose.ORDER, torch.full_like(position, epoch))
-
-    def _balanced(self, start: int, count: int) -> Tensor:
-        """Every K pictures show each of K classes once; each class goes through its own pictures in epochs of its own."""
         index = torch.arange(start, start + count, device=self.device)
+        position = self.positions(index)
+        return self.pictures(position, self.mirrored(index)), self.labels_at(position)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """Where in the pack the pictures shown as number ``index``, int64 (N,), are: int64 (N,). Elementwise, without waiting."""
+        shown = self._balanced(index) if self.balanced else self._shuffled(index)
+        return shown if self.kept is None else self.kept[shown]
+
+    def mirrored(self, index: Tensor) -> Tensor | None:
+        """Which of them are shown mirrored: bool (N,); None where none ever is."""
+        return uniform(self.seed, Purpose.FLIP, index)[:, 0] < 0.5 if self.flip else None
+
+    def pictures(self, position: Tensor, mirrored: Tensor | None) -> Tensor:
+        """Float32 (N, C, H, W) in [-1, 1], channels last."""
+        pictures = self._gather(position).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
+        return pictures if mirrored is None else torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+
+    def labels_at(self, position: Tensor) -> Tensor | None:
+        """Classes int64 (N,), or None for a set without."""
+        return None if self.labels is None else self.labels[position]
+
+    @property
+    def resident(self) -> bool:
+        """Whether the pictures lie on the device that trains; else they are streamed, and every batch waits for the host."""
+        return self.images.device.type == self.device.type
+
+    def _shuffled(self, index: Tensor) -> Tensor:
+        """Each epoch shows every picture once, in an order of its own."""
+        return permute(index % self.count, self.count, self.seed, Purpose.ORDER, index // self.count)
+
+    def _balanced(self, index: Tensor) -> Tensor:
+        """Every K pictures show each of K classes once; each class goes through its own pictures in epochs of its own."""
         classes = len(self.present)
         round_ = index // classes
         chosen = self.present[permute(index % classes, classes, self.seed, Purpose.ORDER, round_)]
@@ -109,7 +113,7 @@ class ResidentData:
         return self.by_class[self.first[chosen] + within]
 
     def _gather(self, position: Tensor) -> Tensor:
-        if self.images.device.type == self.device.type:
+        if self.resident:
             return self.images[position]
         host = position.cpu()
         order = torch.argsort(host)  # rising addresses: pages of a memory map are read once, in order

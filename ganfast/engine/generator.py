@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
+from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
@@ -45,8 +46,19 @@ def make_generator_step(
     gradients = FlatGradients(generator)
 
     def step(z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> dict[str, Tensor]:
-        total, stats = run(z, labels, real)
-        nonlocal gradients
+        nonlocal gradients, run
+        try:
+            total, stats = run(z, labels, real)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler comes up with; the step itself fails again below, with its own words
+            if run is whole_loss:
+                raise
+            logger.warning(
+                "generator step: not compiled (%s: %s)", type(error).__name__, " ".join(str(error).split())[:160]
+            )  # fmt: skip
+            run = whole_loss
+            total, stats = run(z, labels, real)
         if not gradients.fits:
             gradients = FlatGradients(generator)
         gradients.fill(torch.autograd.grad(total, gradients.parameters, allow_unused=True))

@@ -17,22 +17,11 @@ class FlatGradients:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
-        kinds = {p.dtype for p in self.parameters}
-        if len(kinds) > 1:
-            raise InputError(f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type")
+        self.parameters = trainable(net)
         self._made_for = self._state()
         total, first = sum(p.numel() for p in self.parameters), self.parameters[0]
         self.flat = torch.zeros(total, dtype=first.dtype, device=first.device)
-        self.views: list[Tensor] = []
-        start = 0
-        for p in self.parameters:
-            part = self.flat[start : start + p.numel()]
-            dense = torch.empty_like(p).stride() == p.stride()  # no holes: empty_like gives those other strides
-            self.views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
-            start += p.numel()
+        self.views = views_of(self.flat, self.parameters)
 
     def _state(self) -> list[tuple[int, tuple[int, ...], torch.device]]:
         return [(id(p), p.stride(), p.device) for p in self.net.parameters() if p.requires_grad]
@@ -52,3 +41,25 @@ class FlatGradients:
                 view.copy_(gradient)
             if parameter.grad is not view:
                 parameter.grad = view
+
+
+def trainable(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that want a gradient, all of one type; InputError where there are none, or of several."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
+    kinds = {p.dtype for p in parameters}
+    if len(kinds) > 1:
+        raise InputError(f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type")
+    return parameters
+
+
+def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Consecutive parts of ``flat`` (total,), each shaped and laid out in memory as its parameter is."""
+    views, start = [], 0
+    for p in parameters:
+        part = flat[start : start + p.numel()]
+        dense = torch.empty_like(p).stride() == p.stride()  # no holes: empty_like gives those other strides
+        views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
+        start += p.numel()
+    return views

@@ -1,0 +1,123 @@
+"""The optimizer of both networks: Adam and the moving average of the weights over one flat buffer each, with nothing read back.
+
+One pass over memory as a Triton kernel (`ganfast.kernels.adam_ema`); elsewhere torch's fused Adam over the same buffers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ganfast.config import OptimConfig
+from ganfast.engine.gradients import trainable, views_of
+from ganfast.errors import RunError
+from ganfast.kernels._triton import use_triton
+from ganfast.kernels.adam_ema import adam_ema, adam_rates
+
+_EPS = 1e-8
+
+
+class FlatAdam(torch.optim.Optimizer):
+    """Adam whose weights, gradients, moments and average each lie in one buffer; the network's parameters become views into it.
+
+    State per parameter is that of `torch.optim.Adam` (step, exp_avg, exp_avg_sq), as views that stay where they are: loading copies
+    into them. Rate, decay and step number are read on the device, so a captured step goes on with new ones.
+
+    Args:
+        net: whose trainable parameters to move, all of one type.
+        rate: learning rate where `step` is given none.
+        optim: betas.
+        average: a copy of ``net`` that follows it; None = none.
+
+    Raises:
+        InputError: nothing to train, or parameters of several types.
+    """
+
+    def __init__(self, net: nn.Module, rate: float, optim: OptimConfig, average: nn.Module | None = None) -> None:
+        self.parameters = trainable(net)
+        super().__init__(self.parameters, {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS})
+        self.flat = _moved_into_one([p.data for p in self.parameters], self.parameters)
+        self._own_gradient: Tensor | None = None
+        self._moments = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self._steps = torch.zeros((), dtype=torch.float32, device=self.flat.device)
+        first, second = (views_of(moment, self.parameters) for moment in self._moments)
+        for p, m, v in zip(self.parameters, first, second, strict=True):
+            self.state[p] = {"step": self._steps, "exp_avg": m, "exp_avg_sq": v}
+        self.average = None
+        if average is not None:  # frozen ones never move, so their copies need not follow
+            follow = [a for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.requires_grad]
+            self.average = _moved_into_one([a.data for a in follow], follow)
+        self._torch = self._of_torch()
+
+    def _of_torch(self) -> torch.optim.Adam:
+        whole = nn.Parameter(self.flat)  # the same memory
+        group = self.param_groups[0]
+        adam = torch.optim.Adam([whole], group["lr"], group["betas"], _EPS, fused=True, capturable=self.flat.is_cuda)
+        adam.state[whole] = {"step": self._steps, "exp_avg": self._moments[0], "exp_avg_sq": self._moments[1]}
+        return adam
+
+    @torch.no_grad()
+    def step(self, rate: Tensor | None = None, decay: Tensor | None = None) -> None:  # type: ignore[override]
+        """Move the weights by their gradients, then the average after them.
+
+        Args:
+            rate: learning rate, float64 0-d on the device; None = the one given at the start.
+            decay: what stays of the average, float64 0-d on the device; needed where there is one.
+
+        Raises:
+            RunError: the parameters were moved out of the buffer.
+        """
+        group, gradient, (m, v) = self.param_groups[0], self._gradient(), self._moments
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device) if rate is None else rate
+        if self.average is not None and decay is None:
+            raise ValueError("this optimizer moves an average: give its decay")
+        if use_triton(self.flat) and self.flat.dtype == torch.float32:
+            self._steps.add_(1)
+            rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
+            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average)
+            return
+        (whole,) = self._torch.param_groups[0]["params"]
+        whole.grad = gradient
+        self._torch.param_groups[0] |= {"lr": rate.float() if rate.is_cuda else rate, "eps": eps}
+        self._torch.step()
+        if self.average is not None and decay is not None:
+            self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+
+    def _gradient(self) -> Tensor:
+        """All gradients, (total,): the buffer that they are views of in the order of the parameters, else a copy."""
+        first = self.parameters[0].grad
+        base = None if first is None else first._base
+        fits = base is not None and base.shape == self.flat.shape and base.dtype == self.flat.dtype
+        offset = 0
+        for p in self.parameters:
+            if p.data_ptr() != self.flat.data_ptr() + offset:
+                raise RunError("the network's parameters were moved after its optimizer was made; make another one")
+            fits = fits and p.grad is not None and p.grad.stride() == p.stride()
+            fits = fits and p.grad.data_ptr() == base.data_ptr() + offset  # type: ignore[union-attr]
+            offset += p.numel() * p.element_size()
+        if fits and base is not None:
+            return base
+        if self._own_gradient is None:
+            self._own_gradient = torch.zeros_like(self.flat)
+        for p, view in zip(self.parameters, views_of(self._own_gradient, self.parameters), strict=True):
+            view.zero_() if p.grad is None else view.copy_(p.grad)
+        return self._own_gradient
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy a state into the one that is here, which stays where it is; a parameter without state has moved never."""
+        for index, p in enumerate(self.parameters):
+            entry = state_dict["state"].get(index, {})
+            for name, mine in self.state[p].items():
+                mine.copy_(entry[name]) if name in entry else mine.zero_()
+
+
+def _moved_into_one(tensors: list[Tensor], owners: list[nn.Parameter]) -> Tensor:
+    """One buffer with the values of all tensors, of which the owners become views."""
+    flat = torch.empty(sum(t.numel() for t in tensors), dtype=tensors[0].dtype, device=tensors[0].device)
+    for view, tensor, owner in zip(views_of(flat, tensors), tensors, owners, strict=True):
+        view.copy_(tensor)
+        owner.data = view
+    return flat

@@ -1,0 +1,101 @@
+"""A phase of training, gradients to optimizer, as one CUDA graph: what a step launches is recorded once and replayed whole.
+
+A phase is a callable of no arguments over tensors that stay where they are. Its first calls are real steps too, on a stream of
+their own, in which libraries choose their algorithms; the next one is recorded, and replayed from then on.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ganfast.errors import InputError
+from ganfast.log import logger
+
+Stats = dict[str, Tensor]
+CudaGraphs = Literal["auto", "on", "off"]
+_WARM_UP = 3  # calls; cuDNN and the caching allocator have settled after two
+
+
+class Graphs:
+    """What the phases of a training share: whether they are captured, and the memory of their graphs.
+
+    Args:
+        wanted: "on" refuses to train without, "auto" goes on without and says why, "off" never captures.
+        device: where the phases run.
+        refusal: why they cannot be captured whatever they do; "" = they can be tried.
+
+    Raises:
+        InputError: "on" where there is a refusal.
+    """
+
+    def __init__(self, wanted: CudaGraphs, device: torch.device, refusal: str = "") -> None:
+        if device.type != "cuda":
+            refusal = f"the device is {device}"
+        if wanted == "on" and refusal:
+            raise InputError(f"cuda_graphs is on, but {refusal}; use auto or off")
+        self.wanted, self.device = wanted, device
+        self.active = wanted != "off" and not refusal
+        if wanted == "auto" and refusal and device.type == "cuda":
+            self._say(refusal)
+        self.pool = torch.cuda.graph_pool_handle() if self.active else None
+        self.side = torch.cuda.Stream(device) if self.active else None
+
+    def give_up(self, phase: str, error: Exception) -> None:
+        """A phase could not be captured: no other is tried, as their graphs share memory. Raises InputError under "on"."""
+        why = f"the {phase} phase cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if self.wanted == "on":
+            raise InputError(f"cuda_graphs is on, but {why}; use auto or off") from error
+        self.active = False
+        self._say(why)
+
+    def _say(self, why: str) -> None:
+        logger.warning("training goes on without CUDA graphs: %s", why)
+
+
+class Phase:
+    """``step`` as it is, or replayed. What a replay returns lies in tensors that the next one overwrites."""
+
+    def __init__(self, name: str, step: Callable[[], Stats], graphs: Graphs) -> None:
+        self.name, self._step, self._graphs = name, step, graphs
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stats: Stats = {}
+
+    @property
+    def captured(self) -> bool:
+        return self._graph is not None
+
+    def __call__(self) -> Stats:
+        if self._graph is None and self._graphs.active:
+            if self._calls < _WARM_UP:
+                self._calls += 1
+                return self._aside()
+            self._capture()
+        if self._graph is None:
+            return self._step()
+        self._graph.replay()
+        return self._stats
+
+    def _aside(self) -> Stats:
+        side, main = self._graphs.side, torch.cuda.current_stream(self._graphs.device)
+        assert side is not None
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            stats = self._step()
+        main.wait_stream(side)
+        for value in stats.values():
+            value.record_stream(main)
+        return stats
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._graphs.pool, stream=self._graphs.side):
+                self._stats = self._step()
+        except Exception as error:  # whatever a library or a user's network does that a capture forbids
+            self._stats = {}
+            self._graphs.give_up(self.name, error)
+        else:
+            self._graph = graph

@@ -1,0 +1,34 @@
+"""A CUDA graph's stand-in on a CPU: what a function does is recorded once, and played again with the same tensors and scalars."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+# A captured stream may not wait for the device: these hand a value, or a size that depends on values, to the host.
+HOST_READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item"}
+
+
+class Tape(TorchDispatchMode):
+    """Records every operation with the very tensors it was given. Play it back, and each writes where it wrote before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        assert name not in HOST_READS, f"{name} reads a value on the host"
+        result = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]))
+        return result
+
+    @torch.no_grad()
+    def play(self) -> None:
+        for func, args, kwargs, outputs in self.steps:
+            again = [t for t in tree_flatten(func(*args, **kwargs))[0] if isinstance(t, Tensor)]
+            for old, new in zip(outputs, again, strict=True):
+                if new.data_ptr() != old.data_ptr() and old.numel():  # views and in-place operations write there by themselves
+                    old.copy_(new)

@@ -1,0 +1,121 @@
+"""The flat optimizer against torch's own in float64: gradients in one buffer or not, every layout, state that stays in place."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ganfast.config import OptimConfig
+from ganfast.engine.gradients import FlatGradients
+from ganfast.errors import InputError, RunError
+from ganfast.optim import FlatAdam
+
+OPTIM = OptimConfig(beta1=0.5, beta2=0.9)
+
+
+def net(dtype=torch.float32, memory_format=torch.channels_last):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1, bias=False), nn.BatchNorm2d(4)).to(dtype)
+    return module.to(memory_format=memory_format)
+
+
+def gradients(module, step):
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in module.parameters()]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("flat", [True, False])
+def test_steps_and_average_are_those_of_torch_in_float64(flat, memory_format):
+    module, exact = net(memory_format=memory_format), net(torch.float64)
+    average, mean = copy.deepcopy(module), copy.deepcopy(exact)
+    optimizer = FlatAdam(module, 0.01, OPTIM, average)
+    plain = torch.optim.Adam(exact.parameters(), 0.01, (0.5, 0.9))
+    buffer = FlatGradients(module)
+    for step, (rate, decay) in enumerate(((0.01, 0.9), (0.02, 0.5), (0.03, 0.0), (0.01, 0.99))):
+        found = gradients(module, step)
+        if flat:
+            buffer.fill(found)
+        else:
+            for p, g in zip(module.parameters(), found, strict=True):
+                p.grad = g
+        optimizer.step(torch.tensor(rate, dtype=torch.float64), torch.tensor(decay, dtype=torch.float64))
+        for p, g in zip(exact.parameters(), found, strict=True):
+            p.grad = g.double()
+        plain.param_groups[0]["lr"] = rate
+        plain.step()
+        with torch.no_grad():
+            for a, p in zip(mean.parameters(), exact.parameters(), strict=True):
+                a.lerp_(p, 1 - decay)
+    for ours, theirs in ((module, exact), (average, mean)):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p.double(), q, rtol=1e-5, atol=1e-6)
+    for p, q in zip(optimizer.parameters, plain.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(optimizer.state[p][name].double(), plain.state[q][name], rtol=1e-5, atol=1e-6)
+        assert optimizer.state[p]["step"].item() == 4
+
+
+def test_parameters_stay_themselves_with_their_values_and_layout():
+    module = net()
+    before = {name: (p, p.detach().clone(), p.stride()) for name, p in module.named_parameters()}
+    FlatAdam(module, 0.01, OPTIM)
+    for name, p in module.named_parameters():
+        same, value, stride = before[name]
+        assert p is same
+        assert torch.equal(p, value)
+        assert p.stride() == stride
+    starts = sorted(p.data_ptr() for p in module.parameters())
+    assert starts[-1] - starts[0] < 4 * sum(p.numel() for p in module.parameters())  # one buffer
+
+
+def test_a_loaded_state_lies_where_the_old_one_lay_and_goes_on_alike():
+    module, again = net(), net()
+    optimizer, fresh = FlatAdam(module, 0.01, OPTIM), FlatAdam(again, 0.01, OPTIM)
+    for step in range(3):
+        FlatGradients(module).fill(gradients(module, step))
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    places = [t.data_ptr() for p in fresh.parameters for t in fresh.state[p].values()]
+    fresh.load_state_dict(saved)
+    again.load_state_dict(module.state_dict())
+    assert [t.data_ptr() for p in fresh.parameters for t in fresh.state[p].values()] == places
+    for owner, one in ((module, optimizer), (again, fresh)):
+        FlatGradients(owner).fill(gradients(owner, 9))
+        one.step()
+    assert torch.equal(optimizer.flat, fresh.flat)
+    fresh.load_state_dict({"state": {}})
+    assert all(not t.any() for p in fresh.parameters for t in fresh.state[p].values())
+
+
+def test_a_missing_gradient_is_zero():
+    module = net()
+    optimizer = FlatAdam(module, 0.01, OPTIM)
+    before = optimizer.flat.clone()
+    optimizer.step()
+    assert torch.equal(optimizer.flat, before)
+
+
+def test_frozen_parameters_are_left_alone_and_a_wholly_frozen_network_is_refused():
+    module = net()
+    module[0].requires_grad_(False)
+    average = copy.deepcopy(module)
+    optimizer = FlatAdam(module, 0.01, OPTIM, average)
+    frozen = module[0].weight.detach().clone()
+    FlatGradients(module).fill([torch.ones_like(p) for p in module.parameters() if p.requires_grad])
+    optimizer.step(decay=torch.tensor(0.0, dtype=torch.float64))
+    assert torch.equal(module[0].weight, frozen)
+    assert all(torch.equal(a, p) for a, p in zip(average.parameters(), module.parameters(), strict=True))
+    with pytest.raises(InputError, match="no parameter that requires a gradient"):
+        FlatAdam(module.requires_grad_(False), 0.01, OPTIM)
+
+
+def test_moved_parameters_are_noticed_and_an_average_wants_its_decay():
+    module = net()
+    optimizer = FlatAdam(module, 0.01, OPTIM, copy.deepcopy(module))
+    with pytest.raises(ValueError, match="give its decay"):
+        optimizer.step()
+    module.double()
+    with pytest.raises(RunError, match="were moved after its optimizer was made"):
+        optimizer.step(decay=torch.tensor(0.5))
