@@ -74,7 +74,9 @@ def interleave(
     return {("", phase, "ganfast"): stats.paired_ratio(*pairs) for phase, pairs in samples.items()}
 
 
-def with_base(revision: str, setting: Setting, starts: int, rounds: int, threads: int, checkout: Path | None = None) -> dict[Key, Ratio]:
+def with_base(
+    revision: str, setting: Setting, starts: int, rounds: int, threads: int, checkout: Path | None = None
+) -> dict[Key, Ratio]:
     """This checkout over another revision of it, which is put into a git worktree for as long as it is measured."""
     here = checkout or Path(__file__).resolve().parents[2]
     given: dict[str, Any] = setting.asdict()
@@ -95,7 +97,11 @@ def worktree(checkout: Path, revision: str) -> Any:
         folder = Path(temporary) / "base"
         try:
             subprocess.run(
-                ["git", "worktree", "add", "--detach", str(folder), revision], cwd=checkout, capture_output=True, text=True, check=True
+                ["git", "worktree", "add", "--detach", str(folder), revision],
+                cwd=checkout,
+                capture_output=True,
+                text=True,
+                check=True,
             )
         except FileNotFoundError as error:
             raise InputError("--base needs git, which is not installed") from error

@@ -59,7 +59,9 @@ def sweeps(trains: Sequence[Record]) -> dict[str, list[Record]]:
     for axis in ("batch", "width", "size"):
         groups: dict[Any, list[Record]] = {}
         for r in trains:
-            same = tuple((k, r["conditions"].get(k)) for k in ("preset", "batch", "width", "size", "precision", "device") if k != axis)
+            same = tuple(
+                (k, r["conditions"].get(k)) for k in ("preset", "batch", "width", "size", "precision", "device") if k != axis
+            )
             groups.setdefault(same, []).append(r)
         for group in groups.values():
             if len({r["conditions"][axis] for r in group}) >= 3:
@@ -117,7 +119,9 @@ def _roofline(trains: Sequence[Record]) -> Any:
                 label = m["variant"] if m["variant"] not in seen else None
                 seen.add(m["variant"])
                 marker = "o" if m["phase"] == "critic" else "^"
-                axes.scatter(m["flops"] / 1e9, m["flops_per_s"] / 1e9, color=colours[m["variant"]], marker=marker, label=label, s=28)
+                axes.scatter(
+                    m["flops"] / 1e9, m["flops_per_s"] / 1e9, color=colours[m["variant"]], marker=marker, label=label, s=28
+                )
     peak = max(r["calibration"]["matrix_flops"] for r in trains)
     launch = max(r["calibration"]["launch_s"] for r in trains)
     axes.axhline(peak / 1e9, color="black", lw=1)

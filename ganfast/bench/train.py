@@ -416,8 +416,6 @@ def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:
     return [replace(setting, **{name: value}) for value in values]  # type: ignore[arg-type]
 
 
-
-
 def overview(found: Sequence[records.Record]) -> str:
     """One line a setting: the best of ganfast against the best of each rival, whole iteration, as Markdown."""
     lines = ["| setting | ganfast img/s | over naive | over tuned | over JAX | noisy |", "|---|---|---|---|---|---|"]

@@ -160,7 +160,9 @@ class Net:
         side = [(s + 2 * pad - kernel) // stride + 1 for s in shape[1:]]
         return run, (m.out_channels, *side)
 
-    def _conv_transpose(self, m: nn.ConvTranspose2d, name: str, shape: tuple[int, ...]) -> tuple[Callable[..., Array], tuple[int, ...]]:
+    def _conv_transpose(
+        self, m: nn.ConvTranspose2d, name: str, shape: tuple[int, ...]
+    ) -> tuple[Callable[..., Array], tuple[int, ...]]:
         # The data gradient of the convolution that goes the other way, whose kernel is HWIO with I = the channels made here.
         self._add(f"{name}weight", Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)))
         kernel, stride, pad, more = m.kernel_size[0], m.stride[0], int(m.padding[0]), m.output_padding[0]

@@ -69,7 +69,9 @@ def use_threads(count: int) -> None:
 
 
 def _train(args: list[str]) -> None:
-    parser = parser_for("ganfast bench train", "Critic, generator and whole iteration by every variant, proven equal, timed in turns")
+    parser = parser_for(
+        "ganfast bench train", "Critic, generator and whole iteration by every variant, proven equal, timed in turns"
+    )
     _setting_flags(parser)
     parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
     parser.add_argument("--variants", default="", help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)")
