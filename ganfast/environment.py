@@ -27,7 +27,8 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": _driver(), "clocks": _clocks(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "XLA_FLAGS": os.environ.get("XLA_FLAGS"), "compiler": shutil.which(os.environ.get("CXX", "g++")),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "compiler": shutil.which(os.environ.get("CXX", "g++")),
     }  # fmt: skip
     return facts | {name: _version(name) for name in _PACKAGES}
 

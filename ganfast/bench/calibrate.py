@@ -1,4 +1,4 @@
-"""What this machine can do, measured in the same run: matrix peak, copy bandwidth, cost of a launch, and a loop that never changes."""
+"""What this machine can do, measured in the same run: matrix peak, copy bandwidth, a launch, and a loop that never changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def calibration_loop(device: torch.device) -> Callable[[], object]:
 
 
 def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, float]:
-    """matrix_flops (best square product in ``dtype``), copy_bytes_per_s (read and write counted), launch_s (of a tiny operation)."""
+    """matrix_flops (best square product in ``dtype``), copy_bytes_per_s (read and write), launch_s (of a tiny operation)."""
     big = device.type == "cuda"
     best = 0.0
     for n in (4096, 8192) if big else (512, 1024):

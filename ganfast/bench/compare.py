@@ -30,7 +30,8 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
     differing = [n for n in sorted(names) if old["conditions"].get(n) != new["conditions"].get(n)]
     if old["kind"] != new["kind"] or differing:
         raise InputError(
-            f"not comparable: {old['name']} and {new['name']} differ in {', '.join(differing) or 'kind'}; measure the same thing twice"
+            f"not comparable: {old['name']} and {new['name']} differ in {', '.join(differing) or 'kind'}; "
+            "measure the same thing twice"
         )
     loops = [record["calibration"].get("loop_s") for record in (old, new)]
     if not all(loops):

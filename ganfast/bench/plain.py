@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.engine.compiled import compiled
+from ganfast.loop import clip_weights
 from ganfast.losses import class_loss, critic_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
@@ -58,10 +59,7 @@ class Plain:
             fake = full_precision(self._draw(self.generator))
         self._critic_gradients(fake)
         self.adam_critic.step()
-        limit = self.problem.config.loss.clip
-        if limit:
-            with torch.no_grad():
-                torch._foreach_clamp_(list(self.critic.parameters()), -limit, limit)
+        clip_weights(self.critic, self.problem.config.loss.clip)
 
     def generator_phase(self) -> None:
         self.adam_generator.zero_grad()

@@ -27,7 +27,8 @@ Record = dict[str, Any]
 def measurement(phase: str, variant: str, samples: Sequence[float], case: str = "", unit: str = "s", **more: Any) -> dict[str, Any]:
     """One entry of "measurements"."""
     return {
-        "case": case, "phase": phase, "variant": variant, "unit": unit, "samples": list(samples), "summary": summary(samples), **more
+        "case": case, "phase": phase, "variant": variant, "unit": unit, "samples": list(samples), "summary": summary(samples),
+        **more,
     }  # fmt: skip
 
 

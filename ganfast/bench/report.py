@@ -11,6 +11,10 @@ from ganfast.errors import InputError
 
 COLOURS = ("#9a9a9a", "#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#bab0ac")
 
+_COLUMNS = {
+    "images_per_s": "{:,.0f}", "seconds_per_kimg": "{:.3f}", "share_of_matrix_peak": "{:.0%}", "first_call_s": "{:.1f} s",
+}  # fmt: skip
+
 
 def write_report(found: Sequence[Record], folder: Path) -> list[Path]:
     """report.md, and bars, roofline and scaling curves as PNG and SVG where the records have what they show."""
@@ -46,7 +50,7 @@ def markdown(found: Sequence[Record]) -> str:
             scale, unit = (1e3, "ms") if m["unit"] == "s" else (1.0, m["unit"])
             s = m["summary"]
             cells = [m["case"], m["phase"], m["variant"], *(f"{s[k] * scale:.3f} {unit}" for k in ("median", "p20", "p80"))]
-            for key, form in (("images_per_s", "{:,.0f}"), ("seconds_per_kimg", "{:.3f}"), ("share_of_matrix_peak", "{:.0%}"), ("first_call_s", "{:.1f} s")):  # fmt: skip
+            for key, form in _COLUMNS.items():
                 cells.append(form.format(m[key]) if key in m else "")
             lines.append(f"| {' | '.join(cells)} |")
         lines += [f"- {name}: {why}" for name, why in r.get("failed", {}).items()] + [""]

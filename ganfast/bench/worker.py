@@ -46,7 +46,8 @@ class Worker:
         self._process.communicate(timeout=60)
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:
             said = self._process.stderr.read().strip().splitlines()

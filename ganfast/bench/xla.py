@@ -206,8 +206,8 @@ class Net:
         new = dict(b)
         for name in self._spectral:
             w = lax.stop_gradient(_matrix(p[f"{name}.weight"]))
-            u = _unit(w.T @ b[f"{name}._v"])
-            new[f"{name}._u"], new[f"{name}._v"] = u, _unit(w @ u)
+            u = _unit(w @ b[f"{name}._v"])
+            new[f"{name}._u"], new[f"{name}._v"] = u, _unit(w.T @ u)
         return new
 
 
