@@ -1,6 +1,7 @@
 """What this machine can do, measured in the same run: matrix peak, copy bandwidth, a launch, and a loop that never changes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, f
     best = 0.0
     for n in (4096, 8192) if big else (512, 1024):
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        times = [sample(lambda a=a, b=b: a @ b, 3, clock) for _ in range(6)]
+        times = [sample(partial(torch.mm, a, b), 3, clock) for _ in range(6)]
         best = max(best, 2 * n**3 / min(times))
     source = torch.ones(1 << (30 if big else 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -38,7 +38,7 @@ class Plain:
         self.problem, self.tuned = problem, tuned
         c, device = problem.config, problem.device
         layout = torch.channels_last if tuned else torch.contiguous_format
-        self.generator, self.critic = (net.to(device).to(memory_format=layout) for net in problem.networks(0))
+        self.generator, self.critic = (moved(net, device, layout) for net in problem.networks(0))
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.inputs = placed(problem.inputs(0), device, layout)
         self.autocast = problem.autocast if tuned else None
@@ -88,18 +88,18 @@ class Plain:
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
                 said = judge(critic, torch.cat((real, fake)), both)
-                scores = said.score.chunk(2)
-                classes = (None, None) if said.classes is None else said.classes.chunk(2)
+                scores = list(said.score.chunk(2))
+                classes: list[Any] = [None, None] if said.classes is None else list(said.classes.chunk(2))
             else:
                 first = judge(critic, real, labels)
                 with held_power_iteration(critic):
                     second = judge(critic, fake, labels)
-                scores, classes = (first.score, second.score), (first.classes, second.classes)
+                scores, classes = [first.score, second.score], [first.classes, second.classes]
             with held_power_iteration(critic):
                 total = critic_loss(c.loss, scores[0], scores[1]).mean()
                 for kind, x in held.items():
                     gradient = input_gradient(scores[0] if kind == "r1" else scores[1], x)
-                    total = total + zero_centred_penalty(penalty, gradient).mean()
+                    total = total + zero_centred_penalty(c.penalty, gradient).mean()
                 if points is not None and penalty:
                     x = points.requires_grad_()
                     total = total + norm_penalty(penalty, norm(input_gradient(judge(critic, x, labels).score, x))).mean()
@@ -164,6 +164,10 @@ class _Whole(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         return self._loss(self.critic, *args)
+
+
+def moved(net: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    return net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def placed(inputs: Inputs, device: torch.device, layout: torch.memory_format) -> Inputs:

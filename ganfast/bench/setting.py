@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ganfast.config import Config
+from ganfast.config import Config, EngineName
 from ganfast.errors import InputError
 from ganfast.presets import data_kind, preset_config
 
@@ -27,7 +27,7 @@ class Setting:
     batch: int = 0  # 0 = the preset's
     precision: Precision = "auto"  # auto = bf16 on a GPU that has it, else fp32
     device: str = "auto"
-    engine: str = "auto"
+    engine: EngineName = "auto"
 
     def config(self) -> Config:
         """The preset with everything definite but device and precision."""

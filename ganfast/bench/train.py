@@ -20,6 +20,7 @@ from ganfast.bench.plain import Phase, Plain, captured, placed
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import HostClock, interleaved, warm_up
+from ganfast.device import prepared
 from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.engine.check import full_float32
 from ganfast.errors import InputError, RunError
@@ -80,7 +81,7 @@ class Ours:
 
     def __init__(self, problem: Problem, engine: str = "auto", compile: bool = False, graph: bool = False) -> None:
         c, device = problem.config, problem.device
-        nets = (net.to(device).to(memory_format=torch.channels_last) for net in problem.networks(0))
+        nets = (prepared(net, device) for net in problem.networks(0))
         self.problem = problem
         self.generator, self.critic = nets
         self.average = copy.deepcopy(self.generator).requires_grad_(False)

@@ -25,7 +25,7 @@ try:
     import jax.numpy as jnp
     from jax import lax
 except ImportError:  # the optional extra "jax"
-    jax = None
+    jax = None  # type: ignore[assignment]
 
 Array = Any
 Params = dict[str, Array]
@@ -300,7 +300,10 @@ class Xla:
         self._critic = jax.jit(self._critic_phase, donate_argnums=0)
         self._generator = jax.jit(self._generator_phase, donate_argnums=0)
         self.load(0)
-        self.phases = {"critic": partial(self._run, "_critic"), "generator": partial(self._run, "_generator")}
+        self.phases: dict[str, Callable[[], object]] = {
+            "critic": partial(self._run, "_critic"),
+            "generator": partial(self._run, "_generator"),
+        }
 
     def load(self, seed: int) -> None:
         self._torch_nets = generator, critic = self.problem.networks(seed)
@@ -335,8 +338,8 @@ class Xla:
         """By XLA's own count of the compiled phase."""
         found = {}
         for name, phase in (("critic", self._critic), ("generator", self._generator)):
-            analysis = phase.lower(self.state, self.inputs).compile().cost_analysis()
-            found[name] = float((analysis[0] if isinstance(analysis, list) else analysis).get("flops", math.nan))
+            analysis: Any = phase.lower(self.state, self.inputs).compile().cost_analysis()
+            found[name] = float((analysis[0] if isinstance(analysis, list) else analysis or {}).get("flops", math.nan))
         return found
 
     def _run(self, phase: str) -> None:
