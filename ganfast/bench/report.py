@@ -127,12 +127,9 @@ def _roofline(trains: Sequence[Record]) -> Any:
                     m["flops"] / 1e9, m["flops_per_s"] / 1e9, color=colours[m["variant"]], marker=marker, label=label, s=28
                 )
     peak = max(r["calibration"]["matrix_flops"] for r in trains)
-    launch = max(r["calibration"]["launch_s"] for r in trains)
     axes.axhline(peak / 1e9, color="black", lw=1)
     axes.annotate("measured matrix peak", (0.02, peak / 1e9), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="GFLOP a call (circle: critic, triangle: generator)", ylabel="GFLOP/s achieved")
-    work = np.array(axes.get_xlim())
-    axes.plot(work, work / (100 * launch), color="black", lw=1, ls=":", label="100 launches")
     axes.set_ylim(top=peak / 1e9 * 1.6)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
