@@ -1,4 +1,4 @@
-"""`make gpu PART=tests|kernels|phases|bench|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with the system's torch.
+"""`make gpu PART=tests|kernels|phases|bench|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with any torch.
 
 Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts end on their own in minutes; records are written
 as they are measured, so that a stop loses nothing. Ends with a table of what holds.
