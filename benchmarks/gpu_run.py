@@ -1,4 +1,4 @@
-"""`make gpu PART=tests|kernels|phases|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with the system's torch.
+"""`make gpu PART=tests|kernels|phases|bench|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with any torch.
 
 Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts end on their own in minutes; records are written
 as they are measured, so that a stop loses nothing. Ends with a table of what holds.
@@ -65,7 +65,15 @@ def train() -> bool:
     return gap < 20 and engine["engine"] == "explicit"
 
 
-PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "train": train}
+def bench() -> bool:
+    """Whole iterations by every variant, JAX too where it is installed, at MNIST and CelebA-64 size."""
+    common = ("-m", "ganfast", "bench", "train", "--preset", "wgan-gp", "--variants", "all", "--rounds", "40")
+    small = _run(*common, "--data", "mnist", "--batch", "64", "--out", "benchmarks/results")
+    large = _run(*common, "--data", "celeba", "--batch", "128", "--out", "benchmarks/results")
+    return small and large
+
+
+PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "train": train}
 
 
 def _run(*arguments: str) -> bool:

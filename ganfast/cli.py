@@ -24,6 +24,7 @@ commands:
   presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
   engines   how the critic is computed        ganfast engines wgan-gp --data mnist
   data      info, pack, preview, fetch        ganfast data --help
+  bench     measurements that can be cited    ganfast bench --help
   env       versions and devices              ganfast env, ganfast env --json
 """
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",
+    "bench": "ganfast.commands.bench:bench",
     "env": "ganfast.commands.env:env",
 }
 

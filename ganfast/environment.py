@@ -11,7 +11,7 @@ from typing import Any
 
 _PACKAGES = (
     "torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "PyYAML", "rich", "tensorboard", "scikit-learn",
-    "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
+    "jax", "jaxlib", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 
@@ -25,7 +25,10 @@ def environment() -> dict[str, Any]:
         "ganfast": ganfast.__version__, "commit": _commit(), "python": sys.version.split()[0], "platform": platform.platform(),
         "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "driver": _driver(), "cuda": torch.version.cuda, "compiler": shutil.which(os.environ.get("CXX", "g++")),
+        "driver": _driver(), "clocks": _clocks(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "compiler": shutil.which(os.environ.get("CXX", "g++")),
     }  # fmt: skip
     return facts | {name: _version(name) for name in _PACKAGES}
 
@@ -55,6 +58,11 @@ def _commit() -> str | None:
 
 def _driver() -> str | None:
     return _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def _clocks() -> str | None:
+    """SM and memory clock, power and why the GPU holds back, as nvidia-smi says them now."""
+    return _ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active", "--format=csv,noheader")
 
 
 def _cpu() -> str | None:

@@ -1,0 +1,41 @@
+"""Phases of a training iteration under pytest-benchmark, over the measuring code of `ganfast bench train`.
+
+pytest benchmarks/bench_train.py --benchmark-only [--benchmark-json FILE]   # groups: preset and phase; names: variant
+"""
+
+from functools import lru_cache
+
+import pytest
+
+from ganfast.bench.problem import Problem
+from ganfast.bench.setting import Setting
+from ganfast.bench.timing import synchronised_now
+from ganfast.bench.train import PHASES, VARIANTS, Prepared, prove
+
+
+@lru_cache(maxsize=1)
+def prepared(preset: str, variant: str) -> Prepared:
+    """Proven equal to the reference before it is timed."""
+    problem = Problem(Setting(preset))
+    made = VARIANTS[variant].prepare(problem)
+    for run in made.phases.values():
+        run()
+    prove(problem, made)
+    return made
+
+
+@pytest.mark.benchmark(timer=synchronised_now)
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("variant", ["naive", "tuned", "jax", "ganfast"])
+@pytest.mark.parametrize("preset", ["wgan-gp", "r1", "rpgan", "dcgan"])
+def bench_train(benchmark, preset, variant, phase):
+    if variant == "jax":
+        pytest.importorskip("jax")
+    made = prepared(preset, variant)
+
+    def run() -> None:
+        made.phases[phase]()
+        made.wait()
+
+    benchmark.group = f"{preset} {phase}"
+    benchmark.pedantic(run, rounds=15, warmup_rounds=2)

@@ -1,0 +1,196 @@
+"""The GAN iteration in plain PyTorch, as one would write it without ganfast: naive, tuned, compiled, captured.
+
+Only what is measured against: networks and the formulas of losses and penalties are ganfast's, so that all compute the same, but
+no engine, no kernel, no statistics beside the loss.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ganfast.bench.problem import Inputs, Problem
+from ganfast.engine.compiled import compiled
+from ganfast.loop import clip_weights
+from ganfast.losses import class_loss, critic_loss, generator_loss
+from ganfast.models import judge
+from ganfast.models.parts import full_precision, held_power_iteration
+from ganfast.penalties import input_gradient, interpolate, norm, norm_penalty, perturb, zero_centred_penalty
+
+Phase = Callable[[], object]
+
+
+class Plain:
+    """Critic and generator phase of one problem; a phase is draw, gradients, Adam, and what follows it.
+
+    Args:
+        problem: what to compute.
+        tuned: channels last, loss rows in one forward pass where the critic allows it, fused Adam, the problem's precision; else
+            fp32, contiguous, three forward passes, Adam as torch makes it.
+        compile: torch.compile the loss and its gradients.
+        graph: capture each phase in a CUDA graph.
+    """
+
+    def __init__(self, problem: Problem, tuned: bool = True, compile: bool = False, graph: bool = False) -> None:
+        self.problem, self.tuned = problem, tuned
+        c, device = problem.config, problem.device
+        layout = torch.channels_last if tuned else torch.contiguous_format
+        self.generator, self.critic = (moved(net, device, layout) for net in problem.networks(0))
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.inputs = placed(problem.inputs(0), device, layout)
+        self.autocast = problem.autocast if tuned else None
+        how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
+        if tuned:
+            how |= {"fused": True, "capturable": graph}
+        self.adam_generator = torch.optim.Adam(self.generator.parameters(), c.optim.lr_generator, **how)
+        self.adam_critic = torch.optim.Adam(self.critic.parameters(), c.optim.lr_critic, **how)
+        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules())
+        self._critic_gradients = self._gradients_of_critic(compile)
+        self._generator_loss = torch.compile(self.generator_loss) if compile else self.generator_loss
+        self.phases: dict[str, Phase] = {"critic": self.critic_phase, "generator": self.generator_phase}
+        if graph:
+            self.phases = {name: captured(phase) for name, phase in self.phases.items()}
+
+    def critic_phase(self) -> None:
+        with torch.no_grad(), self._precision():
+            fake = full_precision(self._draw(self.generator))
+        self._critic_gradients(fake)
+        self.adam_critic.step()
+        clip_weights(self.critic, self.problem.config.loss.clip)
+
+    def generator_phase(self) -> None:
+        self.adam_generator.zero_grad()
+        self._generator_loss().backward(inputs=list(self.generator.parameters()))
+        self.adam_generator.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1e-3)
+
+    def generator_loss(self) -> Tensor:
+        loss, inputs = self.problem.config.loss, self.inputs
+        with self._precision(), held_power_iteration(self.critic):
+            said = judge(self.critic, full_precision(self._draw(self.generator)), inputs.labels)
+            real = judge(self.critic, inputs.real, inputs.labels).score if loss.kind == "relativistic" else None
+        total = generator_loss(loss, said.score, real).mean()
+        if said.classes is not None and inputs.labels is not None:
+            total = total + loss.class_weight_generator * class_loss(said.classes, inputs.labels).mean()
+        return total
+
+    def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None) -> Tensor:
+        """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
+        c, labels = self.problem.config, self.inputs.labels
+        penalty = c.penalty if c.penalty.active else None
+        held = {"r1": real, "r2": fake} if penalty and points is None else {}
+        held = {kind: x.requires_grad_() for kind, x in held.items() if penalty and kind in penalty.kind}
+        with self._precision():
+            if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
+                both = None if labels is None else torch.cat((labels, labels))
+                said = judge(critic, torch.cat((real, fake)), both)
+                scores = list(said.score.chunk(2))
+                classes: list[Any] = [None, None] if said.classes is None else list(said.classes.chunk(2))
+            else:
+                first = judge(critic, real, labels)
+                with held_power_iteration(critic):
+                    second = judge(critic, fake, labels)
+                scores, classes = [first.score, second.score], [first.classes, second.classes]
+            with held_power_iteration(critic):
+                total = critic_loss(c.loss, scores[0], scores[1]).mean()
+                for kind, x in held.items():
+                    gradient = input_gradient(scores[0] if kind == "r1" else scores[1], x)
+                    total = total + zero_centred_penalty(c.penalty, gradient).mean()
+                if points is not None and penalty:
+                    x = points.requires_grad_()
+                    total = total + norm_penalty(penalty, norm(input_gradient(judge(critic, x, labels).score, x))).mean()
+        if classes[0] is not None and labels is not None:
+            named = class_loss(full_precision(classes[0]), labels).mean()
+            if c.loss.class_fakes:
+                named = named + class_loss(full_precision(classes[1]), labels).mean()
+            total = total + c.loss.class_weight * named
+        return total
+
+    def _gradients_of_critic(self, compile: bool) -> Callable[[Tensor], None]:
+        """What fills .grad of the critic from a batch of fakes."""
+        penalty, critic = self.problem.config.penalty, self.critic
+        parameters = list(critic.parameters())
+
+        def points(fake: Tensor) -> Tensor | None:
+            if not penalty.active or not penalty.at_own_points:
+                return None
+            if penalty.kind == "dragan":
+                return perturb(self.inputs.real, self.inputs.noise).detach()  # type: ignore[arg-type]
+            return interpolate(self.inputs.real, fake, self.inputs.eps).detach()
+
+        if not compile or not penalty.active:
+            loss = torch.compile(self.critic_loss) if compile else self.critic_loss
+
+            def run(fake: Tensor) -> None:
+                self.adam_critic.zero_grad()
+                loss(critic, fake.detach(), self.inputs.real.detach(), points(fake)).backward(inputs=parameters)
+
+            return run
+        whole = _Whole(critic, self.critic_loss)  # torch.compile does not differentiate twice: the whole step becomes one graph
+        trained = {f"critic.{name}" for name, _ in critic.named_parameters()}
+
+        def gradients(weights: dict[str, Tensor], fake: Tensor, real: Tensor, at: Tensor | None) -> list[Tensor]:
+            leaves = {name: w.detach().requires_grad_() for name, w in weights.items() if name in trained}
+            given = {name: w for name, w in weights.items() if name not in trained} | leaves
+            with torch.enable_grad():
+                total = functional_call(whole, given, (fake.detach(), real.detach(), None if at is None else at.detach()))
+                return list(torch.autograd.grad(total, list(leaves.values())))
+
+        step = compiled(gradients)
+
+        def run_compiled(fake: Tensor) -> None:
+            weights = {f"critic.{n}": w.detach() for n, w in (*critic.named_parameters(), *critic.named_buffers())}
+            for p, g in zip(parameters, step(weights, fake, self.inputs.real, points(fake)), strict=True):
+                p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)  # fused Adam walks both by address
+
+        return run_compiled
+
+    def _draw(self, generator: nn.Module) -> Tensor:
+        labels = self.inputs.labels
+        return generator(self.inputs.z) if labels is None else generator(self.inputs.z, labels)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.problem.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+class _Whole(nn.Module):
+    def __init__(self, critic: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.critic, self._loss = critic, loss
+
+    def forward(self, *args: Any) -> Tensor:
+        return self._loss(self.critic, *args)
+
+
+def moved(net: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    return net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def placed(inputs: Inputs, device: torch.device, layout: torch.memory_format) -> Inputs:
+    """On the device before anything is timed, pictures in the layout of the networks."""
+
+    def picture(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(device).contiguous(memory_format=layout)
+
+    real = picture(inputs.real)
+    assert real is not None
+    labels = None if inputs.labels is None else inputs.labels.to(device)
+    return Inputs(real, inputs.z.to(device), inputs.eps.to(device), picture(inputs.noise), labels)
+
+
+def captured(phase: Phase) -> Phase:
+    """The phase as one replay of a CUDA graph, after warm-up on a side stream."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            phase()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        phase()
+    return graph.replay

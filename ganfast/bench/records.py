@@ -1,0 +1,95 @@
+"""Records: one JSON schema for every measurement, versioned, with raw samples, conditions and environment.
+
+    {"schema": 2, "kind": "train" | "kernels" | "sample" | "loop" | ..., "name": ..., "utc": ...,
+     "environment": {...},    what `ganfast env --json` prints
+     "conditions": {...},     whatever must be equal for two records to be about the same thing
+     "calibration": {"loop_s": [...], "matrix_flops": ..., "copy_bytes_per_s": ..., ...},   measured in the same run
+     "noise": {"spread": ..., "drift": ..., "noisy": ...},
+     "measurements": [{"case": "", "phase": "critic", "variant": "jax", "unit": "s", "samples": [...], "summary": {...}, ...}],
+     "failed": {"variant": "why"}}
+
+Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `read` makes the above of it.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ganfast.bench.stats import noise, summary
+from ganfast.errors import InputError
+
+SCHEMA = 2
+Record = dict[str, Any]
+
+
+def measurement(phase: str, variant: str, samples: Sequence[float], case: str = "", unit: str = "s", **more: Any) -> dict[str, Any]:
+    """One entry of "measurements"."""
+    return {
+        "case": case, "phase": phase, "variant": variant, "unit": unit, "samples": list(samples), "summary": summary(samples),
+        **more,
+    }  # fmt: skip
+
+
+def make(
+    kind: str, name: str, conditions: Mapping[str, Any], measurements: Sequence[dict[str, Any]],
+    calibration: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None,
+) -> Record:  # fmt: skip
+    from ganfast.environment import environment
+
+    series = [m["samples"] for m in measurements if m["unit"] == "s"]
+    return {
+        "schema": SCHEMA, "kind": kind, "name": name, "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(), "conditions": dict(conditions), "calibration": dict(calibration or {}),
+        "noise": noise(series), "measurements": list(measurements), "failed": dict(failed or {}),
+    }  # fmt: skip
+
+
+def write(record: Record, folder: Path) -> Path:
+    """As <folder>/<date>-<name>.json, put in place when it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['utc'][:10]}-{record['name']}.json"
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(record, indent=1) + "\n")
+    beside.replace(path)
+    return path
+
+
+def read(path: Path) -> Record:
+    """A record of any schema so far, in the form of the newest.
+
+    Raises:
+        InputError: no such file, no record, or one of a newer ganfast.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote") from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema == 1:
+        record = _from_1(record)
+    elif schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema!r}; expected 1 to {SCHEMA}: a record of another ganfast, or no record")
+    missing = {"kind", "name", "utc", "environment", "conditions", "calibration", "noise", "measurements"} - record.keys()
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: no whole benchmark record")
+    return record
+
+
+def _from_1(old: Record) -> Record:
+    known = {"schema", "benchmark", "utc", "environment", "conditions", "seconds", "summary"}
+    conditions = old.get("conditions", {})
+    unit = "MB" if str(conditions.get("unit", "s")).startswith("MB") else "s"
+    made = [measurement("critic" if "engine" in old["benchmark"] else "", name, v, unit=unit) for name, v in old["seconds"].items()]
+    return {
+        "schema": SCHEMA, "kind": old["benchmark"].split("-")[0], "name": old["benchmark"], "utc": old["utc"],
+        "environment": old["environment"], "conditions": conditions, "calibration": {}, "failed": old.get("failed", {}),
+        "noise": noise([m["samples"] for m in made if unit == "s"]), "measurements": made,
+        "derived": {name: value for name, value in old.items() if name not in known},
+    }  # fmt: skip
+
+
+def keyed(record: Record) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Measurements by (case, phase, variant)."""
+    return {(m["case"], m["phase"], m["variant"]): m for m in record["measurements"]}

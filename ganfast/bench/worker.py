@@ -1,0 +1,80 @@
+"""One side of `ganfast bench compare --base`: a process with one revision of ganfast, timed on request.
+
+It is started with that revision first on its path, and takes the measuring code from the checkout that compares.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ganfast.errors import RunError
+
+_START = """
+import importlib.util as u, sys, ganfast
+here = sys.argv[1]
+spec = u.spec_from_file_location("ganfast.bench", here + "/__init__.py", submodule_search_locations=[here])
+sys.modules["ganfast.bench"] = ganfast.bench = u.module_from_spec(spec)
+spec.loader.exec_module(ganfast.bench)
+from ganfast.bench.worker import serve
+serve(sys.argv[2], int(sys.argv[3]))
+"""
+
+
+class Worker:
+    """A side that waits between its turns."""
+
+    def __init__(self, checkout: Path, setting: dict[str, Any], threads: int) -> None:
+        self.checkout = checkout
+        command = [sys.executable, "-c", _START, str(Path(__file__).parent), json.dumps(setting), str(threads)]
+        environment = os.environ | {"PYTHONPATH": str(checkout)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=checkout
+        )
+        self.ready = self._answer()
+
+    def sample(self, phase: str) -> float:
+        """Seconds a call."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(phase + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.stderr.read().strip().splitlines()
+            raise RunError(f"the benchmark of {self.checkout} ended: {said[-1] if said else 'it said nothing'}")
+        return json.loads(line)
+
+
+def serve(setting: str, threads: int) -> None:
+    """Prepare, prove and warm up; then a line with a phase is answered with the seconds of one sample."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed must not look like an answer
+    import torch
+
+    from ganfast.bench.problem import Problem
+    from ganfast.bench.setting import Setting
+    from ganfast.bench.timing import HostClock, sample, warm_up
+    from ganfast.bench.train import VARIANTS, prove
+
+    if threads:
+        torch.set_num_threads(threads)
+    problem = Problem(Setting(**json.loads(setting)), proof=True)
+    variant, clock = VARIANTS["ganfast"].prepare(problem), HostClock()
+    for run in variant.phases.values():
+        run()
+    errors = prove(problem, variant)
+    warm = {phase: warm_up(run, clock) for phase, run in variant.phases.items()}
+    print(json.dumps({"errors": errors}), file=out, flush=True)
+    for line in sys.stdin:
+        phase = line.strip()
+        print(json.dumps({"seconds": sample(variant.phases[phase], warm[phase].calls, clock)}), file=out, flush=True)

@@ -1,0 +1,259 @@
+"""Benchmarks: what is timed is right, what is counted is all of it, and what is called different is."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ganfast.bench import compare, records, stats
+from ganfast.bench.setting import Setting
+from ganfast.bench.timing import interleaved, sample, warm_up
+from ganfast.cli import main
+from ganfast.errors import InputError, RunError
+from ganfast.presets import PRESETS
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+class Device:
+    """A fake clock, and a device that is told what to do and does it later."""
+
+    def __init__(self) -> None:
+        self.time = self.free_at = 0.0
+
+    def launch(self, seconds: float, launching: float = 1e-5) -> None:
+        self.time += launching
+        self.free_at = max(self.free_at, self.time) + seconds
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self) -> None:
+        self.time = max(self.time, self.free_at)
+
+
+def test_work_that_the_device_was_only_told_to_do_is_counted():
+    device = Device()
+    assert sample(lambda: device.launch(0.02), 5, device) == pytest.approx(0.02, rel=1e-2)
+
+
+def test_work_left_over_from_another_variant_is_not_counted():
+    device = Device()
+    device.launch(10.0)
+    assert sample(lambda: device.launch(0.02), 1, device) == pytest.approx(0.02, rel=1e-2)
+
+
+def test_compilation_and_first_touch_stay_out_of_the_samples():
+    device, left = Device(), {"a": [5.0, 1.0, 0.5], "b": [3.0]}
+    runs = {name: lambda name=name: device.launch(left[name].pop(0) if left[name] else 0.02) for name in left}
+    warm = {name: warm_up(run, device) for name, run in runs.items()}
+    found = interleaved(runs, 10, device, warm)
+    assert warm["a"].first_s == pytest.approx(5.0, rel=1e-2)
+    assert max(found["a"] + found["b"]) == pytest.approx(0.02, rel=1e-2)
+
+
+def test_what_compiles_while_it_is_timed_is_refused():
+    device, graphs = Device(), iter(range(100))
+    runs = {"a": lambda: device.launch(0.02)}
+    with pytest.raises(RunError, match="compiled while a were timed"):
+        interleaved(runs, 3, device, {"a": warm_up(runs["a"], device)}, lambda: next(graphs))
+
+
+def test_variants_take_turns_and_none_is_always_first():
+    device, order = Device(), []
+    runs = {name: lambda name=name: (order.append(name), device.launch(0.02)) for name in "abc"}
+    warm = {name: warm_up(run, device) for name, run in runs.items()}
+    order.clear()
+    interleaved(runs, 3, device, warm)
+    assert "".join(order) == "abcbcacab"
+
+
+class Side:
+    """A process of a shared machine: it has a speed of its own, drifts with the machine, and every sample has noise with a tail."""
+
+    def __init__(self, random: np.random.Generator, cost: float) -> None:
+        self.random, self.cost = random, cost * (1 + 0.01 * random.standard_normal())
+
+    def sample(self, phase: str) -> float:
+        return self.cost * (1 + 0.02 * self.random.standard_normal() + self.random.exponential(0.02))
+
+    def close(self) -> None: ...
+
+
+def simulated(seed: int, slowdown: float) -> stats.Ratio:
+    random = np.random.default_rng(seed)
+    found = compare.interleave(lambda: Side(random, 1.0), lambda: Side(random, slowdown), ("critic",), 5, 30)
+    return found["", "critic", "ganfast"]
+
+
+def test_equal_code_is_not_called_different_in_20_repetitions():
+    assert [simulated(seed, 1.0).verdict for seed in range(20)] == ["same"] * 20
+
+
+def test_a_planted_slowdown_of_10_percent_is_found():
+    found = [simulated(seed, 1.1) for seed in range(20)]
+    assert sum(r.verdict == "slower" for r in found) >= 18
+    assert all(r.low < 1.1 * 1.03 and r.high > 1.1 / 1.03 for r in found)
+    assert simulated(0, 1 / 1.15).verdict == "faster"
+
+
+@pytest.mark.parametrize(
+    ("name", "noisy"),
+    [("r1-28", False), ("rpgan-28", False), ("wgan-gp-16", False), ("hinge-28", False), ("acgan-28", True), ("dragan-28", True)],
+)
+def test_noise_flag_on_recorded_timings(name, noisy):
+    (path,) = RESULTS.glob(f"*-engines-{name}.json")
+    assert records.read(path)["noise"]["noisy"] is noisy
+
+
+def made(loop: float = 1.0, scale: float = 1.0, **conditions: object) -> records.Record:
+    random = np.random.default_rng(0)
+    samples = scale * (1 + 0.01 * random.standard_normal(40))
+    measured = [records.measurement("critic", "ganfast", samples.tolist())]
+    return records.make("train", "train-x", {"batch": 8, **conditions}, measured, {"loop_s": [loop] * 9})
+
+
+def test_two_records_are_compared_only_when_their_calibration_loops_agree():
+    (ratio,) = compare.of_records(made(), made(loop=1.02, scale=1.1)).values()
+    assert ratio.verdict == "slower"
+    assert ratio.low <= 1.1 <= ratio.high
+    assert [r.verdict for r in compare.of_records(made(), made()).values()] == ["same"]
+    for loop in (1.04, 0.96):
+        with pytest.raises(InputError, match="not comparable: the calibration loop"):
+            compare.of_records(made(), made(loop=loop))
+    with pytest.raises(InputError, match="differ in batch"):
+        compare.of_records(made(), made(batch=16))
+
+
+def test_every_committed_record_can_be_read():
+    found = [records.read(path) for path in RESULTS.glob("*.json")]
+    assert len(found) >= 20
+    for record in found:
+        assert all(m["samples"] and m["summary"]["median"] > 0 for m in record["measurements"])
+
+
+def test_records_come_back_as_they_were_and_others_are_refused(tmp_path):
+    record = made()
+    assert records.read(records.write(record, tmp_path)) == record
+    for text, sentence in (("{", "cannot be read"), ('{"schema": 9}', "schema 9; expected 1 to 2"), ('{"schema": 2}', "lacks")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(InputError, match=sentence):
+            records.read(tmp_path / "bad.json")
+
+
+# Gradients: a wrong baseline proves nothing
+
+SMALL = {"data": "digits", "width": 8, "batch": 4}
+
+
+def proven(preset: str, *names: str) -> None:
+    from ganfast.bench.problem import Problem
+    from ganfast.bench.train import VARIANTS, _ready, prove
+
+    problem = Problem(Setting(preset, **SMALL), proof=True)
+    for name in names:
+        assert max(prove(problem, _ready(VARIANTS[name].prepare(problem))).values()) < 1e-4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_plain_variants_have_the_gradients_of_the_reference(preset):
+    proven(preset, "naive", "tuned", "ganfast")
+
+
+@pytest.mark.parametrize("preset", ["wgan-gp", "hinge"])
+def test_jax_has_the_gradients_of_the_reference(preset):
+    pytest.importorskip("jax")
+    proven(preset, "jax")
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("preset", PRESETS)
+def test_jax_and_compiled_have_the_gradients_of_the_reference(preset):
+    pytest.importorskip("jax")
+    proven(preset, "jax", "compiled")
+
+
+def test_jax_knows_odd_sides():
+    """17 -> 8 leaves a row over."""
+    pytest.importorskip("jax")
+    from ganfast.bench.problem import Problem
+    from ganfast.bench.train import VARIANTS, prove
+
+    problem = Problem(Setting("wgan-gp", "digits", size=17, width=4, batch=3))
+    assert max(prove(problem, VARIANTS["jax"].prepare(problem)).values()) < 1e-4
+
+
+def test_a_wrong_gradient_is_found():
+    from ganfast.bench.problem import Problem
+    from ganfast.bench.train import VARIANTS, _ready, prove
+
+    problem = Problem(Setting("wgan-gp", **SMALL))
+    wrong = Problem(Setting("wgan-gp", **SMALL))
+    wrong.config = replace(wrong.config, penalty=replace(wrong.config.penalty, target=1.01))
+    with pytest.raises(RunError, match="gradients of the critic are"):
+        prove(problem, _ready(VARIANTS["tuned"].prepare(wrong)))
+
+
+# Command line
+
+
+def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    line = f"bench train --preset r1 --data digits --width 8 --batch 4 --rounds 5 --variants naive,ganfast --out {tmp_path}"
+    assert main(shlex.split(line)) == 0
+    assert "| r1-16x1-w8-b4-fp32-cpu |" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.json")
+    record = records.read(path)
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {
+        (phase, name) for phase in ("critic", "generator", "iteration") for name in ("naive", "ganfast")
+    }
+    assert record["calibration"]["matrix_flops"] > 1e8
+    by = records.keyed(record)
+    critic, whole = (by["", phase, "naive"] for phase in ("critic", "iteration"))
+    assert critic["flops"] > 0
+    assert len(critic["samples"]) == 5
+    assert critic["first_call_s"] > 0
+    assert whole["images_per_s"] == pytest.approx(4 / whole["summary"]["median"])
+    assert main(["bench", "report", str(path), "--out", str(tmp_path / "report")]) == 0
+    assert "| critic | naive |" in (tmp_path / "report" / "report.md").read_text()
+    for name in ("bars.png", "bars.svg", "roofline.png", "roofline.svg"):
+        assert (tmp_path / "report" / name).stat().st_size > 5000
+    assert main(["bench", "compare", str(path), str(path)]) == 0
+
+
+def test_compare_exits_1_on_a_regression(tmp_path, capsys):
+    old, new = (tmp_path / name for name in ("old.json", "new.json"))
+    old.write_text(json.dumps(made()))
+    new.write_text(json.dumps(made(scale=1.1)))
+    assert main(["bench", "compare", str(old), str(new)]) == 1
+    assert "slower beyond noise: critic ganfast" in capsys.readouterr().err
+    assert main(["bench", "compare", str(new), str(old)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("bench nothing", "unknown benchmark 'nothing'"),
+        ("bench train --preset nope", "unknown preset 'nope'"),
+        ("bench train --variants eager", "variant 'eager' is unknown"),
+        ("bench train --rounds 2", "rounds is 2; expected 5 or more"),
+        ("bench train --sweep depth=1,2", "sweep is over 'depth'"),
+        ("bench train --sweep batch", "sweep is 'batch'"),
+        ("bench compare one.json", "1 records; expected two"),
+        ("bench compare a.json b.json", "a.json cannot be read"),
+        ("bench compare --base no-such-revision", "base is 'no-such-revision'"),
+    ],
+)
+def test_bad_input_is_one_sentence(line, sentence, capsys):
+    assert main(shlex.split(line)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_the_same_commit_is_not_called_different():
+    setting = Setting("r1", "digits", width=16, batch=16)
+    found = compare.with_base("HEAD", setting, 4, 15, 1)
+    assert {r.verdict for r in found.values()} == {"same"}
