@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     INIT = 10  # initial weights
     IMBALANCE = 11
     SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
+    JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
 
 
 def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
