@@ -3,7 +3,8 @@
 python benchmarks/make_mnist_classifier.py [FOLDER WITH mnist/] [FILE]
 
 Six epochs on MNIST's training pictures, seed 0, one thread. Prints accuracy on the test pictures and the hash that
-`ganfast/evaluate/extractors.py` expects. Another machine's rounding gives other weights of the same kind: the committed file counts.
+`ganfast/evaluate/extractors.py` expects. Another machine's rounding gives other weights of the same kind: the
+committed file counts.
 """
 
 import sys

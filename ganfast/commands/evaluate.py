@@ -15,18 +15,24 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--data-root", default=None, help="where names are looked up first; default $GANFAST_DATA, then the cache")
     parser.add_argument("--size", type=int, default=0, help="side of the pictures; 0 = the run's, or the data's own")
     parser.add_argument("--attributes", nargs="*", default=[], help="celeba: attributes whose combinations are the classes")
-    parser.add_argument("-n", type=int, default=10_000, help="pictures drawn from each source (default 10000, or the held-out half)")
+    parser.add_argument(
+        "-n", type=int, default=10_000, help="pictures drawn from each source (default 10000, or the held-out half)"
+    )
     parser.add_argument("--checkpoint", default="", help="of a run, by images shown; default the newest; 'all' scores each")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures drawn (default 0)")
     parser.add_argument("--psi", type=float, nargs="+", default=[1.0], help="truncation; several are scored side by side")
     parser.add_argument("--no-ema", action="store_true", help="the generator as trained, not its moving average")
-    parser.add_argument("--extractor", default="auto", help="auto, mnist, local, or a file: SqueezeNet .npz, TorchScript .pt, .onnx")
+    parser.add_argument(
+        "--extractor", default="auto", help="auto, mnist, local, or a file: SqueezeNet .npz, TorchScript .pt, .onnx"
+    )
     parser.add_argument("--sha256", default="", help="what the extractor file's hash must be")
     parser.add_argument("--preprocessing", default="", help="of a .pt or .onnx: size=299,channels=3,mean=127.5,std=127.5,bgr=no")
     parser.add_argument("--need-labels", action="store_true", help="refuse to go on without scores of classes")
     parser.add_argument("--json", default="", metavar="FILE", help="also write every result; - prints it instead of the table")
     parser.add_argument("--sheet", default="", metavar="FILE.png", help="also write the first 64 pictures of the first source")
-    parser.add_argument("--copies", default="", metavar="FILE.png", help="also write fakes beside their nearest real, closest first")
+    parser.add_argument(
+        "--copies", default="", metavar="FILE.png", help="also write fakes beside their nearest real, closest first"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     given = parser.parse_args(args)
     for path in (given.sheet, given.copies):
@@ -67,7 +73,9 @@ def _results(given: Any) -> list[Any]:
     with progress_bar() as progress:
         pack, held_out = open_reference(data, size, channels, attributes, root)
         if given.need_labels and pack.labels is None:
-            raise InputError(f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA")
+            raise InputError(
+                f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"
+            )
         extractor = find_extractor(given.extractor, pack, device, given.sha256, given.preprocessing, progress)
     others = len(held_out.images) if held_out else len(pack.images) - len(pack.images) // 2
     evaluation = Evaluation(pack, held_out, extractor, given.n if held_out else min(given.n, others))

@@ -232,7 +232,9 @@ def _device_of(extractor: Extractor) -> torch.device:
     return device
 
 
-def open_reference(data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None) -> tuple[Pack, Pack | None]:
+def open_reference(
+    data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None
+) -> tuple[Pack, Pack | None]:
     """Training pictures, and those of the test split where the set has one."""
     from ganfast.data import recognise
 

@@ -43,7 +43,7 @@ class Extractor(ABC):
     def __call__(self, pictures: Pictures | Tensor) -> Features:
         """Features of uint8 (N, H, W, C) pictures, from anywhere."""
         with torch.no_grad():
-            found = self.extract(torch.as_tensor(np.ascontiguousarray(pictures)) if isinstance(pictures, np.ndarray) else pictures)
+            found = self.extract(torch.from_numpy(np.array(pictures)) if isinstance(pictures, np.ndarray) else pictures)
         return Features(found.features.float(), None if found.logits is None else found.logits.float())
 
 
@@ -111,7 +111,9 @@ class Preprocessing:
 class NetworkExtractor(Extractor):
     """A network of torch behind a `Preprocessing`. The network returns features (N, D), or (features, logits)."""
 
-    def __init__(self, net: nn.Module, preprocessing: Preprocessing, name: str, sha256: str, device: torch.device, dim: int) -> None:
+    def __init__(
+        self, net: nn.Module, preprocessing: Preprocessing, name: str, sha256: str, device: torch.device, dim: int
+    ) -> None:
         self.net = net.eval().to(device)
         self.prepare, self.device = preprocessing, device
         self.name, self.sha256, self.preprocessing, self.dim = name, sha256, str(preprocessing), dim

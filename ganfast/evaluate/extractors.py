@@ -83,7 +83,7 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
             f"{info.name} has no classes to train a feature network on: give one with --extractor FILE (SqueezeNet .npz, "
             "TorchScript .pt, .onnx), or classes: sub-folders, or --attributes for CelebA"
         )
-    epochs = max(3, min(40, 200_000 // info.count))
+    epochs = max(3, min(20, 200_000 // info.count))
     made_of = [1, info.source_hash, info.size, info.channels, info.attributes, info.split, info.count, _LOCAL_SEED, epochs]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     path = cache_dir() / "extractors" / f"{key}.safetensors"

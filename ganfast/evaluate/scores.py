@@ -162,7 +162,7 @@ class ClassScores:
 
 
 def divergence(counts: np.ndarray, reference: np.ndarray) -> float:
-    """KL(counts || reference) of two histograms (K,), in nats: reverse KL where the reference is the data; inf where it has none."""
+    """KL(counts || reference) of two histograms (K,), in nats: the reverse KL of a generator; inf where q is 0."""
     p, q = counts / counts.sum(), reference / reference.sum()
     seen = p > 0
     with np.errstate(divide="ignore"):
