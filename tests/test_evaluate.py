@@ -358,3 +358,48 @@ def test_squeezenet_distances_of_faces_have_floor_and_ceiling(real_data):
     evaluation = Evaluation(pack, None, find_extractor(str(weights), pack, CPU), 2000)
     print("floor", evaluation.floor["frechet"], "ceiling", evaluation.ceiling)
     assert 0 < evaluation.floor["frechet"] < evaluation.ceiling / 5
+
+
+# ---- StackedMNIST -----------------------------------------------------------------------------------------------------
+
+
+def test_stacked_pictures_are_three_digits_and_the_device_makes_the_same(real_data):
+    from ganfast.data.resident import ResidentData
+
+    digits, pack = (open_data(name, root=str(real_data)) for name in ("mnist", "stacked-mnist"))
+    assert (pack.images.shape, len(pack.info.classes)) == ((128_000, 3, 28, 28), 1000)
+    for i in (0, 77, 127_999):
+        triple = pack.images.triples[i]
+        assert (pack.images[i] == np.stack([digits.images[t, 0] for t in triple])).all()
+        assert pack.labels[i] == int("".join(str(digits.labels[t]) for t in triple))
+    batch, labels = ResidentData(pack, CPU, seed=0).batch(0, 5)
+    for picture, label in zip(batch, labels, strict=True):
+        pixels = ((picture + 1) * 127.5).round().to(torch.uint8).numpy()
+        candidates = np.flatnonzero(pack.labels == int(label))
+        assert any((pack.images[int(k)] == pixels).all() for k in candidates)
+
+
+def test_stacked_reals_have_a_thousand_modes_and_one_picture_has_one(real_data):
+    from ganfast.evaluate.extractors import find_extractor
+
+    pack = open_data("stacked-mnist", split="test", root=str(real_data))
+    extractor = find_extractor("auto", pack, CPU)
+    assert extractor.published
+    reals, one = ClassScores(1000), ClassScores(1000)
+    truth = np.bincount(pack.labels, minlength=1000)
+    for start in range(0, 26_000, 500):
+        pictures = np.ascontiguousarray(pack.images[np.arange(start, start + 500)].transpose(0, 2, 3, 1))
+        reals.add(extractor(pictures).logits, pack.labels[start : start + 500])
+    one.add(extractor(np.repeat(pictures[:1], 100, 0)).logits, None)
+    train = open_data("stacked-mnist", root=str(real_data))
+    found = reals.scores(np.bincount(train.labels, minlength=1000))
+    assert found["modes"] == 1000
+    assert found["label_accuracy"] >= 0.98
+    # A sample of 26,000 of 1000 equally likely classes has a KL of about 999 / 52,000 from them.
+    assert 0.01 < found["kl_data"] < 0.05
+    assert one.scores(truth)["modes"] == 1
+
+
+def test_stacked_mnist_refuses_what_it_has_not(real_data):
+    with pytest.raises(InputError, match="3 channels and splits train and test"):
+        open_data("stacked-mnist", split="all", root=str(real_data))

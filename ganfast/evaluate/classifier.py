@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganfast.data import Pack
+from ganfast.device import prepared
 from ganfast.random import Purpose, permute, uniform
 
 FEATURES = 64
@@ -49,7 +50,8 @@ def train_classifier(
     assert pack.labels is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Classifier(pack.info.size, pack.info.channels, len(pack.info.classes)).to(device, memory_format=torch.channels_last)
+        net = Classifier(pack.info.size, pack.info.channels, len(pack.info.classes))
+    prepared(net, device)
     count, labels = len(pack.images), torch.from_numpy(np.array(pack.labels)).to(device)
     batch = min(_BATCH, max(2, count // 8))
     steps = epochs * (count // batch)

@@ -100,7 +100,8 @@ class Evaluation:
             yield np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)), labels
 
     def _read_reference(self) -> None:
-        kept, counts = [], ClassScores(self._classes)
+        kept: list[Tensor] = []
+        counts = ClassScores(self._classes)
         for pictures, _ in self._reals(self.pack, self.positions):
             found = self.extractor(pictures)
             self.frechet.reference(found.features)
@@ -239,7 +240,7 @@ def open_reference(
     from ganfast.data import recognise
 
     wanted: dict[str, Any] = {"size": size, "channels": channels, "attributes": attributes, "root": root}
-    splits = recognise(data, root).splits
+    splits = ("train", "test") if data == "stacked-mnist" else recognise(data, root).splits
     pack = open_data(data, **wanted)
     if "test" not in splits:
         return pack, None

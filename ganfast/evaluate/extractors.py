@@ -103,8 +103,8 @@ def _from_file(path: Path, device: torch.device, sha256: str, preprocessing: str
     if path.suffix == ".npz":
         if preprocessing:
             raise InputError(f"the preprocessing of SqueezeNet is fixed ({squeezenet.PREPROCESSING}): leave it out")
-        net = squeezenet.load_squeezenet(path)
-        return NetworkExtractor(net, squeezenet.PREPROCESSING, "squeezenet-1.0", found, device, squeezenet.FEATURES)
+        squeezed = squeezenet.load_squeezenet(path)
+        return NetworkExtractor(squeezed, squeezenet.PREPROCESSING, "squeezenet-1.0", found, device, squeezenet.FEATURES)
     if path.suffix not in (".pt", ".ts", ".onnx"):
         raise InputError(f"extractor {path}: expected a SqueezeNet .npz, a TorchScript .pt or an .onnx file")
     if not preprocessing:
