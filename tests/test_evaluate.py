@@ -379,6 +379,7 @@ def test_stacked_pictures_are_three_digits_and_the_device_makes_the_same(real_da
         assert any((pack.images[int(k)] == pixels).all() for k in candidates)
 
 
+@pytest.mark.accept
 def test_stacked_reals_have_a_thousand_modes_and_one_picture_has_one(real_data):
     from ganfast.evaluate.extractors import find_extractor
 
