@@ -21,6 +21,8 @@ HELP = """ganfast: train generative adversarial networks fast, and draw from the
 commands:
   train     train or resume a run             ganfast train [PRESET] --help
   sample    draw pictures from a run          ganfast sample --help
+  eval      scores of runs or pictures        ganfast eval RUN --data mnist
+  plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
   presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
   engines   how the critic is computed        ganfast engines wgan-gp --data mnist
   data      info, pack, preview, fetch        ganfast data --help
@@ -33,6 +35,8 @@ commands:
 COMMANDS = {
     "train": "ganfast.commands.train:train",
     "sample": "ganfast.commands.sample:sample",
+    "eval": "ganfast.commands.evaluate:evaluate",
+    "plot": "ganfast.commands.plot:plot",
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",

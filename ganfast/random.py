@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     INIT = 10  # initial weights
     IMBALANCE = 11
     SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
+    JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
+    STACK = 16  # which digits make a picture of stacked-mnist
 
 
 def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:

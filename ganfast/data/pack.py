@@ -39,7 +39,7 @@ def open_data(
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
     Args:
-        name_or_path: "digits", "mnist", "celeba", a folder or file in one of `source.places`, or a path.
+        name_or_path: "digits", "mnist", "stacked-mnist", "celeba", a folder or file in one of `source.places`, or a path.
         size: side of the square pictures, 8 to 1024; 0: the source's own (digits 16, CelebA and folders 64).
         channels: 1 or 3 converts; 0: the source's own.
         attributes: CelebA attributes; k of them make 2**k classes, the first one the most significant.
@@ -52,6 +52,15 @@ def open_data(
         InputError: the data cannot be used as asked for; says why.
         RunError: the pack cannot be written.
     """
+    if name_or_path == "stacked-mnist":
+        from ganfast.data.stacked import COUNTS, stack
+
+        if channels not in (0, 3) or split not in COUNTS:
+            raise InputError(
+                f"stacked-mnist has 3 channels and splits train and test; asked for channels {channels}, split {split!r}"
+            )
+        digits = open_data("mnist", size=size, attributes=attributes, split=split, root=root, cache=cache, progress=progress)
+        return stack(digits)
     source = recognise(name_or_path, root, cache)
     wanted = _wanted(source, size, channels, attributes, split)
     try:

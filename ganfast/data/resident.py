@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ganfast.data.pack import Pack
+from ganfast.data.stacked import StackedImages
 from ganfast.errors import InputError
 from ganfast.random import Purpose, permute, uniform
 
@@ -50,7 +51,9 @@ class ResidentData:
             )
 
         kept = long_tail(labels, self.classes, imbalance, seed) if labels is not None and imbalance > 1 else None
-        self.images = _on_device(pack.images, device)
+        stacked = pack.images if isinstance(pack.images, StackedImages) else None
+        self.images = _on_device(stacked.digits if stacked else pack.images, device)
+        self.triples = torch.from_numpy(stacked.triples).to(device) if stacked else None  # of digits that make one picture
         self.labels = None if labels is None else labels.to(device)
         self.kept = None if kept is None else kept.to(device)  # positions in the pack; None = all of them
         self.count = len(pack.images) if kept is None else len(kept)
@@ -113,6 +116,12 @@ class ResidentData:
         return self.by_class[self.first[chosen] + within]
 
     def _gather(self, position: Tensor) -> Tensor:
+        if self.triples is not None:
+            triples = self.triples[position]
+            return self._stored(triples.flatten()).view(*triples.shape, *self.images.shape[2:])
+        return self._stored(position)
+
+    def _stored(self, position: Tensor) -> Tensor:
         if self.resident:
             return self.images[position]
         host = position.cpu()

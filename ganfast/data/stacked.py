@@ -1,0 +1,59 @@
+"""StackedMNIST (Metz 2016, arXiv:1611.02163): three digits of MNIST as the channels of a picture, 1000 classes to count as modes.
+
+A set is a table of triples into the digits: 128,000 from the training split, 26,000 from the test split, fixed once and for all.
+Pictures are put together where they are wanted: on the device that trains, see `ganfast.data.resident`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ganfast.data.manifest import Pack
+from ganfast.errors import InputError
+
+COUNTS = {"train": 128_000, "test": 26_000}
+_STREAM = 16  # of the key (0, stream); see ganfast.random.Purpose
+
+
+class StackedImages:
+    """Reads like the array uint8 (N, 3, S, S) of a pack, and holds grey digits (M, 1, S, S) and triples int64 (N, 3) of them."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, digits: np.ndarray, triples: np.ndarray) -> None:
+        self.digits, self.triples = digits, triples
+        self.shape = (len(triples), 3, *digits.shape[2:])
+        self.nbytes = digits.nbytes  # what lies in memory
+
+    def __len__(self) -> int:
+        return len(self.triples)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.asarray(self.digits[self.triples[rows], 0])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+
+def stack(digits: Pack) -> Pack:
+    """The stacked set of a pack of grey digits with ten classes.
+
+    Raises:
+        InputError: the pack is not grey, or has other than ten classes.
+    """
+    from ganfast.export.latents import philox_words
+
+    info = digits.info
+    if digits.labels is None or len(info.classes) != 10 or info.channels != 1:
+        raise InputError(f"stacked-mnist is made of ten classes of grey digits; {info.recognised} is not that")
+    count = COUNTS[info.split]
+    words = philox_words(0, _STREAM, np.arange(count), 3)
+    triples = (words % np.uint64(info.count)).astype(np.int64)
+    labels = digits.labels[triples] @ np.array([100, 10, 1])
+    made = replace(
+        info, name="stacked-mnist", kind="stacked-mnist", count=count, channels=3, classes=tuple(f"{i:03d}" for i in range(1000)),
+        recognised=f"{count:,} triples of digits as red, green and blue, 1000 classes, from {info.recognised}",
+    )  # fmt: skip
+    return Pack(StackedImages(digits.images, triples), labels, made)  # type: ignore[arg-type]

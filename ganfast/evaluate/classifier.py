@@ -1,0 +1,106 @@
+"""A small convolutional classifier, trained on the labelled pictures at hand: feature extractor and judge of labels."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganfast.data import Pack
+from ganfast.device import prepared
+from ganfast.random import Purpose, permute, uniform
+
+FEATURES = 64
+_BATCH = 128
+_SHIFT = 2  # pixels by which training pictures are moved at most, in each direction
+
+
+class Classifier(nn.Module):
+    """Pictures (N, C, S, S) in [-1, 1] -> features (N, 64), the means of the last layer's maps, and logits (N, classes)."""
+
+    def __init__(self, size: int, channels: int, classes: int) -> None:
+        super().__init__()
+        halvings = max(1, math.ceil(math.log2(size / 8)))  # down to 5 to 8 pixels
+        layers: list[nn.Module] = []
+        width = channels
+        for _ in range(halvings):
+            after = 16 if width == channels else 32
+            layers += [nn.Conv2d(width, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            width = after
+        for after in (32, FEATURES):
+            layers += [nn.Conv2d(width, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            width = after
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.layers(x).mean((2, 3))
+        return features, self.head(features)
+
+
+def train_classifier(
+    pack: Pack, seed: int, epochs: int, device: torch.device, progress: Callable[[str, int, int], None] | None = None
+) -> Classifier:
+    """Train on every picture of a pack with AdamW, cross entropy and a one-cycle rate; pictures are moved by up to 2 pixels.
+
+    On a CPU the weights are a function of (pack, seed, epochs, threads).
+    """
+    assert pack.labels is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Classifier(pack.info.size, pack.info.channels, len(pack.info.classes))
+    prepared(net, device)
+    count, labels = len(pack.images), torch.from_numpy(np.array(pack.labels)).to(device)
+    batch = min(_BATCH, max(2, count // 8))
+    steps = epochs * (count // batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, max(2, steps))
+    net.train()
+    done = 0
+    for epoch in range(epochs):
+        position = torch.arange(count)
+        order = permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, epoch))
+        moves = (uniform(seed, Purpose.JUDGE, position + epoch * count, 3) * torch.tensor([5, 5, 2])).long()
+        for rows in order[: count // batch * batch].view(-1, batch):
+            x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
+            loss = F.cross_entropy(net(x)[1], labels[rows.to(device)])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if progress and done % 20 == 0:
+                progress("training a classifier", done, steps)
+    return net.eval().requires_grad_(False)
+
+
+def as_input(pictures: Tensor, device: torch.device) -> Tensor:
+    """uint8 (N, C, H, W) to float32 in [-1, 1] on a device, channels last in memory."""
+    return pictures.to(device).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
+
+
+def moved(x: Tensor, move: Tensor, flip: bool) -> Tensor:
+    """A batch shifted by move[:2] - 2 pixels, what comes in black; mirrored where ``flip`` and move[2]."""
+    dy, dx, mirror = move.tolist()
+    height, width = x.shape[2:]
+    x = F.pad(x, (_SHIFT,) * 4, value=-1.0)[:, :, dy : dy + height, dx : dx + width]
+    return x.flip(3) if flip and mirror else x
+
+
+def accuracy(net: Classifier, pack: Pack) -> float:
+    """Share of a pack's pictures whose most probable class is theirs."""
+    assert pack.labels is not None
+    device = net.head.weight.device
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(pack.images), 500):
+            rows = torch.arange(start, min(start + 500, len(pack.images)))
+            found = net(as_input(_chosen(pack, rows), device))[1].argmax(1).cpu().numpy()
+            right += int((found == pack.labels[start : start + 500]).sum())
+    return right / len(pack.images)
+
+
+def _chosen(pack: Pack, rows: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pack.images[rows.numpy()]))

@@ -1,0 +1,250 @@
+"""Scores of pictures against a data set, by one protocol: what is compared with what, by which network, is part of every result."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ganfast.data import Pack, open_data
+from ganfast.errors import InputError
+from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
+from ganfast.evaluate.extractor import Extractor
+from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
+from ganfast.evaluate.sources import Fakes, classes_like
+from ganfast.images import Pictures
+from ganfast.random import Purpose, permute
+
+NEIGHBOURS = 5  # k of precision, recall, density, coverage
+LEAST = 100  # pictures below which no score means anything
+_MOST_REALS = 60_000  # reference pictures
+_MOST_NEIGHBOURS = 10_000  # features of each side whose neighbours are looked for
+_MOST_COPIES = 500  # fakes, and held-out reals, whose nearest real is looked for
+_CHUNK = 500
+VERSION = 1  # of the definitions below: part of the protocol
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one source of pictures, and what they mean."""
+
+    name: str
+    protocol: dict[str, Any]
+    scores: dict[str, float]
+    floor: dict[str, float]  # the same of reals that are not the reference
+    ceiling: float  # Frechet distance of a Gaussian fitted to the reference's pixels
+    sheet: Pictures  # the first pictures, uint8 (N, H, W, C)
+    copies: Pictures  # fakes closest to a real, each before that real
+
+    @property
+    def protocol_id(self) -> str:
+        """Everything that a score depends on, in one line; equal ids are comparable."""
+        p = self.protocol
+        drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
+        digest = hashlib.sha256(json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return (
+            f"v{p['version']} {p['data']}/{p['split']} {p['reals']} reals {p['fakes']} fakes "
+            f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {k: v for k, v in asdict(self).items() if k not in ("sheet", "copies")}
+        return fields | {"protocol_id": self.protocol_id}
+
+
+class Evaluation:
+    """A reference and its feature network, made once; `score` takes any number of sources.
+
+    Args:
+        pack: the reference. Where the set is divided, all of this split (60,000 at most); else a random half of it.
+        held_out: pictures for the floor; None takes the other half of the pack.
+        extractor: the feature network.
+        fakes: pictures to score from each source.
+        seed: of the split into halves and of the ceiling.
+
+    Raises:
+        InputError: too few reals.
+    """
+
+    def __init__(self, pack: Pack, held_out: Pack | None, extractor: Extractor, fakes: int = 10_000, seed: int = 0) -> None:
+        self.pack, self.extractor, self.seed = pack, extractor, seed
+        self.other = held_out or pack
+        order = _shuffled(len(pack.images), seed)
+        half = len(order) // 2
+        self.positions = order[:_MOST_REALS] if held_out else order[:half]
+        self.held_out = _shuffled(len(held_out.images), seed)[:fakes] if held_out else order[half:]
+        self.fakes = fakes
+        self.frechet = Frechet(extractor.dim, _device_of(extractor))
+        for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", fakes)):
+            self._enough(what, count)
+        self._read_reference()
+        self.floor, _ = self._scores(self._reals(self.other, self.held_out, labelled=True), len(self.held_out), [])
+        self.ceiling = self._ceiling()
+
+    def _enough(self, what: str, count: int) -> None:
+        least = max(LEAST, self.extractor.dim + 1)
+        if count < least:
+            raise InputError(
+                f"{count} pictures ({what}) are too few: with {self.extractor.dim} features scores need {least} or more on each "
+                "side, 10,000 to be worth comparing"
+            )
+
+    def _reals(self, pack: Pack, positions: np.ndarray, labelled: bool = False) -> Iterator[tuple[Pictures, np.ndarray | None]]:
+        for start in range(0, len(positions), _CHUNK):
+            rows = np.sort(positions[start : start + _CHUNK])
+            labels = pack.labels[rows] if labelled and pack.labels is not None else None
+            yield np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)), labels
+
+    def _read_reference(self) -> None:
+        kept: list[Tensor] = []
+        counts = ClassScores(self._classes)
+        for pictures, _ in self._reals(self.pack, self.positions):
+            found = self.extractor(pictures)
+            self.frechet.reference(found.features)
+            if sum(map(len, kept)) < _MOST_NEIGHBOURS:
+                kept.append(found.features)
+            if found.logits is not None and self._classes:
+                counts.add(found.logits, None)
+        self.features = torch.cat(kept)[:_MOST_NEIGHBOURS]
+        self.class_counts = counts.counts
+
+    @property
+    def _classes(self) -> int:
+        return len(self.pack.info.classes) if self.extractor.judges_labels else 0
+
+    def _ceiling(self) -> float:
+        rows = np.sort(self.positions)
+        gaussian = PixelGaussian(_Rows(self.pack.images, rows).some())
+        for start in range(0, self.fakes, _CHUNK):
+            self.frechet.add(self.extractor(gaussian.draw(start, min(start + _CHUNK, self.fakes), self.seed)).features)
+        return self.frechet.distance()
+
+    def _scores(
+        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], count: int, first: list[Pictures]
+    ) -> tuple[dict[str, float], int]:
+        kept: list[Tensor] = []
+        classes = ClassScores(self._classes)
+        for pictures, labels in chunks:
+            if sum(map(len, first)) < _MOST_COPIES:
+                first.append(pictures)
+            found = self.extractor(pictures)
+            self.frechet.add(found.features)
+            if sum(map(len, kept)) < _MOST_NEIGHBOURS:
+                kept.append(found.features)
+            if found.logits is not None and self._classes:
+                classes.add(found.logits, labels)
+        features = torch.cat(kept)[:_MOST_NEIGHBOURS]
+        both = min(len(features), len(self.features))  # precision and density depend on how many there are of each
+        mean, deviation = kernel_distance(self.features, features, self.seed)
+        scores = {"frechet": self.frechet.distance(), "kernel": mean, "kernel_std": deviation}
+        scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
+        return scores | (classes.scores(self.class_counts) if self._classes else {}), both
+
+    def score(self, source: Fakes, fakes: int = 0) -> Result:
+        """Draw from a source and score it.
+
+        Args:
+            fakes: how many, 0 = as many as the evaluation was made for; a folder gives what it has, at most that.
+
+        Raises:
+            InputError: too few pictures, or of another size than the reference.
+        """
+        info = self.pack.info
+        if source.shape != (info.size, info.size, info.channels):
+            height, width, channels = source.shape
+            wanted = f"{info.size}x{info.size}x{info.channels}"
+            raise InputError(f"{source.name} has pictures of {width}x{height}x{channels} and {info.name} of {wanted}: give --size")
+        count = min(fakes or self.fakes, source.count or 2**62)
+        self._enough(source.name, count)
+        given = getattr(source, "labels", None)
+
+        def chunks() -> Iterator[tuple[Pictures, np.ndarray | None]]:
+            for start in range(0, count, _CHUNK):
+                stop = min(start + _CHUNK, count)
+                labels = self._asked(source.classes, start, stop) if source.classes else None
+                yield source.pictures(start, stop, labels), labels if given is None else given[start:stop]
+
+        first: list[Pictures] = []
+        scores, both = self._scores(chunks(), count, first)
+        some = np.concatenate(first)[:_MOST_COPIES]
+        ratio, copies = self._memorised(some)
+        scores["copy_ratio"] = ratio
+        return Result(
+            source.name, self._protocol(count, both, source.facts), scores, self.floor | {"copy_ratio": 1.0}, self.ceiling,
+            some[:64], copies,
+        )  # fmt: skip
+
+    def _asked(self, classes: int, start: int, stop: int) -> np.ndarray:
+        """Classes as often as the reference has them."""
+        labels = self.pack.labels
+        counts = np.ones(classes) if labels is None else np.bincount(labels[self.positions], minlength=classes)
+        return classes_like(counts, self.seed, start, stop)
+
+    def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
+        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs."""
+        reals = np.concatenate([p for p, _ in self._reals(self.other, self.held_out[: len(fakes)])])
+        flat = torch.from_numpy(np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)).float()
+        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, self.positions))
+        distance, where = nearest(flat, stored)
+        of_fakes = distance[: len(fakes)]
+        closest = torch.argsort(of_fakes)[:32].numpy()
+        # Chunks are sorted within: positions follow.
+        ordered = np.concatenate([np.sort(self.positions[s : s + _CHUNK]) for s in range(0, len(self.positions), _CHUNK)])
+        pairs = [p for k in closest for p in (fakes[k], np.asarray(self.pack.images[ordered[where[k]]]).transpose(1, 2, 0))]
+        return float(of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)), np.stack(pairs)
+
+    def _protocol(self, count: int, both: int, drawn: dict[str, Any]) -> dict[str, Any]:
+        info = self.pack.info
+        return {
+            "version": VERSION, "data": info.name, "source_hash": info.source_hash, "split": info.split, "size": info.size,
+            "reals": len(self.positions), "held_out": len(self.held_out), "fakes": count,
+            "neighbours": f"k={NEIGHBOURS} among {both}+{both}", "ceiling": f"{COMPONENTS}-component pixel Gaussian",
+            "extractor": self.extractor.name, "extractor_sha256": self.extractor.sha256,
+            "preprocessing": self.extractor.preprocessing, "published": self.extractor.published,
+            "evaluation_seed": self.seed, "drawn": drawn,
+        }  # fmt: skip
+
+
+class _Rows:
+    """Pictures at some positions of a pack, read only as far as the ceiling's fit looks."""
+
+    def __init__(self, images: Any, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+
+    def some(self) -> np.ndarray:
+        from ganfast.evaluate.ceiling import MOST
+
+        most = max(2, MOST // int(np.prod(self.images.shape[1:])))
+        step = max(1, -(-len(self.rows) // most))
+        return np.asarray(self.images[self.rows[::step]])
+
+
+def _shuffled(count: int, seed: int) -> np.ndarray:
+    position = torch.arange(count)
+    return permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, 2**31 - 1)).numpy()
+
+
+def _device_of(extractor: Extractor) -> torch.device:
+    device: torch.device = getattr(getattr(extractor, "of_one", extractor), "device", torch.device("cpu"))
+    return device
+
+
+def open_reference(
+    data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None
+) -> tuple[Pack, Pack | None]:
+    """Training pictures, and those of the test split where the set has one."""
+    from ganfast.data import recognise
+
+    wanted: dict[str, Any] = {"size": size, "channels": channels, "attributes": attributes, "root": root}
+    splits = ("train", "test") if data == "stacked-mnist" else recognise(data, root).splits
+    pack = open_data(data, **wanted)
+    if "test" not in splits:
+        return pack, None
+    try:
+        return pack, open_data(data, split="test", **wanted)
+    except InputError:  # a set whose test files are not there: its own other half serves
+        return pack, None

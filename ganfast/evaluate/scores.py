@@ -1,0 +1,169 @@
+"""Scores from features: Frechet and kernel distance, neighbourhoods, and what class probabilities tell. Float64 throughout.
+
+Features come in chunks. Frechet distances keep sums only; what compares neighbours keeps features, never pictures and never
+an N x N matrix.
+"""
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_ROWS = 1024  # rows of a distance matrix at a time
+
+
+class _Given(nn.Module):
+    """What torchmetrics is told to extract with: features are extracted once, outside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.double()
+
+
+class Frechet:
+    """Squared Frechet distance of Gaussians to reference features (Heusel 2017, arXiv:1706.08500), by torchmetrics.
+
+    Args:
+        dim: of the features.
+        reference: chunks (n, dim).
+    """
+
+    def __init__(self, dim: int, device: torch.device) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        self.metric = FrechetInceptionDistance(feature=_Given(dim), reset_real_features=False).to(device)
+
+    def reference(self, features: Tensor) -> None:
+        self.metric.update(features, real=True)
+
+    def add(self, features: Tensor) -> None:
+        self.metric.update(features, real=False)
+
+    def distance(self) -> float:
+        """Of what was added since the last call, which is then forgotten."""
+        value = float(self.metric.compute())
+        self.metric.reset()
+        return max(0.0, value)  # of equal sets rounding may leave -1e-12
+
+
+def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float]:
+    """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, mean and standard deviation over random subsets of at most 1,000
+    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D)."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps features is why it is given so many
+        torch.manual_seed(seed)
+        size = min(1000, len(reals), len(fakes))
+        metric = KernelInceptionDistance(feature=_Given(reals.shape[1]), subsets=subsets, subset_size=size).to(reals.device)
+        metric.update(reals, real=True)
+        metric.update(fakes, real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
+    """(first row, squared distances (rows, M)) of a (N, D) to b (M, D), in float64, some rows at a time."""
+    centre = b.double().mean(0)  # nothing is lost in |x|^2 + |y|^2 - 2 x.y where both are near 0
+    b = b.double() - centre
+    lengths = b.square().sum(1)
+    for first in range(0, len(a), _ROWS):
+        rows = a[first : first + _ROWS].double() - centre
+        yield first, (rows.square().sum(1)[:, None] + lengths - 2 * rows @ b.T).clamp_min(0)
+
+
+def radii(x: Tensor, k: int) -> Tensor:
+    """Squared distance of every row of x (N, D) to its k-th nearest other row, float64 (N,)."""
+    return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)])  # itself is the nearest
+
+
+def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]:
+    """How far fakes lie among reals and reals among fakes. Features (N, D) and (M, D), more than k of each.
+
+    precision: share of fakes inside the k-th-neighbour ball of some real; recall: the other way round (Kynkaanniemi 2019,
+    arXiv:1904.06991). density: balls of reals a fake lies in, over k; coverage: share of reals whose ball holds a fake
+    (Naeem 2020, arXiv:2002.09797).
+    """
+    around_reals, around_fakes = radii(reals, k), radii(fakes, k)
+    device = reals.device
+    inside = torch.zeros(len(fakes), dtype=torch.long, device=device)  # balls of reals each fake lies in
+    recalled, covered = [], []
+    for first, d in squared_distances(reals, fakes):
+        within = d <= around_reals[first : first + len(d), None]
+        inside += within.sum(0)
+        covered.append(within.any(1))
+        recalled.append((d <= around_fakes).any(1))
+    return {
+        "precision": float((inside > 0).double().mean()),
+        "recall": float(torch.cat(recalled).double().mean()),
+        "density": float(inside.double().mean() / k),
+        "coverage": float(torch.cat(covered).double().mean()),
+    }
+
+
+def nearest(x: Tensor, chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,)."""
+    best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    where = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    start = 0
+    for chunk in chunks:
+        for first, d in squared_distances(x, chunk):
+            value, position = d.min(1)
+            rows = slice(first, first + len(d))
+            closer = value < best[rows]
+            best[rows] = torch.where(closer, value, best[rows])
+            where[rows] = torch.where(closer, position + start, where[rows])
+        start += len(chunk)
+    return best.sqrt(), where
+
+
+class ClassScores:
+    """What class probabilities tell of pictures, summed up chunk by chunk."""
+
+    def __init__(self, classes: int) -> None:
+        self.counts, self.mean = np.zeros(classes, np.int64), np.zeros(classes)
+        self.entropy = 0.0  # sum over pictures of sum p log p
+        self.right, self.asked = 0, 0
+
+    def add(self, logits: Tensor, labels: np.ndarray | None) -> None:
+        """Logits (N, K) of some pictures, and the classes that were asked for, where some were."""
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        found = log_p.argmax(1).cpu().numpy()
+        self.counts += np.bincount(found, minlength=len(self.counts))
+        self.mean += p.sum(0).cpu().numpy()
+        self.entropy += float((p * log_p).sum())
+        if labels is not None:
+            self.right += int((found == labels).sum())
+            self.asked += len(labels)
+
+    def scores(self, reals: np.ndarray) -> dict[str, float]:
+        """Given the class counts of the reals, (K,).
+
+        classifier_score: exp of the mean KL of p(class | picture) from p(class), 1 to K (Salimans 2016, arXiv:1606.03498).
+        kl_uniform, kl_data: KL of the classes the judge sees from uniform, and from those of the reals, in nats.
+        modes: classes that appear. label_accuracy: asked for and got.
+        """
+        n = self.counts.sum()
+        mean = self.mean / n
+        marginal = float((mean[mean > 0] * np.log(mean[mean > 0])).sum())
+        found = {
+            "classifier_score": float(np.exp(self.entropy / n - marginal)),
+            "kl_uniform": divergence(self.counts, np.ones(len(self.counts))),
+            "kl_data": divergence(self.counts, reals),
+            "modes": float((self.counts > 0).sum()),
+        }
+        return found | ({"label_accuracy": self.right / self.asked} if self.asked else {})
+
+
+def divergence(counts: np.ndarray, reference: np.ndarray) -> float:
+    """KL(counts || reference) of two histograms (K,), in nats: the reverse KL of a generator; inf where q is 0."""
+    p, q = counts / counts.sum(), reference / reference.sum()
+    seen = p > 0
+    with np.errstate(divide="ignore"):
+        return float((p[seen] * np.log(p[seen] / q[seen])).sum())

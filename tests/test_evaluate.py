@@ -1,0 +1,406 @@
+"""Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
+
+from ganfast.cli import main
+from ganfast.data import open_data
+from ganfast.errors import InputError
+from ganfast.evaluate.evaluation import Evaluation
+from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
+from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
+from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
+from ganfast.evaluate.sources import Stored, classes_like
+from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
+
+RNG = np.random.default_rng(0)
+CPU = torch.device("cpu")
+
+
+def exactly(mean: np.ndarray, covariance: np.ndarray, n: int = 400) -> torch.Tensor:
+    """Samples (n, D) float64 whose own mean and (unbiased) covariance are the given ones."""
+    x = RNG.standard_normal((n, len(mean)))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return torch.from_numpy(x @ np.linalg.cholesky(covariance).T + mean)
+
+
+def distance(reals: torch.Tensor, fakes: torch.Tensor, parts: int = 3) -> float:
+    metric = Frechet(reals.shape[1], CPU)
+    for part in reals.tensor_split(parts):
+        metric.reference(part)
+    for part in fakes.tensor_split(parts):
+        metric.add(part)
+    return metric.distance()
+
+
+def test_frechet_distance_of_gaussians_that_commute_is_the_closed_form():
+    a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 16.0])
+    shift = np.array([1.0, -2.0, 0.5])
+    expected = (shift**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    found = distance(exactly(np.zeros(3), np.diag(a)), exactly(shift, np.diag(b)))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_equals_a_float64_computation_and_forgets_what_it_scored():
+    reals = torch.from_numpy(RNG.standard_normal((500, 17)) @ RNG.standard_normal((17, 17)) + 100).float()
+    fakes = torch.from_numpy(RNG.standard_normal((301, 17)) @ RNG.standard_normal((17, 17)) + 101).float()
+    (ma, ca), (mb, cb) = ((x.double().numpy().mean(0), np.cov(x.double().numpy().T)) for x in (reals, fakes))
+    expected = ((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    metric = Frechet(17, CPU)
+    metric.reference(reals)
+    for _ in range(2):
+        metric.add(fakes[:100])
+        metric.add(fakes[100:])
+        assert metric.distance() == pytest.approx(expected, rel=1e-5)  # torchmetrics rounds its answer to float32 at the end
+    metric.add(reals)
+    assert metric.distance() < 1e-3 * expected
+
+
+def test_kernel_distance_equals_the_unbiased_definition_in_float64():
+    x, y = RNG.standard_normal((60, 5)), RNG.standard_normal((60, 5)) + 0.5
+
+    def k(a, b):
+        return (a @ b.T / 5 + 1) ** 3
+
+    off = ~np.eye(60, dtype=bool)
+    expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
+    mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)  # a subset is all there is
+    assert mean == pytest.approx(expected, rel=1e-6)
+    assert deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_leaves_torch_random_numbers_alone():
+    x = torch.rand(20, 2)
+    before = torch.get_rng_state()
+    kernel_distance(x, x + 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shapes", [(40, 33), (1500, 60)], ids=str)  # the second is more than one block of rows
+def test_neighbourhoods_equal_their_definitions(shapes):
+    reals, fakes = RNG.standard_normal((shapes[0], 3)), RNG.standard_normal((shapes[1], 3)) + 0.7
+    k = 3
+    real_radius, fake_radius = (np.sort(cdist(x, x), axis=1)[:, k] for x in (reals, fakes))
+    d = cdist(reals, fakes)
+    expected = {
+        "precision": np.mean([(d[:, j] <= real_radius).any() for j in range(shapes[1])]),
+        "recall": np.mean([(d[i] <= fake_radius).any() for i in range(shapes[0])]),
+        "density": np.mean([(d[:, j] <= real_radius).sum() / k for j in range(shapes[1])]),
+        "coverage": np.mean([(d[i] <= real_radius[i]).any() for i in range(shapes[0])]),
+    }
+    found = neighbourhoods(torch.from_numpy(reals), torch.from_numpy(fakes), k)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert 0 < found["precision"] < 1
+    assert 0 < found["recall"] < 1
+
+
+def test_nearest_finds_copies_across_chunks():
+    stored = torch.from_numpy(RNG.standard_normal((50, 4)))
+    found, where = nearest(stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]]), stored.split(9))
+    expected = cdist(stored[[3]].numpy() + 0.5, stored.numpy())[0]
+    assert where.tolist() == [49, int(expected.argmin()), 20]
+    assert found.tolist() == pytest.approx([0, expected.min(), 0], abs=1e-6)
+
+
+def test_class_scores_by_hand():
+    logits = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 9, 0]]) * 100  # certain: 0, 0, 1
+    scores = ClassScores(3)
+    scores.add(logits[:1], np.array([0]))
+    scores.add(logits[1:], np.array([2, 1]))
+    found = scores.scores(np.array([1, 1, 2]))
+    entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
+    assert found["classifier_score"] == pytest.approx(np.exp(entropy))
+    assert found["kl_uniform"] == pytest.approx(np.log(3) - entropy)
+    assert found["kl_data"] == pytest.approx(2 / 3 * np.log(2 / 3 / 0.25) + 1 / 3 * np.log(1 / 3 / 0.25))
+    assert found["modes"] == 2
+    assert found["label_accuracy"] == pytest.approx(2 / 3)
+    assert divergence(np.array([1, 1]), np.array([1, 0])) == np.inf
+
+
+def test_classes_are_drawn_as_often_as_asked():
+    drawn = classes_like(np.array([1, 0, 3]), 0, 0, 20_000)
+    shares = np.bincount(drawn, minlength=3) / len(drawn)
+    assert shares == pytest.approx([0.25, 0, 0.75], abs=0.02)
+    assert (classes_like(np.array([1, 0, 3]), 0, 500, 600) == drawn[500:600]).all()
+
+
+# ---- the whole evaluation on the embedded digits ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pack = open_data("digits")
+    return pack, Evaluation(pack, None, find_extractor("auto", pack, CPU))
+
+
+def stored(pictures: np.ndarray, name: str = "fakes") -> Stored:
+    return Stored(name, pictures, None, {})
+
+
+def test_scores_move_the_right_way(digits):
+    pack, evaluation = digits
+    reals = pack.images[evaluation.held_out]
+    labels = pack.labels[evaluation.held_out]
+    noise = np.clip(reals + RNG.normal(0, 60, reals.shape), 0, 255).astype(np.uint8)
+    smooth = sum(np.roll(reals.astype(float), (y, x), (2, 3)) for y in (-1, 0, 1) for x in (-1, 0, 1)) / 9
+    variants = {
+        "reals": reals, "noise": noise, "blur": smooth.astype(np.uint8), "half the classes": reals[labels < 5],
+        "one": np.repeat(reals[:1], 500, 0), "copies": np.asarray(pack.images[evaluation.positions]),
+    }  # fmt: skip
+    found = {name: evaluation.score(stored(p, name)).scores for name, p in variants.items()}
+    good = found["reals"]
+    for name in ("noise", "blur", "half the classes", "one"):
+        assert found[name]["frechet"] > 5 * good["frechet"] + 0.1, name
+        assert found[name]["kernel"] > good["kernel"], name
+    for name in ("half the classes", "one"):  # what is there is real, but not all that is real is there
+        assert found[name]["recall"] < 0.7 * good["recall"], name
+        assert found[name]["coverage"] < 0.7 * good["coverage"], name
+        assert found[name]["kl_data"] > 0.3, name
+    assert found["half the classes"]["precision"] > 0.8
+    assert found["noise"]["precision"] < 0.9 * good["precision"]
+    assert (found["one"]["modes"], good["modes"]) == (1, 10)
+    assert found["copies"]["copy_ratio"] == pytest.approx(0, abs=1e-3)
+    assert good["copy_ratio"] == pytest.approx(1, abs=0.2)
+    assert evaluation.floor["frechet"] < 0.1 * evaluation.ceiling
+
+
+def test_protocol_names_what_the_score_depends_on(digits):
+    pack, evaluation = digits
+    result = evaluation.score(stored(np.asarray(pack.images[:300])))
+    for part in ("digits/all", "898 reals", "300 fakes", f"local-classifier@{evaluation.extractor.sha256[:8]}"):
+        assert part in result.protocol_id
+    other = evaluation.score(stored(np.asarray(pack.images[:299])))
+    assert other.protocol_id != result.protocol_id
+    json.dumps(result.to_json())
+
+
+def test_too_few_and_other_sizes_are_refused(digits):
+    pack, evaluation = digits
+    with pytest.raises(InputError, match="50 pictures .* 100 or more"):
+        evaluation.score(stored(np.asarray(pack.images[:50])))
+    with pytest.raises(InputError, match="pictures of 20x20x1 and digits of 16x16x1"):
+        evaluation.score(stored(np.zeros((200, 1, 20, 20), np.uint8)))
+
+
+# ---- extractors -------------------------------------------------------------------------------------------------------
+
+
+def test_committed_classifier_is_small_and_hashed():
+    assert MNIST_FILE.stat().st_size <= 200_000
+    assert committed(CPU).published
+
+
+def test_a_changed_extractor_file_is_refused(tmp_path, monkeypatch):
+    changed = tmp_path / "mnist.safetensors"
+    changed.write_bytes(MNIST_FILE.read_bytes()[:-1] + b"\0")
+    monkeypatch.setattr("ganfast.evaluate.extractors.MNIST_FILE", changed)
+    with pytest.raises(InputError, match="another file, or a damaged one"):
+        committed(CPU)
+
+
+def test_local_classifier_is_trained_once(digits, monkeypatch):
+    pack, evaluation = digits
+    monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)
+    assert find_extractor("local", pack, CPU).sha256 == evaluation.extractor.sha256
+
+
+@pytest.mark.parametrize(
+    ("wanted", "more", "message"),
+    [
+        ("mnits", {}, "did you mean mnist"),
+        ("nowhere.npz", {}, "nowhere.npz does not exist"),
+        ("mnist", {}, "scores 28x28 pictures, and digits has 16x16"),
+        ("local", {"sha256": "0" * 64}, "belong to an extractor file"),
+    ],
+)
+def test_extractors_that_cannot_be_are_refused(digits, wanted, more, message):
+    with pytest.raises(InputError, match=message):
+        find_extractor(wanted, digits[0], CPU, **more)
+
+
+def test_a_set_without_classes_needs_a_file(tmp_path):
+    np.save(tmp_path / "plain.npy", RNG.integers(0, 256, (300, 16, 16), dtype=np.uint8))
+    with pytest.raises(InputError, match="no classes to train a feature network on.*--extractor FILE"):
+        find_extractor("auto", open_data(str(tmp_path / "plain.npy")), CPU)
+
+
+class Flat(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :7] * 2
+
+
+def test_torchscript_with_its_preprocessing(digits, tmp_path):
+    pack, _ = digits
+    path = tmp_path / "flat.pt"
+    torch.jit.script(Flat()).save(str(path))
+    found = find_extractor(str(path), pack, CPU, preprocessing="size=0,channels=1,mean=100,std=50")
+    pictures = np.ascontiguousarray(pack.images[:5].transpose(0, 2, 3, 1))
+    expected = (pictures.reshape(5, -1)[:, :7].astype(float) - 100) / 50 * 2
+    assert found(pictures).features.numpy() == pytest.approx(expected, rel=1e-6)
+    assert found.dim == 7
+    with pytest.raises(InputError, match="needs --preprocessing"):
+        find_extractor(str(path), pack, CPU)
+    with pytest.raises(InputError, match=r"flat.pt has sha256 .*; expected 00000000"):
+        find_extractor(str(path), pack, CPU, sha256="00000000", preprocessing="channels=1")
+
+
+@pytest.mark.parametrize("text", ["size=big", "colour=3", "channels=2", "mean=1/2", "std=0"])
+def test_preprocessing_that_cannot_be_is_refused(text):
+    with pytest.raises(InputError, match="preprocessing"):
+        Preprocessing.parse(text)
+
+
+def test_preprocessing_says_what_it_does_and_reverses_channels():
+    text = "size=0,channels=3,mean=1/2/3,std=2,bgr=yes"
+    prepare = Preprocessing.parse(text)
+    assert str(prepare) == text
+    x = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert prepare(x).flatten().tolist() == [(30 - 1) / 2, (20 - 2) / 2, (10 - 3) / 2]
+
+
+def test_squeezenet_reads_its_file_and_refuses_others(tmp_path):
+    torch.manual_seed(0)
+    net = SqueezeNet()
+    arrays = {name[::-1].replace(".", "/", 1)[::-1].replace(".", "/"): v.numpy() for name, v in net.state_dict().items()}
+    np.savez(tmp_path / "w.npz", **arrays)
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(load_squeezenet(tmp_path / "w.npz")(x), net(x))
+    assert net(x).shape == (2, 512)
+    arrays.pop("fire5/conv3x3_2/weight")
+    np.savez(tmp_path / "less.npz", **arrays)
+    with pytest.raises(InputError, match="no fire5/conv3x3_2/weight"):
+        load_squeezenet(tmp_path / "less.npz")
+
+
+class Mean(Extractor):
+    name, sha256, preprocessing, dim = "mean", "0" * 64, "none", 1
+
+    def extract(self, pictures):
+        return Features(pictures.float().mean((1, 2, 3))[:, None], None)
+
+
+def test_an_extractor_without_logits_gives_no_class_scores(digits):
+    pack, _ = digits
+    scores = Evaluation(pack, None, Mean()).score(stored(np.asarray(pack.images[:200]))).scores
+    assert "frechet" in scores
+    assert "modes" not in scores
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
+    pack = open_data("digits")
+    np.savez(tmp_path / "drawn.npz", images=pack.images[:400, 0], labels=pack.labels[:400])
+    arguments = ["eval", str(tmp_path / "drawn.npz"), "--data", "digits", "--sheet", str(tmp_path / "s.png")]
+    assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("Frechet distance", "floor", "ceiling", "label accuracy", "this machine only", "400 fakes"):
+        assert word in shown
+    (record,) = json.loads((tmp_path / "r.json").read_text())
+    assert record["scores"]["label_accuracy"] > 0.95
+    assert (tmp_path / "s.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.npz"], "give --data"),
+        (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
+        (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
+        (["x.npz", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
+    ],
+)
+def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in said
+
+
+def test_eval_and_plot_of_a_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    small = ["--kimg", "2", "--batch", "32", "--net.width", "8", "--quiet", "--log.every", "1"]
+    assert main(["train", "dcgan", "--data", "digits", "--out", str(out), *small]) == 0
+    assert main(["eval", str(out), "--psi", "1", "0.5", "-n", "200"]) == 0
+    shown = capsys.readouterr().out
+    assert "psi=0.5,ema=True" in shown
+    assert "digits/all" in shown
+    for name in ("curves.png", "curves.svg"):
+        assert main(["plot", str(out), "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 5000
+    assert main(["plot", str(out), "--out", "curves.gif"]) == 2
+
+
+# ---- real data --------------------------------------------------------------------------------------------------------
+
+
+def test_committed_classifier_reaches_its_accuracy(real_data):
+    pack = open_data("mnist", split="test", root=str(real_data))
+    extractor = committed(CPU)
+    right = 0
+    for start in range(0, 10_000, 1000):
+        found = extractor(np.ascontiguousarray(pack.images[start : start + 1000].transpose(0, 2, 3, 1)))
+        right += int((found.logits.argmax(1).numpy() == pack.labels[start : start + 1000]).sum())
+    assert right >= 9930
+
+
+@pytest.mark.accept
+def test_squeezenet_distances_of_faces_have_floor_and_ceiling(real_data):
+    pack = open_data("celeba-half", size=64, root=str(real_data))
+    weights = real_data / "squeezenet" / "squeezenet_v1.0_decoded.npz"
+    evaluation = Evaluation(pack, None, find_extractor(str(weights), pack, CPU), 2000)
+    print("floor", evaluation.floor["frechet"], "ceiling", evaluation.ceiling)
+    assert 0 < evaluation.floor["frechet"] < evaluation.ceiling / 5
+
+
+# ---- StackedMNIST -----------------------------------------------------------------------------------------------------
+
+
+def test_stacked_pictures_are_three_digits_and_the_device_makes_the_same(real_data):
+    from ganfast.data.resident import ResidentData
+
+    digits, pack = (open_data(name, root=str(real_data)) for name in ("mnist", "stacked-mnist"))
+    assert (pack.images.shape, len(pack.info.classes)) == ((128_000, 3, 28, 28), 1000)
+    for i in (0, 77, 127_999):
+        triple = pack.images.triples[i]
+        assert (pack.images[i] == np.stack([digits.images[t, 0] for t in triple])).all()
+        assert pack.labels[i] == int("".join(str(digits.labels[t]) for t in triple))
+    batch, labels = ResidentData(pack, CPU, seed=0).batch(0, 5)
+    for picture, label in zip(batch, labels, strict=True):
+        pixels = ((picture + 1) * 127.5).round().to(torch.uint8).numpy()
+        candidates = np.flatnonzero(pack.labels == int(label))
+        assert any((pack.images[int(k)] == pixels).all() for k in candidates)
+
+
+@pytest.mark.accept
+def test_stacked_reals_have_a_thousand_modes_and_one_picture_has_one(real_data):
+    from ganfast.evaluate.extractors import find_extractor
+
+    pack = open_data("stacked-mnist", split="test", root=str(real_data))
+    extractor = find_extractor("auto", pack, CPU)
+    assert extractor.published
+    reals, one = ClassScores(1000), ClassScores(1000)
+    truth = np.bincount(pack.labels, minlength=1000)
+    for start in range(0, 26_000, 500):
+        pictures = np.ascontiguousarray(pack.images[np.arange(start, start + 500)].transpose(0, 2, 3, 1))
+        reals.add(extractor(pictures).logits, pack.labels[start : start + 500])
+    one.add(extractor(np.repeat(pictures[:1], 100, 0)).logits, None)
+    train = open_data("stacked-mnist", root=str(real_data))
+    found = reals.scores(np.bincount(train.labels, minlength=1000))
+    assert found["modes"] == 1000
+    assert found["label_accuracy"] >= 0.98
+    # A sample of 26,000 of 1000 equally likely classes has a KL of about 999 / 52,000 from them.
+    assert 0.01 < found["kl_data"] < 0.05
+    assert one.scores(truth)["modes"] == 1
+
+
+def test_stacked_mnist_refuses_what_it_has_not(real_data):
+    with pytest.raises(InputError, match="3 channels and splits train and test"):
+        open_data("stacked-mnist", split="all", root=str(real_data))
