@@ -7,7 +7,6 @@ of weights are those of the state dict, so that the weights of another checkpoin
 
 import copy
 import logging
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -161,8 +160,7 @@ def _double(value: Tensor | None) -> Tensor | None:
 
 
 def _same(folded: nn.Module, original: nn.Module, latent: int, classes: int) -> bool:
-    """Equal in float64 but for the roundings of the folded weights to float32."""
-    z = torch.randn(4, latent, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """Equal but for roundings: an eighth of a grey level. In float32, for a user's module may make float32 constants."""
+    z = torch.randn(4, latent, generator=torch.Generator().manual_seed(0))
     labels = [torch.arange(4) % classes] if classes else []
-    pair: Iterator[Tensor] = (copy.deepcopy(net).double()(z, *labels) for net in (folded, original))
-    return bool(torch.allclose(*pair, rtol=0, atol=1e-4))
+    return bool(torch.allclose(folded(z, *labels), original(z, *labels), rtol=0, atol=1e-3))
