@@ -1,1 +1,18 @@
 """From a trained generator to pictures in production. Nothing here imports torch at the top: a sampler needs none."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ganfast.export.exporter import export_bundle
+
+__all__ = ["export_bundle"]
+
+_HOME = {"export_bundle": "ganfast.export.exporter"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ganfast.export' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

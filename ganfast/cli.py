@@ -23,6 +23,10 @@ commands:
   sample    draw pictures from a run          ganfast sample --help
   eval      scores of runs or pictures        ganfast eval RUN --data mnist
   plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
+  export    a run's generator as a bundle     ganfast export RUN --out digits.bundle --precision fp16
+  verify    a bundle, byte and picture        ganfast verify digits.bundle
+  inspect   what a bundle says of itself      ganfast inspect digits.bundle
+  lint      what targets cannot take          ganfast lint digits.bundle --target rtx
   presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
   engines   how the critic is computed        ganfast engines wgan-gp --data mnist
   data      info, pack, preview, fetch        ganfast data --help
@@ -37,6 +41,10 @@ COMMANDS = {
     "sample": "ganfast.commands.sample:sample",
     "eval": "ganfast.commands.evaluate:evaluate",
     "plot": "ganfast.commands.plot:plot",
+    "export": "ganfast.commands.export:export",
+    "verify": "ganfast.commands.export:verify",
+    "inspect": "ganfast.commands.export:inspect",
+    "lint": "ganfast.commands.export:lint",
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",

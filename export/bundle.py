@@ -1,0 +1,251 @@
+"""A bundle on disk: a directory that appears whole or not at all, whose every byte is checked before it is used. NumPy only.
+
+    digits.bundle/
+        manifest.json         what it is; hashes of all that follows
+        model.onnx            the generator, weights inside
+        engines/<key>         TensorRT engines, where some were built
+        golden.safetensors    inputs z, labels, psi and the trained generator's own pictures, images
+        latency.json          measured where it runs: not part of the manifest, ignored where it is damaged
+
+Nothing is unpickled. An engine is code: its hash is checked before anything reads it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganfast.errors import InputError, RunError
+from ganfast.export.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
+from ganfast.export.tensors import read_tensors, write_tensors
+
+LATENCY = "latency.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were all found to be those of its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / MODEL
+
+    def model_bytes(self) -> bytes:
+        """The ONNX file."""
+        return self.read(MODEL)
+
+    def engine(self, key: str) -> bytes:
+        """An engine by its key in ``manifest.engines``; InputError where there is none."""
+        if key not in self.manifest.engines:
+            raise InputError(f"{self.folder} has no engine {key}; there: {', '.join(self.manifest.engines) or 'none'}")
+        return self.read(f"engines/{key}")
+
+    def golden(self) -> dict[str, np.ndarray]:
+        """Rows whose pictures are known: z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8."""
+        m = self.manifest
+        try:
+            arrays = read_tensors(self.read(GOLDEN))
+        except ValueError as error:
+            raise InputError(f"{self.folder / GOLDEN} is damaged: {error}") from error
+        count = m.golden["count"]
+        wanted = {"z": ("<f4", (count, m.latent)), "psi": ("<f4", (count,)), "images": ("|u1", (count, *m.shape))}
+        wanted |= {"labels": ("<i8", (count,))} if m.classes else {}
+        if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != wanted:
+            raise InputError(f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; export again")
+        return arrays
+
+    def read(self, path: str) -> bytes:
+        """A file that the manifest names, its hash checked on these very bytes; InputError where they are others."""
+        facts = self.manifest.files[path]
+        try:
+            data = _inside(self.folder, path).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{self.folder} has no {path}, which its manifest names; copy the bundle again") from error
+        except OSError as error:
+            raise InputError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
+        if FileFacts.of(data) != facts:
+            raise InputError(f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; copy the bundle again")
+        return data
+
+    def latency(self) -> dict[str, Any]:
+        """What `write_latency` stored; {} where nothing was, or where it is damaged: it only ever chooses between back ends."""
+        try:
+            kept = json.loads((self.folder / LATENCY).read_bytes())
+            table = kept["table"]
+            return dict(table) if kept["sha256"] == _json_hash(table) else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
+    def write_latency(self, table: Mapping[str, Any]) -> None:
+        """Store a table of measurements beside the manifest."""
+        kept = {"sha256": _json_hash(table), "table": table}
+        write_file(self.folder / LATENCY, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+
+
+def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
+    """Check a bundle, every file of it, before anything is deserialised.
+
+    Args:
+        path: the bundle's directory.
+        digest: "sha256:..." as `ganfast export` printed it; another bundle is refused.
+
+    Raises:
+        InputError: no bundle, another one, a changed byte, a missing file, a later schema, a path that leaves it.
+    """
+    folder = Path(path)
+    for attempt in range(3):  # one that is replaced meanwhile is read again
+        manifest = _read_manifest(folder)
+        if digest is not None and manifest.digest != digest:
+            raise InputError(f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one")
+        bundle = Bundle(folder, manifest)
+        try:
+            for file in manifest.files:
+                bundle.read(file)
+            return bundle
+        except InputError:
+            if attempt == 2 or _read_manifest(folder).digest == manifest.digest:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.from_bytes((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder} is not a bundle (it has no {MANIFEST}); make one with `ganfast export RUN --out {folder}`"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{folder / MANIFEST} cannot be read: {error.strerror or error}") from error
+
+
+def is_bundle(path: Path | str) -> bool:
+    """Whether a directory looks like one, be it damaged."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool = False) -> Bundle:
+    """Write a bundle beside its place and rename it there.
+
+    Args:
+        out: the directory; its parents are made.
+        manifest: without ``files``, which are entered here.
+        files: content by relative path; `MODEL` and `GOLDEN` are among them, see `golden_file`.
+        overwrite: replace a bundle that is there; never anything else.
+
+    Raises:
+        InputError: something is there already, or the place cannot be written.
+        RunError: another process is writing it.
+    """
+    out = Path(out)
+    manifest = replace(manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())})
+    content = manifest.to_bytes()
+    Manifest.from_bytes(content)  # what cannot be read back is never written
+    try:
+        with exclusive(out):
+            refuse_occupied(out, overwrite)
+            beside = out.with_name(f".{out.name}.part")
+            shutil.rmtree(beside, ignore_errors=True)
+            for path, data in {**files, MANIFEST: content}.items():
+                write_file(beside / path, data)
+            _swap(beside, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
+    return Bundle(out, manifest)
+
+
+def refuse_occupied(out: Path, overwrite: bool) -> None:
+    """Raises InputError where `write_bundle` would have to remove something it may not."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if is_bundle(out) and not overwrite:
+        raise InputError(f"{out} is a bundle already; replace it with --overwrite, or choose another --out")
+    if not is_bundle(out) and (out.exists() or out.is_symlink()):
+        raise InputError(f"{out} exists and is not a bundle; choose another --out")
+
+
+def golden_file(z: np.ndarray, labels: np.ndarray | None, psi: np.ndarray, images: np.ndarray) -> bytes:
+    """The content of golden.safetensors; arrays as `Bundle.golden` gives them."""
+    arrays = {"z": z, "psi": psi, "images": images} | ({} if labels is None else {"labels": labels})
+    return write_tensors(arrays)
+
+
+@contextmanager
+def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a place, ``.<name>.lock`` beside it, which goes with the process that holds it.
+
+    Raises:
+        RunError: another process holds it, unless ``wait``.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(handle, lock):
+                break
+        except BlockingIOError as error:
+            os.close(handle)
+            raise RunError(f"another process is writing {path}; wait for it, or choose another place") from error
+        os.close(handle)  # its last holder removed it between our opening and locking it
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write beside, sync, rename: a file is never half there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _swap(new: Path, place: Path) -> None:
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    handle = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A file of the bundle; InputError where a link leads out of it."""
+    target = folder / path
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{target} leads out of the bundle, to {target.resolve()}; do not use it")
+    return target
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _json_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""Engines that were built where they run, kept between processes: by content key, under a lock, below a size cap."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ganfast.export.bundle import exclusive, write_file
+from ganfast.export.manifest import FileFacts
+
+
+class EngineCache:
+    """A folder of engines, ``<key>`` with its facts in ``<key>.json``; those used longest ago go first when it grows too large."""
+
+    def __init__(self, folder: Path | str, cap_bytes: int = 4 << 30) -> None:
+        self.folder = Path(folder)
+        self.cap_bytes = cap_bytes
+
+    def get(self, key: str, facts: Mapping[str, Any]) -> tuple[bytes | None, str]:
+        """An engine, or None and why not.
+
+        Args:
+            key: of `ganfast.export.engines`.
+            facts: what the key was made from, to tell what differs from the engines that are there.
+        """
+        try:
+            kept = json.loads((self.folder / f"{key}.json").read_bytes())
+            data = (self.folder / key).read_bytes()
+            if FileFacts.of(data) != FileFacts(kept["sha256"], kept["bytes"]):
+                return None, f"engine {key} in {self.folder} is damaged"
+        except FileNotFoundError:
+            return None, self._miss(facts)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return None, f"engine {key} in {self.folder} cannot be read: {error}"
+        os.utime(self.folder / key)
+        return data, ""
+
+    def put(self, key: str, data: bytes, facts: Mapping[str, Any]) -> None:
+        """Keep an engine, and drop old ones until all fit below the cap."""
+        with exclusive(self.folder / "engines", wait=True):
+            write_file(self.folder / key, data)
+            kept = FileFacts.of(data)
+            text = json.dumps({"sha256": kept.sha256, "bytes": kept.bytes, "facts": dict(facts)}, indent=1, sort_keys=True)
+            write_file(self.folder / f"{key}.json", text.encode())
+            self._shrink(key)
+
+    def _shrink(self, newest: str) -> None:
+        engines = [path.with_suffix("") for path in self.folder.glob("*.json") if path.with_suffix("").exists()]
+        engines.sort(key=lambda path: (path.name == newest, path.stat().st_mtime))
+        total = sum(path.stat().st_size for path in engines)
+        for path in engines[:-1]:
+            if total <= self.cap_bytes:
+                break
+            total -= path.stat().st_size
+            path.with_suffix(".json").unlink()
+            path.unlink()
+
+    def _miss(self, facts: Mapping[str, Any]) -> str:
+        """What the most similar engine here differs in."""
+        best: dict[str, Any] = {}
+        for path in self.folder.glob("*.json"):
+            try:
+                there = json.loads(path.read_bytes())["facts"]
+                best = max(best, there, key=lambda f: sum(f.get(name) == value for name, value in facts.items()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+        if not best:
+            return f"no engine in {self.folder} yet"
+        differing = [f"{name} is {value}, there {best.get(name)}" for name, value in facts.items() if best.get(name) != value]
+        return f"no engine in {self.folder} for this: {'; '.join(differing) or 'its files are gone'}"

@@ -1,0 +1,166 @@
+"""A trained generator as the module that is exported: z, labels and psi in, uint8 pictures out.
+
+Parametrisations are replaced by the weights they give. Every BatchNorm, with the statistics that the checkpoint stores, becomes
+part of the weights before it, in float64, and before any cast; one that has no such weights becomes a scale and a shift. Names
+of weights are those of the state dict, so that the weights of another checkpoint go to the same places.
+"""
+
+import copy
+import logging
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from ganfast.models.parts import Generator
+
+logger = logging.getLogger("ganfast")
+
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_CONVOLUTION = nn.Conv1d | nn.Conv2d | nn.Conv3d | _TRANSPOSED
+
+
+class Deployable(nn.Module):
+    """What is exported: ``f(z, psi)`` for a generator without classes, ``f(z, labels, psi)`` for one with."""
+
+    def __init__(self, generator: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.generator = generator
+        self.classes = classes
+
+    def forward(self, z: Tensor, *labels_and_psi: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) from z (N, latent) float32, labels (N,) int64, psi (N,) float32."""
+        *labels, psi = labels_and_psi
+        pictures = self.generator(z * psi[:, None], *labels)
+        # The cast to uint8 comes last of all: TensorRT refuses uint8 inside a graph. Rounding is an operation of its own, so that
+        # it is no matter how a cast rounds.
+        scaled = pictures.float().permute(0, 2, 3, 1) * 127.5 + 127.5
+        return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def deployable(generator: nn.Module, latent: int, classes: int) -> Deployable:
+    """A copy of a generator, ready to be exported; float32 on the CPU, evaluation mode. The generator is left as it is.
+
+    Args:
+        generator: z (N, latent) [, labels (N,)] -> pictures (N, C, H, W) in [-1, 1], any module.
+        classes: 0 = it takes no labels.
+    """
+    generator = copy.deepcopy(generator).float().cpu().eval().requires_grad_(False)
+    plain = without_parametrisations(copy.deepcopy(generator))
+    folded = fold_batchnorm(copy.deepcopy(plain))
+    if not _same(folded, generator, latent, classes):
+        logger.warning("BatchNorm stays a scale and a shift of its own: folded into the weights before it, it gives other pictures")
+        folded = fold_batchnorm(plain, into_weights=False)
+    return Deployable(folded.to(memory_format=torch.contiguous_format), classes).eval()  # type: ignore[call-overload]
+
+
+def without_parametrisations(net: nn.Module) -> nn.Module:
+    """Spectral and weight norms replaced by the weights they give in evaluation mode; in place."""
+    for module in net.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for hook in list(module._forward_pre_hooks.values()):  # the older forms
+            name = getattr(hook, "name", "")
+            if type(hook).__name__ == "SpectralNorm":
+                remove_spectral_norm(module, name)
+            elif type(hook).__name__ == "WeightNorm":
+                remove_weight_norm(module, name)
+    return net.requires_grad_(False)
+
+
+def fold_batchnorm(net: nn.Module, into_weights: bool = True) -> nn.Module:
+    """Every BatchNorm with fixed statistics becomes part of the layer before it, or a `ScaleShift`; in place.
+
+    A layer is taken for the one before where it stands right before in an `nn.Sequential`; the caller compares pictures.
+    """
+    if into_weights:
+        for module in list(net.modules()):
+            if isinstance(module, Generator) and module.layers and _is_fixed(module.layers[0]):
+                _fold_first_norm(module)
+            if isinstance(module, nn.Sequential):
+                _fold_sequence(module)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_fixed(child):
+                setattr(parent, name, ScaleShift(child))
+    return net
+
+
+class ScaleShift(nn.Module):
+    """What a BatchNorm does in evaluation mode: y = weight x + bias, a channel."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        scale, shift = (value.to(norm.running_mean.dtype) for value in _scale_shift(norm))  # type: ignore[union-attr]
+        self.weight, self.bias = nn.Parameter(scale, requires_grad=False), nn.Parameter(shift, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        along = (-1, *[1] * (x.dim() - 2))
+        return x * self.weight.view(along) + self.bias.view(along)
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _scale_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """scale, shift (C,) in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _fold_sequence(sequence: nn.Sequential) -> None:
+    names = list(sequence._modules)
+    for before, name in pairwise(names):
+        layer, norm = sequence._modules[before], sequence._modules[name]
+        if not _is_fixed(norm):  # type: ignore[arg-type]
+            continue
+        assert isinstance(norm, _BatchNorm)
+        statistics = [_double(norm.running_mean), _double(norm.running_var), norm.eps, _double(norm.weight), _double(norm.bias)]
+        if isinstance(layer, _CONVOLUTION):
+            if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
+                continue  # its weights are (in, out / groups, ...): a channel of the norm is no row of them
+            weight, bias = fuse_conv_bn_weights(
+                layer.weight.double(), _double(layer.bias), *statistics, transpose=isinstance(layer, _TRANSPOSED)
+            )
+        elif isinstance(layer, nn.Linear):
+            weight, bias = fuse_linear_bn_weights(layer.weight.double(), _double(layer.bias), *statistics)
+        else:
+            continue
+        layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+        layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+        sequence._modules[name] = nn.Identity()
+
+
+def _fold_first_norm(net: Generator) -> None:
+    """The norm that opens the layers of ganfast's own generators, behind the sum of the projection of z and the class's row."""
+    norm = net.layers[0]
+    assert isinstance(norm, _BatchNorm)
+    each = net.project.out_features // norm.num_features  # units a channel
+    scale, shift = (value.repeat_interleave(each) for value in _scale_shift(norm))
+    net.project.weight = nn.Parameter((net.project.weight.double() * scale[:, None]).float(), requires_grad=False)
+    net.project.bias = nn.Parameter((net.project.bias.double() * scale + shift).float(), requires_grad=False)
+    if net.classes is not None:
+        net.classes.weight = nn.Parameter((net.classes.weight.double() * scale).float(), requires_grad=False)
+    net.layers[0] = nn.Identity()
+
+
+def _double(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
+
+
+def _same(folded: nn.Module, original: nn.Module, latent: int, classes: int) -> bool:
+    """Equal but for roundings: an eighth of a grey level. In float32, for a user's module may make float32 constants."""
+    z = torch.randn(4, latent, generator=torch.Generator().manual_seed(0))
+    labels = [torch.arange(4) % classes] if classes else []
+    return bool(torch.allclose(folded(z, *labels), original(z, *labels), rtol=0, atol=1e-3))

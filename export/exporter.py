@@ -1,0 +1,88 @@
+"""`export_bundle`: from a run to a bundle whose pictures were compared with the run's own. Needs torch, onnx and onnxruntime."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import ganfast
+from ganfast.configfile import to_yaml
+from ganfast.errors import InputError
+from ganfast.export.bundle import Bundle, golden_file, refuse_occupied, write_bundle
+from ganfast.export.deploy import deployable
+from ganfast.export.lint import TARGETS, lint
+from ganfast.export.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
+from ganfast.export.precision import to_precision
+from ganfast.export.to_onnx import need, to_bytes, to_onnx
+from ganfast.export.verify import parity, refuse_missed, rows
+from ganfast.run import Run
+
+_GOLDEN_ROWS, _COMPARED, _CALIBRATED = 8, 64, 256
+_CALIBRATION_SEED = 1  # other latents than those that are compared
+
+
+def export_bundle(
+    run: Run | Path | str, out: Path | str, precision: str = "fp32", buckets: Sequence[int] = (1, 8, 64), checkpoint: str = "",
+    name: str = "", overwrite: bool = False,
+) -> Bundle:  # fmt: skip
+    """Export the averaged generator of a run as ONNX, compare its pictures with the run's, and write a bundle.
+
+    Args:
+        run: or its directory.
+        precision: fp32, tf32, fp16 or int8.
+        buckets: batch sizes that a sampler is to be fast at, ascending.
+        checkpoint: "" is the newest.
+        name: for titles; "" is that of the run's directory.
+        overwrite: replace a bundle at ``out``.
+
+    Raises:
+        InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place that is taken.
+        RunError: the exported pictures differ by more than the precision's gate allows; nothing is written.
+    """
+    run, out = run if isinstance(run, Run) else Run.open(run), Path(out)
+    _check(precision, tuple(buckets))
+    refuse_occupied(out, overwrite)
+    need("onnx", "onnxscript", "onnxruntime")
+    path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
+    facts = {"name": name or run.folder.name, "precision": precision, "classes": list(run.classes)}
+    plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
+    model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED))
+    complaints = {target: [str(finding) for finding in lint(model, target)] for target in TARGETS}
+    if complaints["onnxruntime-cpu"]:
+        raise InputError(f"ONNX Runtime, which checks what is exported, cannot take it: {complaints['onnxruntime-cpu'][0]}")
+    inputs = rows(_COMPARED, latent, classes)
+    truth = run.draw(inputs["z"] * inputs["psi"][:, None], inputs.get("labels"), 1.0, str(path), "cpu")
+    data = to_bytes(model)
+    found = parity(data, inputs, truth)
+    refuse_missed(found, precision)
+    config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
+    own = ":" in run.config.model
+    manifest = Manifest(
+        name=facts["name"], latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
+        precision=precision, buckets=tuple(buckets), crop=str(run.data.get("preparation", "")),
+        golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints,
+        network=None if own else dataclasses.asdict(run.spec()),
+        versions={package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
+        training={
+            "preset": run.config.preset, "images": int(path.name) if path.name.isdecimal() else 0, "config_sha256": config_hash,
+            "data_sha256": run.data["source_hash"], "weights_sha256": _sha256(path / "ema.safetensors"),
+        },
+        ganfast=ganfast.__version__,
+    )  # fmt: skip
+    few = {key: array[:_GOLDEN_ROWS] for key, array in inputs.items()}
+    golden = golden_file(few["z"], few.get("labels"), few["psi"], np.ascontiguousarray(truth[:_GOLDEN_ROWS]))
+    return write_bundle(out, manifest, {MODEL: data, GOLDEN: golden}, overwrite)
+
+
+def _check(precision: str, buckets: tuple[int, ...]) -> None:
+    check_buckets(buckets)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,141 @@
+"""What a target cannot take, told from the ONNX graph before any GPU is there: rules with id, reason and remedy."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ganfast.export.to_onnx import need
+
+if TYPE_CHECKING:
+    import onnx
+
+_ORT, _TRT = ("onnxruntime-cpu", "onnxruntime-cuda"), ("tensorrt-10", "tensorrt-11", "rtx")
+TARGETS = (*_ORT, *_TRT)
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+_UINT8, _INT32, _DOUBLE, _BF16 = 2, 6, 11, 16  # onnx.TensorProto
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern in a graph that some targets refuse, or compute wrongly."""
+
+    id: str
+    targets: tuple[str, ...]
+    reason: str
+    remedy: str
+    find: Callable[["_Graph"], Iterator[str]]  # names of what breaks it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place that breaks a rule."""
+
+    rule: Rule
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.rule.id}: {self.where}: {self.rule.reason}; {self.rule.remedy}"
+
+
+class _Graph:
+    def __init__(self, model: "onnx.ModelProto") -> None:
+        self.model, self.nodes = model, list(model.graph.node)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        self.types = {v.name: v.type.tensor_type.elem_type for v in values} | {n: t.data_type for n, t in self.weights.items()}
+        self.made = {name: node for node in self.nodes for name in node.output}
+
+    def attribute(self, node: "onnx.NodeProto", name: str) -> int:
+        return next((int(a.i) for a in node.attribute if a.name == name), 0)
+
+    def constant(self, name: str) -> bool:
+        """A weight, or one behind casts and dequantisation."""
+        node = self.made.get(name)
+        return name in self.weights or (
+            node is not None and node.op_type in ("Cast", "Identity", "DequantizeLinear", "Constant", "Transpose")
+            and all(map(self.constant, node.input[:1]))
+        )  # fmt: skip
+
+    def types_of(self, node: "onnx.NodeProto") -> set[int]:
+        return {self.types.get(name, 0) for name in (*node.input, *node.output)}
+
+
+def _random(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type in _RANDOM)
+
+
+def _antialias(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type == "Resize" and g.attribute(node, "antialias"))
+
+
+def _bf16_transposed(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type == "ConvTranspose" and _BF16 in g.types_of(node))
+
+
+def _bf16(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type != "Cast" and _BF16 in g.types_of(node))
+
+
+def _uint8(g: _Graph) -> Iterator[str]:
+    ends = {value.name for value in g.model.graph.output}
+    for node in g.nodes:
+        inside = {name for name in node.output if g.types.get(name) == _UINT8}
+        if inside and (node.op_type != "Cast" or not inside <= ends):
+            yield node.name
+
+
+def _modulated(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type in ("Conv", "ConvTranspose") and not g.constant(node.input[1]))
+
+
+def _int32_bias(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if node.op_type == "DequantizeLinear" and g.types.get(node.input[0]) == _INT32)
+
+
+def _opset(g: _Graph) -> Iterator[str]:
+    return (f"opset {o.version}" for o in g.model.opset_import if o.domain in ("", "ai.onnx") and not 17 <= o.version <= 22)
+
+
+def _domain(g: _Graph) -> Iterator[str]:
+    return (f"{node.name} of {node.domain}" for node in g.nodes if node.domain not in ("", "ai.onnx"))
+
+
+def _fixed_batch(g: _Graph) -> Iterator[str]:
+    for value in (*g.model.graph.input, *g.model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not dims or not dims[0].dim_param:
+            yield value.name
+
+
+def _double(g: _Graph) -> Iterator[str]:
+    return (node.name for node in g.nodes if _DOUBLE in g.types_of(node))
+
+
+def _external(g: _Graph) -> Iterator[str]:
+    return (name for name, tensor in g.weights.items() if tensor.data_location == 1)
+
+
+RULES = (
+    Rule("random-op", TARGETS, "draws other numbers at each run", "make the noise an input or a constant", _random),
+    Rule("antialiased-resize", _TRT, "is not supported", "write it as a convolution with a fixed kernel", _antialias),
+    Rule("bf16-transposed-convolution", TARGETS, "has no bfloat16 form", "export fp16, or resize and convolve", _bf16_transposed),
+    Rule("bf16-on-cpu", ("onnxruntime-cpu",), "has no bfloat16 implementation", "export fp32 for a CPU", _bf16),
+    Rule("uint8-inside", _TRT, "uint8 is taken at the end of a graph only", "cast to uint8 as the very last step", _uint8),
+    Rule(
+        "modulated-convolution", _TRT, "computes its kernel from its input",
+        "scale the channels of the input, convolve, scale those of the output", _modulated,
+    ),
+    Rule("int8-bias", _TRT, "dequantises an int32 bias", "keep biases float32 when quantising", _int32_bias),
+    Rule("opset", TARGETS, "is outside of what was tried, 17 to 22", "export with opset 20", _opset),
+    Rule("custom-op", TARGETS, "is no operation of ONNX", "export plain operations", _domain),
+    Rule("fixed-batch", TARGETS, "has a fixed number of rows", "export with a symbolic first dimension", _fixed_batch),
+    Rule("float64", _TRT, "computes in float64", "cast to float32", _double),
+    Rule("external-data", TARGETS, "lies in another file", "store the weights inside", _external),
+)  # fmt: skip
+
+
+def lint(model: "onnx.ModelProto", target: str) -> list[Finding]:
+    """What a target of `TARGETS` cannot take of a model; [] where it can take it."""
+    need("onnx")
+    graph = _Graph(model)
+    return [Finding(rule, where) for rule in RULES if target in rule.targets for where in rule.find(graph)]

@@ -1,0 +1,193 @@
+"""What a bundle says about itself: `manifest.json`. Needs no torch, and nothing but NumPy's company.
+
+Its digest, "sha256:...", is that of everything in it, the hashes of all other files included: who pins it pins every byte.
+The file is written in one form only, so that any changed byte is found, be it white space.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from ganfast.errors import InputError
+from ganfast.export.parity import GATES, Parity
+
+SCHEMA = 1
+PRECISIONS = tuple(GATES)
+MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden.safetensors"
+MAX_BUCKET = 4096
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file of the bundle, by its path relative to it."""
+
+    sha256: str
+    bytes: int
+
+    @staticmethod
+    def of(data: bytes) -> "FileFacts":
+        return FileFacts(hashlib.sha256(data).hexdigest(), len(data))
+
+    def __str__(self) -> str:
+        return f"{self.bytes:,} bytes, sha256 {self.sha256[:12]}..."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A trained generator as a file: what goes in, what comes out, where it came from, and how exact it is.
+
+    Inputs of the graph: z (N, latent) float32, standard normal; labels (N,) int64 where there are classes; psi (N,) float32,
+    0 to 2, the factor of z. Output: images (N, size, size, channels) uint8, 0 to 255, colour order RGB.
+    """
+
+    name: str  # of the run, for titles
+    latent: int
+    classes: tuple[str, ...]  # a label indexes it; () for a generator without classes
+    size: int  # side of a picture, pixels
+    channels: int  # 1 grey, 3 RGB
+    precision: str  # what the graph computes in: fp32, tf32 (the graph of fp32, computed in tf32), fp16, bf16 or int8
+    buckets: tuple[int, ...]  # batch sizes to be fast at, ascending
+    crop: str  # what was done to the pictures it was trained on, in words
+    files: dict[str, FileFacts] = field(default_factory=dict)  # all but the manifest itself
+    golden: dict[str, int] = field(default_factory=dict)  # seed and count: golden.safetensors holds its rows 0 .. count - 1
+    parity: tuple[Parity, ...] = ()  # as measured when it was exported
+    lint: dict[str, list[str]] = field(default_factory=dict)  # target -> why it cannot take the graph; [] where it can
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> facts; the engine is the file engines/<key>
+    network: dict[str, Any] | None = None  # ganfast.models.NetSpec of a network of ganfast's own; None for a user's
+    versions: dict[str, str] = field(default_factory=dict)  # of what made it
+    training: dict[str, Any] = field(default_factory=dict)  # preset, images shown, hashes of config, data and weights
+    ganfast: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def color_order(self) -> str:
+        return "RGB" if self.channels == 3 else "grey"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture: (size, size, channels)."""
+        return (self.size, self.size, self.channels)
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        z = {"name": "z", "dtype": "float32", "shape": ["N", self.latent]}
+        labels = {"name": "labels", "dtype": "int64", "shape": ["N"]}
+        return [z, *([labels] if self.classes else []), {"name": "psi", "dtype": "float32", "shape": ["N"]}]
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        return [{"name": "images", "dtype": "uint8", "shape": ["N", *self.shape]}]
+
+    @property
+    def digest(self) -> str:
+        """ "sha256:..." of everything here."""
+        return _digest(self._plain())
+
+    def to_bytes(self) -> bytes:
+        """The content of manifest.json."""
+        plain = self._plain()
+        return _text({"digest": _digest(plain)} | plain)
+
+    def _plain(self) -> dict[str, Any]:
+        derived = {
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "color_order": self.color_order,
+            "value_range": [0, 255],
+            "latent_distribution": "standard normal",
+            "psi_range": [0, 2],
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | derived))  # tuples become lists, as when read back
+        return plain
+
+    @staticmethod
+    def from_bytes(data: bytes, source: str = MANIFEST) -> "Manifest":
+        """Read manifest.json.
+
+        Raises:
+            InputError: a changed byte, a schema of a later version, paths that leave the bundle, values that cannot be.
+        """
+        plain = _parsed(data, source)
+        schema = plain.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise InputError(f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: install a newer ganfast")
+        if schema != SCHEMA:
+            raise InputError(f"{source} has schema {schema!r}; expected {SCHEMA}")
+        said = plain.pop("digest", None)
+        if said != _digest(plain) or _text({"digest": said} | plain) != data:
+            raise InputError(f"{source} was changed after the export: its digest is not that of its content; export again")
+        try:
+            manifest = _built(plain)
+            manifest._check(source)
+            if manifest._plain() != plain:
+                raise ValueError("inputs and outputs are not those of its fields")
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{source} is no manifest of ganfast: {error!r}") from error
+        return manifest
+
+    def _check(self, source: str) -> None:
+        for path in (*self.files, *(f"engines/{key}" for key in self.engines)):
+            refuse_outside(path, source)
+        for path, facts in self.files.items():
+            if not _HASH.fullmatch(facts.sha256) or type(facts.bytes) is not int or facts.bytes < 0:
+                raise ValueError(f"{path} has no hash and size")
+        missing = {MODEL, GOLDEN, *(f"engines/{key}" for key in self.engines)} - set(self.files)
+        if missing:
+            raise InputError(f"{source} names no {', '.join(sorted(missing))}; export again")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"{source} has precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        for name, value, least in (("latent", self.latent, 1), ("size", self.size, 1), ("golden", self.golden["count"], 1)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels!r}")
+        if not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("classes are no names")
+        check_buckets(self.buckets)
+
+
+def check_buckets(buckets: tuple[int, ...]) -> None:
+    """Raises InputError unless they are batch sizes in ascending order."""
+    good = all(type(b) is int and 1 <= b <= MAX_BUCKET for b in buckets) and list(buckets) == sorted(set(buckets))
+    if not buckets or not good:
+        raise InputError(f"buckets are {list(buckets)}; expected ascending batch sizes from 1 to {MAX_BUCKET}, such as 1,8,64")
+
+
+def refuse_outside(path: str, source: str) -> None:
+    """Raises InputError for a path that is not plainly inside the bundle."""
+    parts = PurePosixPath(path).parts
+    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or re.search(r"[\\:\0]", path):
+        raise InputError(f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it")
+
+
+def _built(plain: Mapping[str, Any]) -> Manifest:
+    known = {item.name for item in fields(Manifest)}
+    values = {name: plain[name] for name in known}
+    values["files"] = {path: FileFacts(**facts) for path, facts in plain["files"].items()}
+    values["parity"] = tuple(Parity(**{**each, "histogram": tuple(each["histogram"])}) for each in plain["parity"])
+    return Manifest(**{**values, "classes": tuple(plain["classes"]), "buckets": tuple(plain["buckets"])})
+
+
+def _parsed(data: bytes, source: str) -> dict[str, Any]:
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is damaged: it is not JSON ({error})") from error
+    if not isinstance(plain, dict):
+        raise InputError(f"{source} is damaged: it holds no JSON object")
+    return plain
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(_text(plain)).hexdigest()}"
+
+
+def _text(plain: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

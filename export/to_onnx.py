@@ -1,0 +1,184 @@
+"""From a deployable module to one ONNX file: batch of any size, weights by state-dict names, equal bytes for equal weights."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ganfast
+from ganfast.errors import InputError
+from ganfast.export.deploy import Deployable
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+_PREFIX = "generator."  # of a weight's name in Deployable
+
+
+def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.ModelProto":
+    """Export.
+
+    Args:
+        module: as `ganfast.export.deploy.deployable` makes it.
+        latent: size of z.
+        facts: JSON values for the file's own metadata.
+
+    Raises:
+        InputError: the module does something that a graph with a batch of any size cannot; says what.
+    """
+    onnx = need("onnx", "onnxscript")[0]
+    with _distinct_weights(module) as real:
+        model = _exported(module, latent)
+        if not {_plain_name(name) for name in real} <= {tensor.name for tensor in model.graph.initializer}:
+            real.clear()  # weights computed from others while exporting: they must be the real ones
+    if not real:
+        model = _exported(module, latent)
+    _fill(model, {_plain_name(name): value for name, value in real.items()})
+    model.producer_name, model.producer_version = "ganfast", ganfast.__version__
+    onnx.helper.set_model_props(model, {f"ganfast.{key}": json.dumps(value) for key, value in facts.items()})
+    return checked(model)
+
+
+def checked(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model with the types and shapes of all its values, as ONNX's checker accepts it.
+
+    Raises:
+        InputError: it is not valid.
+    """
+    onnx = need("onnx")[0]
+    try:
+        del model.graph.value_info[:]
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(inferred, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InputError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())}") from error
+    return inferred
+
+
+def to_bytes(model: "onnx.ModelProto") -> bytes:
+    """The file; equal bytes for equal models."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def need(*names: str) -> list[Any]:
+    """Optional packages of the extra `export`; InputError naming it where one is missing."""
+    import importlib
+
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise InputError(f'exporting needs {error.name or names[0]}: pip install "ganfast[export]"') from error
+
+
+def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
+    labels = [torch.zeros(2, dtype=torch.long)] if module.classes else []
+    inputs = (torch.zeros(2, latent), *labels, torch.ones(2))
+    batch = torch.export.Dim("N", min=1, max=4096)
+    shapes = ({0: batch}, tuple({0: batch} for _ in inputs[1:]))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, external_data=False, optimize=True,
+                input_names=["z", *["labels"][: len(labels)], "psi"], output_names=["images"], verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # whatever tracing a user's code raises
+        raise InputError(f"the generator cannot be exported: {_reason(error)}") from error
+    assert program is not None
+    return _tidy(program.model_proto)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line, without the exporter's advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__ or "Not all values of" in text:
+        return (
+            "it does not take a batch of any size (a convolution with groups = batch, or a reshape to a fixed number of rows); "
+            "a modulated convolution is exported as: scale the channels of its input, convolve, scale those of its output"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first}"
+
+
+def _tidy(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Names of weights as in the state dict; nothing of the machine that exported: no paths, no stack traces."""
+    graph = model.graph
+    taken = {value.name for value in (*graph.input, *graph.output)} | {name for node in graph.node for name in node.output}
+    new = {t.name: _plain_name(t.name) for t in graph.initializer}
+    clash = sorted(name for old, name in new.items() if old != name and name in taken)
+    if clash:
+        raise InputError(f"the generator calls a weight {clash[0]!r}, a name of the exported graph; give it another name")
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+        node.name = f"{node.op_type}_{node.output[0]}"
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = new.get(value.name, value.name)
+        value.ClearField("doc_string")
+        del value.metadata_props[:]
+    for part in (model, graph):
+        part.ClearField("doc_string")
+        del part.metadata_props[:]
+    graph.name = "generator"
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
+@contextmanager
+def _distinct_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inside, weights that are constant, or equal to others, hold other numbers. Yields what they really hold, by name.
+
+    The exporter drops zeros and merges equals, so that the graph of one checkpoint would not be that of the next.
+    """
+    real: dict[str, Tensor] = {}
+    seen: set[tuple[Any, ...]] = set()
+    random = torch.Generator().manual_seed(0)
+    state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    for name, value in state.items():
+        content = (tuple(value.shape), value.numpy().tobytes())
+        if content in seen or (value == value.flatten()[0]).all():
+            real[name] = value.clone()
+            value.copy_(torch.randn(value.shape, generator=random))
+        seen.add(content)
+    originals = dict(real)
+    try:
+        yield real
+    finally:
+        for name, value in originals.items():
+            state[name].copy_(value)
+
+
+def _fill(model: "onnx.ModelProto", values: Mapping[str, Tensor]) -> None:
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name].numpy()), tensor.name))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of packages that nobody needs here."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,59 @@
+"""Whether an exported graph draws the trained generator's pictures: in every batch size, before the bundle is written and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganfast.errors import RunError
+from ganfast.export.bundle import Bundle, open_bundle
+from ganfast.export.latents import latents, random_classes
+from ganfast.export.parity import GATES, Parity, compare
+from ganfast.export.to_onnx import need
+
+BATCHES = (1, 3, 8, 64)
+_PSI = (1.0, 1.0, 1.0, 0.7)  # in turn
+
+
+def rows(count: int, latent: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi, and labels where there are classes."""
+    index = np.arange(count)
+    arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(_PSI, np.float32), count)}
+    return arrays | ({"labels": random_classes(seed, index, classes)} if classes else {})
+
+
+def parity(model: bytes, inputs: dict[str, np.ndarray], truth: np.ndarray, batches: Sequence[int] = BATCHES) -> tuple[Parity, ...]:
+    """How far ONNX Runtime on the CPU lies from the pictures ``truth`` of ``inputs``, at each batch size."""
+    runtime = need("onnxruntime")[0]
+    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    found = []
+    for batch in batches:
+        parts = [
+            session.run(None, {name: array[start : start + batch] for name, array in inputs.items()})[0]
+            for start in range(0, len(truth), batch)
+        ]
+        found.append(compare(np.concatenate(parts), truth, "onnxruntime-cpu", batch))
+    return tuple(found)
+
+
+def refuse_missed(found: Sequence[Parity], precision: str) -> None:
+    """Raises RunError, with the numbers, where the gate of the precision is missed."""
+    missed = [reason for each in found if (reason := each.missed(GATES[precision]))]
+    if missed:
+        raise RunError(f"{precision} misses its gate: {'; '.join(missed)}; export fp32, or another precision")
+
+
+def verify_bundle(path: Path | str, digest: str | None = None) -> tuple[Bundle, tuple[Parity, ...]]:
+    """Check every byte of a bundle, and draw its golden rows one at a time, and all at once.
+
+    Raises:
+        InputError: a bundle that was changed, or is none.
+        RunError: its pictures are not those that it was exported with.
+    """
+    bundle = open_bundle(path, digest)
+    golden: dict[str, Any] = dict(bundle.golden())
+    truth = golden.pop("images")
+    found = parity(bundle.model_bytes(), golden, truth, sorted({1, 3, len(truth)}))
+    refuse_missed(found, bundle.manifest.precision)
+    return bundle, found

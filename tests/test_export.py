@@ -1,0 +1,220 @@
+"""From a run to a bundle: the exported graph draws the run's own pictures; what cannot be exported is refused with its reason."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ganfast import preset_config, train
+from ganfast.cli import main
+from ganfast.config import LogConfig, NetConfig
+from ganfast.errors import InputError, RunError
+from ganfast.export import export_bundle
+from ganfast.export.bundle import open_bundle
+from ganfast.export.deploy import deployable
+from ganfast.export.parity import GATES, compare
+from ganfast.models import NetSpec, build_generator
+from ganfast.run import Run
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from ganfast.export.lint import RULES, TARGETS, lint  # noqa: E402
+from ganfast.export.to_onnx import to_bytes, to_onnx  # noqa: E402
+from ganfast.export.verify import verify_bundle  # noqa: E402
+
+f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
+
+
+def trained(folder, model: str, conditional: str) -> Run:
+    config = replace(
+        preset_config("wgan-gp"), out=str(folder), kimg=0.32, batch=16, model=model, conditional=conditional, ema_kimg=0.0,
+        net=NetConfig(width=4, latent=8), log=LogConfig(every=1, sample_kimg=1, save_kimg=0.16, tensorboard=False),
+    )  # fmt: skip
+    return train(config, quiet=True)
+
+
+@pytest.fixture(scope="module", params=[("dcgan", "projection"), ("mlp", "no")], ids=lambda p: p[0])
+def run(request, tmp_path_factory) -> Run:
+    return trained(tmp_path_factory.mktemp("run") / "r", *request.param)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
+def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
+    bundle = export_bundle(run, tmp_path / "b", precision)
+    assert [each.batch for each in bundle.manifest.parity] == [1, 3, 8, 64]
+    again, found = verify_bundle(bundle.folder, bundle.manifest.digest)
+    assert not any(each.missed(GATES[precision]) for each in found)
+    golden = again.golden()
+    index0 = run.sample(1, seed=0)[0]
+    np.testing.assert_array_equal(golden["images"][0], index0)
+    assert again.manifest.classes == run.classes
+    data = bundle.model_bytes()
+    assert str(run.folder).encode() not in data, "nothing of the machine that exported"
+    assert b"site-packages" not in data
+
+
+def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
+    latent, classes = run.config.net.latent, len(run.classes)
+    module = deployable(run.generator(device="cpu"), latent, classes)
+    first, second = (to_bytes(to_onnx(module, latent, {})) for _ in range(2))
+    assert first == second
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_model_from_string(first).graph.initializer}
+    for name, value in module.generator.state_dict().items():
+        np.testing.assert_array_equal(weights[name], value.numpy())
+
+
+@pytest.mark.parametrize("norm", ["batch", "none", "layer", "instance"])
+@pytest.mark.parametrize("model", ["dcgan", "mlp"])
+def test_deployed_pictures_are_the_generators(model, norm):
+    torch.manual_seed(0)
+    net = build_generator(NetSpec(19, 3, 4, "projection", 4, 5, norm, model=model)).eval()
+    for module in net.modules():
+        if getattr(module, "running_var", None) is not None:  # fresh statistics would hide a wrong fold
+            module.running_var.uniform_(0.3, 3)
+            module.running_mean.normal_()
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    z, labels, psi = torch.randn(6, 5), torch.arange(6) % 4, torch.tensor([0, 0.3, 1, 1, 1.5, 2])
+    deployed = deployable(net, 5, 4)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in deployed.modules())
+    with torch.no_grad():
+        pictures = (net(z * psi[:, None], labels).double() + 1) * 127.5
+        truth = pictures.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+        assert compare(deployed(z, labels, psi).numpy(), truth).max_lsb <= 1
+
+
+class Skips(nn.Module):
+    """Takes features between convolution and norm, so that folding one into the other changes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 48), nn.BatchNorm1d(48))
+        self.body[1].running_mean.normal_()
+
+    def forward(self, z):
+        middle = self.body[0](z)
+        return torch.tanh(self.body[1](middle) + middle).view(-1, 3, 4, 4)
+
+
+def test_a_norm_that_cannot_be_folded_stays_a_scale_and_a_shift(caplog):
+    torch.manual_seed(0)
+    net = Skips().eval()
+    deployed = deployable(net, 5, 0)
+    assert "BatchNorm stays a scale and a shift" in caplog.text
+    z = torch.randn(3, 5)
+    torch.testing.assert_close(deployed.generator(z), net(z), atol=1e-5, rtol=0)
+
+
+class Grouped(nn.Module):
+    def forward(self, z):
+        kernel = z[:, :1, None, None].expand(-1, 1, 1, 1)
+        x = torch.ones(1, z.shape[0], 4, 4)
+        return torch.conv2d(x, kernel, groups=z.shape[0]).view(-1, 1, 4, 4)
+
+
+def test_a_generator_that_fixes_the_batch_is_refused():
+    with pytest.raises(InputError, match="the generator cannot be exported"):
+        to_onnx(deployable(Grouped(), 5, 0), 5, {})
+
+
+# Bad input
+
+
+def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
+    cases = [
+        (["export", str(tmp_path), "--out", str(tmp_path / "b")], "is not a run directory"),
+        (["export", str(run.folder), "--out", str(tmp_path / "b"), "--precision", "fp4"], "expected one of fp32"),
+        (["export", str(run.folder), "--out", str(tmp_path / "b"), "--buckets", "8,1"], "expected ascending batch sizes"),
+        (["export", str(run.folder), "--out", str(run.folder)], "exists and is not a bundle"),
+        (["verify", str(tmp_path)], "is not a bundle"),
+        (["inspect", str(tmp_path)], "is not a bundle"),
+        (["lint", str(tmp_path / "no.onnx")], "cannot be read as ONNX"),
+    ]
+    for args, sentence in cases:
+        assert main(args) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "draw", lambda self, z, *_: np.zeros((len(z), 16, 16, 1), np.uint8))
+    with pytest.raises(RunError, match=r"fp32 misses its gate: onnxruntime-cpu at batch 1: max \d+ LSB"):
+        export_bundle(run, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_bf16_transposed_convolution_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match="bf16"):
+        export_bundle(run, tmp_path / "b", "bf16")
+
+
+# Lint
+
+
+def graph(nodes, weights=(), opset=20, batch="N", out=f):
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("x", f, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
+    made = onnx.helper.make_graph(nodes, "g", inputs, [value("y", out, [batch, None, None, None])], list(weights))
+    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("own", 1)])
+
+
+def node(op, inputs=("x",), outputs=("y",), **options):
+    return onnx.helper.make_node(op, list(inputs), list(outputs), op, **options)
+
+
+def tensor(name, dtype, dims=(2, 2, 3, 3)):
+    return onnx.helper.make_tensor(name, dtype, dims, np.zeros(dims).ravel())
+
+
+def typed(name, dtype):
+    return onnx.helper.make_tensor_value_info(name, dtype, None)
+
+
+def broken() -> dict[str, onnx.ModelProto]:
+    """For each rule a graph that breaks it."""
+    bf16 = graph([node("Relu")])
+    bf16.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    transposed = graph([node("ConvTranspose", ("x", "w"))], [tensor("w", onnx.TensorProto.BFLOAT16)])
+    early = graph([node("Cast", outputs=("c",), to=u8), node("Identity", ("c",))], out=u8)
+    early.graph.value_info.append(typed("c", u8))
+    double = graph([node("Cast", outputs=("d",), to=11), node("Cast", ("d",), to=1)])
+    double.graph.value_info.append(typed("d", onnx.TensorProto.DOUBLE))
+    external = graph([node("Conv", ("x", "w"))], [tensor("w", f)])
+    external.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    return {
+        "random-op": graph([node("RandomNormalLike")]),
+        "antialiased-resize": graph([node("Resize", antialias=1)]),
+        "bf16-transposed-convolution": transposed,
+        "bf16-on-cpu": bf16,
+        "uint8-inside": early,
+        "modulated-convolution": graph([node("Conv", ("x", "k"))]),
+        "int8-bias": graph([node("DequantizeLinear", ("b", "s"))], [tensor("b", onnx.TensorProto.INT32), tensor("s", f)]),
+        "opset": graph([node("Relu")], opset=13),
+        "custom-op": graph([node("Relu", domain="own")]),
+        "fixed-batch": graph([node("Relu")], batch=4),
+        "float64": double,
+        "external-data": external,
+    }
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_each_rule_finds_the_graph_that_breaks_it_on_its_targets_only(rule):
+    model = broken()[rule.id]
+    for target in TARGETS:
+        found = {finding.rule.id for finding in lint(model, target)}
+        assert (rule.id in found) == (target in rule.targets), target
+    assert not lint(graph([node("Relu")]), "rtx"), "a plain graph breaks none"
+
+
+def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
+    onnx.save_model(broken()["antialiased-resize"], str(tmp_path / "m.onnx"))
+    assert main(["lint", str(tmp_path / "m.onnx"), "--target", "rtx"]) == 1
+    assert "antialiased-resize: Resize: is not supported; write it as a convolution" in capsys.readouterr().out
+    bundle = export_bundle(run, tmp_path / "b")
+    assert main(["lint", str(bundle.folder), "--target", "rtx"]) == 0
+    assert open_bundle(bundle.folder).manifest.lint["rtx"] == []
