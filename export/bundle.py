@@ -28,6 +28,7 @@ from ganfast.export.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
 from ganfast.export.tensors import read_tensors, write_tensors
 
 LATENCY = "latency.json"
+_ATTEMPTS = 20  # to read one bundle whole while others replace it
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
         InputError: no bundle, another one, a changed byte, a missing file, a later schema, a path that leaves it.
     """
     folder = Path(path)
-    for attempt in range(3):  # one that is replaced meanwhile is read again
+    for attempt in range(_ATTEMPTS):  # one that is replaced meanwhile is read again
+        before = _identity(folder)
         manifest = _read_manifest(folder)
         if digest is not None and manifest.digest != digest:
             raise InputError(f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one")
@@ -114,9 +116,18 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
                 bundle.read(file)
             return bundle
         except InputError:
-            if attempt == 2 or _read_manifest(folder).digest == manifest.digest:
+            if attempt == _ATTEMPTS - 1 or _identity(folder) == before:
                 raise
     raise AssertionError("unreachable")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Another directory has another; None = there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns  # the number alone is given out again
 
 
 def _read_manifest(folder: Path) -> Manifest:

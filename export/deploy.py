@@ -8,6 +8,7 @@ of weights are those of the state dict, so that the weights of another checkpoin
 import copy
 import logging
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def without_parametrisations(net: nn.Module) -> nn.Module:
     """Spectral and weight norms replaced by the weights they give in evaluation mode; in place."""
     for module in net.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         for hook in list(module._forward_pre_hooks.values()):  # the older forms
             name = getattr(hook, "name", "")
@@ -104,7 +105,7 @@ class ScaleShift(nn.Module):
         return x * self.weight.view(along) + self.bias.view(along)
 
 
-def _is_fixed(module: nn.Module) -> bool:
+def _is_fixed(module: nn.Module | None) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
@@ -123,18 +124,23 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
     names = list(sequence._modules)
     for before, name in pairwise(names):
         layer, norm = sequence._modules[before], sequence._modules[name]
-        if not _is_fixed(norm):  # type: ignore[arg-type]
+        if not _is_fixed(norm):
             continue
-        assert isinstance(norm, _BatchNorm)
-        statistics = [_double(norm.running_mean), _double(norm.running_var), norm.eps, _double(norm.weight), _double(norm.bias)]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance = norm.running_mean.double(), norm.running_var.double()
+        scale = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
+        shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
         if isinstance(layer, _CONVOLUTION):
             if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
                 continue  # its weights are (in, out / groups, ...): a channel of the norm is no row of them
             weight, bias = fuse_conv_bn_weights(
-                layer.weight.double(), _double(layer.bias), *statistics, transpose=isinstance(layer, _TRANSPOSED)
+                layer.weight.double(), _double(layer.bias), mean, variance, norm.eps, scale, shift, isinstance(layer, _TRANSPOSED)
             )
         elif isinstance(layer, nn.Linear):
-            weight, bias = fuse_linear_bn_weights(layer.weight.double(), _double(layer.bias), *statistics)
+            weight, bias = fuse_linear_bn_weights(
+                layer.weight.double(), _double(layer.bias), mean, variance, norm.eps, scale, shift
+            )
         else:
             continue
         layer.weight = nn.Parameter(weight.float(), requires_grad=False)

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def export_bundle(
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
     path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
-    facts = {"name": name or run.folder.name, "precision": precision, "classes": list(run.classes)}
+    facts: dict[str, Any] = {"name": name or run.folder.name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED))
     complaints = {target: [str(finding) for finding in lint(model, target)] for target in TARGETS}

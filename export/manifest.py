@@ -22,6 +22,9 @@ MAX_BUCKET = 4096
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+Content = bytes  # FileFacts has a field of that name
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """A file of the bundle, by its path relative to it."""
@@ -30,7 +33,7 @@ class FileFacts:
     bytes: int
 
     @staticmethod
-    def of(data: bytes) -> "FileFacts":
+    def of(data: Content) -> "FileFacts":
         return FileFacts(hashlib.sha256(data).hexdigest(), len(data))
 
     def __str__(self) -> str:

@@ -99,7 +99,7 @@ class Bundle:
 
     def __init__(self, path: Path, seed: int, psi: float) -> None:
         try:
-            from ganfast.export import load_sampler  # type: ignore[attr-defined]
+            from ganfast.export import load_sampler
         except ImportError as error:
             raise InputError(f"{path} is a bundle, and this ganfast cannot open bundles ({error})") from error
         self.sampler = load_sampler(str(path))
