@@ -8,8 +8,11 @@ phi' is 1 where x + b > 0 and `slope` elsewhere. A bit an element is what a deri
 Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow memory order, eight a byte, lowest first.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ganfast.kernels._triton import blocks, dense, jit, launch, power_of_two, same_layout, tl, use_triton
 
@@ -207,7 +210,7 @@ def _(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
 
 
 def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Bias and leaky ReLU. Not differentiable by autograd: `bias_act_delta` and `bias_act_tangent` are its derivatives.
+    """Bias and leaky ReLU. Not differentiable by autograd (`biased_leaky_relu` is): its derivatives are the two below.
 
     Args:
         x: (N, C, *spatial), any float type; computed in float32, rounded once.
@@ -248,8 +251,55 @@ def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> T
     return _bias_act_tangent(c, bits, slope, first) if _kernel(c) else bias_act_tangent_reference(c, bits, slope, first)
 
 
+class _Differentiable(torch.autograd.Function):
+    """y of x and bias; its derivative is `_Delta`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, slope: float) -> Tensor:
+        y, bits = bias_act(x, bias, slope)
+        ctx.save_for_backward(bits)
+        ctx.slope, ctx.strides, ctx.kind = slope, y.stride(), bias.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        (bits,) = ctx.saved_tensors
+        dz, db = _Delta.apply(dy, bits, ctx.slope, ctx.strides)
+        return dz, db.to(ctx.kind), None
+
+
+class _Delta(torch.autograd.Function):
+    """dz and db of dy, which is linear in dy: its derivative is the tangent of a direction in z and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, bits: Tensor, slope: float, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(bits)
+        ctx.slope, ctx.strides = slope, strides
+        return bias_act_delta(_laid_out(dy, strides), bits, slope, dy.new_ones(len(dy), dtype=_exact(dy).dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ddz: Tensor, ddb: Tensor) -> tuple[Tensor, None, None, None]:
+        (bits,) = ctx.saved_tensors
+        whole = (_exact(ddz) + ddb.view(-1, *[1] * (ddz.dim() - 2))).to(ddz.dtype)
+        return bias_act_tangent(_laid_out(whole, ctx.strides), bits, ctx.slope), None, None, None
+
+
+def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    return x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def biased_leaky_relu(x: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and bias, as a gradient penalty needs.
+
+    Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its second derivative.
+    """
+    y: Tensor = _Differentiable.apply(x, bias, slope)
+    return y
+
+
 def _kernel(x: Tensor) -> bool:
     return use_triton(x) and x.dtype != torch.float64
 
 
-__all__ = ["bias_act", "bias_act_delta", "bias_act_tangent", "same_layout"]
+__all__ = ["bias_act", "bias_act_delta", "bias_act_tangent", "biased_leaky_relu", "same_layout"]

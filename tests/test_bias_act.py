@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 import ganfast.kernels.bias_act as module
+from ganfast.kernels._triton import launches
+from ganfast.kernels.bias_act import biased_leaky_relu
 from tests.test_kernels_interpreted import (
     DEVICE,
     FLOATS,
@@ -288,3 +290,45 @@ def test_reference_or_kernel(monkeypatch, layout, dtype):
         (module.bias_act_tangent, module.bias_act_tangent_reference, (dy[1:], bits_of(mask), 0.2, 27), "_tangent_kernel"),
     ):
         assert_dispatch(monkeypatch, public, reference, *arguments, kernel={kernel: 1} if runs else {})
+
+
+# For eager autograd.
+
+
+def doubly(x, bias, slope, function):
+    """y, its gradients, and the gradients of a penalty on the gradient of x."""
+    x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
+    y = function(x, bias, slope)
+    scale = torch.linspace(-2, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
+    curved = (scale * y**2).sum()  # its gradient depends on y, so that the second derivative is none of zeros
+    dx, db = torch.autograd.grad(curved, (x, bias), create_graph=True)
+    ddx, ddb = torch.autograd.grad((dx**2).sum() + (db**2).sum(), (x, bias))
+    return {"y": y, "dx": dx, "db": db, "ddx": ddx, "ddb": ddb}
+
+
+def leaky(x, bias, slope):
+    return torch.nn.functional.leaky_relu(x + bias.view(-1, *[1] * (x.dim() - 2)), slope)
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.0])
+def test_second_derivatives_pass_gradgradcheck(slope):
+    x, bias = randn(2, 8, 3, 2, seed=1).double(), randn(8, seed=2).double()
+    inputs = (x.requires_grad_(), bias.requires_grad_())
+    function = lambda x, b: biased_leaky_relu(x, b, slope)  # noqa: E731
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@on_kernels
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_second_derivatives_through_the_kernels_are_those_of_float64(memory_format):
+    x, bias = randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format), randn(8, seed=2).to(DEVICE)
+    truth = doubly(x.double(), bias.double(), 0.2, leaky)
+    own = doubly(x, bias, 0.2, leaky)
+    before = dict(launches)
+    for name, found in doubly(x, bias, 0.2, biased_leaky_relu).items():
+        one_rounding = torch.finfo(found.dtype).eps * truth[name].abs().max()
+        allowed = 2 * (own[name] - truth[name]).abs().max() + 4 * one_rounding
+        assert (found - truth[name]).abs().max() <= allowed, name
+    assert launches["_forward_kernel"] == before.get("_forward_kernel", 0) + 1
+    assert launches["_tangent_kernel"] > before.get("_tangent_kernel", 0)

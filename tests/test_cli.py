@@ -157,7 +157,10 @@ def test_version(run):
     ("line", "said"),
     [
         ("trian", "unknown command 'trian': did you mean train?"),
-        ("frobnicate", "unknown command 'frobnicate'.*train, sample, eval, plot, export, verify, inspect, lint, presets, engines, data, bench, env"),
+        (
+            "frobnicate",
+            "unknown command 'frobnicate'.*train, sample, eval, .*presets, engines, .*env",
+        ),
         ("--kimg 3", "unknown command '--kimg'.*ganfast --help"),
         ("train wgan-pg", "unknown preset 'wgan-pg': did you mean wgan-gp"),
         ("train --preset xyzzy", "unknown preset 'xyzzy': expected one of gan, dcgan, .*rpgan"),
