@@ -290,7 +290,7 @@ def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def biased_leaky_relu(x: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and bias, as a gradient penalty needs.
+    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and bias, as penalties need.
 
     Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its second derivative.
     """
