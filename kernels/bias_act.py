@@ -262,7 +262,7 @@ class _Differentiable(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         (bits,) = ctx.saved_tensors
         dz, db = _Delta.apply(dy, bits, ctx.slope, ctx.strides)
         return dz, db.to(ctx.kind), None
