@@ -1,4 +1,4 @@
-"""The little of the CUDA driver that TensorRT's run time needs, through ctypes: memory, streams, graphs. No torch, no other package.
+"""The little of the CUDA driver that TensorRT's run time needs, through ctypes: memory, streams, graphs. No other package.
 
 The driver library is there wherever a GPU can be used, and its names do not change. Written against NVIDIA's documentation of the
 driver API; never run on a GPU yet.
@@ -18,7 +18,7 @@ class Cuda:
     """A device's primary context, which torch and ONNX Runtime in the same process share. Addresses and handles are integers."""
 
     def __init__(self, library: Any, device: int) -> None:
-        self._library = library
+        self._library, self.index = library, device
         self._call("cuInit", 0)
         self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(self._device), device)
@@ -31,7 +31,9 @@ class Cuda:
         try:
             library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
-            raise InputError("no NVIDIA driver here (libcuda.so.1 does not load); use device cpu, or name compute capabilities") from error
+            raise InputError(
+                "no NVIDIA driver here (libcuda.so.1 does not load); use device cpu, or name compute capabilities"
+            ) from error
         try:
             return Cuda(library, device)
         except RunError as error:

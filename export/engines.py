@@ -7,14 +7,14 @@ capability: an engine found under it is that engine, and none is taken for anoth
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ganfast.errors import InputError
 from ganfast.export.cache import EngineCache
-from ganfast.export.vendor import MODULES, Build, Flavour, build_plan, builds_without_gpu, load_flavour
+from ganfast.export.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def parse_target(target: str) -> tuple[str, tuple[str, ...]]:
         raise InputError(f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, such as rtx:8.6,8.9")
     wrong = [word for word in capabilities if not re.fullmatch(r"\d{1,2}\.\d", word)]
     if wrong or (capabilities and flavour == "tensorrt"):
-        raise InputError(f"target is {target!r}; compute capabilities look like rtx:8.6,8.9, and tensorrt builds for the GPU it runs on")
+        raise InputError(
+            f"target is {target!r}; compute capabilities look like rtx:8.6,8.9, and tensorrt builds for the GPU it runs on"
+        )
     return flavour, capabilities
 
 
@@ -137,24 +139,22 @@ def _numbers(version: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", str(version)))
 
 
-def installed_flavours() -> tuple[list[Flavour], list[str]]:
-    """The libraries that load here, and why the others do not."""
-    found, reasons = [], []
-    for name in MODULES:
+def find_engine(engines: Mapping[str, Mapping[str, Any]], flavour: str, gpu: Gpu) -> tuple[str, Flavour]:
+    """The key of an engine that runs here, and the library that runs it: the one that built it, else its lean runtime.
+
+    Raises:
+        InputError: no engine does, with the reason for each.
+    """
+    reasons = [] if engines else [f"the bundle has no {flavour} engine; export it with --target {flavour}"]
+    for name in (flavour, *(["lean"] if flavour == "tensorrt" else [])):
         try:
-            found.append(load_flavour(name))
+            library = load_flavour(name)
         except InputError as error:
             reasons.append(str(error))
-    return found, reasons
-
-
-def find_engine(engines: Mapping[str, Mapping[str, Any]], flavours: Iterable[Flavour], gpu: Gpu) -> tuple[str, Flavour] | list[str]:
-    """The key of an engine that runs here and what runs it, or why each does not."""
-    reasons = []
-    for flavour in flavours:
+            continue
         for key, facts in engines.items():
-            reason = refusal(facts, flavour, gpu)
+            reason = refusal(facts, library, gpu)
             if not reason:
-                return key, flavour
+                return key, library
             reasons.append(f"engine {key[:8]}: {reason}")
-    return reasons
+    raise InputError("; ".join(reasons))

@@ -164,7 +164,9 @@ def _configure(flavour: Flavour, config: Any, build: Build, capabilities: Sequen
     missing = [name for name, value in known.items() if value is None]
     if missing:
         there = [f"{m[2:-1]}.{m[-1]}" for m in dir(trt.ComputeCapability) if m.startswith("SM") and m[2:].isdecimal()]
-        raise InputError(f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {', '.join(there)}")
+        raise InputError(
+            f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {', '.join(there)}"
+        )
     config.num_compute_capabilities = len(known)
     for i, value in enumerate(known.values()):
         config.set_compute_capability(value, i)
@@ -194,7 +196,7 @@ class Engine:
 
     def batch_of(self, profile: int) -> int:
         """The bucket of a profile."""
-        return int(tuple(self._engine.get_tensor_profile_shape(self.inputs[0], profile)[2])[0])
+        return int(next(iter(self._engine.get_tensor_profile_shape(self.inputs[0], profile)[2])))
 
     def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
         return (batch, *tuple(self._engine.get_tensor_shape(name))[1:])
@@ -238,7 +240,9 @@ class Engine:
             raise InputError(f"the weights do not fit the engine: {told}; export again")
         missing = refitter.get_missing_weights()
         if missing or not refitter.refit_cuda_engine():
-            raise InputError(f"the engine also wants {', '.join(missing[:4]) or 'other weights'} ({_told(self._said)}); export again")
+            raise InputError(
+                f"the engine also wants {', '.join(missing[:4]) or 'other weights'} ({_told(self._said)}); export again"
+            )
 
 
 class Context:

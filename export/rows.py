@@ -1,0 +1,155 @@
+"""What is asked of a sampler, checked; and how many pictures go into which batch. NumPy only."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.errors import InputError
+from ganfast.export.latents import latents, random_classes
+from ganfast.export.manifest import Manifest
+
+Labels: TypeAlias = int | str | Iterable[int | str] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N pictures to draw: (seed, index) names each for good."""
+
+    latent: int
+    seed: int
+    index: NDArray[np.int64]  # (N,)
+    labels: NDArray[np.int64] | None  # (N,); None for a generator without classes
+    psi: NDArray[np.float32]  # (N,)
+    given: NDArray[np.float32] | None = None  # latents (N, latent) in place of those of (seed, index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def z(self) -> NDArray[np.float32]:
+        """Latents (N, latent), before psi."""
+        return latents(self.seed, self.index, self.latent) if self.given is None else self.given
+
+    def part(self, start: int, stop: int) -> "Rows":
+        cut = slice(start, stop)
+        labels, given = (None if x is None else x[cut] for x in (self.labels, self.given))
+        return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], given)  # type: ignore[arg-type]
+
+
+def ask(
+    manifest: Manifest, n: int | None, indices: Any, seed: int, first: int, labels: Labels, psi: Any
+) -> Rows:  # fmt: skip
+    """The rows of a request.
+
+    Args:
+        n: pictures first .. first + n - 1, or None with ``indices``, (N,) integers.
+        labels: one class, by number or name, for all; or one for each picture; None draws them as (seed, index) fixes them.
+        psi: one for all, or one for each picture, 0 to 2.
+
+    Raises:
+        InputError: what names no picture, class or psi.
+    """
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed!r}; expected 0 or more, below 2**64")
+    index = _index(n, indices, first)
+    return Rows(manifest.latent, int(seed), index, _labels(manifest, labels, int(seed), index), _psi(psi, len(index)))
+
+
+def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
+    if (n is None) == (indices is None):
+        raise InputError("give n, how many pictures, or indices, which ones; one of the two")
+    if indices is None:
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
+        if not isinstance(first, int | np.integer) or not 0 <= first < 2**63 - int(n):
+            raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, below 2**63")
+        try:
+            return np.arange(first, int(first) + int(n), dtype=np.int64)
+        except (MemoryError, ValueError) as error:
+            raise InputError(f"n is {n}: so many pictures do not fit into memory; take them in parts with stream(n)") from error
+    if first:
+        raise InputError(f"first is {first}; it goes with n, not with indices")
+    try:
+        index = np.asarray(indices)
+        if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= 2**63:
+            raise ValueError(f"{index.dtype} {index.shape}")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"indices are {_short(indices)}; expected one or more integers, 0 or more, below 2**63") from error
+    return index.astype(np.int64)
+
+
+def _labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    count = len(manifest.classes)
+    if not count:
+        if labels is not None:
+            raise InputError(f"{manifest.name} was trained without classes: it cannot draw one on request; leave labels out")
+        return None
+    if labels is None:
+        return random_classes(seed, index, count)
+    one = isinstance(labels, int | str | np.integer)
+    numbers = np.asarray([_number(manifest, each) for each in ([labels] if one else labels)], np.int64)
+    if one:
+        return np.broadcast_to(numbers, len(index))
+    if len(numbers) != len(index):
+        raise InputError(f"labels are {len(numbers)} for {len(index)} pictures; expected one for all, or one for each")
+    return numbers
+
+
+def _number(manifest: Manifest, label: Any) -> int:
+    if isinstance(label, str) and label in manifest.classes:
+        return manifest.classes.index(label)
+    if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(manifest.classes):
+        return int(label)
+    shown = ", ".join(f"{i} = {name}" for i, name in enumerate(manifest.classes[:12]))
+    raise InputError(
+        f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {shown}{', ...' * (len(manifest.classes) > 12)}"
+    )
+
+
+def _psi(psi: Any, count: int) -> NDArray[np.float32]:
+    try:
+        values = np.asarray(psi, np.float32)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan, np.float32)
+    if values.ndim > 1 or not (np.isfinite(values) & (values >= 0) & (values <= 2)).all():
+        raise InputError(f"psi is {_short(psi)}; expected 0 (one picture) to 2, where 1 is as trained")
+    if values.ndim == 1 and len(values) != count:
+        raise InputError(f"psi are {len(values)} for {count} pictures; expected one for all, or one for each")
+    return np.ascontiguousarray(np.broadcast_to(values, count))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def plan(count: int, cost: Mapping[int, float], exact: bool = False) -> list[int]:
+    """Batch sizes that draw ``count`` pictures in the least time; the last may be larger than what is left.
+
+    Args:
+        cost: seconds of a batch, by bucket.
+        exact: batches of any size up to the largest bucket run as they are; else every batch is filled up to a bucket.
+    """
+    largest = max(cost)
+    if exact:
+        whole, rest = divmod(count, largest)
+        return [largest] * whole + [rest] * bool(rest)
+    # Far above the largest bucket the cheapest one per picture does all but the last stretch, which is planned exactly.
+    best = min(cost, key=lambda bucket: (cost[bucket] / bucket, -bucket))
+    whole = max(0, (count - 2 * largest) // best)
+    rest = count - whole * best
+    least: list[tuple[float, int]] = [(0.0, 0)]  # by pictures left: seconds, and the bucket to begin with
+    for left in range(1, rest + 1):
+        least.append(min((cost[b] + least[max(0, left - b)][0], -b) for b in cost))
+    parts = [best] * whole
+    while rest > 0:
+        parts.append(-least[rest][1])
+        rest -= parts[-1]
+    return sorted(parts, reverse=True)
+
+
+def prior_cost(buckets: Sequence[int]) -> dict[int, float]:
+    """Where nothing was measured: a batch costs as much as its pictures and eight more, in arbitrary units."""
+    return {bucket: bucket + 8.0 for bucket in buckets}
