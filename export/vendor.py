@@ -163,10 +163,9 @@ def _configure(flavour: Flavour, config: Any, build: Build, capabilities: Sequen
     known = {name: getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None) for name in capabilities}
     missing = [name for name, value in known.items() if value is None]
     if missing:
-        there = [f"{m[2:-1]}.{m[-1]}" for m in dir(trt.ComputeCapability) if m.startswith("SM") and m[2:].isdecimal()]
-        raise InputError(
-            f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {', '.join(there)}"
-        )
+        there = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM") and name[2:].isdecimal())
+        listed = ", ".join(f"{number / 10:.1f}" for number in there)
+        raise InputError(f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {listed}")
     config.num_compute_capabilities = len(known)
     for i, value in enumerate(known.values()):
         config.set_compute_capability(value, i)

@@ -36,7 +36,7 @@ def small_model(seed: int = 0, classes: int = 0, channels: int = 1, hidden: int 
         node("Gemm", ["scaled", "project.weight", rename or "project.bias"], ["units"], transB=1),
         *([node("Gather", ["classes.weight", "labels"], ["row"]), node("Add", ["units", "row"], ["both"])] if classes else []),
         node("Relu", ["both" if classes else "units"], ["positive"]), node("Reshape", ["positive", "map"], ["first"]),
-        node("ConvTranspose", ["first", "last.weight", "last.bias"], ["drawn"], strides=[2, 2], pads=[1, 1, 1, 1], kernel_shape=[4, 4]),
+        node("ConvTranspose", ["first", "last.weight", "last.bias"], ["drawn"], strides=[2, 2], pads=[1] * 4, kernel_shape=[4, 4]),
         node("Tanh", ["drawn"], ["pictures"]), node("Transpose", ["pictures"], ["nhwc"], perm=[0, 2, 3, 1]),
         node("Mul", ["nhwc", "half"], ["wide"]), node("Add", ["wide", "half"], ["levels"]), node("Round", ["levels"], ["rounded"]),
         node("Clip", ["rounded", "low", "high"], ["clipped"]), node("Cast", ["clipped"], ["images"], to=TensorProto.UINT8),

@@ -10,19 +10,19 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-import ganfast.export.choice as choice  # noqa: E402
-import ganfast.export.rows as rows_module  # noqa: E402
-from ganfast.errors import InputError, RunError  # noqa: E402
-from ganfast.export import load_sampler  # noqa: E402
-from ganfast.export.bundle import GOLDEN, MODEL, open_bundle  # noqa: E402
-from ganfast.export.lanes import HostLane  # noqa: E402
-from ganfast.export.latency import machine  # noqa: E402
-from ganfast.export.latents import latents, random_classes  # noqa: E402
-from ganfast.export.rows import plan, prior_cost  # noqa: E402
-from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda  # noqa: E402
-from ganfast.export.run_torch import TorchBackend  # noqa: E402
-from ganfast.export.sampler import Sampler  # noqa: E402
-from tests.small_bundle import LATENT, small_bundle, small_model  # noqa: E402
+import ganfast.export.choice as choice
+import ganfast.export.rows as rows_module
+from ganfast.errors import InputError, RunError
+from ganfast.export import load_sampler
+from ganfast.export.bundle import GOLDEN, MODEL, open_bundle
+from ganfast.export.lanes import HostLane
+from ganfast.export.latency import machine
+from ganfast.export.latents import latents, random_classes
+from ganfast.export.rows import plan, prior_cost
+from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
+from ganfast.export.run_torch import TorchBackend
+from ganfast.export.sampler import Sampler
+from tests.small_bundle import LATENT, small_bundle, small_model
 
 CLASSES = 3
 
@@ -143,7 +143,9 @@ def test_stream_gives_what_sample_gives_in_parts(plain):
 def _mixed_requests(sampler, expected, seed, count, threads=8):
     """Requests of 1 to 33 pictures anywhere, by sample and by submit; every answer is compared with its pictures drawn alone."""
     random = np.random.default_rng(seed)
-    asked = [(int(random.integers(0, len(expected) - 33)), int(random.integers(1, 34)), bool(random.integers(2))) for _ in range(count)]
+    asked = [
+        (int(random.integers(0, len(expected) - 33)), int(random.integers(1, 34)), bool(random.integers(2))) for _ in range(count)
+    ]
     answered = [0] * count
 
     def ask(i):
@@ -296,7 +298,9 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     from ganfast.export.bundle import write_bundle
 
     mixed = write_bundle(tmp_path / "m", plain.manifest, {MODEL: wrong.model_bytes(), GOLDEN: plain.read(GOLDEN)})
-    with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ"):
+    with pytest.raises(
+        InputError, match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ"
+    ):
         load_sampler(mixed.folder)
     with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ") as caught:
         load_sampler(mixed.folder, strict=True)
@@ -392,7 +396,7 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
         ({"n": 1, "psi": float("nan")}, "psi is nan"),
         ({"n": 1, "psi": "wide"}, "psi is 'wide'"),
         ({"n": 3, "psi": [1, 1]}, "psi are 2 for 3 pictures"),
-        ({"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)}, r"out is uint8 \(3, 8, 8, 1\); expected a writeable uint8 array \(2, 8, 8, 1\)"),
+        ({"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)}, r"out is uint8 \(3, 8, .*expected a writeable uint8 array \(2, 8, 8, 1\)"),
         ({"n": 2, "out": np.zeros((2, 8, 8, 1))}, "out is float64"),
         ({"n": 2, "out": [1]}, "out is list"),
     ],
@@ -460,7 +464,9 @@ def test_filling_follows_measured_costs(tmp_path):
     """Five pictures: 4 + 1 where large batches cost their size, one batch of 16 where a batch costs the same at any size."""
     own = small_bundle(tmp_path / "own")
     for costs, filled in (((1, 4, 16), 0), ((1, 1, 1), 11)):
-        rows = [{"back_end": "onnxruntime-cuda", "batch": b, "concurrency": 1, "p50": c} for b, c in zip((1, 4, 16), costs, strict=True)]
+        rows = [
+            {"back_end": "onnxruntime-cuda", "batch": b, "concurrency": 1, "p50": c} for b, c in zip((1, 4, 16), costs, strict=True)
+        ]
         own.write_latency({"machine": "any", "threads": 1, "rows": rows})
         with Sampler(own, OnnxRuntimeCuda(own.model_bytes(), own.manifest, where="cpu"), []) as sampler:
             sampler.sample(5)
