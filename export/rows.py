@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from ganfast.errors import InputError
 from ganfast.export.latents import latents, random_classes
 from ganfast.export.manifest import Manifest
+
+_LARGE = 64 << 20  # bytes, from which on it is asked whether they are free
 
 Labels: TypeAlias = int | str | Iterable[int | str] | None
 
@@ -51,24 +54,65 @@ def ask(
     Raises:
         InputError: what names no picture, class or psi.
     """
+    check_seed(seed)
+    index = _index(n, indices, first)
+    return Rows(manifest.latent, int(seed), index, chosen_labels(manifest, labels, int(seed), index), _psi(psi, len(index)))
+
+
+def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
+    """Rows of latents z (N, latent) in place of those of a seed; labels are needed where there are classes."""
+    try:
+        latent = np.ascontiguousarray(z, np.float32)
+        if latent.ndim != 2 or latent.shape[1] != manifest.latent or not len(latent) or not np.isfinite(latent).all():
+            raise ValueError(f"{latent.shape}")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"z is {_short(z)}; expected finite numbers (N, {manifest.latent})") from error
+    index = np.arange(len(latent))
+    if manifest.classes and labels is None:
+        raise InputError(f"{manifest.name} draws classes: give labels with z")
+    return Rows(manifest.latent, 0, index, chosen_labels(manifest, labels, 0, index), _psi(psi, len(index)), latent)
+
+
+def refuse_huge(manifest: Manifest, n: int) -> None:
+    """Raises InputError where ``n`` pictures would not fit into memory."""
+    size = n * (int(np.prod(manifest.shape)) + 3 * 8)  # pixels, index, label, psi
+    if size > _LARGE and size > (free := _free_memory()):
+        raise InputError(
+            f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; take them in parts "
+            "(Sampler.stream; on the command line --first)"
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that can be taken without swapping; on systems that do not say, a large number."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 1 << 40
+
+
+def check_seed(seed: Any) -> None:
+    """Raises InputError unless it names a stream of latents."""
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed!r}; expected 0 or more, below 2**64")
-    index = _index(n, indices, first)
-    return Rows(manifest.latent, int(seed), index, _labels(manifest, labels, int(seed), index), _psi(psi, len(index)))
+
+
+def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
+    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
+    check_seed(seed)
+    if not isinstance(first, int | np.integer) or not 0 <= first < 2**63 - int(n):
+        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, below 2**63")
+    return np.arange(first, int(first) + int(n), dtype=np.int64)
 
 
 def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
     if (n is None) == (indices is None):
         raise InputError("give n, how many pictures, or indices, which ones; one of the two")
     if indices is None:
-        if not isinstance(n, int | np.integer) or n < 1:
-            raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
-        if not isinstance(first, int | np.integer) or not 0 <= first < 2**63 - int(n):
-            raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, below 2**63")
-        try:
-            return np.arange(first, int(first) + int(n), dtype=np.int64)
-        except (MemoryError, ValueError) as error:
-            raise InputError(f"n is {n}: so many pictures do not fit into memory; take them in parts with stream(n)") from error
+        return picture_index(n, 0, first)
     if first:
         raise InputError(f"first is {first}; it goes with n, not with indices")
     try:
@@ -80,7 +124,8 @@ def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
     return index.astype(np.int64)
 
 
-def _labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def chosen_labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The class of each picture, int64 (N,), or None for a generator without classes. See `ask`."""
     count = len(manifest.classes)
     if not count:
         if labels is not None:
@@ -102,10 +147,12 @@ def _number(manifest: Manifest, label: Any) -> int:
         return manifest.classes.index(label)
     if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(manifest.classes):
         return int(label)
-    shown = ", ".join(f"{i} = {name}" for i, name in enumerate(manifest.classes[:12]))
-    raise InputError(
-        f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {shown}{', ...' * (len(manifest.classes) > 12)}"
-    )
+    raise InputError(f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {class_list(manifest.classes)}")
+
+
+def class_list(classes: Sequence[str]) -> str:
+    """ "0 = zero, 1 = one, ..." for messages."""
+    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
 
 
 def _psi(psi: Any, count: int) -> NDArray[np.float32]:

@@ -23,12 +23,11 @@ from ganfast.export.lanes import Lane, LaneBackend, Pictures
 from ganfast.export.latency import bucket_costs
 from ganfast.export.manifest import Manifest
 from ganfast.export.parity import GATES, compare
-from ganfast.export.rows import Labels, Rows, ask, plan
+from ganfast.export.rows import Labels, Rows, ask, given, plan, refuse_huge
 
 logger = logging.getLogger("ganfast")
 
 _KEPT = 4096  # latencies that percentiles are taken of
-_LARGE = 64 << 20  # bytes, from which on it is asked whether they are free
 
 
 def load_sampler(
@@ -128,6 +127,14 @@ class Sampler:
             self._draw(lane, rows, out)
         return out
 
+    def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
+        """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
+        rows = given(self.manifest, z, labels, psi)
+        out = self._out(rows, None)
+        with self._lane(rows) as lane:
+            self._draw(lane, rows, out)
+        return out
+
     def submit(
         self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
         out: Pictures | None = None,
@@ -223,12 +230,7 @@ class Sampler:
     def _ask(self, n: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any) -> Rows:
         """`ask`, but refuses first what would not fit into memory."""
         if isinstance(n, int | np.integer) and indices is None:
-            each = int(np.prod(self.manifest.shape)) + 3 * 8  # pixels, index, label, psi
-            if n * each > _LARGE and n * each > (free := _free_memory()):
-                raise InputError(
-                    f"n is {n}: so many pictures take {n * each / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
-                    "take them in parts with stream(n)"
-                )
+            refuse_huge(self.manifest, int(n))
         return ask(self.manifest, n, indices, seed, first, labels, psi)
 
     def _take(self) -> Lane:
@@ -309,12 +311,3 @@ def _refuse_other(old: Bundle, new: Bundle) -> None:
         raise InputError(
             "the scales of an int8 graph belong to its weights: it cannot be refitted; load the new bundle with load_sampler"
         )
-
-
-def _free_memory() -> int:
-    """Bytes that can be taken without swapping; on systems that do not say, a large number."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 1 << 40

@@ -20,11 +20,12 @@ HELP = """ganfast: train generative adversarial networks fast, and draw from the
 
 commands:
   train     train or resume a run             ganfast train [PRESET] --help
-  sample    draw pictures from a run          ganfast sample --help
+  sample    draw from a run or a bundle       ganfast sample --help
   export    a run's generator as a bundle     ganfast export RUN --out digits.bundle --precision fp16
   verify    a bundle, byte and picture        ganfast verify digits.bundle
   inspect   what a bundle says of itself      ganfast inspect digits.bundle
   lint      what targets cannot take          ganfast lint digits.bundle --target rtx
+  bench     how fast a bundle draws here      ganfast bench sample digits.bundle
   presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
   engines   how the critic is computed        ganfast engines wgan-gp --data mnist
   data      info, pack, preview, fetch        ganfast data --help
@@ -40,6 +41,7 @@ COMMANDS = {
     "verify": "ganfast.commands.export:verify",
     "inspect": "ganfast.commands.export:inspect",
     "lint": "ganfast.commands.export:lint",
+    "bench": "ganfast.commands.bench:bench",
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",
