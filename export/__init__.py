@@ -4,10 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ganfast.export.exporter import export_bundle
+    from ganfast.export.sampler import Sampler, load_sampler
 
-__all__ = ["export_bundle"]
+__all__ = ["Sampler", "export_bundle", "load_sampler"]
 
-_HOME = {"export_bundle": "ganfast.export.exporter"}
+_HOME = {
+    "Sampler": "ganfast.export.sampler",
+    "export_bundle": "ganfast.export.exporter",
+    "load_sampler": "ganfast.export.sampler",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ HELP = """ganfast: train generative adversarial networks fast, and draw from the
 
 commands:
   train     train or resume a run             ganfast train [PRESET] --help
-  sample    draw pictures from a run          ganfast sample --help
+  sample    draw from a run or a bundle       ganfast sample --help
   eval      scores of runs or pictures        ganfast eval RUN --data mnist
   plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
   export    a run's generator as a bundle     ganfast export RUN --out digits.bundle --precision fp16
@@ -45,10 +45,10 @@ COMMANDS = {
     "verify": "ganfast.commands.export:verify",
     "inspect": "ganfast.commands.export:inspect",
     "lint": "ganfast.commands.export:lint",
+    "bench": "ganfast.commands.bench:bench",
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",
-    "bench": "ganfast.commands.bench:bench",
     "env": "ganfast.commands.env:env",
 }
 

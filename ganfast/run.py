@@ -20,6 +20,7 @@ from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
 from ganfast.export.latents import latents, random_classes
+from ganfast.export.rows import class_list, picture_index
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.models import NetSpec, build_generator
@@ -61,6 +62,11 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes the generator draws on request; () for an unconditional one."""
         return tuple(self.data["classes"]) if self.config.conditional != "no" else ()
+
+    @property
+    def latent(self) -> int:
+        """Size of z."""
+        return self.config.net.latent
 
     def spec(self) -> NetSpec:
         """What the networks of this run are built for."""
@@ -130,7 +136,7 @@ class Run:
         """`sample`, and the class of each picture, int64 (n,), or None for a run without classes."""
         index = picture_index(n, seed, first)
         chosen = self.labels_of(index, seed, labels)
-        return self.draw(latents(seed, index, self.config.net.latent), chosen, psi, checkpoint, device), chosen
+        return self.draw(latents(seed, index, self.latent), chosen, psi, checkpoint, device), chosen
 
     def draw(self, z: Any, labels: Any = None, psi: float = 1.0, checkpoint: str = "", device: str = "auto") -> Pictures:
         """Pictures uint8 (N, H, W, C) of given latents, float32 (N, latent), and labels, int64 (N,) or None."""
@@ -169,16 +175,4 @@ class Run:
 
     def class_list(self) -> str:
         """ "0 = zero, 1 = one, ..." for messages."""
-        shown = ", ".join(f"{i} = {name}" for i, name in enumerate(self.classes[:12]))
-        return shown + (", ..." if len(self.classes) > 12 else "")
-
-
-def picture_index(n: int, seed: int, first: int) -> np.ndarray:
-    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
-    if n < 1:
-        raise InputError(f"n is {n}; expected how many pictures to draw, 1 or more")
-    if not 0 <= seed < 2**64:
-        raise InputError(f"seed is {seed}; expected 0 or more, below 2**64")
-    if not 0 <= first < 2**63 - n:
-        raise InputError(f"first is {first}; expected the index of a picture, 0 or more, below 2**63")
-    return np.arange(first, first + n)
+        return class_list(self.classes)

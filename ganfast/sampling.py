@@ -1,23 +1,28 @@
-"""`ganfast sample`: pictures of a run as a sheet, as separate files or as arrays."""
+"""`ganfast sample`: pictures of a run or a bundle as a sheet, as separate files or as arrays."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError
+from ganfast.export.bundle import is_bundle
 from ganfast.export.latents import latents
+from ganfast.export.rows import picture_index
+from ganfast.export.source import BundleSource
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
-from ganfast.run import Run, picture_index
+
+if TYPE_CHECKING:  # a bundle is drawn without torch
+    from ganfast.run import Run
 
 
 @dataclass(frozen=True)
 class Request:
     """What to draw and where to write it; the flags of `ganfast sample`."""
 
-    run: str
+    run: str  # or a bundle
     n: int = 64  # pictures; rows with interpolate
     seed: int = 0
     first: int = 0
@@ -30,6 +35,8 @@ class Request:
     columns: int = 0  # 0 = square, or one a class
     checkpoint: str = ""
     device: str = "auto"
+    backend: str = "auto"  # of a bundle
+    digest: str = ""  # of a bundle
 
 
 def sample_to_files(request: Request) -> list[Path]:
@@ -38,7 +45,27 @@ def sample_to_files(request: Request) -> list[Path]:
     Raises:
         InputError: a run, class, psi or place that cannot be used.
     """
-    run = Run.open(request.run)
+    run = _opened(request)
+    try:
+        return _sample(run, request)
+    finally:
+        if isinstance(run, BundleSource):
+            run.close()
+
+
+def _opened(request: Request) -> "Run | BundleSource":
+    if is_bundle(request.run):
+        if request.checkpoint:
+            raise InputError(f"{request.run} is a bundle, which holds one checkpoint; leave --checkpoint out")
+        return BundleSource(request.run, request.device, request.backend, request.digest)
+    if request.digest or request.backend != "auto":
+        raise InputError(f"--digest and --backend go with a bundle, and {request.run} is none; leave them out")
+    from ganfast.run import Run
+
+    return Run.open(request.run)
+
+
+def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
     labels = parse_labels(run, request)
     if request.columns < 0:
         raise InputError(f"columns is {request.columns}; expected 1 or more, or 0 to choose")
@@ -64,7 +91,7 @@ def sample_to_files(request: Request) -> list[Path]:
         raise InputError(f"n is {request.n}: so many pictures do not fit into memory; draw them in parts with --first") from error
 
 
-def parse_labels(run: Run, request: Request) -> list[int] | None:
+def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | None:
     """Class numbers from "3", "0,1,2" or names; None for classes at random."""
     if request.labels and request.balanced:
         raise InputError("give --labels or --balanced, not both")
@@ -98,24 +125,27 @@ def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) ->
     return (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
 
 
-def _interpolated(run: Run, request: Request, labels: list[int] | None) -> tuple[Pictures, np.ndarray | None]:
+def _interpolated(run: "Run | BundleSource", request: Request, labels: list[int] | None) -> tuple[Pictures, np.ndarray | None]:
     if request.interpolate < 2:
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
     picture_index(request.n, request.seed, request.first)
     index = np.arange(request.first, request.first + request.n + 1)
-    ends = latents(request.seed, index, run.config.net.latent)
+    ends = latents(request.seed, index, run.latent)
     z = np.concatenate([between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)])
     chosen = run.labels_of(index[:-1], request.seed, labels)
     rows = None if chosen is None else chosen.repeat(request.interpolate)
     return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
 
 
-def _write(run: Run, request: Request, pictures: Pictures, labels: NDArray[np.int64] | None, columns: int) -> list[Path]:
+def _write(
+    run: "Run | BundleSource", request: Request, pictures: Pictures, labels: NDArray[np.int64] | None, columns: int
+) -> list[Path]:
     written = []
     out = Path(request.out) if request.out else None
     sheets = [Path(request.grid)] if request.grid else []
     if out is None and not sheets:
-        sheets = [run.folder / "samples" / f"seed{request.seed}.png"]
+        beside = run.sheet(request.seed) if isinstance(run, BundleSource) else run.folder / "samples" / f"seed{request.seed}.png"
+        sheets = [beside]
     elif out is not None and out.suffix.lower() == ".png":
         sheets.append(out)
     elif out is not None and out.suffix.lower() == ".npz":

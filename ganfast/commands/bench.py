@@ -12,6 +12,7 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench train --preset wgan-gp --data mnist          naive, tuned, JAX and ganfast side by side, proven equal first
   ganfast bench train --all-presets --out benchmarks/results/   every preset; stops and goes on where it stopped
   ganfast bench train --preset r1 --sweep batch=16,32,64,128    how cost grows with work: batch, width or size
+  ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
   ganfast bench report benchmarks/results/*.json --out report/  a Markdown table and plots as PNG and SVG
@@ -21,7 +22,9 @@ Each has --help.
 
 
 def bench(args: list[str]) -> None:
-    commands = {"train": _train, "compare": _compare, "report": _report}
+    from ganfast.commands.bench_sample import sample
+
+    commands = {"train": _train, "sample": sample, "compare": _compare, "report": _report}
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return

@@ -5,9 +5,9 @@ from ganfast.commands.parsing import parser_for
 
 def sample(args: list[str]) -> None:
     parser = parser_for(
-        "ganfast sample", "Draw pictures from a run. Picture (seed, index) is the same however many are drawn with it."
+        "ganfast sample", "Draw pictures from a run or a bundle. Picture (seed, index) is the same however many are drawn with it."
     )
-    parser.add_argument("run", help="run directory")
+    parser.add_argument("run", help="run directory, or bundle")
     parser.add_argument("-n", type=int, default=64, help="how many pictures; with --interpolate how many rows (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="names the stream of latents (default 0)")
     parser.add_argument("--first", type=int, default=0, help="index of the first picture (default 0)")
@@ -28,6 +28,8 @@ def sample(args: list[str]) -> None:
     parser.add_argument("--columns", type=int, default=0, help="of a sheet; default square, or one a class")
     parser.add_argument("--checkpoint", default="", help="by images shown, as its directory is named; default the newest")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--backend", default="auto", help="of a bundle: auto, tensorrt, rtx, onnxruntime, torch")
+    parser.add_argument("--digest", default="", help="of a bundle: sha256:... as `ganfast export` printed it; another is refused")
     given = parser.parse_args(args)
     from ganfast.sampling import Request, sample_to_files
 

@@ -98,20 +98,19 @@ class Bundle:
     """An exported bundle, through its own sampler: whatever back end that takes."""
 
     def __init__(self, path: Path, seed: int, psi: float) -> None:
-        try:
-            from ganfast.export import load_sampler
-        except ImportError as error:
-            raise InputError(f"{path} is a bundle, and this ganfast cannot open bundles ({error})") from error
-        self.sampler = load_sampler(str(path))
+        from ganfast.export import load_sampler
+
+        self.sampler = load_sampler(path)
+        m = self.sampler.manifest
         self.seed, self.psi, self.name, self.count = seed, psi, str(path), None
-        one = self.sampler.sample(1, seed=seed)
-        self.shape = (int(one.shape[1]), int(one.shape[2]), int(one.shape[3]))
-        self.classes = len(getattr(self.sampler, "classes", ()) or ())
-        self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": str(getattr(self.sampler, "backend", "unknown"))}
+        self.shape = (m.size, m.size, m.channels)
+        self.classes = len(m.classes)
+        self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": self.sampler.backend_name, "bundle": m.digest}
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
-        more = {} if labels is None or not self.classes else {"labels": labels}
-        found: Pictures = np.asarray(self.sampler.sample(stop - start, seed=self.seed, psi=self.psi, first=start, **more))
+        found: Pictures = self.sampler.sample(
+            stop - start, seed=self.seed, psi=self.psi, first=start, labels=labels if self.classes else None
+        )
         return found
 
 

@@ -1,0 +1,147 @@
+"""How fast a bundle draws here: every back end that opens, every bucket, taking turns; the table is stored beside the bundle."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ganfast.errors import InputError
+from ganfast.export.bundle import Bundle
+from ganfast.export.choice import BACKENDS
+from ganfast.export.lanes import HostLane, filled
+from ganfast.export.latency import machine
+from ganfast.export.rows import ask
+from ganfast.export.run_onnxruntime import usable_threads
+from ganfast.export.sampler import Sampler, load_sampler
+
+_LEVELS = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
+_LEAST = 5  # calls of each, however long they take
+
+
+def measure(
+    bundle: Bundle, back_ends: Sequence[str] = (), device: str = "auto", threads: int = 0, seconds: float = 1.0,
+    concurrency: Sequence[int] = (1, 4), batches: Sequence[int] = (),
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Latencies from the request to pictures on the host.
+
+    Args:
+        back_ends: of `load_sampler`; () = all but auto.
+        seconds: for each back end, batch and concurrency.
+        concurrency: requests at once.
+        batches: pictures a request; () = the buckets.
+
+    Returns:
+        The table that `ganfast.export.latency` reads, seconds throughout: percentiles of requests, images a second; of a request
+        alone the medians of its parts: enqueue (checks, latents, launching), compute (until the pictures are there), copy (to the
+        caller's memory). And why back ends could not be measured.
+
+    Raises:
+        InputError: none could; arguments out of range.
+    """
+    if seconds <= 0 or min(concurrency, default=1) < 1 or min(batches, default=1) < 1:
+        raise InputError(f"seconds {seconds:g}, concurrency {list(concurrency)} and batches {list(batches)} must be above 0")
+    samplers, refused = _opened(bundle, back_ends, device, threads)
+    try:
+        rows = [
+            row
+            for batch in batches or bundle.manifest.buckets
+            for at_once in concurrency
+            for row in _turns(samplers, batch, at_once, seconds)
+        ]
+    finally:
+        for sampler in samplers:
+            sampler.close()
+    gpu = _gpu(device)
+    return {"machine": machine(gpu), "threads": threads or usable_threads(), "rows": rows}, refused
+
+
+def _opened(bundle: Bundle, back_ends: Sequence[str], device: str, threads: int) -> tuple[list[Sampler], list[str]]:
+    samplers: dict[str, Sampler] = {}
+    refused = []
+    there = {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()} | {"onnxruntime", "torch"}
+    places = ("cuda", "cpu") if device == "auto" and _gpu(device) else (device.replace("auto", "cpu"),)
+    for name in back_ends or [each for each in BACKENDS if each in there]:
+        for where in places:
+            try:
+                opened = load_sampler(bundle.folder, where, name, threads=threads, strict=True)
+                if samplers.setdefault(opened.backend_name, opened) is not opened:
+                    opened.close()
+            except InputError as error:
+                refused.append(f"{name} on {where}: {error}")
+    if not samplers:
+        raise InputError(f"nothing draws {bundle.folder} here: {'; '.join(refused)}")
+    return list(samplers.values()), refused
+
+
+def _gpu(device: str) -> str:
+    if device == "cpu":
+        return ""
+    from ganfast.export.cuda import Cuda
+
+    try:
+        return Cuda.open(int(device.partition(":")[2] or 0)).gpu.name
+    except InputError:
+        return ""
+
+
+def _turns(samplers: Sequence[Sampler], batch: int, at_once: int, seconds: float) -> list[dict[str, Any]]:
+    """Back ends in turns of a tenth of their time, so that a slow moment of the machine hits all of them alike."""
+    times: dict[str, list[float]] = {sampler.backend_name: [] for sampler in samplers}
+    spent = dict.fromkeys(times, 0.0)
+    for sampler in samplers:
+        sampler.sample(batch)
+        sampler.sample(batch)
+    for turn in range(10):
+        for sampler in samplers:
+            began = time.perf_counter()
+            with ThreadPoolExecutor(at_once) as pool:
+                least = _LEAST if turn == 0 else 1
+                found = pool.map(lambda i, s=sampler, n=least: _repeat(s, batch, i, seconds / 10, n), range(at_once))
+                times[sampler.backend_name] += [each for part in found for each in part]
+            spent[sampler.backend_name] += time.perf_counter() - began
+    return [
+        {"back_end": sampler.backend_name, "batch": batch, "concurrency": at_once, "requests": len(times[sampler.backend_name])}
+        | {level: float(np.percentile(times[sampler.backend_name], value)) for level, value in _LEVELS.items()}
+        | {"images_per_second": batch * len(times[sampler.backend_name]) / spent[sampler.backend_name]}
+        | (_parts(sampler, batch) if at_once == 1 else {})
+        for sampler in samplers
+    ]  # fmt: skip
+
+
+def _repeat(sampler: Sampler, batch: int, seed: int, seconds: float, least: int) -> list[float]:
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < until:
+        began = time.perf_counter()
+        sampler.sample(batch, seed=seed, first=len(times) * batch)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
+    """Medians of what one batch consists of; {} for a request of several batches."""
+    backend, plan = sampler._backend, sampler._plan(batch)
+    if len(plan) > 1:
+        return {}
+    out = np.empty((batch, *sampler.manifest.shape), np.uint8)
+    source = np.zeros_like(out)
+    lane, stamps = backend.lane(), []
+    for i in range(_LEAST * 2):
+        marks = [time.perf_counter()]
+        rows = ask(sampler.manifest, batch, None, i, 0, None, 1.0)
+        if isinstance(lane, HostLane):
+            inputs = filled(rows, batch if backend.exact else plan[0])
+            marks.append(time.perf_counter())
+            backend.run(*inputs)
+        else:
+            lane.launch(rows, plan[0])
+            marks.append(time.perf_counter())
+            lane.collect(out)
+        marks.append(time.perf_counter())
+        out[...] = source
+        marks.append(time.perf_counter())
+        stamps.append(np.diff(marks))
+    enqueue, compute, copy = (float(each) for each in np.median(stamps, axis=0))
+    return {"enqueue": enqueue, "compute": compute, "copy": copy}

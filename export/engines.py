@@ -1,0 +1,160 @@
+"""Engines by content: what an engine was built from, the key that follows from it, and whether it can run here.
+
+The key is a hash of the ONNX file, the build configuration, the library with its full version, and the GPU or the compute
+capability: an engine found under it is that engine, and none is taken for another.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ganfast.errors import InputError
+from ganfast.export.cache import EngineCache
+from ganfast.export.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What an engine is built for."""
+
+    name: str  # "" for any GPU of the capability
+    capability: str  # "8.6"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A plan with its key and the facts that the key is made from, as a bundle stores them."""
+
+    key: str
+    facts: dict[str, Any]
+    plan: bytes
+
+
+def engine_facts(model: bytes, build: Build, flavour: str, version: str, gpu: Gpu) -> dict[str, Any]:
+    """What determines an engine, in JSON values."""
+    return {
+        "onnx_sha256": hashlib.sha256(model).hexdigest(), "build": json.loads(json.dumps(asdict(build))),
+        "flavour": flavour, "version": version, "gpu": gpu.name, "capability": gpu.capability,
+    }  # fmt: skip
+
+
+def engine_key(facts: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def parse_target(target: str) -> tuple[str, tuple[str, ...]]:
+    """ "rtx:8.6,8.9" -> ("rtx", ("8.6", "8.9")); "tensorrt" -> ("tensorrt", ()).
+
+    Raises:
+        InputError: no such engine, or no compute capability.
+    """
+    flavour, colon, rest = target.partition(":")
+    capabilities = tuple(word.strip() for word in rest.split(",")) if colon else ()
+    if flavour not in ("tensorrt", "rtx"):
+        raise InputError(f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, such as rtx:8.6,8.9")
+    wrong = [word for word in capabilities if not re.fullmatch(r"\d{1,2}\.\d", word)]
+    if wrong or (capabilities and flavour == "tensorrt"):
+        raise InputError(
+            f"target is {target!r}; compute capabilities look like rtx:8.6,8.9, and tensorrt builds for the GPU it runs on"
+        )
+    return flavour, capabilities
+
+
+def build_engines(
+    model: bytes, flavour: str, build: Build, capabilities: Sequence[str] = (), cache: EngineCache | None = None
+) -> list[BuiltEngine]:
+    """One engine for each compute capability, or one for the GPU here.
+
+    Args:
+        model: the ONNX file.
+        flavour: tensorrt or rtx.
+        capabilities: such as "8.6"; only where the library can name them. () is the GPU here.
+        cache: engines found in it are not built again.
+
+    Raises:
+        InputError: the library is missing, or cannot take the graph or a capability; no GPU where one is needed.
+        RunError: a build failed.
+    """
+    library = load_flavour(flavour)
+    if capabilities and not builds_without_gpu(library):
+        raise InputError(f"{flavour} {library.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out")
+    gpus = [Gpu("", each) for each in capabilities] or [_gpu_here()]
+    return [_build_one(model, library, build, gpu, bool(capabilities), cache) for gpu in gpus]
+
+
+def _gpu_here() -> Gpu:
+    from ganfast.export.cuda import Cuda
+
+    return Cuda.open(0).gpu
+
+
+def _build_one(
+    model: bytes, library: Flavour, build: Build, gpu: Gpu, named: bool, cache: EngineCache | None
+) -> BuiltEngine:  # fmt: skip
+    facts = engine_facts(model, build, library.name, library.version, gpu)
+    key = engine_key(facts)
+    plan = cache.get(key, facts)[0] if cache else None
+    if plan is None:
+        timing = None if cache is None or named else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
+        plan, kept = build_plan(library, model, build, [gpu.capability] if named else [], _read(timing))
+        if cache:
+            cache.put(key, plan, facts)
+        if timing and kept:
+            from ganfast.export.bundle import write_file
+
+            write_file(timing, kept)
+    return BuiltEngine(key, facts, plan)
+
+
+def _read(path: Path | None) -> bytes:
+    try:
+        return b"" if path is None else path.read_bytes()
+    except OSError:
+        return b""
+
+
+def refusal(facts: Mapping[str, Any], flavour: Flavour, gpu: Gpu) -> str:
+    """Why an engine with these facts cannot run here; "" where it can."""
+    build = facts.get("build", {})
+    wanted = facts.get("flavour")
+    if flavour.name != wanted and not (flavour.name == "lean" and wanted == "tensorrt" and build.get("version_compatible")):
+        return f"it was built by {wanted}, here is {flavour.name}"
+    if facts.get("version") != flavour.version and not (
+        build.get("version_compatible") and _numbers(facts.get("version")) <= _numbers(flavour.version)
+    ):
+        return f"it was built by {wanted} {facts.get('version')}, here is {flavour.version}"
+    if facts.get("capability") != gpu.capability:
+        return f"it was built for compute capability {facts.get('capability')}, {gpu.name} has {gpu.capability}"
+    if facts.get("gpu") not in ("", gpu.name):
+        return f"it was built for {facts.get('gpu')}, here is {gpu.name}"
+    return ""
+
+
+def _numbers(version: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", str(version)))
+
+
+def find_engine(engines: Mapping[str, Mapping[str, Any]], flavour: str, gpu: Gpu) -> tuple[str, Flavour]:
+    """The key of an engine that runs here, and the library that runs it: the one that built it, else its lean runtime.
+
+    Raises:
+        InputError: no engine does, with the reason for each.
+    """
+    reasons = [] if engines else [f"the bundle has no {flavour} engine; export it with --target {flavour}"]
+    for name in (flavour, *(["lean"] if flavour == "tensorrt" else [])):
+        try:
+            library = load_flavour(name)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for key, facts in engines.items():
+            reason = refusal(facts, library, gpu)
+            if not reason:
+                return key, library
+            reasons.append(f"engine {key[:8]}: {reason}")
+    raise InputError("; ".join(reasons))

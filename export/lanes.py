@@ -1,0 +1,86 @@
+"""What a sampler asks of a back end: lanes, each of which draws one request at a time."""
+
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.export.backend import Backend
+from ganfast.export.rows import Rows
+
+Pictures = NDArray[np.uint8]
+
+
+class Lane(Protocol):
+    """Buffers and a queue of work of their own; used by one thread at a time."""
+
+    depth: int  # batches that may be launched before the first is collected
+
+    def launch(self, rows: Rows, bucket: int) -> None:
+        """Start drawing rows in a batch of ``bucket`` pictures, len(rows) <= bucket."""
+        ...
+
+    def collect(self, out: Pictures) -> None:
+        """Wait for the batch launched first, and write its pictures (len(rows), H, W, C)."""
+        ...
+
+    def on_device(self, rows: Rows, parts: list[int]) -> Any:
+        """All rows drawn into memory of the device: an object with ``__dlpack__``, uint8 (N, H, W, C)."""
+        ...
+
+
+class LaneBackend(Backend, Protocol):
+    """A back end that a sampler can drive."""
+
+    exact: bool  # draws a batch of any size as it is; else batches are filled up to a bucket
+    lanes: int  # requests that it draws at once
+
+    def lane(self) -> Lane: ...
+
+    def refit(self, model: bytes) -> None:
+        """Take the weights of another ONNX file of the same graph; called while no lane is busy."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HostLane:
+    """Lane of a back end whose `run` takes and gives NumPy arrays, and may be called from several threads."""
+
+    depth = 1
+
+    def __init__(self, backend: LaneBackend) -> None:
+        self._backend = backend
+        self._drawn: deque[Pictures] = deque()
+
+    def launch(self, rows: Rows, bucket: int) -> None:
+        z, labels, psi = filled(rows, len(rows) if self._backend.exact else bucket)
+        self._drawn.append(self._backend.run(z, labels, psi)[: len(rows)])
+
+    def collect(self, out: Pictures) -> None:
+        out[...] = self._drawn.popleft()
+
+    def on_device(self, rows: Rows, parts: list[int]) -> Pictures:
+        drawn, start = [], 0
+        for bucket in parts:
+            self.launch(rows.part(start, start + bucket), bucket)
+            drawn.append(self._drawn.popleft())
+            start += bucket
+        return np.concatenate(drawn)  # the host is the device, and NumPy's arrays have __dlpack__
+
+
+def filled(rows: Rows, bucket: int) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:
+    """z, labels, psi of a full batch: what is left of the bucket draws the latent 0."""
+    z, labels, psi, n = rows.z(), rows.labels, rows.psi, len(rows)
+    if n == bucket:
+        return z, None if labels is None else np.ascontiguousarray(labels), psi
+    full = np.zeros((bucket, rows.latent), np.float32)
+    full[:n] = z
+    psis = np.zeros(bucket, np.float32)
+    psis[:n] = psi
+    chosen = None
+    if labels is not None:
+        chosen = np.zeros(bucket, np.int64)
+        chosen[:n] = labels
+    return full, chosen, psis

@@ -1,0 +1,58 @@
+"""Latencies that were measured and stored beside a bundle, and what follows from them: which back end, which buckets. NumPy only.
+
+    {"machine": "...", "threads": 2, "rows": [{"back_end", "batch", "concurrency", "p50", "p90", "p99", "p99.9", ...}, ...]}
+
+Seconds. Rows of several machines never mix: a measurement replaces the table of another machine.
+"""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ganfast.export.bundle import Bundle
+from ganfast.export.rows import prior_cost
+
+_MARGIN = 1.05  # so much faster must a back end be than one that comes before it
+
+
+def machine(gpu: str = "") -> str:
+    """What latencies depend on: processor and GPU, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        processor = platform.processor() or platform.machine()
+    return ", ".join(part for part in (processor, gpu) if part)
+
+
+def bucket_costs(bundle: Bundle, back_end: str) -> dict[int, float]:
+    """Seconds of a batch by bucket, as measured on any machine: proportions are what a plan needs. A guess where nothing was."""
+    return _measured(bundle, back_end) or prior_cost(bundle.manifest.buckets)
+
+
+def in_order_of_speed(bundle: Bundle, back_ends: Sequence[str], gpu: str, threads: int) -> list[str]:
+    """The back ends as they come, but the fastest on this machine first, if it was measured: geometric mean over the buckets."""
+    table = bundle.latency()
+    if table.get("machine") != machine(gpu) or table.get("threads") != threads:
+        return list(back_ends)
+    costs = {name: measured for name in back_ends if (measured := _measured(bundle, name))}
+    means = {name: float(np.exp(np.mean(np.log(list(cost.values()))))) for name, cost in costs.items()}
+    if not means:
+        return list(back_ends)
+    fastest = min(means.values())
+    best = next(name for name in back_ends if name in means and means[name] <= _MARGIN * fastest)
+    return sorted(back_ends, key=lambda name: name != best)
+
+
+def _measured(bundle: Bundle, back_end: str) -> dict[int, float]:
+    """Median by bucket, one request at a time; {} for a table that does not tell of every bucket."""
+    try:
+        rows = [row for row in bundle.latency()["rows"] if row["back_end"] == back_end and row["concurrency"] == 1]
+        found = {int(row["batch"]): float(row["p50"]) for row in rows}
+    except (KeyError, TypeError, ValueError):
+        return {}
+    if not all(0 < value < 3600 for value in found.values()) or not set(bundle.manifest.buckets) <= set(found):
+        return {}
+    return {bucket: found[bucket] for bucket in bundle.manifest.buckets}

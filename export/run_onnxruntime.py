@@ -1,0 +1,187 @@
+"""Back ends on ONNX Runtime: the CPU, and CUDA with bound buffers and one CUDA graph a bucket; that one never ran on a GPU."""
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.errors import InputError
+from ganfast.export.lanes import HostLane, Pictures, filled
+from ganfast.export.manifest import Manifest
+from ganfast.export.rows import Rows
+
+_SPLIT = (
+    8  # pictures a thread, from which on threads draw batches of their own: a batch shared by two loses up to a fifth of their time
+)
+
+
+def need_onnxruntime() -> Any:
+    """The package; InputError naming it where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError('ONNX Runtime is not installed: pip install onnxruntime (or "ganfast[export]")') from error
+    return onnxruntime
+
+
+def usable_threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _session(model: bytes, threads: int, providers: list[Any], spin: bool) -> Any:
+    ort = need_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # its own types for what it cannot run
+        raise InputError(f"ONNX Runtime {ort.__version__} cannot run the model: {' '.join(str(error).split())}") from error
+
+
+def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
+    return {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
+
+
+class OnnxRuntimeCpu:
+    """Small batches are shared by all threads; of large ones each thread draws its part alone, which wastes less."""
+
+    name, exact = "onnxruntime-cpu", True
+
+    def __init__(self, model: bytes, threads: int = 0) -> None:
+        self.threads = threads or usable_threads()
+        self.lanes = max(2, self.threads)
+        self._pool = ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime") if self.threads > 1 else None
+        self._open(model)
+
+    def _open(self, model: bytes) -> None:
+        providers = ["CPUExecutionProvider"]
+        # Threads that spin wait 15% less for a single picture (two cores), but keep both busy: no way to share a machine.
+        self._together = _session(model, self.threads, providers, spin=False)
+        self._alone = self._together if self._pool is None else _session(model, 1, providers, spin=False)
+
+    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+        if self._pool is None or len(z) < _SPLIT * self.threads:
+            return self._run(self._together, z, labels, psi)
+        edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
+        parts = [(z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)]
+        others = [self._pool.submit(self._run, self._alone, *part) for part in parts[1:]]
+        return np.concatenate([self._run(self._alone, *parts[0]), *(each.result() for each in others)])
+
+    @staticmethod
+    def _run(session: Any, z: Any, labels: Any, psi: Any) -> Pictures:
+        pictures: Pictures = session.run(["images"], _feed(z, labels, psi))[0]
+        return pictures
+
+    def lane(self) -> HostLane:
+        return HostLane(self)
+
+    def refit(self, model: bytes) -> None:
+        self._open(model)  # takes as long as exchanging initializers, and checks the graph
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown()
+
+
+class OnnxRuntimeCuda:
+    """Buffers on the device bound once; from the second call of a bucket on, its CUDA graph is replayed."""
+
+    name, exact, lanes = "onnxruntime-cuda", False, 1  # a session's graphs belong to one thread at a time
+
+    def __init__(self, model: bytes, manifest: Manifest, device: int = 0, where: str = "cuda") -> None:
+        """``where``: "cpu" runs the same code without a GPU and without graphs, for tests."""
+        if where == "cuda" and "CUDAExecutionProvider" not in need_onnxruntime().get_available_providers():
+            raise InputError('this ONNX Runtime has no CUDA: pip install "ganfast[gpu]" in place of onnxruntime')
+        self.manifest, self.device, self.where = manifest, device, where
+        self._open(model)
+
+    def _open(self, model: bytes) -> None:
+        tf32 = "1" if self.manifest.precision == "tf32" else "0"
+        options = {"device_id": str(self.device), "use_tf32": tf32, "enable_cuda_graph": "1"}
+        chosen = [("CUDAExecutionProvider", options)] if self.where == "cuda" else ["CPUExecutionProvider"]
+        self.session = _session(model, 1, chosen, spin=False)
+        if self.where == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise InputError("ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log")
+        self._lane = _BoundLane(self)
+
+    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+        """One batch at a time: of a bucket's size, or of any."""
+        count = np.arange(len(z))
+        out = np.empty((len(z), *self.manifest.shape), np.uint8)
+        self._lane.launch(Rows(self.manifest.latent, 0, count, labels, psi, z), len(z))
+        self._lane.collect(out)
+        return out
+
+    def lane(self) -> "_BoundLane":
+        self._lane.launched.clear()
+        return self._lane
+
+    def refit(self, model: bytes) -> None:
+        self._open(model)
+
+    def close(self) -> None:
+        del self._lane, self.session
+
+
+class _BoundLane:
+    depth = 1
+
+    def __init__(self, backend: OnnxRuntimeCuda) -> None:
+        self._backend = backend
+        self._bound: dict[int, tuple[dict[str, Any], Any, Any]] = {}  # bucket -> inputs, output, binding
+        self.launched: deque[tuple[int, int]] = deque()  # bucket, pictures
+
+    def launch(self, rows: Rows, bucket: int) -> None:
+        inputs, _, binding = self._buffers(bucket)
+        for name, value in _feed(*filled(rows, bucket)).items():
+            inputs[name].update_inplace(value)
+        options = need_onnxruntime().RunOptions()
+        known = bucket in self._backend.manifest.buckets
+        options.add_run_config_entry("gpu_graph_id", str(bucket) if known and self._backend.where == "cuda" else "-1")
+        self._backend.session.run_with_iobinding(binding, options)
+        self.launched.append((bucket, len(rows)))
+
+    def collect(self, out: Pictures) -> None:
+        bucket, count = self.launched.popleft()
+        out[...] = self._buffers(bucket)[1].numpy()[:count]
+
+    def on_device(self, rows: Rows, parts: list[int]) -> Any:
+        if len(parts) > 1 or parts[0] != len(rows):
+            raise InputError(
+                f"{len(rows)} pictures on the device do not fill one bucket of ONNX Runtime; ask for one of "
+                f"{', '.join(map(str, self._backend.manifest.buckets))}, or use backend torch"
+            )
+        inputs = {name: self._new(value) for name, value in _feed(*filled(rows, len(rows))).items()}
+        images, binding = self._bind(len(rows), inputs)
+        options = need_onnxruntime().RunOptions()
+        options.add_run_config_entry("gpu_graph_id", "-1")  # a graph of its own buffers, which the next request overwrites
+        self._backend.session.run_with_iobinding(binding, options)
+        return images
+
+    def _buffers(self, bucket: int) -> tuple[dict[str, Any], Any, Any]:
+        if bucket not in self._bound:
+            m = self._backend.manifest
+            labels = np.zeros(bucket, np.int64) if m.classes else None
+            feed = _feed(np.zeros((bucket, m.latent), np.float32), labels, np.zeros(bucket, np.float32))
+            inputs = {name: self._new(value) for name, value in feed.items()}
+            self._bound[bucket] = (inputs, *self._bind(bucket, inputs))
+        return self._bound[bucket]
+
+    def _bind(self, bucket: int, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        images = self._new(np.zeros((bucket, *self._backend.manifest.shape), np.uint8))
+        binding = self._backend.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("images", images)
+        return images, binding
+
+    def _new(self, value: np.ndarray) -> Any:
+        value_of = need_onnxruntime().OrtValue.ortvalue_from_numpy
+        return value_of(value.copy(), self._backend.where, self._backend.device)

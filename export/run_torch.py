@@ -1,0 +1,185 @@
+"""Back end on torch: one CUDA graph, static buffers and a pinned ring for every lane and bucket; eager, channels last, on a CPU."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ganfast.errors import InputError, RunError
+from ganfast.export.lanes import HostLane, Lane, Pictures
+from ganfast.export.manifest import Manifest
+from ganfast.export.onnx_torch import Program
+from ganfast.export.rows import Rows
+from ganfast.kernels.latents import latents
+
+_LANES, _DEPTH = 2, 2  # on a GPU: one lane's copies run beside the other's kernels; a batch is drawn while the last is copied out
+
+
+class TorchBackend:
+    """Runs the bundle's graph with torch operations."""
+
+    def __init__(self, model: bytes, manifest: Manifest, device: str = "cpu", threads: int = 0, static: bool = False) -> None:
+        """``static``: buckets and buffers as on a GPU, for tests on a CPU."""
+        self.device, self.manifest = torch.device(device), manifest
+        self._cuda = self.device.type == "cuda"
+        if self._cuda and self.device.index >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            raise InputError(f"torch {torch.__version__} sees no {device} here; use device cpu, or backend onnxruntime")
+        self.name = f"torch-{self.device.type}"
+        self._static = static or self._cuda
+        self.exact, self.lanes = not self._static, _LANES if self._static else 1
+        self._threads = threads
+        self.program = Program(model, self.device)
+
+    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+        feed = {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
+        with self.settings():
+            drawn = self.program(**{name: torch.from_numpy(np.array(value)).to(self.device) for name, value in feed.items()})
+        pictures: Pictures = drawn.cpu().numpy()
+        return pictures
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Inside, float32 is float32 unless the bundle asks for tf32; and no more threads than were asked for."""
+        tf32 = self.manifest.precision == "tf32"
+        with ExitStack() as stack:
+            if self._cuda:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
+                before = torch.backends.cuda.matmul.allow_tf32
+                torch.backends.cuda.matmul.allow_tf32 = tf32
+                stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
+            elif self._threads and self._threads != torch.get_num_threads():
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(self._threads)
+            yield
+
+    def lane(self) -> Lane:
+        return _StaticLane(self) if self._static else HostLane(self)
+
+    def refit(self, model: bytes) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self.device)
+        self.program.refit(model)
+
+    def close(self) -> None:
+        del self.program
+
+
+class _StaticLane:
+    """Inputs and pictures of each bucket at fixed addresses, so that a captured graph can be replayed."""
+
+    depth = _DEPTH
+
+    def __init__(self, backend: TorchBackend) -> None:
+        self._backend = backend
+        self._cuda = backend._cuda
+        self._stream = torch.cuda.Stream(backend.device) if self._cuda else None
+        self._slots = [_Slot(backend) for _ in range(_DEPTH)]
+        self._next = 0
+        self._launched: deque[tuple[_Slot, int]] = deque()
+        self._buckets: dict[int, _Captured] = {}
+
+    def launch(self, rows: Rows, bucket: int) -> None:
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % _DEPTH
+        with self._on_stream():
+            images = self._draw(slot, rows, bucket)
+            slot.images[: len(rows)].copy_(images[: len(rows)], non_blocking=True)
+            slot.mark(self._stream)
+        self._launched.append((slot, len(rows)))
+
+    def collect(self, out: Pictures) -> None:
+        slot, count = self._launched.popleft()
+        slot.wait()
+        out[...] = slot.images[:count].numpy()
+
+    def on_device(self, rows: Rows, parts: list[int]) -> Tensor:
+        result = torch.empty((len(rows), *self._backend.manifest.shape), dtype=torch.uint8, device=self._backend.device)
+        start = 0
+        for bucket in parts:
+            slot = self._slots[0]
+            stop = min(start + bucket, len(rows))
+            with self._on_stream():
+                images = self._draw(slot, rows.part(start, stop), bucket)
+                result[start:stop].copy_(images[: stop - start])
+                slot.mark(self._stream)
+            slot.wait()  # its pinned inputs are written again by the next part
+            start = stop
+        return result
+
+    def _draw(self, slot: "_Slot", rows: Rows, bucket: int) -> Tensor:
+        if bucket not in self._buckets:
+            self._buckets[bucket] = _Captured(self._backend, bucket, self._stream)
+        captured = self._buckets[bucket]
+        n, device = len(rows), self._backend.device
+        if self._cuda and rows.given is None:  # drawn where they are used: only the indices travel
+            slot.index.numpy()[:n] = rows.index
+            captured.inputs["z"][:n] = latents(rows.seed, 0, slot.index[:n].to(device, non_blocking=True), rows.latent)
+        else:
+            slot.z.numpy()[:n] = rows.z()
+            captured.inputs["z"][:n].copy_(slot.z[:n], non_blocking=True)
+        slot.psi.numpy()[:n] = rows.psi
+        captured.inputs["psi"][:n].copy_(slot.psi[:n], non_blocking=True)
+        if rows.labels is not None:
+            slot.labels.numpy()[:n] = rows.labels
+            captured.inputs["labels"][:n].copy_(slot.labels[:n], non_blocking=True)
+        return captured.replay()
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
+
+
+class _Slot:
+    """Host memory of one batch on its way, pinned where there is a GPU."""
+
+    def __init__(self, backend: TorchBackend) -> None:
+        m, most, pin = backend.manifest, max(backend.manifest.buckets), backend._cuda
+        self.z = torch.zeros(most, m.latent, pin_memory=pin)
+        self.index = torch.zeros(most, dtype=torch.int64, pin_memory=pin)
+        self.labels = torch.zeros(most, dtype=torch.int64, pin_memory=pin)
+        self.psi = torch.zeros(most, pin_memory=pin)
+        self.images = torch.zeros(most, *m.shape, dtype=torch.uint8, pin_memory=pin)
+        self._done = torch.cuda.Event() if pin else None
+
+    def mark(self, stream: Any) -> None:
+        if self._done is not None:
+            self._done.record(stream)
+
+    def wait(self) -> None:
+        if self._done is not None:
+            self._done.synchronize()
+
+
+class _Captured:
+    """The program of one bucket: a CUDA graph on a GPU, a call on a CPU."""
+
+    def __init__(self, backend: TorchBackend, bucket: int, stream: Any) -> None:
+        m, device = backend.manifest, backend.device
+        self._backend = backend
+        self.inputs = {"z": torch.zeros(bucket, m.latent, device=device), "psi": torch.zeros(bucket, device=device)}
+        if m.classes:
+            self.inputs["labels"] = torch.zeros(bucket, dtype=torch.int64, device=device)
+        self._graph: Any = None
+        if not backend._cuda:
+            return
+        try:
+            with backend.settings():
+                for _ in range(3):  # cuDNN tries its algorithms, allocators settle
+                    backend.program(**self.inputs)
+                stream.synchronize()
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                    self._images = backend.program(**self.inputs)
+        except RuntimeError as error:
+            raise RunError(f"batch {bucket} could not be captured as a CUDA graph: {error}; use backend onnxruntime") from error
+
+    def replay(self) -> Tensor:
+        if self._graph is None:
+            with self._backend.settings():
+                return self._backend.program(**self.inputs)
+        self._graph.replay()
+        return self._images

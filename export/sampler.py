@@ -1,0 +1,313 @@
+"""`load_sampler`: pictures from a bundle, inside another program. Needs NumPy and one of ONNX Runtime, TensorRT and torch.
+
+Picture (seed, index) is the same, within the bundle's gate, however many are drawn with it, on every thread and every back end.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any
+
+import numpy as np
+
+from ganfast.errors import InputError, RunError
+from ganfast.export.bundle import Bundle, open_bundle
+from ganfast.export.choice import open_backend
+from ganfast.export.lanes import Lane, LaneBackend, Pictures
+from ganfast.export.latency import bucket_costs
+from ganfast.export.manifest import Manifest
+from ganfast.export.parity import GATES, compare
+from ganfast.export.rows import Labels, Rows, ask, given, plan, refuse_huge
+
+logger = logging.getLogger("ganfast")
+
+_KEPT = 4096  # latencies that percentiles are taken of
+
+
+def load_sampler(
+    path: Path | str, device: str = "auto", backend: str = "auto", digest: str | None = None, strict: bool = False, threads: int = 0
+) -> "Sampler":
+    """Open a bundle for drawing.
+
+    Every byte is checked before anything is deserialised; then the back end draws the bundle's golden rows, and is refused where
+    they differ by more than the precision's gate. Engines come first, then ONNX Runtime, then torch, unless the bundle's latencies
+    were measured on this very machine: then the fastest. Each refusal is logged with its reason.
+
+    Args:
+        path: the bundle's directory.
+        device: auto (a GPU where one can be used), cpu, cuda or cuda:1.
+        backend: auto, tensorrt, rtx, onnxruntime or torch.
+        digest: "sha256:..." as `ganfast export` printed it; another bundle is refused.
+        strict: refuse instead of falling back to the next back end.
+        threads: of the CPU; 0 = all that this process may use.
+
+    Raises:
+        InputError: no bundle, or a changed one; a device or back end that cannot be used; pictures that are not the golden ones.
+    """
+    bundle = open_bundle(path, digest)
+    chosen, refused = open_backend(bundle, device, backend, strict, threads, check_golden)
+    return Sampler(bundle, chosen, refused)
+
+
+def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
+    """Raises InputError where a back end does not draw the bundle's golden rows."""
+    golden, m = bundle.golden(), bundle.manifest
+    count = len(golden["images"])
+    rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
+    drawn = np.empty_like(golden["images"])
+    lane, start = backend.lane(), 0
+    for bucket in plan(count, bucket_costs(bundle, backend.name), backend.exact):
+        lane.launch(rows.part(start, start + bucket), bucket)
+        lane.collect(drawn[start : start + bucket])
+        start += bucket
+    missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
+    if missed:
+        raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
+
+
+class Sampler:
+    """Draws pictures; safe to use from many threads. Close it, or use it in a ``with`` statement."""
+
+    def __init__(self, bundle: Bundle, backend: LaneBackend, refused: list[str]) -> None:
+        self.bundle, self.backend_name, self.refused = bundle, backend.name, refused
+        self._backend = backend
+        self._cost = bucket_costs(bundle, backend.name)
+        self._plans: dict[int, list[int]] = {}
+        self._lanes: LifoQueue[Lane] = LifoQueue()
+        for _ in range(backend.lanes):
+            self._lanes.put(backend.lane())
+        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler")
+        self._closed = False
+        self._refitting = threading.Lock()
+        self._counting = threading.Lock()
+        self._requests = self._pictures = self._drawn = 0
+        self._seconds: deque[float] = deque(maxlen=_KEPT)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself: classes, size, colour order, precision, ..."""
+        return self.bundle.manifest
+
+    def sample(
+        self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
+        out: Pictures | None = None, on_device: bool = False,
+    ) -> Any:  # fmt: skip
+        """Draw pictures.
+
+        Args:
+            n: how many, > 0: those of indices first .. first + n - 1; or give ``indices``.
+            seed: names the stream of latents, 0 <= seed < 2**64.
+            labels: a class by number or name for all, or one for each picture; None draws them, as (seed, index) fixes them.
+            psi: z <- psi z: 1 as trained, less is more typical and less varied, 0 one picture; 0 to 2; one for all, or one each.
+            indices: which pictures, (N,) integers >= 0.
+            out: uint8 (N, H, W, C) to write into.
+            on_device: leave them where they were drawn: the result has ``__dlpack__`` (``torch.from_dlpack(result)``).
+
+        Returns:
+            uint8 (N, H, W, C), NumPy unless ``on_device``.
+
+        Raises:
+            InputError: what names no picture; more than fits into memory.
+            RunError: the sampler is closed, or its device failed.
+        """
+        rows = self._ask(n, indices, seed, first, labels, psi)
+        if on_device:
+            if out is not None:
+                raise InputError("out is memory of the host; give out or on_device, not both")
+            with self._lane(rows) as lane:
+                return lane.on_device(rows, self._plan(len(rows)))
+        out = self._out(rows, out)
+        with self._lane(rows) as lane:
+            self._draw(lane, rows, out)
+        return out
+
+    def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
+        """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
+        rows = given(self.manifest, z, labels, psi)
+        out = self._out(rows, None)
+        with self._lane(rows) as lane:
+            self._draw(lane, rows, out)
+        return out
+
+    def submit(
+        self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
+        out: Pictures | None = None,
+    ) -> "Future[Pictures]":  # fmt: skip
+        """`sample` on a thread of the sampler; arguments are checked at once."""
+        rows = self._ask(n, indices, seed, first, labels, psi)
+        if out is not None:
+            self._out(rows, out)
+
+        def draw() -> Pictures:
+            pictures = self._out(rows, out)
+            with self._lane(rows) as lane:
+                self._draw(lane, rows, pictures)
+            return pictures
+
+        try:
+            return self._workers.submit(draw)
+        except RuntimeError as error:
+            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again") from error
+
+    def stream(
+        self, n: int, seed: int = 0, labels: int | str | None = None, psi: float = 1.0, *, first: int = 0, chunk: int = 0
+    ) -> Iterator[Pictures]:  # fmt: skip
+        """The pictures of ``sample(n, ...)`` in parts of ``chunk`` (0 = the largest bucket), one drawn ahead; for any large n."""
+        if not isinstance(n, int | np.integer) or not 1 <= n < 2**63:
+            raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more, below 2**63")
+        size = chunk or max(self.manifest.buckets)
+        if size < 1:
+            raise InputError(f"chunk is {chunk}; expected how many pictures a part has, 1 or more, or 0 to choose")
+        ahead = self.submit(min(size, n), seed, labels, psi, first=first)
+
+        def parts(ahead: "Future[Pictures]") -> Iterator[Pictures]:
+            for start in range(size, n, size):
+                following = self.submit(min(size, n - start), seed, labels, psi, first=first + start)
+                yield ahead.result()
+                ahead = following
+            yield ahead.result()
+
+        return parts(ahead)
+
+    def refit(self, source: Path | str, digest: str | None = None) -> None:
+        """Take the weights of another bundle with the same graph, between two requests; its golden rows decide.
+
+        Raises:
+            InputError: another generator, precision or graph; int8, whose scales belong to its weights; golden rows that
+                differ, and then the weights from before are back.
+        """
+        bundle = open_bundle(source, digest)
+        _refuse_other(self.bundle, bundle)
+        with self._refitting:
+            held = [self._take() for _ in range(self._backend.lanes)]  # nothing is being drawn now
+            try:
+                self._backend.refit(bundle.model_bytes())
+                try:
+                    check_golden(bundle, self._backend)
+                except Exception:
+                    self._backend.refit(self.bundle.model_bytes())
+                    raise
+                self.bundle = bundle
+            finally:
+                for _ in held:
+                    self._lanes.put(self._backend.lane())
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Requests, pictures, filling, seconds of the last few thousand requests, and why other back ends were refused."""
+        with self._counting:
+            seconds, filling = list(self._seconds), self._drawn - self._pictures
+            found = {"back_end": self.backend_name, "requests": self._requests, "pictures": self._pictures, "filling": filling}
+        levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
+        times = {name: float(np.percentile(seconds, level)) for name, level in levels.items()} if seconds else {}
+        return found | {"seconds": times, "refused": list(self.refused), "lanes": self._backend.lanes}
+
+    def close(self) -> None:
+        """Finish what was submitted and give everything back; more calls do nothing."""
+        with self._refitting:
+            if self._closed:
+                return
+            self._workers.shutdown(wait=True)
+            for _ in range(self._backend.lanes):
+                self._lanes.get()
+            self._closed = True
+            for _ in range(self._backend.lanes):
+                self._lanes.put(_Closed())
+            self._backend.close()
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, n: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any) -> Rows:
+        """`ask`, but refuses first what would not fit into memory."""
+        if isinstance(n, int | np.integer) and indices is None:
+            refuse_huge(self.manifest, int(n))
+        return ask(self.manifest, n, indices, seed, first, labels, psi)
+
+    def _take(self) -> Lane:
+        lane = self._lanes.get()
+        if self._closed:
+            self._lanes.put(lane)
+            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
+        return lane
+
+    @contextmanager
+    def _lane(self, rows: Rows) -> Iterator[Lane]:
+        lane, began = self._take(), time.perf_counter()
+        try:
+            yield lane
+        except BaseException:
+            lane = self._backend.lane()  # what was launched and not collected is forgotten with its lane
+            raise
+        finally:
+            self._lanes.put(lane)
+        with self._counting:
+            self._requests += 1
+            self._pictures += len(rows)
+            self._drawn += len(rows) if self._backend.exact else sum(self._plan(len(rows)))
+            self._seconds.append(time.perf_counter() - began)
+
+    def _draw(self, lane: Lane, rows: Rows, out: Pictures) -> None:
+        waiting: deque[tuple[int, int]] = deque()
+        start = 0
+        for bucket in self._plan(len(rows)):
+            if len(waiting) == lane.depth:
+                lane.collect(out[slice(*waiting.popleft())])
+            stop = min(start + bucket, len(rows))
+            lane.launch(rows.part(start, stop), bucket)
+            waiting.append((start, stop))
+            start = stop
+        for place in waiting:
+            lane.collect(out[slice(*place)])
+
+    def _plan(self, count: int) -> list[int]:
+        known = self._plans.get(count)
+        if known is None:
+            known = plan(count, self._cost, self._backend.exact)
+            if count <= 4 * max(self._cost):
+                self._plans[count] = known
+        return known
+
+    def _out(self, rows: Rows, out: Pictures | None) -> Pictures:
+        shape = (len(rows), *self.manifest.shape)
+        if out is None:
+            return np.empty(shape, np.uint8)
+        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
+            found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise InputError(f"out is {found}; expected a writeable uint8 array {shape}")
+        return out
+
+
+class _Closed:
+    """Wakes whoever still waits for a lane."""
+
+    depth = 1
+
+    def launch(self, rows: Rows, bucket: int) -> None:
+        raise AssertionError
+
+    def collect(self, out: Pictures) -> None:
+        raise AssertionError
+
+    def on_device(self, rows: Rows, parts: list[int]) -> Any:
+        raise AssertionError
+
+
+def _refuse_other(old: Bundle, new: Bundle) -> None:
+    for name in ("latent", "classes", "size", "channels", "precision", "buckets"):
+        before, after = getattr(old.manifest, name), getattr(new.manifest, name)
+        if before != after:
+            raise InputError(f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler")
+    if new.manifest.precision == "int8":
+        raise InputError(
+            "the scales of an int8 graph belong to its weights: it cannot be refitted; load the new bundle with load_sampler"
+        )

@@ -1,0 +1,52 @@
+"""A bundle where `ganfast sample` expects a run: classes in turn, latents of its own choice. NumPy only."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.export.lanes import Pictures
+from ganfast.export.rows import chosen_labels, class_list, picture_index, refuse_huge
+from ganfast.export.sampler import load_sampler
+
+
+class BundleSource:
+    """What `ganfast.run.Run` offers for drawing, drawn from a bundle. Close it."""
+
+    def __init__(self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str = "") -> None:
+        self.folder = Path(path)
+        self._sampler = load_sampler(path, device, backend, digest or None)
+        self.classes, self.latent = self._sampler.manifest.classes, self._sampler.manifest.latent
+
+    def sample_labelled(
+        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0, checkpoint: str = "",
+        device: str = "auto",
+    ) -> tuple[Pictures, NDArray[np.int64] | None]:  # fmt: skip
+        refuse_huge(self._sampler.manifest, n)
+        index = picture_index(n, seed, first)
+        chosen = self.labels_of(index, seed, labels)
+        return self._sampler.sample(n, seed, chosen, psi, first=first), chosen
+
+    def draw(
+        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None = None, psi: float = 1.0, checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:  # fmt: skip
+        return self._sampler.draw(z, labels, psi)
+
+    def labels_of(self, index: NDArray[np.int64], seed: int, labels: Sequence[int] | None) -> NDArray[np.int64] | None:
+        """The class of each picture: those given, in turn, or as (seed, index) fixes them."""
+        if labels is None:
+            return chosen_labels(self._sampler.manifest, None, seed, index)
+        each = chosen_labels(self._sampler.manifest, labels, seed, np.arange(len(labels)))
+        return None if each is None else each[index % len(each)]
+
+    def class_list(self) -> str:
+        return class_list(self.classes)
+
+    def sheet(self, seed: int) -> Path:
+        """Where pictures go if nothing is said: beside the bundle, which stays as it was exported."""
+        return self.folder.resolve().with_name(f"{self.folder.resolve().name}-seed{seed}.png")
+
+    def close(self) -> None:
+        self._sampler.close()

@@ -1,0 +1,520 @@
+"""The sampler: one picture for (seed, index) however it is asked for, from many threads, on every back end; and what it refuses."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import ganfast.export.choice as choice
+import ganfast.export.rows as rows_module
+from ganfast.errors import InputError, RunError
+from ganfast.export import load_sampler
+from ganfast.export.bundle import GOLDEN, MODEL, open_bundle
+from ganfast.export.lanes import HostLane
+from ganfast.export.latency import machine
+from ganfast.export.latents import latents, random_classes
+from ganfast.export.rows import plan, prior_cost
+from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
+from ganfast.export.run_torch import TorchBackend
+from ganfast.export.sampler import Sampler
+from tests.small_bundle import LATENT, small_bundle, small_model
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("b") / "classes", classes=CLASSES, channels=3)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("b") / "plain")
+
+
+def truth(bundle, seed, index, labels=None, psi=1.0):
+    """Every picture drawn alone by a session of its own."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(bundle.model_bytes(), providers=["CPUExecutionProvider"])
+    index = np.asarray(index)
+    feed = {"z": latents(seed, index, LATENT), "psi": np.broadcast_to(np.float32(psi), len(index)).copy()}
+    if bundle.manifest.classes:
+        chosen = random_classes(seed, index, CLASSES) if labels is None else np.broadcast_to(labels, len(index))
+        feed["labels"] = np.asarray(chosen, np.int64)
+    return np.concatenate([session.run(None, {k: v[i : i + 1] for k, v in feed.items()})[0] for i in range(len(index))])
+
+
+def apart(a, b):
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def backends(bundle):
+    model, manifest = bundle.model_bytes(), bundle.manifest
+    return {
+        "cpu, one thread": OnnxRuntimeCpu(model, 1),
+        "cpu, split": OnnxRuntimeCpu(model, 2),
+        "bound": OnnxRuntimeCuda(model, manifest, where="cpu"),
+        "torch": TorchBackend(model, manifest, "cpu", 1),
+        "torch, static": TorchBackend(model, manifest, "cpu", 1, static=True),
+    }
+
+
+BACKENDS = ["cpu, one thread", "cpu, split", "bound", "torch", "torch, static"]
+
+
+# One picture for good
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("which", ["bundle", "plain"])
+def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, request):
+    source = request.getfixturevalue(which)
+    expected = truth(source, 7, np.arange(70))
+    assert len({picture.tobytes() for picture in expected}) == 70, "pictures that are all different, or nothing is proven"
+    with Sampler(source, backends(source)[name], []) as sampler:
+        for first, n in ((0, 1), (3, 2), (0, 4), (5, 5), (0, 16), (2, 17), (1, 33), (0, 64), (0, 70)):
+            drawn = sampler.sample(n, seed=7, first=first)
+            assert drawn.shape == (n, *source.manifest.shape)
+            assert drawn.dtype == np.uint8
+            assert apart(drawn, expected[first : first + n]) <= 1, (first, n)
+        scattered = [69, 0, 3, 3, 41]
+        assert apart(sampler.sample(indices=scattered, seed=7), expected[scattered]) <= 1
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_labels_and_psi_reach_their_own_rows(name, bundle):
+    labels, psi = np.array([2, 0, 1, 2, 1, 0, 2]), np.array([1, 0.5, 0, 2, 1, 1, 0.3], np.float32)
+    with Sampler(bundle, backends(bundle)[name], []) as sampler:
+        drawn = sampler.sample(7, 3, labels, psi)
+        assert apart(drawn, truth(bundle, 3, np.arange(7), labels, psi)) <= 1
+        assert apart(sampler.sample(7, 3, 1), truth(bundle, 3, np.arange(7), 1)) <= 1
+        assert apart(sampler.sample(2, 3, "class1"), sampler.sample(2, 3, [1, 1])) == 0
+        assert apart(sampler.sample(2, 3, ["class2", 0]), sampler.sample(2, 3, [2, 0])) == 0
+        at_zero = sampler.sample(9, 3, 1, 0.0)
+        assert apart(at_zero, at_zero[:1].repeat(9, 0)) == 0, "psi 0 is one picture a class"
+        assert apart(sampler.sample(3, 4, 1), sampler.sample(3, 3, 1)) > 1
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_on_device_is_taken_through_dlpack(name, bundle):
+    with Sampler(bundle, backends(bundle)[name], []) as sampler:
+        expected = sampler.sample(16, seed=2)
+        given = sampler.sample(16, seed=2, on_device=True)
+        assert apart(np.from_dlpack(given), expected) <= 1
+        if name != "bound":
+            assert apart(np.from_dlpack(sampler.sample(37, seed=2, on_device=True))[:16], expected) <= 1
+        else:
+            with pytest.raises(InputError, match=r"37 pictures on the device do not fill one bucket.*1, 4, 16.*torch"):
+                sampler.sample(37, seed=2, on_device=True)
+        np.testing.assert_array_equal(sampler.sample(16, seed=2), expected)
+        assert apart(np.from_dlpack(given), expected) <= 1, "later requests do not write into what was given away"
+
+
+def test_out_is_written_and_returned(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        out = np.full((20, 8, 8, 1), 99, np.uint8)
+        assert sampler.sample(20, seed=1, out=out) is out
+        np.testing.assert_array_equal(out, sampler.sample(20, seed=1))
+        view = np.zeros((20, 8, 8, 2), np.uint8)[..., :1]  # strided memory is written in place too
+        assert sampler.submit(20, seed=1, out=view).result() is view
+        np.testing.assert_array_equal(view, out)
+
+
+def test_stream_gives_what_sample_gives_in_parts(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        parts = list(sampler.stream(70, seed=5, first=3))
+        assert [len(part) for part in parts] == [16, 16, 16, 16, 6]
+        np.testing.assert_array_equal(np.concatenate(parts), sampler.sample(70, seed=5, first=3))
+        assert [len(part) for part in sampler.stream(5, chunk=3)] == [3, 2]
+        endless = sampler.stream(2**62)
+        assert len(next(endless)) == 16
+        endless.close()
+
+
+def test_latents_of_your_own(bundle):
+    with load_sampler(bundle.folder, threads=1) as sampler:
+        z, labels = latents(7, np.arange(20), LATENT), random_classes(7, np.arange(20), CLASSES)
+        np.testing.assert_array_equal(sampler.draw(z, labels, 0.8), sampler.sample(20, seed=7, psi=0.8))
+        for wrong in (z[:, :3], z[0], np.full((2, LATENT), np.nan), "z", z[:0]):
+            with pytest.raises(InputError, match=r"z is .*; expected finite numbers \(N, 6\)"):
+                sampler.draw(wrong, 0)
+        with pytest.raises(InputError, match="small draws classes: give labels with z"):
+            sampler.draw(z)
+
+
+# Threads
+
+
+def _mixed_requests(sampler, expected, seed, count, threads=8):
+    """Requests of 1 to 33 pictures anywhere, by sample and by submit; every answer is compared with its pictures drawn alone."""
+    random = np.random.default_rng(seed)
+    asked = [
+        (int(random.integers(0, len(expected) - 33)), int(random.integers(1, 34)), bool(random.integers(2))) for _ in range(count)
+    ]
+    answered = [0] * count
+
+    def ask(i):
+        first, n, later = asked[i]
+        drawn = sampler.submit(n, seed=7, first=first).result() if later else sampler.sample(n, seed=7, first=first)
+        assert apart(drawn, expected[first : first + n]) <= 1, asked[i]
+        answered[i] += 1
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(ask, range(count)))
+    assert answered == [1] * count
+    return sum(n for _, n, _ in asked)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_requests_of_many_threads_are_not_mixed_up(name, bundle):
+    expected = truth(bundle, 7, np.arange(300))
+    with Sampler(bundle, backends(bundle)[name], []) as sampler:
+        pictures = _mixed_requests(sampler, expected, 0, 200)
+        stats = sampler.stats
+    assert (stats["requests"], stats["pictures"]) == (200, pictures)
+    assert (stats["filling"] == 0) == (name in ("cpu, one thread", "cpu, split", "torch"))
+    assert 0 < stats["seconds"]["p50"] <= stats["seconds"]["p99.9"]
+
+
+@pytest.mark.accept
+def test_ten_thousand_requests_leave_memory_flat(bundle):
+    psutil = pytest.importorskip("psutil")
+    expected = truth(bundle, 7, np.arange(2000))
+    with load_sampler(bundle.folder, threads=2) as sampler:
+        held = []
+        for part in range(6):  # the first one fills caches, and what the test itself keeps of a part
+            _mixed_requests(sampler, expected, part, 2000)
+            held.append(psutil.Process().memory_info().rss)
+    assert held[-1] - held[0] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
+
+
+def test_close_finishes_what_was_submitted_and_refuses_what_comes_later(plain):
+    sampler = load_sampler(plain.folder, threads=1)
+    pending = [sampler.submit(16, seed=i) for i in range(20)]
+    sampler.close()
+    assert all(len(each.result(timeout=0)) == 16 for each in pending)
+    for call in (lambda: sampler.sample(1), lambda: sampler.submit(1), lambda: sampler.sample(1, on_device=True)):
+        with pytest.raises(RunError, match="is closed; load it again"):
+            call()
+    sampler.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ganfast")]
+
+
+def test_a_back_end_that_fails_fails_its_request_only(plain):
+    class Failing(OnnxRuntimeCpu):
+        fail = False
+
+        def run(self, *args):
+            if self.fail:
+                raise RunError("out of order")
+            return super().run(*args)
+
+    backend = Failing(plain.model_bytes(), 1)
+    with Sampler(plain, backend, []) as sampler:
+        expected = sampler.sample(3)
+        backend.fail = True
+        for _ in range(5):  # more often than there are lanes
+            with pytest.raises(RunError, match="out of order"):
+                sampler.sample(40)
+        backend.fail = False
+        np.testing.assert_array_equal(sampler.sample(3), expected)
+        assert sampler.stats["requests"] == 2
+
+
+# Refit
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_refit_takes_the_weights_of_another_bundle(name, bundle, tmp_path):
+    other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
+    before, after = truth(bundle, 7, np.arange(20)), truth(other, 7, np.arange(20))
+    assert apart(before, after) > 50
+    with Sampler(bundle, backends(bundle)[name], []) as sampler:
+        assert apart(sampler.sample(20, seed=7), before) <= 1
+        sampler.refit(other.folder, digest=other.manifest.digest)
+        assert apart(sampler.sample(20, seed=7), after) <= 1
+        assert sampler.manifest.digest == other.manifest.digest
+        sampler.refit(bundle.folder)
+        assert apart(sampler.sample(20, seed=7), before) <= 1
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, tmp_path):
+    other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
+    wrong = small_bundle(tmp_path / "wrong", seed=2, classes=CLASSES, channels=3)
+    files = {MODEL: wrong.model_bytes(), GOLDEN: other.read(GOLDEN)}
+    from ganfast.export.bundle import write_bundle
+
+    mixed = write_bundle(tmp_path / "mixed", other.manifest, files)
+    with Sampler(bundle, backends(bundle)[name], []) as sampler:
+        expected = sampler.sample(20, seed=7)
+        with pytest.raises(InputError, match="golden samples differ"):
+            sampler.refit(mixed.folder)
+        np.testing.assert_array_equal(sampler.sample(20, seed=7), expected)
+        assert sampler.manifest.digest == bundle.manifest.digest
+
+
+def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
+    other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
+    answers = [truth(b, 7, np.arange(40)) for b in (bundle, other)]
+    with load_sampler(bundle.folder, threads=1) as sampler:
+        stop = threading.Event()
+        seen = []
+
+        def draw():
+            while not stop.is_set():
+                drawn = sampler.sample(40, seed=7)
+                seen.append([apart(drawn, answer) <= 1 for answer in answers])
+
+        threads = [threading.Thread(target=draw) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for i in range(6):
+            sampler.refit((other, bundle)[i % 2].folder)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all(sum(each) == 1 for each in seen)
+    assert {tuple(each) for each in seen} == {(True, False), (False, True)}
+
+
+def test_refit_refuses_another_generator(bundle, plain, tmp_path):
+    with load_sampler(bundle.folder, threads=1) as sampler:
+        with pytest.raises(InputError, match=r"has classes \(\), the sampler \('class0'.*load_sampler"):
+            sampler.refit(plain.folder)
+        with pytest.raises(InputError, match="expected sha256:0"):
+            sampler.refit(bundle.folder, digest="sha256:0")
+    eight = small_bundle(tmp_path / "int8", precision="int8")
+    with load_sampler(eight.folder, threads=1) as sampler, pytest.raises(InputError, match="int8 graph belong to its weights"):
+        sampler.refit(eight.folder)
+    renamed = small_bundle(tmp_path / "renamed", model=small_model(0, rename="other.bias"))
+    with load_sampler(plain.folder, backend="torch") as sampler, pytest.raises(InputError, match="other.bias is not the same"):
+        sampler.refit(renamed.folder)
+
+
+# Loading
+
+
+def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
+    with pytest.raises(InputError, match="expected sha256:1234"):
+        load_sampler(bundle.folder, digest="sha256:1234")
+    load_sampler(bundle.folder, digest=bundle.manifest.digest).close()
+    wrong = small_bundle(tmp_path / "wrong", seed=9)
+    from ganfast.export.bundle import write_bundle
+
+    mixed = write_bundle(tmp_path / "m", plain.manifest, {MODEL: wrong.model_bytes(), GOLDEN: plain.read(GOLDEN)})
+    with pytest.raises(
+        InputError, match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ"
+    ):
+        load_sampler(mixed.folder)
+    with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ") as caught:
+        load_sampler(mixed.folder, strict=True)
+    assert "torch" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"backend": "tensorflow"}, "backend is 'tensorflow'; expected one of auto, tensorrt, rtx, onnxruntime, torch"),
+        ({"device": "tpu"}, "device is 'tpu'; expected auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'"),
+        ({"threads": -1}, "threads is -1; expected 1 or more, or 0 for all"),
+        ({"backend": "tensorrt", "device": "cpu"}, "there is no GPU here that could run an engine"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(options, sentence, plain):
+    with pytest.raises(InputError, match=sentence):
+        load_sampler(plain.folder, **options)
+
+
+def test_without_a_gpu_cuda_is_refused(plain, monkeypatch):
+    import ctypes
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(InputError, match="no NVIDIA driver here"):
+        load_sampler(plain.folder, device="cuda")
+    load_sampler(plain.folder, device="auto").close()
+
+
+def test_each_refusal_is_told_once_with_its_reason(plain, monkeypatch, caplog):
+    def refuse(*_):
+        raise InputError("it is Sunday")
+
+    monkeypatch.setattr("ganfast.export.run_onnxruntime.OnnxRuntimeCpu.__init__", refuse)
+    with caplog.at_level(logging.WARNING, "ganfast"), load_sampler(plain.folder, device="cpu") as sampler:
+        sampler.sample(3)
+        assert sampler.stats["back_end"] == "torch-cpu"
+        assert sampler.stats["refused"] == ["onnxruntime-cpu: it is Sunday"]
+    assert caplog.messages == ["onnxruntime-cpu: it is Sunday; drawing with torch-cpu instead"]
+    with pytest.raises(InputError, match="onnxruntime-cpu: it is Sunday"):
+        load_sampler(plain.folder, device="cpu", strict=True)
+
+
+def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
+    own = small_bundle(tmp_path / "own")
+
+    def measured(where, threads, ort, torch):
+        rows = [
+            {"back_end": name, "batch": b, "concurrency": 1, "p50": scale * b}
+            for name, scale in (("onnxruntime-cpu", ort), ("torch-cpu", torch)) for b in own.manifest.buckets
+        ]  # fmt: skip
+        own.write_latency({"machine": where, "threads": threads, "rows": rows})
+        with load_sampler(own.folder, device="cpu", threads=1) as sampler:
+            return sampler.backend_name
+
+    assert measured(machine(), 1, 2.0, 1.0) == "torch-cpu"
+    assert measured(machine(), 1, 1.0, 2.0) == "onnxruntime-cpu"
+    assert measured(machine(), 1, 1.04, 1.0) == "onnxruntime-cpu", "not for a difference that may be noise"
+    assert measured(machine(), 2, 2.0, 1.0) == "onnxruntime-cpu", "measured with other threads"
+    assert measured("another", 1, 2.0, 1.0) == "onnxruntime-cpu"
+    own.write_latency({"machine": machine(), "threads": 1, "rows": [{"back_end": 3}]})
+    with load_sampler(own.folder, device="cpu", threads=1) as sampler:
+        assert sampler.backend_name == "onnxruntime-cpu"
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"n": 0}, "n is 0; expected how many pictures to draw, 1 or more"),
+        ({"n": -3}, "n is -3"),
+        ({"n": 2.5}, "n is 2.5"),
+        ({}, "give n, how many pictures, or indices"),
+        ({"n": 2, "indices": [1]}, "give n, how many pictures, or indices"),
+        ({"n": 10**15}, r"n is 1000000000000000: so many pictures take 88,000,000.0 GB.*Sampler.stream"),
+        ({"n": 1, "seed": -1}, "seed is -1; expected 0 or more"),
+        ({"n": 1, "seed": 2**64}, "seed is 18446744073709551616"),
+        ({"n": 1, "first": 2**63}, "first is 9223372036854775808"),
+        ({"indices": []}, r"indices are \[\]; expected one or more integers"),
+        ({"indices": [-1]}, r"indices are \[-1\]"),
+        ({"indices": [0.5]}, r"indices are \[0.5\]"),
+        ({"indices": [[1]]}, r"indices are \[\[1\]\]"),
+        ({"indices": [1], "first": 2}, "first is 2; it goes with n"),
+        ({"n": 1, "labels": 0}, "small was trained without classes"),
+        ({"n": 1, "psi": 2.1}, "psi is 2.1; expected 0"),
+        ({"n": 1, "psi": -0.1}, "psi is -0.1"),
+        ({"n": 1, "psi": float("nan")}, "psi is nan"),
+        ({"n": 1, "psi": "wide"}, "psi is 'wide'"),
+        ({"n": 3, "psi": [1, 1]}, "psi are 2 for 3 pictures"),
+        ({"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)}, r"out is uint8 \(3, 8, .*expected a writeable uint8 array"),
+        ({"n": 2, "out": np.zeros((2, 8, 8, 1))}, "out is float64"),
+        ({"n": 2, "out": [1]}, "out is list"),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_sentences(options, sentence, plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        for call in (sampler.sample, sampler.submit):
+            with pytest.raises(InputError, match=sentence):
+                call(**options)
+        assert sampler.stats["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (3, "there is no class 3; small has 3: 0 = class0, 1 = class1, 2 = class2"),
+        (-1, "there is no class -1"),
+        ("cat", "there is no class 'cat'"),
+        ([0, 1], "labels are 2 for 4 pictures"),
+        ([0, 1, 2, 7], "there is no class 7"),
+        (np.array([0, 1, 2, 1.5]), "there is no class"),
+    ],
+)
+def test_labels_out_of_range_are_sentences(labels, sentence, bundle):
+    with load_sampler(bundle.folder, threads=1) as sampler, pytest.raises(InputError, match=sentence):
+        sampler.sample(4, labels=labels)
+
+
+def test_streams_out_of_range_are_sentences(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        for options, sentence in (({"n": 0}, "n is 0"), ({"n": 3, "chunk": -1}, "chunk is -1"), ({"n": 3, "psi": 9}, "psi is 9")):
+            with pytest.raises(InputError, match=sentence):
+                sampler.stream(**options)
+
+
+# The plan
+
+
+def _best(count, cost):
+    """The least cost, by trying everything."""
+    if count <= 0:
+        return 0.0
+    return min(cost[bucket] + _best(count - bucket, cost) for bucket in cost)
+
+
+@pytest.mark.parametrize("cost", [{1: 1.0, 4: 2.0, 8: 7.0}, {1: 1.0, 4: 3.9, 8: 4.1}, {2: 1.0, 5: 2.4, 9: 4.0}], ids=str)
+def test_the_plan_is_the_cheapest_there_is(cost):
+    for count in range(1, 2 * max(cost) + 1):
+        parts = plan(count, cost)
+        assert sum(parts) >= count
+        assert sum(parts) - parts[-1] < count, "no batch draws nothing"
+        assert sum(cost[part] for part in parts) == pytest.approx(_best(count, cost))
+
+
+def test_the_plan_of_many_uses_the_bucket_that_is_cheapest_for_each():
+    parts = plan(1000, {1: 1.0, 8: 2.0, 64: 40.0})
+    assert set(parts) == {8}
+    assert len(parts) == 125
+    assert plan(10**6 + 1, {1: 1.0, 64: 2.0}, exact=True) == [64] * 15625 + [1]
+    assert plan(130, prior_cost((1, 8, 64)), exact=True) == [64, 64, 2]
+    assert plan(5, prior_cost((1, 8, 64)), exact=True) == [5]
+
+
+def test_filling_follows_measured_costs(tmp_path):
+    """Five pictures: 4 + 1 where large batches cost their size, one batch of 16 where a batch costs the same at any size."""
+    own = small_bundle(tmp_path / "own")
+    for costs, filled in (((1, 4, 16), 0), ((1, 1, 1), 11)):
+        rows = [
+            {"back_end": "onnxruntime-cuda", "batch": b, "concurrency": 1, "p50": c} for b, c in zip((1, 4, 16), costs, strict=True)
+        ]
+        own.write_latency({"machine": "any", "threads": 1, "rows": rows})
+        with Sampler(own, OnnxRuntimeCuda(own.model_bytes(), own.manifest, where="cpu"), []) as sampler:
+            sampler.sample(5)
+            assert sampler.stats["filling"] == filled
+
+
+def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(bundle):
+    seen = []
+
+    class Padded:
+        exact = False
+
+        def run(self, z, labels, psi):
+            seen.append((z.copy(), labels.copy(), psi.copy()))
+            return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
+
+    asked = rows_module.ask(bundle.manifest, 3, None, 5, 0, [2, 1, 2], 0.5)
+    lane = HostLane(Padded())
+    lane.launch(asked, 8)
+    z, labels, psi = seen[0]
+    np.testing.assert_array_equal(z[:3], latents(5, np.arange(3), LATENT))
+    assert (z[3:] == 0).all()
+    assert labels.tolist() == [2, 1, 2, 0, 0, 0, 0, 0]
+    assert psi.tolist() == [0.5] * 3 + [0] * 5
+
+
+def test_choice_tries_engines_then_onnxruntime_then_torch(plain):
+    class Gpu:
+        pass
+
+    engines = {"k": {"flavour": "rtx"}, "l": {"flavour": "tensorrt"}}
+    from dataclasses import replace
+
+    bundle = open_bundle(plain.folder)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, engines=engines))
+    order = ["tensorrt", "rtx", "onnxruntime-cuda", "torch-cuda", "onnxruntime-cpu", "torch-cpu"]
+    assert choice._candidates(bundle, "auto", "auto", Gpu()) == order
+    assert choice._candidates(bundle, "auto", "cuda:0", Gpu()) == order[:4]
+    assert choice._candidates(bundle, "auto", "auto", None) == order[4:]
+    assert choice._candidates(bundle, "torch", "auto", Gpu()) == ["torch-cuda", "torch-cpu"]
