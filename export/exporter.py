@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from ganfast.export.precision import to_precision
 from ganfast.export.to_onnx import need, to_bytes, to_onnx
 from ganfast.export.verify import parity, refuse_missed, rows
 from ganfast.run import Run
+
+if TYPE_CHECKING:
+    import onnx
 
 _GOLDEN_ROWS, _COMPARED, _CALIBRATED = 8, 64, 256
 _CALIBRATION_SEED = 1  # other latents than those that are compared
@@ -48,9 +52,23 @@ def export_bundle(
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
     path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
-    facts: dict[str, Any] = {"name": name or run.folder.name, "precision": precision, "classes": list(run.classes)}
+    name = name or run.folder.name
+    facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED))
+    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite)
+
+
+def write_compared(
+    model: "onnx.ModelProto", run: Run, path: Path, out: Path, name: str, precision: str, buckets: tuple[int, ...], overwrite: bool
+) -> Bundle:
+    """Compare a graph with the generator of the checkpoint ``path`` of a run, and write it as a bundle.
+
+    Raises:
+        InputError: ONNX Runtime cannot take the graph.
+        RunError: its pictures differ by more than the precision's gate allows; nothing is written.
+    """
+    latent, classes = run.config.net.latent, len(run.classes)
     complaints = {target: [str(finding) for finding in lint(model, target)] for target in TARGETS}
     if complaints["onnxruntime-cpu"]:
         raise InputError(f"ONNX Runtime, which checks what is exported, cannot take it: {complaints['onnxruntime-cpu'][0]}")
@@ -60,12 +78,10 @@ def export_bundle(
     found = parity(data, inputs, truth)
     refuse_missed(found, precision)
     config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
-    own = ":" in run.config.model
     manifest = Manifest(
-        name=facts["name"], latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
-        precision=precision, buckets=tuple(buckets), crop=str(run.data.get("preparation", "")),
-        golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints,
-        network=None if own else dataclasses.asdict(run.spec()),
+        name=name, latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
+        precision=precision, buckets=buckets, crop=str(run.data.get("preparation", "")),
+        golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints, network=network(run),
         versions={package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
         training={
             "preset": run.config.preset, "images": int(path.name) if path.name.isdecimal() else 0, "config_sha256": config_hash,
@@ -76,6 +92,11 @@ def export_bundle(
     few = {key: array[:_GOLDEN_ROWS] for key, array in inputs.items()}
     golden = golden_file(few["z"], few.get("labels"), few["psi"], np.ascontiguousarray(truth[:_GOLDEN_ROWS]))
     return write_bundle(out, manifest, {MODEL: data, GOLDEN: golden}, overwrite)
+
+
+def network(run: Run) -> dict[str, Any] | None:
+    """What a manifest says of a run's networks, in JSON values; None for a user's own."""
+    return None if ":" in run.config.model else json.loads(json.dumps(dataclasses.asdict(run.spec())))
 
 
 def _check(precision: str, buckets: tuple[int, ...]) -> None:

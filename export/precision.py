@@ -4,7 +4,9 @@ Inputs and the tail stay float32 in every precision; weights keep their names in
 statistics of norms, and in bf16 the last tanh.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,16 +130,29 @@ def _int8(model: "onnx.ModelProto", calibration: Mapping[str, np.ndarray]) -> "o
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(to_bytes(model))
-        quantization.quantize_static(
-            source, target, _reader(quantization, calibration), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul"],
-            nodes_to_exclude=[layers[0].name, layers[-1].name],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-        )  # fmt: skip
+        with _without_advice():
+            quantization.quantize_static(
+                source, target, _reader(quantization, calibration), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+                activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
+                op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul"],
+                nodes_to_exclude=[layers[0].name, layers[-1].name],
+                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            )  # fmt: skip
         new = onnx.load_model(str(target))
     new.producer_name, new.producer_version = model.producer_name, model.producer_version
     return checked(new)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """The quantiser warns, through the root logger, of a step that is for graphs without shapes; these have them."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _reader(quantization: Any, rows: Mapping[str, np.ndarray]) -> Any:

@@ -24,6 +24,7 @@ commands:
   eval      scores of runs or pictures        ganfast eval RUN --data mnist
   plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
   export    a run's generator as a bundle     ganfast export RUN --out digits.bundle --precision fp16
+  refit     its graph, other weights          ganfast refit digits.bundle --from RUN --out new.bundle
   verify    a bundle, byte and picture        ganfast verify digits.bundle
   inspect   what a bundle says of itself      ganfast inspect digits.bundle
   lint      what targets cannot take          ganfast lint digits.bundle --target rtx
@@ -42,6 +43,7 @@ COMMANDS = {
     "eval": "ganfast.commands.evaluate:evaluate",
     "plot": "ganfast.commands.plot:plot",
     "export": "ganfast.commands.export:export",
+    "refit": "ganfast.commands.export:refit",
     "verify": "ganfast.commands.export:verify",
     "inspect": "ganfast.commands.export:inspect",
     "lint": "ganfast.commands.export:lint",

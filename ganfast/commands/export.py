@@ -1,7 +1,12 @@
-"""ganfast export, verify, inspect and lint: bundles."""
+"""ganfast export, refit, verify, inspect and lint: bundles."""
+
+from typing import TYPE_CHECKING
 
 from ganfast.commands.parsing import parser_for
 from ganfast.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from ganfast.export.bundle import Bundle
 
 
 def export(args: list[str]) -> None:
@@ -22,6 +27,23 @@ def export(args: list[str]) -> None:
     from ganfast.export.exporter import export_bundle
 
     bundle = export_bundle(given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite)
+    _print_written(bundle)
+
+
+def refit(args: list[str]) -> None:
+    parser = parser_for("ganfast refit", "Write a bundle with the graph of another and the weights of a run")
+    parser.add_argument("bundle")
+    parser.add_argument("--from", required=True, dest="run", metavar="RUN", help="run directory")
+    parser.add_argument("--out", required=True, help="directory of the new bundle")
+    parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    given = parser.parse_args(args)
+    from ganfast.export.refit import refit_bundle
+
+    _print_written(refit_bundle(given.bundle, given.run, given.out, given.checkpoint, given.overwrite))
+
+
+def _print_written(bundle: "Bundle") -> None:
     for each in bundle.manifest.parity:
         print(f"{each.back_end} at batch {each.batch}: {each}")
     print(f"{bundle.folder} {bundle.manifest.digest}")

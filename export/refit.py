@@ -1,0 +1,69 @@
+"""`refit_bundle`: the graph of a bundle with the weights of another checkpoint. Needs torch, onnx and onnxruntime."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from ganfast.errors import InputError
+from ganfast.export.bundle import Bundle, open_bundle, refuse_occupied
+from ganfast.export.deploy import deployable
+from ganfast.export.exporter import network, write_compared
+from ganfast.export.to_onnx import need
+from ganfast.run import Run
+
+logger = logging.getLogger("ganfast")
+
+
+def refit_bundle(
+    bundle: Path | str, run: Run | Path | str, out: Path | str, checkpoint: str = "", overwrite: bool = False
+) -> Bundle:
+    """Write a bundle with the graph, name, precision and buckets of another, and the weights of a run.
+
+    Golden rows, parity and hashes are new. Engines hold weights of their own and are not taken over.
+
+    Args:
+        bundle: directory of a bundle; it is left as it is. fp32, tf32, fp16 or bf16.
+        run: or its directory.
+        out: directory of the new bundle.
+        checkpoint: "" is the newest.
+        overwrite: replace a bundle at ``out``.
+
+    Raises:
+        InputError: no bundle, no run, no checkpoint, int8, another architecture, a place that is taken.
+        RunError: the pictures differ from the run's by more than the precision's gate allows; nothing is written.
+    """
+    old, run, out = open_bundle(bundle), run if isinstance(run, Run) else Run.open(run), Path(out)
+    _refuse_other(old, run)
+    refuse_occupied(out, overwrite)
+    onnx = need("onnx", "onnxruntime")[0]
+    m, path = old.manifest, run.find(checkpoint)
+    module = deployable(run.generator(str(path), "cpu"), m.latent, len(m.classes))
+    weights = {name: value.numpy() for name, value in module.generator.state_dict().items()}
+    model = onnx.load_model_from_string(old.model_bytes())
+    places = {tensor.name: tensor for tensor in model.graph.initializer}
+    wrong = [name for name, value in weights.items() if name not in places or list(places[name].dims) != list(value.shape)]
+    if wrong:
+        raise InputError(f"the graph of {old.folder} has no weight {wrong[0]!r} of the shape that {path} has; export it instead")
+    for name, value in weights.items():
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(places[name].data_type)
+        places[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
+    if m.engines:
+        logger.warning("the engines of %s hold its old weights: the new bundle has none; build them again", old.folder)
+    return write_compared(model, run, path, out, m.name, m.precision, m.buckets, overwrite)
+
+
+def _refuse_other(old: Bundle, run: Run) -> None:
+    m = old.manifest
+    if m.precision == "int8":
+        raise InputError(
+            f"{old.folder} is int8, whose scales belong to its weights: export {run.folder} with --precision int8 instead"
+        )
+    found = {"latent": run.config.net.latent, "size": run.data["size"], "channels": run.data["channels"], "classes": run.classes}
+    for name, value in found.items():
+        if getattr(m, name) != value:
+            raise InputError(f"{run.folder} has {name} {value}, the bundle {getattr(m, name)}; export it instead")
+    theirs, ours = network(run), m.network
+    if theirs != ours:
+        other = sorted(k for k in {**(theirs or {}), **(ours or {})} if (theirs or {}).get(k) != (ours or {}).get(k))
+        raise InputError(f"{run.folder} has another network than {old.folder} ({', '.join(other)}); export it instead")

@@ -1,0 +1,85 @@
+"""A bundle's graph with other weights is the bundle that an export of those weights gives; what does not fit is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from ganfast import train
+from ganfast.cli import main
+from ganfast.errors import RunError
+from ganfast.export.bundle import open_bundle
+from ganfast.export.manifest import GOLDEN
+from ganfast.run import Run
+
+from .test_export import trained
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from ganfast.export import export_bundle, refit_bundle
+
+
+@pytest.fixture(scope="module", params=[("dcgan", "projection"), ("mlp", "no")], ids=lambda p: p[0])
+def run(request, tmp_path_factory) -> Run:
+    return Run.open(trained(tmp_path_factory.mktemp("run") / "r", *request.param).folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_refitted_is_exported(run, precision, tmp_path):
+    old = export_bundle(run, tmp_path / "old", precision, (1, 4), "160", "mine")
+    exported = export_bundle(run, tmp_path / "exported", precision, (1, 4), "320", "mine")
+    assert old.model_bytes() != exported.model_bytes()
+    before = old.manifest.digest
+    assert main(["refit", str(old.folder), "--from", str(run.folder), "--checkpoint", "320", "--out", str(tmp_path / "new")]) == 0
+    new = open_bundle(tmp_path / "new")
+    assert new.model_bytes() == exported.model_bytes()
+    assert new.read(GOLDEN) == exported.read(GOLDEN) != old.read(GOLDEN)
+    assert new.manifest.digest == exported.manifest.digest != before
+    assert open_bundle(old.folder).manifest.digest == before
+    assert main(["verify", str(new.folder)]) == 0
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys):
+    bundle, eight = export_bundle(run, tmp_path / "b"), export_bundle(run, tmp_path / "i8", "int8")
+    wide = replace(run.config, out=str(tmp_path / "wide"), net=replace(run.config.net, width=6), kimg=0.032)
+    far = replace(run.config, out=str(tmp_path / "far"), net=replace(run.config.net, latent=9), kimg=0.032)
+    for config in (wide, far):
+        train(config, quiet=True)
+    folder, new = str(bundle.folder), ["--out", str(tmp_path / "new")]
+    capsys.readouterr()
+    cases = [
+        ([str(eight.folder), "--from", str(run.folder), *new], "is int8, whose scales belong to its weights"),
+        ([folder, "--from", str(tmp_path / "wide"), *new], "has another network than"),
+        ([folder, "--from", str(tmp_path / "far"), *new], "has latent 9, the bundle 8"),
+        ([folder, "--from", str(tmp_path), *new], "is not a run directory"),
+        ([str(tmp_path), "--from", str(run.folder), *new], "is not a bundle"),
+        ([folder, "--from", str(run.folder), "--checkpoint", "7", *new], "no checkpoint 7 in"),
+        ([folder, "--from", str(run.folder), "--out", folder], "is a bundle already"),
+    ]
+    for args, sentence in cases:
+        assert main(["refit", *args]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_engines_of_the_old_weights_are_left_behind_with_a_line(run, tmp_path, caplog):
+    from ganfast.export.bundle import write_bundle
+
+    old = export_bundle(run, tmp_path / "b", checkpoint="160")
+    files = {path: old.read(path) for path in old.manifest.files} | {"engines/k1": b"weights inside"}
+    old = write_bundle(old.folder, replace(old.manifest, engines={"k1": {}}), files, overwrite=True)
+    new = refit_bundle(old.folder, run, tmp_path / "new")
+    assert not new.manifest.engines
+    assert "engines" not in str(new.manifest.files)
+    assert caplog.text.count("hold its old weights") == 1
+
+
+def test_a_refit_that_misses_the_gate_writes_nothing(run, tmp_path, monkeypatch):
+    old = export_bundle(run, tmp_path / "b")
+    real = Run.draw
+    monkeypatch.setattr(Run, "draw", lambda self, *rest: 255 - real(self, *rest))
+    with pytest.raises(RunError, match="fp32 misses its gate"):
+        refit_bundle(old.folder, run, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
