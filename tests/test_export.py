@@ -1,5 +1,7 @@
 """From a run to a bundle: the exported graph draws the run's own pictures; what cannot be exported is refused with its reason."""
 
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -139,6 +141,36 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
         assert sentence in said
         assert said.count("\n") == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
+    shutil.copytree(run.folder, tmp_path / "early", ignore=shutil.ignore_patterns("checkpoints"))
+    out = ["--out", str(tmp_path / "b")]
+    assert main(["export", str(tmp_path / "early"), *out]) == 2
+    said = capsys.readouterr().err
+    assert "early has no checkpoint yet; train it further" in said
+    assert said.count("\n") == 1
+    assert main(["export", str(run.folder), "--checkpoint", "999", *out]) == 2
+    assert "no checkpoint 999 in" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, package, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    assert main(["export", str(run.folder), "--out", str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert f'exporting needs {package}: pip install "ganfast[export]"' in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("buckets", ["", "0", "-1", "1,x", "4097", "1,1", "8,1", "1;8"])
+def test_buckets_out_of_range_are_refused_before_anything_is_computed(run, tmp_path, buckets, capsys):
+    assert main(["export", str(run.folder), "--out", str(tmp_path / "b"), f"--buckets={buckets}"]) == 2
+    said = capsys.readouterr().err
+    assert "batch sizes" in said
+    assert said.count("\n") == 1
 
 
 def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monkeypatch):
