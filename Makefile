@@ -9,12 +9,14 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test check accept accept-full bench gpu clean
 
-## train on the embedded digits, draw from the result
+## train on the embedded digits, draw from the result, export it and check the export
 demo: $(STAMP)
 	$(BIN)/ganfast train wgan-gp --data digits --out runs/demo
 	$(BIN)/ganfast sample runs/demo -n 64 --seed 7 --out runs/demo/grid.png
 	$(BIN)/ganfast sample runs/demo -n 6 --interpolate 10 --out runs/demo/walk.png
-	@echo "look at runs/demo/grid.png"
+	$(BIN)/ganfast export runs/demo --out runs/demo.bundle --overwrite
+	$(BIN)/ganfast verify runs/demo.bundle
+	@echo "look at runs/demo/grid.png; runs/demo.bundle is the generator as a file"
 
 ## the tests without trainings, under 10 minutes on two cores
 test: $(STAMP)

@@ -23,7 +23,7 @@ def refit_bundle(
     Golden rows, parity and hashes are new. Engines hold weights of their own and are not taken over.
 
     Args:
-        bundle: directory of a bundle; it is left as it is. fp32, tf32, fp16 or bf16.
+        bundle: directory of a bundle; it is left as it is. Not int8.
         run: or its directory.
         out: directory of the new bundle.
         checkpoint: "" is the newest.
