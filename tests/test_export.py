@@ -134,6 +134,7 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
         (["verify", str(tmp_path)], "is not a bundle"),
         (["inspect", str(tmp_path)], "is not a bundle"),
         (["lint", str(tmp_path / "no.onnx")], "cannot be read as ONNX"),
+        (["lint", str(tmp_path / "no.onnx"), "--target", "tpu"], "target is 'tpu'; expected one of onnxruntime-cpu"),
     ]
     for args, sentence in cases:
         assert main(args) == 2

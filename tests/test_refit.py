@@ -1,5 +1,6 @@
 """A bundle's graph with other weights is the bundle that an export of those weights gives; what does not fit is refused."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,15 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, capsys, monkeypatch):
+    bundle = export_bundle(run, tmp_path / "b")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it was not installed
+    for args in (["refit", "--from", str(run.folder), "--out", str(tmp_path / "new")], ["verify"]):
+        assert main([*args, str(bundle.folder)]) == 2
+        assert 'needs onnxruntime: pip install "ganfast[export]"' in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
