@@ -16,6 +16,7 @@ demo: $(STAMP)
 	$(BIN)/ganfast sample runs/demo -n 6 --interpolate 10 --out runs/demo/walk.png
 	$(BIN)/ganfast export runs/demo --out runs/demo.bundle --overwrite
 	$(BIN)/ganfast verify runs/demo.bundle
+	$(BIN)/ganfast sample runs/demo.bundle -n 64 --seed 7 --out runs/demo/bundle.png
 	@echo "look at runs/demo/grid.png; runs/demo.bundle is the generator as a file"
 
 ## the tests without trainings, under 10 minutes on two cores

@@ -15,10 +15,12 @@ from ganfast.configfile import to_yaml
 from ganfast.errors import InputError
 from ganfast.export.bundle import Bundle, golden_file, refuse_occupied, write_bundle
 from ganfast.export.deploy import deployable
+from ganfast.export.engines import BuiltEngine, build_engines, parse_target
 from ganfast.export.lint import TARGETS, lint
 from ganfast.export.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
 from ganfast.export.precision import to_precision
 from ganfast.export.to_onnx import need, to_bytes, to_onnx
+from ganfast.export.vendor import Build, load_flavour
 from ganfast.export.verify import parity, refuse_missed, rows
 from ganfast.run import Run
 
@@ -31,7 +33,7 @@ _CALIBRATION_SEED = 1  # other latents than those that are compared
 
 def export_bundle(
     run: Run | Path | str, out: Path | str, precision: str = "fp32", buckets: Sequence[int] = (1, 8, 64), checkpoint: str = "",
-    name: str = "", overwrite: bool = False,
+    name: str = "", overwrite: bool = False, targets: Sequence[str] = (),
 ) -> Bundle:  # fmt: skip
     """Export the averaged generator of a run as ONNX, compare its pictures with the run's, and write a bundle.
 
@@ -42,13 +44,17 @@ def export_bundle(
         checkpoint: "" is the newest.
         name: for titles; "" is that of the run's directory.
         overwrite: replace a bundle at ``out``.
+        targets: engines to put into it besides the graph: "rtx:8.6,8.9" for GPUs of these compute capabilities, "tensorrt" or
+            "rtx" for the GPU here. "onnx", the graph, is always there.
 
     Raises:
-        InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place that is taken.
+        InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place that is taken, an engine's
+            library is missing or cannot take the graph.
         RunError: the exported pictures differ by more than the precision's gate allows; nothing is written.
     """
     run, out = run if isinstance(run, Run) else Run.open(run), Path(out)
     _check(precision, tuple(buckets))
+    wanted = _engines_wanted(targets)
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
     path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
@@ -56,16 +62,17 @@ def export_bundle(
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED))
-    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite)
+    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite, wanted)
 
 
 def write_compared(
-    model: "onnx.ModelProto", run: Run, path: Path, out: Path, name: str, precision: str, buckets: tuple[int, ...], overwrite: bool
-) -> Bundle:
+    model: "onnx.ModelProto", run: Run, path: Path, out: Path, name: str, precision: str, buckets: tuple[int, ...],
+    overwrite: bool, engines: Sequence[tuple[str, tuple[str, ...]]] = (),
+) -> Bundle:  # fmt: skip
     """Compare a graph with the generator of the checkpoint ``path`` of a run, and write it as a bundle.
 
     Raises:
-        InputError: ONNX Runtime cannot take the graph.
+        InputError: ONNX Runtime, or the library of an engine (its name, compute capabilities), cannot take the graph.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
     latent, classes = run.config.net.latent, len(run.classes)
@@ -77,11 +84,15 @@ def write_compared(
     data = to_bytes(model)
     found = parity(data, inputs, truth)
     refuse_missed(found, precision)
+    built = [
+        each for flavour, capabilities in engines for each in _built(data, flavour, capabilities, precision, buckets, complaints)
+    ]
     config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
     manifest = Manifest(
         name=name, latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
         precision=precision, buckets=buckets, crop=str(run.data.get("preparation", "")),
         golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints, network=network(run),
+        engines={engine.key: engine.facts for engine in built},
         versions={package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
         training={
             "preset": run.config.preset, "images": int(path.name) if path.name.isdecimal() else 0, "config_sha256": config_hash,
@@ -91,7 +102,32 @@ def write_compared(
     )  # fmt: skip
     few = {key: array[:_GOLDEN_ROWS] for key, array in inputs.items()}
     golden = golden_file(few["z"], few.get("labels"), few["psi"], np.ascontiguousarray(truth[:_GOLDEN_ROWS]))
-    return write_bundle(out, manifest, {MODEL: data, GOLDEN: golden}, overwrite)
+    plans = {f"engines/{engine.key}": engine.plan for engine in built}
+    return write_bundle(out, manifest, {MODEL: data, GOLDEN: golden, **plans}, overwrite)
+
+
+def _engines_wanted(targets: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """(library, compute capabilities) of each target that is an engine; raises before anything is computed."""
+    wanted = [parse_target(target) for target in targets if target != "onnx"]
+    for flavour, _ in wanted:
+        load_flavour(flavour)
+    return wanted
+
+
+def _built(
+    data: bytes,
+    flavour: str,
+    capabilities: tuple[str, ...],
+    precision: str,
+    buckets: tuple[int, ...],
+    complaints: dict[str, list[str]],
+) -> list[BuiltEngine]:
+    version_ = load_flavour(flavour).version
+    target = "rtx" if flavour == "rtx" else f"tensorrt-{version_.partition('.')[0]}"
+    if complaints.get(target):
+        raise InputError(f"{flavour} {version_} cannot take the graph: {complaints[target][0]}")
+    refit = flavour == "tensorrt" and precision != "int8"
+    return build_engines(data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities)
 
 
 def network(run: Run) -> dict[str, Any] | None:

@@ -251,3 +251,31 @@ def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
     bundle = export_bundle(run, tmp_path / "b")
     assert main(["lint", str(bundle.folder), "--target", "rtx"]) == 0
     assert open_bundle(bundle.folder).manifest.lint["rtx"] == []
+
+
+# Engines
+
+
+def test_targets_that_cannot_be_are_refused_before_anything_is_computed(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it was not installed
+    cases = [("tpu", "expected onnx, tensorrt, or rtx"), ("rtx:8", "look like rtx:8.6,8.9"), ("tensorrt", "ganfast[tensorrt]")]
+    for target, sentence in cases:
+        assert main(["export", str(run.folder), "--out", str(tmp_path / "b"), "--target", target]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_their_facts(run, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    out = str(tmp_path / "b")
+    targets = ["--target", "onnx", "--target", "rtx:8.6,8.9"]
+    assert main(["export", str(run.folder), "--out", out, "--precision", "fp16", "--buckets", "1,4", *targets]) == 0
+    bundle = open_bundle(out)
+    engines = bundle.manifest.engines
+    assert sorted(facts["capability"] for facts in engines.values()) == ["8.6", "8.9"]
+    for key, facts in engines.items():
+        assert facts["onnx_sha256"] == bundle.manifest.files["model.onnx"].sha256
+        assert facts["build"]["buckets"] == [1, 4]
+        assert len(bundle.engine(key)) > 1000

@@ -40,7 +40,7 @@ def test_refitted_is_exported(run, precision, tmp_path):
     assert main(["verify", str(new.folder)]) == 0
 
 
-def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys):
+def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, monkeypatch):
     bundle, eight = export_bundle(run, tmp_path / "b"), export_bundle(run, tmp_path / "i8", "int8")
     wide = replace(run.config, out=str(tmp_path / "wide"), net=replace(run.config.net, width=6), kimg=0.032)
     far = replace(run.config, out=str(tmp_path / "far"), net=replace(run.config.net, latent=9), kimg=0.032)
@@ -62,6 +62,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
+    monkeypatch.setattr("ganfast.export.refit.network", lambda run: bundle.manifest.network)  # as of a user's: nothing is known
+    assert main(["refit", folder, "--from", str(tmp_path / "wide"), *new]) == 2
+    assert "of the shape that" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -15,6 +15,9 @@ def export(args: list[str]) -> None:
     )
     parser.add_argument("run", help="run directory")
     parser.add_argument("--out", required=True, help="directory of the bundle")
+    parser.add_argument(
+        "--target", action="append", default=[], help="onnx (always), tensorrt, rtx, or rtx:8.6,8.9; may be given again"
+    )
     parser.add_argument("--precision", default="fp32", help="fp32, tf32, fp16 or int8 (default fp32)")
     parser.add_argument("--buckets", default="1,8,64", help="batch sizes to be fast at (default 1,8,64)")
     parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
@@ -26,7 +29,9 @@ def export(args: list[str]) -> None:
     buckets = [int(word) for word in given.buckets.split(",")]
     from ganfast.export.exporter import export_bundle
 
-    bundle = export_bundle(given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite)
+    bundle = export_bundle(
+        given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite, given.target
+    )
     _print_written(bundle)
 
 
