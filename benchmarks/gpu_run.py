@@ -1,9 +1,10 @@
-"""`make gpu PART=tests|kernels|phases|bench|train|all`: what needs an NVIDIA GPU, in an un-installed checkout with any torch.
+"""`make gpu PART=tests|kernels|phases|bench|sampler|train|all`: what needs a GPU, in an un-installed checkout with any torch.
 
 Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts end on their own in minutes; records are written
 as they are measured, so that a stop loses nothing. Ends with a table of what holds.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -73,7 +74,17 @@ def bench() -> bool:
     return small and large
 
 
-PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "train": train}
+def sampler() -> bool:
+    """Back ends of the sampler on this GPU, their tests skipped with the reason where a package is missing; then its targets."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"sampler: skipped, {', '.join(missing)} not installed here (the extra `export`)")
+        return True
+    tested = _run("-m", "pytest", "-q", "-rs", "-m", "gpu", "tests/test_gpu_sampler.py")
+    return _run("benchmarks/bench_sampler.py", "--gpu") and tested
+
+
+PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "sampler": sampler, "train": train}
 
 
 def _run(*arguments: str) -> bool:

@@ -168,7 +168,7 @@ def _psi(psi: Any, count: int) -> NDArray[np.float32]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -1,5 +1,6 @@
 """Back end on torch: one CUDA graph, static buffers and a pinned ring for every lane and bucket; eager, channels last, on a CPU."""
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -33,6 +34,7 @@ class TorchBackend:
         self._static = static or self._cuda
         self.exact, self.lanes = not self._static, _LANES if self._static else 1
         self._threads = threads
+        self.capturing = threading.Lock()  # settings are the process's own
         self.program = Program(model, self.device)
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
@@ -81,7 +83,8 @@ class _StaticLane:
         self._slots = [_Slot(backend) for _ in range(_DEPTH)]
         self._next = 0
         self._launched: deque[tuple[_Slot, int]] = deque()
-        self._buckets: dict[int, _Captured] = {}
+        with self._on_stream():  # now, not in somebody's first request
+            self._buckets = {bucket: _Captured(backend, bucket, self._stream) for bucket in backend.manifest.buckets}
 
     def launch(self, rows: Rows, bucket: int) -> None:
         slot = self._slots[self._next]
@@ -112,8 +115,6 @@ class _StaticLane:
         return result
 
     def _draw(self, slot: "_Slot", rows: Rows, bucket: int) -> Tensor:
-        if bucket not in self._buckets:
-            self._buckets[bucket] = _Captured(self._backend, bucket, self._stream)
         captured = self._buckets[bucket]
         n, device = len(rows), self._backend.device
         if self._cuda and rows.given is None:  # drawn where they are used: only the indices travel
@@ -167,7 +168,7 @@ class _Captured:
         if not backend._cuda:
             return
         try:
-            with backend.settings():
+            with backend.capturing, backend.settings():
                 for _ in range(3):  # cuDNN tries its algorithms, allocators settle
                     backend.program(**self.inputs)
                 stream.synchronize()
