@@ -42,7 +42,7 @@ class Record:
 
     schema: int
     images: int  # real images shown when it was written
-    log_lines: int | None  # length of log.jsonl then; None in schema 1
+    log_lines: int | None  # of log.jsonl then; None in schema 1
     files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
 
 
@@ -210,9 +210,9 @@ def keep_best(checkpoint: Path, score: float, metric: str, lower_is_better: bool
     """
     folder = checkpoint.parent
     before = _read_best(folder)
-    if before and before["metric"] == metric and best(folder):
-        if (score >= before["score"]) if lower_is_better else (score <= before["score"]):
-            return False
+    comparable = before if before and before["metric"] == metric and best(folder) else None
+    if comparable and not (score < comparable["score"] if lower_is_better else score > comparable["score"]):
+        return False
     record = {"checkpoint": checkpoint.name, "score": score, "metric": metric, "lower_is_better": lower_is_better}
     disk.replace_file(folder / BEST, (json.dumps(record, indent=1) + "\n").encode())
     return True

@@ -33,26 +33,30 @@ class JsonLines:
 
     Args:
         images: what the run has shown; later lines go.
-        position: bytes that the log had then, where the checkpoint says so; a log that ends or differs before is cut by ``images``.
+        position: lines that the log had then, where the checkpoint says so; all others go.
     """
 
     def __init__(self, path: Path, images: int, position: int | None = None) -> None:
-        if position is not None and _ends_a_line(path, position):
-            os.truncate(path, position)
-        elif path.exists():
-            kept = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines[:position] if _images_of(line) <= images]
+        if path.exists() and kept != lines:
             beside = path.with_suffix(".part")
             beside.write_text("".join(line + "\n" for line in kept))
             beside.replace(path)
+        elif kept and not path.read_bytes().endswith(b"\n"):  # cut off just before its end
+            with path.open("a") as file:
+                file.write("\n")
+        self._count = len(kept)
         self._file: TextIO = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({k: _plain(v) for k, v in record.items()}) + "\n")
         self._file.flush()
+        self._count += 1
 
     def position(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
+        """Lines written so far: unlike bytes, which times lengthen, the same in equal runs."""
+        return self._count
 
     def sync(self) -> None:
         """Wait until every line has reached the disk."""
@@ -60,14 +64,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _ends_a_line(path: Path, position: int) -> bool:
-    if not path.exists() or path.stat().st_size < position:
-        return False
-    with path.open("rb") as file:
-        file.seek(max(0, position - 1))
-        return position == 0 or file.read(1) == b"\n"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -133,7 +129,7 @@ class RunLog:
         self.paused += seconds
 
     def position(self) -> int:
-        """Bytes of log.jsonl."""
+        """Lines of log.jsonl."""
         return self.lines.position()
 
     def sync(self) -> None:

@@ -56,36 +56,21 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], another: str) 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and step counts by "<index of the parameter>.<exp_avg|exp_avg_sq|step>"; {} before the first step."""
+    """Adam's moments and step counts by "<index of the parameter>.<exp_avg|exp_avg_sq|step>"."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy moments and step counts into an optimizer; one that was saved before its first step becomes zeros."""
+    """Copy moments and step counts into an optimizer; those of a parameter that has none become zeros."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         if int(index) >= len(parameters) or (name != "step" and value.shape != parameters[int(index)].shape):
             raise InputError(f"{where} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}")
-    if not optimizer.state:
-        _fill(optimizer, parameters, tensors)
-        return
-    for key, tensor in optimizer_tensors(optimizer).items():
-        tensor.zero_() if key not in tensors else tensor.copy_(tensors[key])
-
-
-def _fill(optimizer: torch.optim.Optimizer, parameters: list[Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Of an optimizer that has not stepped yet, and so has nothing to copy into."""
-    whole = optimizer.state_dict()
-    whole["state"] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        like = parameters[int(index)]
-        if value.shape == like.shape:  # fused Adam walks memory: moments must lie in it as their parameter does
-            value = torch.empty_like(like).copy_(value)
-        whole["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(whole)
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": entries})
 
 
 class HostCopy:

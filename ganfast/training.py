@@ -132,6 +132,7 @@ class Writer:
         self.save_every = c.log.save_kimg * 1000 or whole / 10
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
+        self.said, self.restored_at = "", -1  # of the last divergence
         self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync)
         self.saver.remember(plan.state)
 
@@ -147,11 +148,12 @@ class Writer:
             named = {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
             record = self.log.step(state.images, named)
             problem = self.guard.statistics_problem(record)
+        sound = True
         if problem or (c.guard.every and step % c.guard.every == 0):
-            self._hold(problem)
+            sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if self._crossed(state.images, self.save_every):
+        if sound and self._crossed(state.images, self.save_every):  # what was only just restored has proved nothing
             self.checkpoint()
 
     def _crossed(self, images: int, every: float) -> bool:
@@ -174,10 +176,11 @@ class Writer:
 
     def finish(self) -> None:
         """The last grid and the last checkpoint, on disk."""
-        state, tried = self.plan.state, self.tries
+        state = self.plan.state
         with self._apart():
-            if not self._hold(None) and tried:
-                raise RunError(f"the training diverged at its end for the {tried + 1}th time in a row; {self._way_out()}")
+            self._hold(None)
+            if self.tries > 1 and self.restored_at == state.images:
+                raise RunError(f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}")
         self.samples()
         self.saver.save(state, self.log.position())
         self.saver.flush()
@@ -196,12 +199,15 @@ class Writer:
         if not (problem or tensor):
             return True
         said = "; ".join(text for text in (problem, tensor) if text) + f" at {images / 1000:g} kimg"
-        self.tries += 1
+        self.tries, self.said, self.restored_at = self.tries + 1, said, images
         if self.tries > self.plan.config.guard.tries:
             raise RunError(f"{said}, after going back {self.tries - 1} times; {self._way_out()}")
         self.saver.flush()
         good = self.saver.last
         restore(state, good.contents, images, str(self.run.folder))  # the counter goes on: the same pictures would diverge again
+        for parameter in (*state.generator.parameters(), *state.critic.parameters()):
+            if parameter.grad is not None:
+                parameter.grad.zero_()  # in place, as captured phases know it; the next look must not blame the old one
         logger.warning(
             "%s: back to the state of %g kimg, on with the pictures from here (%d of %d times)",
             said, good.images / 1000, self.tries, self.plan.config.guard.tries,
