@@ -65,7 +65,8 @@ def _largest(net: str, norms: Mapping[str, float]) -> str:
 
 def _named(state: State) -> dict[str, Tensor]:
     """Every floating-point tensor of a state, and the gradients, by what a person would call it."""
-    contents, named = contents_of(state), {}
+    contents = contents_of(state)
+    named: dict[str, Tensor] = {}
     for net, part in (("generator", "generator"), ("critic", "critic"), ("generator's average", "ema")):
         named |= {f"{name} of the {net}": tensor for name, tensor in contents[part].items()}
     for net in _NETWORKS:
