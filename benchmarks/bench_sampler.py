@@ -140,7 +140,10 @@ def ratios(seconds: dict[str, list[float]], batches: tuple[int, ...]) -> dict[st
 
 def first_pictures(folder: Path) -> list[float]:
     """Seconds from starting Python to the first picture, without torch."""
-    code = "import sys; from ganfast.export import load_sampler as load; load(sys.argv[1]).sample(1); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from ganfast.export import load_sampler as load; load(sys.argv[1]).sample(1); "
+        "assert 'torch' not in sys.modules"
+    )
     times = []
     for _ in range(7):
         began = time.perf_counter()

@@ -1,89 +1,145 @@
 """The state of a run on disk: safetensors and JSON in a directory that appears whole or not at all.
 
-    checkpoints/000012800/   named by real images shown
-        generator, critic, ema, optimizer_generator, optimizer_critic   .safetensors
-        state.json
+    checkpoints/
+        000012800/   named by real images shown
+            generator, critic, ema, optimizer_generator, optimizer_critic   .safetensors
+            state.json   schema, counter, position in log.jsonl, size and sha256 of the other files and of itself
+        best.json        the checkpoint with the best score, which `prune` spares
+        set-aside/       what a run that went on from an earlier checkpoint left behind
 
 Nothing random is stored: every draw is a function of the seed and the image counter (`ganfast.random`).
 """
 
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import ganfast
+from ganfast import disk
 from ganfast.errors import InputError
+from ganfast.log import logger
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no hashes and no position in the log; it is still read
+PARTS = ("generator", "critic", "ema", "optimizer_generator", "optimizer_critic")
+BEST, ASIDE = "best.json", "set-aside"
+Contents = Mapping[str, Mapping[str, Tensor]]  # part -> name -> tensor
 
 
-def save(folder: Path, images: int, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> Path:
+class Damaged(InputError):
+    """A checkpoint whose bytes are not what was written; another one may do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What state.json says."""
+
+    schema: int
+    images: int  # real images shown when it was written
+    log_lines: int | None  # of log.jsonl then; None in schema 1
+    files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
+
+
+def write(folder: Path, images: int, contents: Contents, log_lines: int) -> Path:
     """Write ``folder/<images, 9 digits>``, beside it first and then renamed, so that a half-written one is never seen.
 
     Returns:
-        The checkpoint's directory. One that is there already is kept: the same counter means the same state.
+        The checkpoint's directory. A whole one that is there already is kept: the same counter means the same state.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
     """
     target = folder / f"{images:09d}"
-    if target.exists():
+    if target.exists() and not problem_of(target):
         return target
+    folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{target.name}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name, module in modules.items():
-        _save_tensors(beside / f"{name}.safetensors", module.state_dict())
-    for name, optimizer in optimizers.items():
-        _save_tensors(beside / f"optimizer_{name}.safetensors", _optimizer_tensors(optimizer))
-    state = {"schema": SCHEMA, "images": images, "ganfast": ganfast.__version__, "torch": str(torch.__version__)}
-    (beside / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for path in [*beside.iterdir(), beside]:
-        sync(path)
-    beside.rename(target)
-    sync(folder)
+    disk.make_directory(beside)
+    files = {}
+    for part, tensors in contents.items():
+        data = safetensors.torch.save(dict(tensors))
+        disk.write_file(beside / f"{part}.safetensors", data)
+        files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    facts = {"schema": SCHEMA, "images": images, "ganfast": ganfast.__version__, "torch": str(torch.__version__)}
+    disk.write_file(beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files}))
+    if target.exists():
+        _set_aside(target)
+    disk.publish(beside, target)
     return target
 
 
-def load(checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer] | None = None) -> int:
-    """Fill modules and optimizers from a checkpoint directory.
+def _sealed(facts: dict[str, Any]) -> bytes:
+    """JSON that ends with its own hash; written in one way only, so that no byte of it can change unseen."""
+    digest = hashlib.sha256(json.dumps(facts, indent=1).encode()).hexdigest()
+    return (json.dumps(facts | {"sha256": digest}, indent=1) + "\n").encode()
 
-    Returns:
-        Real images shown when it was written.
+
+def read_record(checkpoint: Path) -> Record:
+    """What state.json says. Raises `Damaged` where it is missing or was changed, InputError for a later schema."""
+    path = checkpoint / "state.json"
+    try:
+        data = path.read_bytes()
+        state: dict[str, Any] = json.loads(data)
+        schema, images = state["schema"], int(state["images"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})") from error
+    if schema == 1 and "sha256" not in state:
+        return Record(1, images, None, {})
+    facts = {key: value for key, value in state.items() if key != "sha256"}
+    sealed = _sealed(facts) == data
+    if schema != SCHEMA and (sealed or "sha256" not in state):
+        raise InputError(f"{checkpoint} has schema {schema}; this version reads schemas 1 to {SCHEMA}: update ganfast")
+    if not sealed:
+        raise Damaged(f"{path} was changed after it was written: its sha256 is not that of its contents")
+    return Record(schema, images, state["log_lines"], state["files"])
+
+
+def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[str, dict[str, Tensor]]]:
+    """The tensors of some parts, from bytes that have been compared with their hashes.
 
     Raises:
-        InputError: not a checkpoint of this version, or of other networks.
+        Damaged: a file is missing, or is not what was written; names it.
+        InputError: a checkpoint of a later version.
     """
-    images = read_images(checkpoint)
-    for name, module in modules.items():
-        tensors = _load_tensors(checkpoint / f"{name}.safetensors")
+    record, contents = read_record(checkpoint), {}
+    for part in parts:
+        path = checkpoint / f"{part}.safetensors"
         try:
-            module.load_state_dict(tensors)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise InputError(f"{checkpoint} holds another {name} than this config makes: {detail}") from error
-    for name, optimizer in (optimizers or {}).items():
-        path = checkpoint / f"optimizer_{name}.safetensors"
-        tensors = _load_tensors(path)
-        _check_optimizer(path, [p for group in optimizer.param_groups for p in group["params"]], tensors)
-        _fill_optimizer(optimizer, tensors)
-    return images
+            data = path.read_bytes()
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
+        if record.schema > 1:
+            _compare(path, data, record)
+        try:
+            contents[part] = safetensors.torch.load(data)
+        except Exception as error:  # safetensors raises its own type, and others, for damaged headers
+            raise Damaged(f"{path} is damaged: {error}") from error
+    return record, contents
 
 
-def read_images(checkpoint: Path) -> int:
-    """Real images shown when a checkpoint was written; InputError if it is none."""
+def _compare(path: Path, data: bytes, record: Record) -> None:
+    expected = record.files.get(path.name)
+    if expected is None:
+        raise Damaged(f"{path} is not listed in state.json")
+    if len(data) != expected["bytes"]:
+        raise Damaged(f"{path} has {len(data):,} bytes instead of {expected['bytes']:,}")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise Damaged(f"{path} was changed after it was written: its sha256 is not the one in state.json")
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, after reading every byte of it; None = nothing."""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-        schema, images = state["schema"], int(state["images"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})") from error
-    if schema != SCHEMA:
-        raise InputError(f"{checkpoint} has schema {schema}; this version reads schema {SCHEMA}")
-    return images
+        read(checkpoint)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def listed(folder: Path) -> list[Path]:
@@ -92,60 +148,89 @@ def listed(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name))  # not by text: 10**9 images have ten digits
 
 
+def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> tuple[Path, Record, dict[str, dict[str, Tensor]]] | None:
+    """The newest checkpoint that can be read, and its contents; None where there is none. Damaged ones are named in a warning.
+
+    Raises:
+        Damaged: there are checkpoints, and every one of them is damaged.
+    """
+    parts, first = tuple(parts), None
+    for path in reversed(listed(folder)):
+        try:
+            record, contents = read(path, parts)
+        except Damaged as error:
+            logger.warning("%s: this checkpoint is passed over", error)
+            first = first or error
+            continue
+        if first:
+            logger.warning("the checkpoint before, %s, is used instead", path)
+        return path, record, contents
+    if first:
+        raise Damaged(f"every checkpoint in {folder} is damaged ({first}); restore one, or train into another --out")
+    return None
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints; 0 removes none."""
+    """Remove all but the last ``keep`` checkpoints and the best; 0 removes none."""
+    spared = best(folder)
     for old in listed(folder)[:-keep] if keep else []:
-        beside = folder / f".{old.name}.part"  # gone at once: a crash half-way leaves no half checkpoint
-        shutil.rmtree(beside, ignore_errors=True)
-        old.rename(beside)
-        shutil.rmtree(beside)
+        if old != spared:
+            beside = folder / f".{old.name}.part"  # gone at once: a crash half-way leaves no half checkpoint
+            disk.remove(beside)
+            disk.calls.rename(old, beside)
+            disk.remove(beside)
 
 
-def sync(path: Path) -> None:
-    """Make a file or directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+def set_aside_after(folder: Path, checkpoint: Path) -> list[Path]:
+    """Move the checkpoints later than one out of the way of a run that goes on from there, newest first; returns where they are."""
+    return [_set_aside(path) for path in reversed(listed(folder)) if int(path.name) > int(checkpoint.name)]
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.parent / ASIDE
+    aside.mkdir(exist_ok=True)
+    number, target = 1, aside / checkpoint.name
+    while target.exists():
+        number, target = number + 1, aside / f"{checkpoint.name}-{number + 1}"
+    disk.calls.rename(checkpoint, target)
+    disk.sync(checkpoint.parent)
+    return target
+
+
+def keep_best(checkpoint: Path, score: float, metric: str, lower_is_better: bool = True) -> bool:
+    """Spare a checkpoint from pruning if its score beats that of the best so far, by the same metric.
+
+    Args:
+        checkpoint: a directory that `write` made.
+        score: any finite number.
+        metric: what was measured and how; a best by another metric is replaced.
+
+    Returns:
+        Whether it is the best now.
+    """
+    folder = checkpoint.parent
+    before = _read_best(folder)
+    comparable = before if before and before["metric"] == metric and best(folder) else None
+    if comparable and not (score < comparable["score"] if lower_is_better else score > comparable["score"]):
+        return False
+    record = {"checkpoint": checkpoint.name, "score": score, "metric": metric, "lower_is_better": lower_is_better}
+    disk.replace_file(folder / BEST, (json.dumps(record, indent=1) + "\n").encode())
+    return True
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint with the best score; None where none was scored, or it is gone."""
+    record = _read_best(folder)
+    path = folder / record["checkpoint"] if record else folder
+    return path if record and (path / "state.json").exists() else None
+
+
+def _read_best(folder: Path) -> dict[str, Any] | None:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-
-
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    whole = optimizer.state_dict()
-    whole["state"] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        like = parameters[int(index)]
-        if value.shape == like.shape:  # fused Adam walks memory: moments must lie in it as their parameter does
-            value = torch.empty_like(like).copy_(value)
-        whole["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(whole)
-
-
-def _check_optimizer(path: Path, parameters: list[Tensor], tensors: dict[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        if int(index) >= len(parameters) or (name != "step" and value.shape != parameters[int(index)].shape):
-            raise InputError(f"{path} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}")
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Clones: weights that a network ties are stored under each of their names, which safetensors refuses to share.
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # safetensors raises its own type for damaged headers
-        if type(error).__name__ == "SafetensorError":
-            raise InputError(f"{path} is damaged: {error}") from error
-        raise
+        record = json.loads((folder / BEST).read_text())
+        return {"checkpoint": str(record["checkpoint"]), "score": float(record["score"]), "metric": str(record["metric"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s): no checkpoint counts as the best", folder / BEST, error)
+        return None

@@ -141,6 +141,22 @@ class LogConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class GuardConfig(_Checked):
+    """When a training has diverged, and how often it may go back to the last good state (the last checkpoint, or the start)."""
+
+    every: int = 100  # generator steps from one look at all weights to the next; 0 = only before checkpoints
+    growth: float = 100.0  # times that the norm of a network's weights may grow from one look to the next; 0 = no limit
+    gradient: float = 1e8  # norm that the gradient of one weight tensor may have; 0 = no limit
+    statistic: float = 1e8  # magnitude that a number in the log may have; 0 = no limit
+    tries: int = 3  # times the run goes back to one state before it gives up; 0 = gives up at once
+
+    def check(self) -> None:
+        self._at_least(0, "every", "gradient", "statistic", "tries")
+        if self.growth and self.growth <= 1:
+            raise InputError(f"growth is {self.growth}; expected a factor above 1, or 0 for no limit")
+
+
+@dataclass(frozen=True)
 class Config(_Checked):
     """One training run."""
 
@@ -172,6 +188,7 @@ class Config(_Checked):
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile what can be; auto = on a GPU; a minute or so to start
     cuda_graphs: Literal["auto", "on", "off"] = "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def check(self) -> None:
         self._at_least(2, "batch")  # batch statistics of one picture are none

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from importlib.util import find_spec
@@ -28,19 +29,38 @@ def say(message: str) -> None:
 
 
 class JsonLines:
-    """log.jsonl: one object a line. Opening it at ``images`` drops the lines of steps that a resumed run will do again."""
+    """log.jsonl: one object a line. Opening it drops the lines of steps that a resumed run will do again.
 
-    def __init__(self, path: Path, images: int) -> None:
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
+    Args:
+        images: what the run has shown; later lines go.
+        position: lines that the log had then, where the checkpoint says so; all others go.
+    """
+
+    def __init__(self, path: Path, images: int, position: int | None = None) -> None:
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines[:position] if _images_of(line) <= images]
+        if path.exists() and kept != lines:
             beside = path.with_suffix(".part")
             beside.write_text("".join(line + "\n" for line in kept))
             beside.replace(path)
+        elif kept and not path.read_bytes().endswith(b"\n"):  # cut off just before its end
+            with path.open("a") as file:
+                file.write("\n")
+        self._count = len(kept)
         self._file: TextIO = path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({k: _plain(v) for k, v in record.items()}) + "\n")
         self._file.flush()
+        self._count += 1
+
+    def position(self) -> int:
+        """Lines written so far: unlike bytes, which times lengthen, the same in equal runs."""
+        return self._count
+
+    def sync(self) -> None:
+        """Wait until every line has reached the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -78,10 +98,13 @@ class RunLog:
         images, target: reals shown so far and in all.
         tensorboard: write events; without the package this says so once and goes on.
         quiet: show no progress.
+        position: see `JsonLines`.
     """
 
-    def __init__(self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False) -> None:
-        self.lines = JsonLines(folder / "log.jsonl", images)
+    def __init__(
+        self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False, position: int | None = None
+    ) -> None:  # fmt: skip
+        self.lines = JsonLines(folder / "log.jsonl", images, position)
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.started, self.paused = time.monotonic(), 0.0
         self.last_time, self.last_images = self.started, images
@@ -104,6 +127,16 @@ class RunLog:
     def pause(self, seconds: float) -> None:
         """Leave time spent on samples and checkpoints out of images per second."""
         self.paused += seconds
+
+    def position(self) -> int:
+        """Lines of log.jsonl."""
+        return self.lines.position()
+
+    def sync(self) -> None:
+        """Wait until log lines are on disk, and events handed to the system."""
+        self.lines.sync()
+        if self.events:
+            self.events.flush()
 
     def picture(self, images: int, sheet: Any) -> None:
         """A sample grid, uint8 (H, W, C), for TensorBoard."""

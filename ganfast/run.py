@@ -24,6 +24,7 @@ from ganfast.export.rows import class_list, picture_index
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.models import NetSpec, build_generator
+from ganfast.saving import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
 
@@ -73,16 +74,18 @@ class Run:
         return NetSpec.of(self.config, self.data["size"], self.data["channels"], len(self.data["classes"]), self.config.conditional)
 
     def latest(self) -> Path:
-        """The newest checkpoint; InputError where there is none."""
-        found = checkpoints.listed(self.checkpoint_folder)
+        """The newest checkpoint whose average is whole; InputError where there is none."""
+        found = checkpoints.newest_whole(self.checkpoint_folder, ["ema"])
         if not found:
             raise InputError(f"{self.folder} has no checkpoint yet; train it further with `ganfast train --out {self.folder}`")
-        return found[-1]
+        return found[0]
 
     def find(self, which: str) -> Path:
         """A checkpoint by its number of images ("12800" or "000012800") or its path; "" is the newest."""
         if not which:
             return self.latest()
+        if which == "best" and (best := checkpoints.best(self.checkpoint_folder)):
+            return best
         found = checkpoints.listed(self.checkpoint_folder)
         for path in found:
             if which.isdecimal() and int(path.name) == int(which):
@@ -102,7 +105,7 @@ class Run:
         key = (str(path), str(where))
         if key not in self._generators:
             net = build_generator(self.spec())
-            checkpoints.load(path, {"ema": net})
+            load_module(net, checkpoints.read(path, ["ema"])[1]["ema"], f"{path} holds another ema")
             self._generators.clear()
             self._generators[key] = prepared(net, where).eval().requires_grad_(False)
         return self._generators[key]

@@ -1,37 +1,39 @@
 """From a config to a finished run: prepare, resume or start, train, write what the run directory holds."""
 
+import copy
 import dataclasses
 import json
-import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganfast import checkpoint as checkpoints
-from ganfast import configfile
+from ganfast import configfile, locks
 from ganfast.config import Config
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
+from ganfast.guard import Guard
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
+from ganfast.saving import Finish, Saver, restore
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
+_FREE_GROUPS = ("log.", "guard.")
 _SHEET = 64  # pictures in a sample grid, about
 
 
@@ -55,18 +57,26 @@ def train(config: Config, quiet: bool = False) -> Run:
 
     Raises:
         InputError: a config or data that cannot be used.
-        RunError: the losses stopped being numbers; the run's last checkpoint is from before.
+        RunError: the training diverged again and again, or a checkpoint could not be written; the last one is whole.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
     with progress_bar() if not quiet else nullcontext() as packing:
         plan = make_plan(config, packing)
+    with ExitStack() as held:
+        _lock(plan.folder, held)
+        return _train(plan, quiet)
+
+
+def _train(plan: Plan, quiet: bool) -> Run:
     config, folder, state = plan.config, plan.folder, plan.state
     run = _open_folder(plan)
-    found = checkpoints.listed(run.checkpoint_folder)
+    found = checkpoints.newest_whole(run.checkpoint_folder)
     if found:
-        modules, optimizers = _saved(state)
-        state.images = checkpoints.load(found[-1], modules, optimizers)
+        restore(state, found[2], found[1].images, str(found[0]))
     if _left(state, config):
+        if found:
+            for path in checkpoints.set_aside_after(run.checkpoint_folder, found[0]):
+                logger.warning("set aside: %s", path)
         _write_record(run)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
@@ -79,7 +89,7 @@ def train(config: Config, quiet: bool = False) -> Run:
         return run
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
-    log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet)
+    log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None)
     critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.engine, plan.compile)
     generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, plan.compile)
     if not quiet:
@@ -93,12 +103,12 @@ def train(config: Config, quiet: bool = False) -> Run:
                 writer.samples()
             stop = lambda: bool(stopped)  # noqa: E731
             train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
-            writer.samples()
-            writer.checkpoint()
+            writer.finish()
         _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
     except torch.OutOfMemoryError as error:
         raise RunError(f"{plan.device} has no memory left at batch {config.batch}: lower --batch or --net.width") from error
     finally:
+        writer.close()
         log.close()
     if stopped:
         say(f"{signal.Signals(stopped[0]).name}: saved {folder} at {state.images / 1000:g} kimg; the same command goes on")
@@ -113,7 +123,7 @@ def train(config: Config, quiet: bool = False) -> Run:
 
 
 class Writer:
-    """What a run writes while it trains: log lines, sample grids and checkpoints, each when due."""
+    """What a run writes while it trains, each when due: log lines, sample grids, checkpoints of states that the guard passed."""
 
     def __init__(self, plan: Plan, run: Run, log: RunLog) -> None:
         self.plan, self.run, self.log, c = plan, run, log, plan.config
@@ -121,10 +131,15 @@ class Writer:
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
         self.save_every = c.log.save_kimg * 1000 or whole / 10
         self.step_images = c.batch * c.optim.critic_steps
+        self.guard, self.tries = Guard(c.guard), 0
+        self.said, self.restored_at = "", -1  # of the last divergence
+        self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync)
+        self.saver.remember(plan.state)
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
         self.log.progress.tick(state.images)
-        c = self.plan.config
+        self.saver.poll()
+        c, problem = self.plan.config, None
         step = state.images // self.step_images
         finished = state.images >= c.kimg * 1000
         # A lazy penalty is due in one of so many steps: the line is that of the step that has it, by the counter alone.
@@ -132,10 +147,13 @@ class Writer:
         if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
             named = {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
             record = self.log.step(state.images, named)
-            _refuse_non_finite(record, self.run)
+            problem = self.guard.statistics_problem(record)
+        sound = True
+        if problem or (c.guard.every and step % c.guard.every == 0):
+            sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if self._crossed(state.images, self.save_every):
+        if sound and self._crossed(state.images, self.save_every):  # what was only just restored has proved nothing
             self.checkpoint()
 
     def _crossed(self, images: int, every: float) -> bool:
@@ -150,13 +168,57 @@ class Writer:
             self.log.picture(self.plan.state.images, sheet)
 
     def checkpoint(self) -> None:
-        state, config = self.plan.state, self.plan.config
+        """Have the state written, unless it has diverged."""
         with self._apart():
-            _refuse_non_finite_weights(state, self.run)
-            self._fit_average()
-            modules, optimizers = _saved(state)
-            checkpoints.save(self.run.checkpoint_folder, state.images, modules, optimizers)
-            checkpoints.prune(self.run.checkpoint_folder, config.log.keep)
+            if self._hold(None) and self.plan.state.images != self.saver.last.images:
+                self.tries = 0
+                self.saver.save(self.plan.state, self.log.position())
+
+    def finish(self) -> None:
+        """The last grid and the last checkpoint, on disk."""
+        state = self.plan.state
+        with self._apart():
+            self._hold(None)
+            if self.tries > 1 and self.restored_at == state.images:
+                raise RunError(f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}")
+        self.samples()
+        self.saver.save(state, self.log.position())
+        self.saver.flush()
+
+    def close(self) -> None:
+        self.saver.close()
+
+    def _hold(self, problem: str | None) -> bool:
+        """Whether the state is sound; if not, it is replaced by the last good one, and the counter goes on.
+
+        Raises:
+            RunError: that was tried as often as the config allows.
+        """
+        state, images = self.plan.state, self.plan.state.images
+        tensor = self.guard.state_problem(state)
+        if not (problem or tensor):
+            return True
+        said = "; ".join(text for text in (problem, tensor) if text) + f" at {images / 1000:g} kimg"
+        self.tries, self.said, self.restored_at = self.tries + 1, said, images
+        if self.tries > self.plan.config.guard.tries:
+            raise RunError(f"{said}, after going back {self.tries - 1} times; {self._way_out()}")
+        self.saver.flush()
+        good = self.saver.last
+        restore(state, good.contents, images, str(self.run.folder))  # the counter goes on: the same pictures would diverge again
+        for parameter in (*state.generator.parameters(), *state.critic.parameters()):
+            if parameter.grad is not None:
+                parameter.grad.zero_()  # in place, as captured phases know it; the next look must not blame the old one
+        logger.warning(
+            "%s: back to the state of %g kimg, on with the pictures from here (%d of %d times)",
+            said, good.images / 1000, self.tries, self.plan.config.guard.tries,
+        )  # fmt: skip
+        return False
+
+    def _way_out(self) -> str:
+        return (
+            f"checkpoints in {self.run.checkpoint_folder} are from before; "
+            "lower --optim.lr-critic or --optim.lr-generator and train into another --out"
+        )
 
     def _sheet(self) -> Pictures:
         self._fit_average()
@@ -171,14 +233,28 @@ class Writer:
 
     def _fit_average(self) -> None:
         c = self.plan.config
-        classes = len(self.run.classes)
-        reestimate_batchnorm(self.plan.state.average, c.seed, c.net.latent, classes)
+        reestimate_batchnorm(self.plan.state.average, c.seed, c.net.latent, len(self.run.classes))
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
         began = time.monotonic()
         yield
         self.log.pause(time.monotonic() - began)
+
+
+def _average_finisher(plan: Plan, run: Run) -> Finish | None:
+    """Gives a host copy of the average its batch statistics, on a network of its own; None where it has none."""
+    average = copy.deepcopy(plan.state.average).cpu()
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in average.modules()):
+        return None
+
+    def finish(tensors: dict[str, Tensor]) -> None:
+        average.load_state_dict(tensors)
+        reestimate_batchnorm(average, plan.config.seed, plan.config.net.latent, len(run.classes))
+        for name, value in average.state_dict().items():
+            tensors[name].copy_(value)
+
+    return finish
 
 
 def _save_sheet(sheet: Pictures, path: Path, size: int) -> None:
@@ -199,20 +275,32 @@ def _sheet_of_reals(plan: Plan) -> Pictures:
     return grid(to_uint8(pictures).cpu().numpy(), 8)
 
 
-def _saved(state: State) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    modules = {"generator": state.generator, "critic": state.critic, "ema": state.average}
-    return modules, {"generator": state.optimizer_generator, "critic": state.optimizer_critic}
-
-
 def _left(state: State, config: Config) -> bool:
     return state.images < config.kimg * 1000
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    """Hold a run directory, which is made if need be; what is no run directory is refused before anything is written there."""
+    _refuse_foreign(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (folder / "config.yaml").exists() or not folder.exists():
+        return
+    if not folder.is_dir() or any(path.name != locks.NAME for path in folder.iterdir()):
+        raise InputError(f"{folder} exists and is not a run directory; choose another --out")
 
 
 def _open_folder(plan: Plan) -> Run:
     """The run that lives, or will live, in the folder; nothing is written.
 
     Raises:
-        InputError: the folder holds another run with checkpoints, or something else.
+        InputError: the folder holds another run with checkpoints.
     """
     config, folder = plan.config, plan.folder
     run = Run(folder, config, dataclasses.asdict(plan.pack.info))
@@ -222,7 +310,7 @@ def _open_folder(plan: Plan) -> Run:
         old = Run.open(folder)
         changed = {
             name: values for name, values in configfile.differences(old.config, config).items()
-            if name not in _FREE and not name.startswith("log.")
+            if name not in _FREE and not name.startswith(_FREE_GROUPS)
         }  # fmt: skip
         if changed:
             listed = "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items())
@@ -231,8 +319,6 @@ def _open_folder(plan: Plan) -> Run:
             raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those, or another --out")
         if old.config.kimg != config.kimg and config.optim.decay_from < 1:
             logger.warning("kimg was %g, now %g: learning rates fall towards the new end", old.config.kimg, config.kimg)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not a run directory; choose another --out")
     return run
 
 
@@ -252,27 +338,6 @@ def _write_engine(run: Run, choice: Choice) -> None:
     """What computed the critic's gradients in the end, for whoever compares runs."""
     record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason, "torch": torch.__version__}
     (run.folder / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _refuse_non_finite_weights(state: State, run: Run) -> None:
-    """Between two log lines a step may go wrong: what is saved must be worth resuming."""
-    for net, parameters in (("generator", state.generator.named_parameters()), ("critic", state.critic.named_parameters())):
-        for name, parameter in parameters:
-            if not bool(torch.isfinite(parameter).all()):
-                raise _not_a_number(f"{name} of the {net}", state.images, run)
-
-
-def _refuse_non_finite(record: dict[str, Any], run: Run) -> None:
-    for name, value in record.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _not_a_number(name, record["images"], run)
-
-
-def _not_a_number(what: str, images: int, run: Run) -> RunError:
-    return RunError(
-        f"{what} is not a finite number at {images / 1000:g} kimg; checkpoints in {run.checkpoint_folder} are from before; "
-        "lower --optim.lr-critic or --optim.lr-generator and train into another --out"
-    )
 
 
 @contextmanager

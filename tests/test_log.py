@@ -37,6 +37,26 @@ def test_reopening_drops_the_lines_of_steps_that_will_be_done_again(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "nothing else stays behind"
 
 
+def test_reopening_at_a_position_keeps_that_many_lines_and_writes_none_twice(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = JsonLines(path, 0, 0)
+    for counter in (100, 200, 300):
+        assert lines.position() == counter // 100 - 1
+        lines.write({"images": counter, "seconds": 10.0**counter})
+    lines.close()
+    whole = path.read_text().splitlines()
+    path.write_text(path.read_text()[:-1])  # the last line break was lost
+    lines = JsonLines(path, 300, 3)
+    assert lines.position() == 3
+    lines.write({"images": 400})
+    lines.close()
+    assert path.read_text().splitlines()[:3] == whole
+    lines = JsonLines(path, 400, 2)
+    assert lines.position() == 2
+    lines.close()
+    assert path.read_text().splitlines() == whole[:2]
+
+
 @pytest.mark.parametrize("cut", ["", "{", '{"images": 30', '{"loss": 3}', "[]", "null", '{"images": "many"}'])
 def test_a_cut_off_last_line_is_dropped_and_never_glued_to_the_next(tmp_path, cut):
     path = tmp_path / "log.jsonl"

@@ -20,9 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ganfast import checkpoint as checkpoints
-from ganfast import configfile, feed, loop, training
+from ganfast import configfile, feed, locks, loop, training
 from ganfast.cli import main
-from ganfast.config import Config, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
 from ganfast.log import read_log
@@ -258,7 +258,7 @@ def test_a_process_told_to_end_saves_and_the_same_command_finishes(number, code,
     assert process.returncode == code, said
     assert f"{signal.Signals(number).name}: saved {out}" in said
     assert "Traceback" not in said
-    assert 0 < checkpoints.read_images(newest(out)) < 1600, "the signal came too late to show anything"
+    assert 0 < checkpoints.read_record(newest(out)).images < 1600, "the signal came too late to show anything"
     assert main(command[3:]) == 0
     assert_same_run(uninterrupted, out)
 
@@ -352,7 +352,9 @@ def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
     train(replace(config, device="cpu", log=other), quiet=True)
     assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == ["000000320"]
     train(replace(config, out=str(tmp_path / "whole")), quiet=True)
-    assert files(newest(tmp_path / "run")) == files(newest(tmp_path / "whole"))
+    one, whole = files(newest(tmp_path / "run")), files(newest(tmp_path / "whole"))
+    assert [name for name in one if one[name] != whole[name]] == ["state.json"], "which says how many lines the log had"
+    assert checkpoints.read_record(newest(tmp_path / "run")).files == checkpoints.read_record(newest(tmp_path / "whole")).files
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
@@ -693,7 +695,9 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
     schedule = feed.schedule
     monkeypatch.setattr(feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34))
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
-    with pytest.raises(RunError, match=f"not a finite number at .*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"):
+    times = 3 if every == 1 else 1  # a look at every line, or only at the saves at 240 and 320, the end
+    said = f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"
+    with pytest.raises(RunError, match=said):
         train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
     kept = checkpoints.listed(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["000000080", "000000160"]
@@ -712,14 +716,79 @@ def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, ca
     assert "not a finite number" in said[-1]
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_nothing_is_lost(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_used(data, tmp_path, caplog):
+    config = tiny("dcgan", data, tmp_path / "run", optim=STEADY)
+    train(config, quiet=True)
     path = newest(tmp_path / "run") / "critic.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    before = files(tmp_path / "run" / "checkpoints")
-    with pytest.raises(InputError, match=str(path)):
-        train(tiny("dcgan", data, tmp_path / "run", kimg=0.4), quiet=True)
-    assert files(tmp_path / "run" / "checkpoints") == before
+    before = files(newest(tmp_path / "run"))
+    train(replace(config, kimg=0.4), quiet=True)
+    assert str(path) in caplog.text
+    assert "000000240, is used instead" in caplog.text
+    assert files(tmp_path / "run" / "checkpoints" / "set-aside" / "000000320") == before, "nothing is thrown away"
+    train(replace(config, kimg=0.4, out=str(tmp_path / "whole")), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# One process at a time, and steps that diverge
+
+
+def test_a_second_process_on_a_run_is_told_who_holds_it(data, tmp_path):
+    out = tmp_path / "run"
+    code = (
+        "import sys; from pathlib import Path; from ganfast.locks import NAME, locked\n"
+        "with locked(Path(sys.argv[1]) / NAME, sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    out.mkdir()
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"{out} is in use by process {other.pid} on .* since "):
+            train(tiny("dcgan", data, out, kimg=0.016), quiet=True)
+        other.kill()
+    assert (out / locks.NAME).exists(), "killed, it left its file, which holds nobody up"
+    train(tiny("dcgan", data, out, kimg=0.016), quiet=True)
+    assert not (out / locks.NAME).exists()
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """A NaN in one tensor of the training at chosen counters."""
+
+    def plant(where: str, images: set[int]) -> None:
+        on_step = training.Writer.on_step
+
+        def hooked(self, state, *stats):
+            if state.images in images:
+                weight = next(state.critic.parameters())
+                with torch.no_grad():
+                    (weight if where == "weight" else weight.grad).view(-1)[0] = math.nan
+            on_step(self, state, *stats)
+
+        monkeypatch.setattr(training.Writer, "on_step", hooked)
+
+    return plant
+
+
+GUARDED = GuardConfig(every=1, tries=2)
+
+
+@pytest.mark.parametrize("where", ["weight", "gradient"])
+def test_a_planted_nan_is_rolled_back_and_the_run_ends_well(where, data, tmp_path, planted, caplog):
+    planted(where, {208})
+    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    assert newest(tmp_path / "run").name == "000000320"
+    assert "of the critic is not a finite number at 0.208 kimg: back to the state of 0.16 kimg" in caplog.text
+    assert all(value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values())
+    assert [line["images"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(16, 336, 16)), "no replay"
+
+
+@pytest.mark.parametrize("where", ["weight", "gradient"])
+def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tmp_path, planted):
+    planted(where, set(range(208, 336)))
+    with pytest.raises(RunError, match=r"of the critic is not a finite number.* at 0.24 kimg, after going back 2 times"):
+        train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    assert newest(tmp_path / "run").name == "000000160"
 
 
 # torch.compile

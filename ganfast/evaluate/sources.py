@@ -17,6 +17,7 @@ from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.models import build_generator
 from ganfast.random import Purpose
 from ganfast.run import Run
+from ganfast.saving import load_module
 
 _CHUNK = 250  # pictures a forward pass
 
@@ -61,7 +62,10 @@ def of_run(run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: b
     """The averaged generator of a run's checkpoint ("" = the newest), or the trained one as it is."""
     path = run.find(checkpoint)
     net = build_generator(run.spec())
-    images = checkpoints.load(path, {"ema" if ema else "generator": net})
+    part = "ema" if ema else "generator"
+    record, contents = checkpoints.read(path, [part])
+    load_module(net, contents[part], f"{path} holds another {part}")
+    images = record.images
     net = prepared(net, find_device(device)).eval().requires_grad_(False)
     size, channels = run.data["size"], run.data["channels"]
     made = Generated(net, run.config.net.latent, (size, size, channels), len(run.classes), seed, psi)

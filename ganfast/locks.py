@@ -1,0 +1,110 @@
+"""One process at a time on a run directory or a pack; whoever comes second is told who holds it.
+
+The lock is the kernel's (flock) on a file that says who took it. A process that dies, however it dies, lets go of it: a file that
+was left behind holds nobody up.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ganfast.errors import InputError
+from ganfast.log import logger
+
+try:
+    import fcntl
+except ImportError:  # no such call on this system
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+_POLL = 0.2  # seconds between two attempts of someone who waits
+
+
+class Held(InputError):
+    """Another process holds the lock; the message says which."""
+
+
+@contextmanager
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``, which is removed afterwards.
+
+    Args:
+        what: what is locked, for messages.
+        wait: wait for whoever holds it, and say so once; else raise.
+
+    Raises:
+        Held: another process, or another thread of this one, holds it.
+        OSError: the file cannot be made.
+    """
+    handle = _take(path)
+    if handle is None and not wait:
+        raise Held(f"{what} is in use by {holder(path)}; wait for it to end, or stop it")
+    if handle is None:
+        logger.warning("%s is in use by %s: waiting for it", what, holder(path))
+    while handle is None:
+        time.sleep(_POLL)
+        handle = _take(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before letting go: `_take` refuses a file that lost its name
+        os.close(handle)
+
+
+def _take(path: Path) -> int | None:
+    """The open lock file, or None while someone else has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _flock(handle, path):
+                os.close(handle)
+                return None
+            if os.path.exists(path) and os.fstat(handle).st_ino == os.stat(path).st_ino:
+                os.ftruncate(handle, 0)
+                now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+                os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode())
+                return handle
+        except FileNotFoundError:  # removed between two questions about it
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _flock(handle: int, path: Path) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # file systems without locks
+        logger.warning("%s cannot be locked (%s): let no second process work there", path.parent, error.strerror or error)
+    return True
+
+
+def holder(path: Path) -> str:
+    """ "process 123 on host h since 2026-01-31 12:00:00 UTC"."""
+    try:
+        said = json.loads(path.read_text())
+        return f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is only just taking it, or letting go
+        return "another process"
+
+
+def held(path: Path) -> bool:
+    """Whether someone holds a lock file that is there. Changes nothing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _flock(handle, path)
+    finally:
+        os.close(handle)
