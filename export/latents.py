@@ -40,11 +40,13 @@ def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = 0) ->
         stream: 0 is what users sample from; training and evaluation use others, so that they never meet.
     """
     words = philox_words(seed, stream, index, dim + dim % 2)
-    pairs = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    pairs = (words >> np.uint64(11)) * 2.0**-53
     radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
-    angle = 2.0 * np.pi * pairs[:, 1::2]
-    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
-    return normals.reshape(len(words), -1)[:, :dim].astype(np.float32)
+    angle = (2.0 * np.pi) * pairs[:, 1::2]
+    normals = np.empty(words.shape, np.float32)
+    np.multiply(radius, np.cos(angle), out=normals[:, 0::2], casting="same_kind")
+    np.multiply(radius, np.sin(angle), out=normals[:, 1::2], casting="same_kind")
+    return normals[:, :dim] if dim % 2 == 0 else np.ascontiguousarray(normals[:, :dim])
 
 
 _CLASS_STREAM = 13  # of the key (seed, stream); see ganfast.random.Purpose

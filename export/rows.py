@@ -1,5 +1,6 @@
 """What is asked of a sampler, checked; and how many pictures go into which batch. NumPy only."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Rows:
         return latents(self.seed, self.index, self.latent) if self.given is None else self.given
 
     def part(self, start: int, stop: int) -> "Rows":
+        if stop - start == len(self):
+            return self
         cut = slice(start, stop)
         labels, given = (None if x is None else x[cut] for x in (self.labels, self.given))
         return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], given)  # type: ignore[arg-type]
@@ -75,7 +78,7 @@ def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
 
 def refuse_huge(manifest: Manifest, n: int) -> None:
     """Raises InputError where ``n`` pictures would not fit into memory."""
-    size = n * (int(np.prod(manifest.shape)) + 3 * 8)  # pixels, index, label, psi
+    size = n * (math.prod(manifest.shape) + 3 * 8)  # pixels, index, label, psi
     if size > _LARGE and size > (free := _free_memory()):
         raise InputError(
             f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; take them in parts "
@@ -156,6 +159,8 @@ def class_list(classes: Sequence[str]) -> str:
 
 
 def _psi(psi: Any, count: int) -> NDArray[np.float32]:
+    if isinstance(psi, int | float) and 0 <= psi <= 2:
+        return np.full(count, psi, np.float32)
     try:
         values = np.asarray(psi, np.float32)
     except (TypeError, ValueError):
