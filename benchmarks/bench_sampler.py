@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import interleaved, record, summary
+from measure import record, summary, wait
 from torch import Tensor, nn
 
 from ganfast.export import load_sampler
@@ -35,7 +35,7 @@ from ganfast.export.to_onnx import to_bytes, to_onnx
 from ganfast.models import NetSpec, build_generator
 
 SIZE, CHANNELS, LATENT = 64, 3, 128
-_CALLS = 5  # in a row, so that a small batch finds its weights in the cache, as in a process that only draws
+_CALLS = 5  # a turn
 
 
 def make_bundle(folder: Path, width: int, buckets: tuple[int, ...]) -> tuple[nn.Module, nn.Module, Bundle]:
@@ -106,17 +106,18 @@ def on_cpu(threads: int, rounds: int, smoke: bool) -> None:
 
 
 def in_turns(variants: dict[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, list[float]]:
-    """Seconds of a call, from ``calls`` calls in a row."""
-
-    def repeated(run: Callable[[], Any]) -> Callable[[], None]:
-        def several() -> None:
+    """Seconds of every call; variants take turns of one call that is not counted, which brings its weights back, and ``calls``."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            run()
+            wait()
             for _ in range(calls):
+                began = time.perf_counter()
                 run()
-
-        return several
-
-    times = interleaved({name: repeated(run) for name, run in variants.items()}, rounds)
-    return {name: [value / calls for value in values] for name, values in times.items()}
+                wait()
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
 
 
 def ratios(seconds: dict[str, list[float]], batches: tuple[int, ...]) -> dict[str, Any]:
@@ -140,10 +141,7 @@ def ratios(seconds: dict[str, list[float]], batches: tuple[int, ...]) -> dict[st
 
 def first_pictures(folder: Path) -> list[float]:
     """Seconds from starting Python to the first picture, without torch."""
-    code = (
-        "import sys; from ganfast.export import load_sampler as load; load(sys.argv[1]).sample(1); "
-        "assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from ganfast.export import load_sampler as s; s(sys.argv[1]).sample(1); assert 'torch' not in sys.modules"
     times = []
     for _ in range(7):
         began = time.perf_counter()
