@@ -78,9 +78,9 @@ class Plain:
             total = total + loss.class_weight_generator * class_loss(said.classes, inputs.labels).mean()
         return total
 
-    def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None) -> Tensor:
+    def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
         """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
-        c, labels = self.problem.config, self.inputs.labels
+        c = self.problem.config
         penalty = c.penalty if c.penalty.active else None
         held = {"r1": real, "r2": fake} if penalty and points is None else {}
         held = {kind: x.requires_grad_() for kind, x in held.items() if penalty and kind in penalty.kind}
@@ -127,24 +127,27 @@ class Plain:
 
             def run(fake: Tensor) -> None:
                 self.adam_critic.zero_grad()
-                loss(critic, fake.detach(), self.inputs.real.detach(), points(fake)).backward(inputs=parameters)
+                loss(critic, fake.detach(), self.inputs.real.detach(), points(fake), self.inputs.labels).backward(inputs=parameters)
 
             return run
         whole = _Whole(critic, self.critic_loss)  # torch.compile does not differentiate twice: the whole step becomes one graph
         trained = {f"critic.{name}" for name, _ in critic.named_parameters()}
 
-        def gradients(weights: dict[str, Tensor], fake: Tensor, real: Tensor, at: Tensor | None) -> list[Tensor]:
+        def gradients(
+            weights: dict[str, Tensor], fake: Tensor, real: Tensor, at: Tensor | None, labels: Tensor | None
+        ) -> list[Tensor]:
             leaves = {name: w.detach().requires_grad_() for name, w in weights.items() if name in trained}
             given = {name: w for name, w in weights.items() if name not in trained} | leaves
             with torch.enable_grad():
-                total = functional_call(whole, given, (fake.detach(), real.detach(), None if at is None else at.detach()))
+                total = functional_call(whole, given, (fake.detach(), real.detach(), None if at is None else at.detach(), labels))
                 return list(torch.autograd.grad(total, list(leaves.values())))
 
         step = compiled(gradients)
 
         def run_compiled(fake: Tensor) -> None:
             weights = {f"critic.{n}": w.detach() for n, w in (*critic.named_parameters(), *critic.named_buffers())}
-            for p, g in zip(parameters, step(weights, fake, self.inputs.real, points(fake)), strict=True):
+            found = step(weights, fake, self.inputs.real, points(fake), self.inputs.labels)
+            for p, g in zip(parameters, found, strict=True):
                 p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)  # fused Adam walks both by address
 
         return run_compiled
