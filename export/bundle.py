@@ -10,22 +10,23 @@
 Nothing is unpickled. An engine is code: its hash is checked before anything reads it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ganfast import disk
 from ganfast.errors import InputError, RunError
 from ganfast.export.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
 from ganfast.export.tensors import read_tensors, write_tensors
+from ganfast.locks import Held, holder, locked
 
 LATENCY = "latency.json"
 _ATTEMPTS = 20  # to read one bundle whole while others replace it
@@ -201,31 +202,19 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     """
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(handle, lock):
-                break
-        except BlockingIOError as error:
-            os.close(handle)
-            raise RunError(f"another process is writing {path}; wait for it, or choose another place") from error
-        os.close(handle)  # its last holder removed it between our opening and locking it
-    try:
+            held.enter_context(locked(lock, str(path), wait))
+        except Held as error:
+            raise RunError(f"another process is writing {path} ({holder(lock)}); wait for it, or choose another place") from error
         yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write beside, sync, rename: a file is never half there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    disk.write_file(beside, data)
     beside.replace(path)
 
 
@@ -235,11 +224,7 @@ def _swap(new: Path, place: Path) -> None:
     if place.exists():
         place.rename(old)
     new.rename(place)
-    handle = os.open(place.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    disk.sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -249,13 +234,6 @@ def _inside(folder: Path, path: str) -> Path:
     if not target.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{target} leads out of the bundle, to {target.resolve()}; do not use it")
     return target
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _json_hash(value: Any) -> str:

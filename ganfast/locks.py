@@ -5,6 +5,7 @@ was left behind holds nobody up.
 """
 
 import json
+import logging
 import os
 import socket
 import time
@@ -14,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ganfast.errors import InputError
-from ganfast.log import logger
 
 try:
     import fcntl
 except ImportError:  # no such call on this system
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger("ganfast")
 NAME = ".lock"
 _POLL = 0.2  # seconds between two attempts of someone who waits
 
@@ -96,15 +97,3 @@ def holder(path: Path) -> str:
         return f"process {said['pid']} on {said['host']} since {said['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is only just taking it, or letting go
         return "another process"
-
-
-def held(path: Path) -> bool:
-    """Whether someone holds a lock file that is there. Changes nothing."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return not _flock(handle, path)
-    finally:
-        os.close(handle)

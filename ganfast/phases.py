@@ -63,10 +63,6 @@ class Phase:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stats: Stats = {}
 
-    @property
-    def captured(self) -> bool:
-        return self._graph is not None
-
     def __call__(self) -> Stats:
         if self._graph is None and self._graphs.active:
             if self._calls < _WARM_UP:

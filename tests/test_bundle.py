@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load as load_safetensors
 
+from ganfast import disk
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle import Bundle, exclusive, golden_file, open_bundle, write_bundle
 from ganfast.export.cache import EngineCache
@@ -205,7 +206,7 @@ def test_a_crash_while_writing_leaves_what_was_there(bundle, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(disk.calls, "fsync", fail)
     with pytest.raises(InputError, match="No space left on device"):
         write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
     assert open_bundle(bundle.folder).manifest == bundle.manifest

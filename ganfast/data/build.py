@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ganfast import __version__
+from ganfast import __version__, disk
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, load_pack, sha256_of
 from ganfast.data.source import Selection
 from ganfast.errors import InputError, RunError
@@ -42,7 +42,7 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress)
         manifest = {"schema": SCHEMA, "created_by": f"ganfast {__version__}", "info": asdict(info), "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            disk.sync(path)
         _publish(partial, final)
     except OSError as error:
         raise RunError(f"the pack {final} cannot be written: {error}; $GANFAST_CACHE chooses another folder") from error
@@ -85,7 +85,7 @@ def _publish(partial: Path, final: Path) -> None:
     for last in (False, False, True):
         try:
             os.rename(partial, final)
-            _sync(final.parent)
+            disk.sync(final.parent)
             return
         except OSError:  # the place is taken: by a process that was quicker, or by a damaged pack
             if last or not final.exists():
@@ -107,11 +107,3 @@ def _sweep(packs: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         except FileNotFoundError:  # somebody else swept
             continue
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,17 +100,23 @@ class Evaluation:
             yield np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)), labels
 
     def _read_reference(self) -> None:
-        kept: list[Tensor] = []
         counts = ClassScores(self._classes)
-        for pictures, _ in self._reals(self.pack, self.positions):
+        self.features = self._seen(self._reals(self.pack, self.positions), self.frechet.reference, counts)
+        self.class_counts = counts.counts
+
+    def _seen(
+        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], distance: Callable[[Tensor], None], classes: ClassScores
+    ) -> Tensor:
+        """Features of the first pictures; all of them go into a distance, and what they show into the scores of classes."""
+        kept: list[Tensor] = []
+        for pictures, labels in chunks:
             found = self.extractor(pictures)
-            self.frechet.reference(found.features)
+            distance(found.features)
             if sum(map(len, kept)) < _MOST_NEIGHBOURS:
                 kept.append(found.features)
             if found.logits is not None and self._classes:
-                counts.add(found.logits, None)
-        self.features = torch.cat(kept)[:_MOST_NEIGHBOURS]
-        self.class_counts = counts.counts
+                classes.add(found.logits, labels)
+        return torch.cat(kept)[:_MOST_NEIGHBOURS]
 
     @property
     def _classes(self) -> int:
@@ -126,18 +132,14 @@ class Evaluation:
     def _scores(
         self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], count: int, first: list[Pictures]
     ) -> tuple[dict[str, float], int]:
-        kept: list[Tensor] = []
+        def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
+            for pictures, labels in chunks:
+                if sum(map(len, first)) < _MOST_COPIES:
+                    first.append(pictures)
+                yield pictures, labels
+
         classes = ClassScores(self._classes)
-        for pictures, labels in chunks:
-            if sum(map(len, first)) < _MOST_COPIES:
-                first.append(pictures)
-            found = self.extractor(pictures)
-            self.frechet.add(found.features)
-            if sum(map(len, kept)) < _MOST_NEIGHBOURS:
-                kept.append(found.features)
-            if found.logits is not None and self._classes:
-                classes.add(found.logits, labels)
-        features = torch.cat(kept)[:_MOST_NEIGHBOURS]
+        features = self._seen(remembered(), self.frechet.add, classes)
         both = min(len(features), len(self.features))  # precision and density depend on how many there are of each
         mean, deviation = kernel_distance(self.features, features, self.seed)
         scores = {"frechet": self.frechet.distance(), "kernel": mean, "kernel_std": deviation}
