@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
 _SHOWN = {  # name in log.jsonl -> what the progress line calls it
@@ -112,7 +113,8 @@ class RunLog:
 
     def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
         """Record a step: the only place where training waits for the device."""
-        values = {name: float(value) for name, value in stats.items()}
+        together = torch.stack([value.double() for value in stats.values()]).tolist() if stats else []  # one transfer
+        values = dict(zip(stats, together, strict=True))
         now = time.monotonic()
         rate = (images - self.last_images) / max(1e-9, now - self.last_time - self.paused)
         self.last_time, self.last_images, self.paused = now, images, 0.0

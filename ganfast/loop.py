@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
@@ -34,11 +34,13 @@ class State:
     images: int = 0  # reals shown to the critic
 
     @staticmethod
-    def of(generator: nn.Module, critic: nn.Module, config: Config) -> "State":
+    def of(generator: nn.Module, critic: nn.Module, config: Config, autocast: torch.dtype | None = None) -> "State":
+        """At the start of a training; ``autocast``: the type that both networks will be computed in, None = as they are."""
         optim, average = config.optim, average_of(generator)
         return State(
             generator, critic, average,
-            FlatAdam(generator, optim.lr_generator, optim, average), FlatAdam(critic, optim.lr_critic, optim),
+            FlatAdam(generator, optim.lr_generator, optim, average, autocast),
+            FlatAdam(critic, optim.lr_critic, optim, compute=autocast),
         )  # fmt: skip
 
 
@@ -57,10 +59,9 @@ def train_loop(
         """Score reals above fakes of the same classes, and stay flat where the penalty asks for it."""
         given = feed.critic()
         with torch.no_grad(), torch.autocast(data.device.type, autocast, enabled=autocast is not None):
-            fake = draw(state.generator, given.z, given.labels)
+            fake = draw(state.optimizer_generator.computing, given.z, given.labels)
         stats = critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
-        state.optimizer_critic.step(given.rate)
-        clip_weights(state.critic, config.loss.clip)
+        state.optimizer_critic.step(given.rate, limit=config.loss.clip)
         feed.clock.add_(config.batch)
         return stats
 
@@ -88,12 +89,3 @@ def train_loop(
             critic_stats |= (penalised if due else plain)()
             state.images += config.batch
         on_step(state, critic_stats, generator())
-
-
-@torch.no_grad()
-def clip_weights(critic: nn.Module, limit: float) -> None:
-    """WGAN, arXiv:1701.07875, algorithm 1: every weight into [-limit, limit]; 0 = leave them."""
-    if limit:
-        parameters: list[Tensor] = list(critic.parameters())
-        torch._foreach_clamp_min_(parameters, -limit)
-        torch._foreach_clamp_max_(parameters, limit)

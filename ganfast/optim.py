@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ganfast.config import OptimConfig
 from ganfast.engine.gradients import trainable, views_of
+from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
 from ganfast.kernels._triton import use_triton
 from ganfast.kernels.adam_ema import adam_ema, adam_rates
@@ -29,12 +30,17 @@ class FlatAdam(torch.optim.Optimizer):
         rate: learning rate where `step` is given none.
         optim: betas.
         average: a copy of ``net`` that follows it; None = none.
+        compute: the type that ``net`` is computed in, where autocast would cast its weights again and again; None = as it is.
+
+    ``computing`` is the network to compute with: ``net`` itself, or its twin whose weights of type ``compute`` each step renews.
 
     Raises:
         InputError: nothing to train, or parameters of several types.
     """
 
-    def __init__(self, net: nn.Module, rate: float, optim: OptimConfig, average: nn.Module | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, rate: float, optim: OptimConfig, average: nn.Module | None = None, compute: torch.dtype | None = None
+    ) -> None:
         self.parameters = trainable(net)
         super().__init__(self.parameters, {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS})
         self.flat = _moved_into_one([p.data for p in self.parameters], self.parameters)
@@ -49,6 +55,9 @@ class FlatAdam(torch.optim.Optimizer):
             follow = [a for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.requires_grad]
             self.average = _moved_into_one([a.data for a in follow], follow)
         self._torch = self._of_torch()
+        self._low = None if compute is None else self.flat.to(compute)
+        low = {} if self._low is None else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
+        self.computing = computing_copy(net, low) if low else net
 
     def _of_torch(self) -> torch.optim.Adam:
         whole = nn.Parameter(self.flat)  # the same memory
@@ -58,12 +67,13 @@ class FlatAdam(torch.optim.Optimizer):
         return adam
 
     @torch.no_grad()
-    def step(self, rate: Tensor | None = None, decay: Tensor | None = None) -> None:  # type: ignore[override]
-        """Move the weights by their gradients, then the average after them.
+    def step(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:  # type: ignore[override]
+        """Move the weights by their gradients, then the average after them, and renew the copies.
 
         Args:
             rate: learning rate, float64 0-d on the device; None = the one given at the start.
             decay: what stays of the average, float64 0-d on the device; needed where there is one.
+            limit: every weight is then clipped to [-limit, limit] (WGAN, arXiv:1701.07875, algorithm 1); 0 = none is.
 
         Raises:
             RunError: the parameters were moved out of the buffer.
@@ -76,7 +86,10 @@ class FlatAdam(torch.optim.Optimizer):
         if use_triton(self.flat) and self.flat.dtype == torch.float32:
             self._steps.add_(1)
             rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
-            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average)
+            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, None if limit else self._low)
+            if limit:
+                self.flat.clamp_(-limit, limit)
+                self._renew()
             return
         (whole,) = self._torch.param_groups[0]["params"]
         whole.grad = gradient
@@ -84,6 +97,13 @@ class FlatAdam(torch.optim.Optimizer):
         self._torch.step()
         if self.average is not None and decay is not None:
             self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+        if limit:
+            self.flat.clamp_(-limit, limit)
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._low is not None:
+            self._low.copy_(self.flat)
 
     def _gradient(self) -> Tensor:
         """All gradients, (total,): the buffer that they are views of in the order of the parameters, else a copy."""
@@ -107,11 +127,15 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy a state into the one that is here, which stays where it is; a parameter without state has moved never."""
+        """Copy a state into the one that is here, which stays where it is; a parameter without state has moved never.
+
+        The weights themselves are restored before: their copies are made of them here.
+        """
         for index, p in enumerate(self.parameters):
             entry = state_dict["state"].get(index, {})
             for name, mine in self.state[p].items():
                 mine.copy_(entry[name]) if name in entry else mine.zero_()
+        self._renew()
 
 
 def _moved_into_one(tensors: list[Tensor], owners: list[nn.Parameter]) -> Tensor:

@@ -38,7 +38,7 @@ class Plan:
     @property
     def autocast(self) -> torch.dtype | None:
         """The type the networks compute in, None for float32."""
-        return torch.bfloat16 if self.config.precision == "bf16" else None
+        return _autocast(self.config)
 
     @property
     def compile(self) -> bool:
@@ -82,7 +82,12 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     if config.penalty.active:
         refuse_batch_norm(critic, config.penalty.kind)
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
-    return Plan(config, run_folder(config), device, pack, data, spec, State.of(generator, critic, config))
+    state = State.of(generator, critic, config, _autocast(config))
+    return Plan(config, run_folder(config), device, pack, data, spec, state)
+
+
+def _autocast(config: Config) -> torch.dtype | None:
+    return torch.bfloat16 if config.precision == "bf16" else None
 
 
 def _conditional(config: Config, pack: Pack) -> Conditional:

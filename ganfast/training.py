@@ -90,8 +90,11 @@ def _train(plan: Plan, quiet: bool) -> Run:
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None)
-    critic_step = make_critic_step(state.critic, config.loss, config.penalty, plan.autocast, config.engine, plan.compile)
-    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, plan.compile)
+    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
+    critic_step = make_critic_step(
+        state.critic, config.loss, config.penalty, plan.autocast, config.engine, plan.compile, computing=twins[1]
+    )
+    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, plan.compile, twins)
     if not quiet:
         say(f"critic step: {critic_step.choice}")
     _write_engine(run, critic_step.choice)

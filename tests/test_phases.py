@@ -15,6 +15,7 @@ from ganfast.loop import train_loop
 from ganfast.phases import Graphs, Phase
 from ganfast.plan import Plan, make_plan
 from ganfast.presets import PRESETS, preset_config
+from ganfast.saving import contents_of, restore
 from tests.tape import Tape
 
 STEPS = 9
@@ -51,11 +52,12 @@ def plan_of(folder, preset: str, **changes) -> Plan:
     return make_plan(replace(config, out=str(folder / "run"), log=LogConfig(tensorboard=False), **changes))
 
 
-def trained(plan: Plan):
+def trained(plan: Plan, twins: bool = True):
     """All that training changes, after STEPS generator steps, and the statistics on the way."""
     c, state, seen = plan.config, plan.state, []
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False)
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    twins = (state.optimizer_generator.computing, state.optimizer_critic.computing) if twins else (None, None)
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, computing=twins[1])
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, computing=twins[0] and twins)
     before = addresses(plan)
     on_step = lambda _, critic, generator: seen.append([float(v) for v in (*critic.values(), *generator.values())])  # noqa: E731
     train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, plan.autocast)
@@ -104,6 +106,26 @@ def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_pat
     assert [name for name in stepped if not torch.equal(stepped[name], played[name])] == []
     assert seen == seen_again
     assert len(seen) == STEPS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_weights_kept_in_bfloat16_train_as_those_that_autocast_casts(preset, tmp_path):
+    """To the bit, clipped or not, and after a state was restored."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ours, plain = (plan_of(tmp_path / name, preset, precision="bf16") for name in "ab")
+    plain.state.optimizer_generator.computing = plain.state.generator  # what draws the fakes
+    for plan in (ours, plain):
+        other = plan_of(tmp_path / "a", preset, precision="bf16", seed=5)
+        restore(plan.state, contents_of(other.state), 0, "a test")
+    kept, seen = trained(ours)
+    cast, seen_again = trained(plain, twins=False)
+    assert [name for name in kept if not torch.equal(kept[name], cast[name])] == []
+    assert seen == seen_again
+    state, twins = ours.state, dict(ours.state.optimizer_generator.computing.named_parameters())
+    low = [(twins[name], p) for name, p in state.generator.named_parameters() if twins[name].dtype == torch.bfloat16]
+    assert low
+    assert all(torch.equal(copy, own.bfloat16()) for copy, own in low)
 
 
 @pytest.mark.parametrize("baked", ["rate", "counter", "read"])

@@ -105,8 +105,8 @@ def steps(monkeypatch) -> list[tuple[str, dict]]:
     calls: list[tuple[str, dict]] = []
 
     def recorded(name, make):
-        def made(*args):
-            step = make(*args)
+        def made(*args, **how):
+            step = make(*args, **how)
 
             def wrapped(*given, **named):
                 labels = given[2] if name == "critic" else given[1]

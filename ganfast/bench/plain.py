@@ -14,13 +14,21 @@ from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.engine.compiled import compiled
-from ganfast.loop import clip_weights
 from ganfast.losses import class_loss, critic_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
 from ganfast.penalties import input_gradient, interpolate, norm, norm_penalty, perturb, zero_centred_penalty
 
 Phase = Callable[[], object]
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, limit: float) -> None:
+    """WGAN, arXiv:1701.07875, algorithm 1: every weight into [-limit, limit]; 0 = leave them."""
+    if limit:
+        parameters: list[Tensor] = list(critic.parameters())
+        torch._foreach_clamp_min_(parameters, -limit)
+        torch._foreach_clamp_max_(parameters, limit)
 
 
 class Plain:

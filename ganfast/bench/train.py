@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ganfast.bench import calibrate, records
-from ganfast.bench.plain import Phase, Plain, captured, placed
+from ganfast.bench.plain import Phase, Plain, captured, clip_weights, placed
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import HostClock, interleaved, warm_up
@@ -25,7 +25,6 @@ from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.engine.check import full_float32
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
-from ganfast.loop import clip_weights
 
 PHASES = ("critic", "generator")
 SEEDS = 8  # in some batches a value rounds across a kink in one variant and not in another, which is no error of either

@@ -52,6 +52,7 @@ def make_critic_step(
     engine: EngineName = "auto",
     compile: bool | None = None,
     check: bool = True,
+    computing: nn.Module | None = None,
 ) -> "CriticStep":
     """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole loss; see `CriticStep.__call__`.
 
@@ -64,6 +65,8 @@ def make_critic_step(
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
         compile: True = torch.compile; False = not; None = on a GPU only: on two CPU cores the explicit engine gains nothing by it.
         check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
+        computing: a twin of the critic whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`), which the
+            explicit engine takes them from; None = they are cast in every step.
 
     Raises:
         InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for and cannot take this critic.
@@ -76,7 +79,7 @@ def make_critic_step(
         refuse_batch_norm(critic, penalties[0].kind)
     if len({p.interval for p in penalties}) > 1:
         raise InputError(f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them")
-    return CriticStep(critic, loss, penalties, autocast, engine, compile, check)
+    return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
 
 
 def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
@@ -126,9 +129,9 @@ class CriticStep:
 
     def __init__(
         self, critic: nn.Module, loss: LossConfig, penalties: tuple[PenaltyConfig, ...], autocast: torch.dtype | None,
-        engine: EngineName, compile: bool | None, check: bool,
+        engine: EngineName, compile: bool | None, check: bool, computing: nn.Module | None,
     ) -> None:  # fmt: skip
-        self.critic, self.loss, self.penalties, self.autocast = critic, loss, penalties, autocast
+        self.critic, self.loss, self.penalties, self.autocast, self.computing = critic, loss, penalties, autocast, computing
         self._asked, self._wants_check = (engine, compile), check
         self._prepare()
 
@@ -268,10 +271,13 @@ class CriticStep:
         if compile:
             steps = {penalised: compiled(step) for penalised, step in steps.items()}
 
+        twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
+        ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
+
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
             effective = EffectiveWeights(self.critic)
             with torch.no_grad(), held_power_iteration(self.critic):
-                found, stats = steps[penalised](effective.values, inputs)
+                found, stats = steps[penalised](effective.values, inputs, ready)
             return effective.parameter_gradients(found), stats
 
         return run

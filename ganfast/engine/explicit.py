@@ -10,6 +10,7 @@ Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,7 +32,10 @@ ALL = slice(None)
 
 
 class ExplicitStep:
-    """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing."""
+    """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing.
+
+    A third argument may bring weights that are in the type to compute in already.
+    """
 
     def __init__(
         self, walk: Walk, loss: LossConfig, penalties: Sequence[PenaltyConfig], compute: torch.dtype | None = None
@@ -42,9 +46,9 @@ class ExplicitStep:
         self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
 
-    def __call__(self, weights: Weights, inputs: Inputs) -> tuple[dict[str, Tensor], Stats]:
+    def __call__(self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({})) -> tuple[dict[str, Tensor], Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
-        w = self._cast(weights)
+        w = self._cast(weights, ready)
         values, kept = self._forward(w, rows)
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
@@ -89,12 +93,12 @@ class ExplicitStep:
             found = self._gradients(w, adjoint, lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]))
         return added(added(found, settled), head.gradients), head.stats | stats
 
-    def _cast(self, weights: Weights) -> Weights:
+    def _cast(self, weights: Weights, ready: Weights) -> Weights:
         """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
         if self.compute is None:
             return weights
         names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
-        return {name: value.to(self.compute) if name in names else value for name, value in weights.items()}
+        return {name: ready.get(name, value).to(self.compute) if name in names else value for name, value in weights.items()}
 
     def _forward(self, w: Weights, rows: "Rows") -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
         values, kept = {0: rows.pictures}, {}

@@ -21,19 +21,26 @@ def make_generator_step(
     loss: LossConfig,
     autocast: torch.dtype | None = None,
     compile: bool = False,
+    computing: tuple[nn.Module, nn.Module] | None = None,
 ) -> GeneratorStep:
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
+
+    Args:
+        computing: twins of both whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`); None = autocast
+            casts them in every step.
 
     Returns:
         ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures to draw, and reals (N, C, H, W)
         with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
     """
 
+    drawn_by, judged_by = computing or (generator, critic)
+
     def whole_loss(z: Tensor, labels: Tensor | None, real: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(z.device.type, autocast, enabled=autocast is not None), held_power_iteration(critic):
-            said = judge(critic, draw(generator, z, labels), labels)
+        with torch.autocast(z.device.type, autocast, enabled=autocast is not None), held_power_iteration(judged_by):
+            said = judge(judged_by, draw(drawn_by, z, labels), labels)
             paired = real if loss.kind == "relativistic" else None
-            real_score = None if paired is None else judge(critic, paired, labels).score
+            real_score = None if paired is None else judge(judged_by, paired, labels).score
         total = generator_loss(loss, said.score, real_score).mean()
         stats = {"loss": total}
         if said.classes is not None and labels is not None:
@@ -61,7 +68,8 @@ def make_generator_step(
             total, stats = run(z, labels, real)
         if not gradients.fits:
             gradients = FlatGradients(generator)
-        gradients.fill(torch.autograd.grad(total, gradients.parameters, allow_unused=True))
+        leaves = [p for p in drawn_by.parameters() if p.requires_grad]  # as many, in the order of the generator's own
+        gradients.fill(torch.autograd.grad(total, leaves, allow_unused=True))
         return {name: value.detach() for name, value in stats.items()}
 
     return step

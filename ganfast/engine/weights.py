@@ -1,10 +1,30 @@
 """The weights that a network computes with, and the way back from their gradients to its parameters."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+
+_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
+
+def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.Module:
+    """A twin that shares every parameter and buffer of ``net``, but for what autocast would cast: there it has the copies.
+
+    These are the weights and biases of convolutions and linear layers that no parametrisation makes, and nothing else uses.
+
+    Args:
+        copies: by the parameter, values of another type, shaped and laid out as it is.
+    """
+    used: dict[int, list[bool]] = {}  # by the parameter's identity: whether each of its users may have the copy
+    for module in net.modules():
+        for parameter in module.parameters(recurse=False):
+            used.setdefault(id(parameter), []).append(type(module) in _CAST)
+    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
+    shared |= {id(parameter): nn.Parameter(copied) for parameter, copied in copies.items() if all(used[id(parameter)])}
+    return copy.deepcopy(net, shared)  # the memo of what is "copied" already
 
 
 class EffectiveWeights:
