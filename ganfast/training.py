@@ -23,6 +23,7 @@ from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError
 from ganfast.export.latents import latents
 from ganfast.guard import Guard
+from ganfast.host_memory import keep_freed_memory
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
@@ -62,6 +63,8 @@ def train(config: Config, quiet: bool = False) -> Run:
     """
     with progress_bar() if not quiet else nullcontext() as packing:
         plan = make_plan(config, packing)
+    if plan.device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as held:
         _lock(plan.folder, held)
         return _train(plan, quiet)

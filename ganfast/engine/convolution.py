@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ganfast.engine.thin import is_thin, overlapped
+
 
 class Convolution(NamedTuple):
     """Over any number of axes; weights are (out, in / groups, *kernel)."""
@@ -22,6 +24,8 @@ class Convolution(NamedTuple):
 
     def data_gradient(self, dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """``x`` gives the shape only."""
+        if is_thin(dy, weight, self.groups):
+            return overlapped(dy, weight, x.shape[2:], self.stride, self.padding, self.dilation)
         return self._backward(dy, x, weight, [True, False, False])[0]
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

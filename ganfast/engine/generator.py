@@ -1,12 +1,15 @@
 """The generator step: parameter gradients of the generator loss through the critic."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
+from ganfast.engine.lean import ThinConvolutions
 from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
@@ -37,7 +40,8 @@ def make_generator_step(
     drawn_by, judged_by = computing or (generator, critic)
 
     def whole_loss(z: Tensor, labels: Tensor | None, real: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(z.device.type, autocast, enabled=autocast is not None), held_power_iteration(judged_by):
+        computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
+        with computed, held_power_iteration(judged_by), thin_convolutions(z.device):
             said = judge(judged_by, draw(drawn_by, z, labels), labels)
             paired = real if loss.kind == "relativistic" else None
             real_score = None if paired is None else judge(judged_by, paired, labels).score
@@ -77,4 +81,10 @@ def make_generator_step(
 
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """Pictures in float32 or more, whatever the generator computes in; labels only where there are classes."""
-    return full_precision(generator(z) if labels is None else generator(z, labels))
+    with thin_convolutions(z.device):
+        return full_precision(generator(z) if labels is None else generator(z, labels))
+
+
+def thin_convolutions(device: torch.device) -> AbstractContextManager[Any]:
+    """`ThinConvolutions` where they are the faster ones."""
+    return nullcontext() if device.type != "cpu" or torch.compiler.is_compiling() else ThinConvolutions()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ganfast.engine.convolution import Convolution
+from ganfast.engine.thin import is_thin
 from ganfast.models.parts import laid_out_like
 
 aten = torch.ops.aten
@@ -131,10 +132,15 @@ class LeanDerivatives(TorchFunctionMode):
         return (replacement or func)(*args, **(kwargs or {}))
 
 
-def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def each(value: Any) -> tuple[int, ...]:
-        return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
+class ThinConvolutions(TorchFunctionMode):
+    """While active, the convolutions that `thin` speeds up are the ones of this file; any step of any network may run under it."""
 
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacements: dict[Any, Callable[..., Tensor]] = {torch.conv2d: _from_pictures, torch.conv_transpose2d: _to_pictures}
+        return replacements.get(func, func)(*args, **(kwargs or {}))
+
+
+def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def convolve(
         input: Tensor,
         weight: Tensor,
@@ -150,9 +156,45 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
         if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
             input, weight = input.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
         bias = None if bias is None else bias.to(weight.dtype)
-        return Convolve.apply(input, weight, bias, Convolution(each(stride), each(padding), each(dilation), groups))
+        shape = Convolution(_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
+        return Convolve.apply(input, weight, bias, shape)
 
     return convolve
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
+
+
+def _seen(weight: Tensor | None) -> Tensor | None:
+    """So that a pass which does not lead to a leaf can be told; see `wanted`."""
+    return None if weight is None else weight.view_as(weight)
+
+
+def _from_pictures(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    if not is_thin(input, weight, groups) or torch.is_autocast_enabled("cpu"):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _REPLACEMENTS[torch.conv2d](input, _seen(weight), _seen(bias), stride, padding, dilation)
+
+
+def _to_pictures(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Tensor:  # fmt: skip
+    """A transposed convolution is the data gradient of the convolution with its weights."""
+    if not is_thin(input, weight, groups) or torch.is_autocast_enabled("cpu"):
+        return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    s, p, o, d = (_each(value, 2) for value in (stride, padding, output_padding, dilation))
+    size = [
+        (n - 1) * s[i] - 2 * p[i] + d[i] * (k - 1) + o[i] + 1
+        for i, (n, k) in enumerate(zip(input.shape[2:], weight.shape[2:], strict=True))
+    ]
+    like = input.new_empty(len(input), weight.shape[1], *size)
+    y = DataGradient.apply(input, _seen(weight), like, Convolution(s, p, d, 1))
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:

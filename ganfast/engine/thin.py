@@ -1,0 +1,33 @@
+"""Convolutions between many channels and a picture's one to three, on a CPU.
+
+oneDNN vectorises over channels, so that writing one channel costs it as much as writing sixteen. As a matrix product, which gives
+every tap of every position, and a sum of the overlapping taps, the step towards pictures takes a quarter of the time for one
+channel, and two thirds to all of it for three (one core, float32, batch 32, from 32 and 64 channels of 14x14 to 32x32).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MOST = 3  # channels of a picture
+
+
+def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
+    plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
+    return plain and groups == 1 and values.dim() == 4 and weight.shape[1] <= _MOST
+
+
+def overlapped(
+    values: Tensor,
+    weight: Tensor,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
+    taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
+    pictures = F.fold(taps, size, weight.shape[2:], dilation, padding, stride)
+    last = values.is_contiguous(memory_format=torch.channels_last)
+    return pictures.contiguous(memory_format=torch.channels_last) if last else pictures

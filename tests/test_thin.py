@@ -1,0 +1,97 @@
+"""Convolutions of pictures as a matrix product with overlaps summed, against torch's own in float64, and all their derivatives."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ganfast.engine import lean
+from ganfast.engine.convolution import Convolution
+from ganfast.engine.lean import ThinConvolutions
+from ganfast.engine.thin import is_thin
+
+GEOMETRIES = [  # kernel, stride, padding, output padding, dilation
+    (4, 2, 1, 0, 1),
+    (5, 2, 2, 1, 1),
+    (3, 1, 1, 0, 1),
+    (3, 3, 0, 2, 2),
+    ((2, 3), (2, 1), (0, 1), (1, 0), (1, 2)),
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def counted(monkeypatch) -> list[int]:
+    calls = []
+    for module in ("ganfast.engine.convolution", "ganfast.engine.thin"):
+        real = __import__(module, fromlist=["overlapped"]).overlapped
+        monkeypatch.setattr(f"{module}.overlapped", lambda *a, real=real: (calls.append(1), real(*a))[1])
+    return calls
+
+
+@pytest.mark.parametrize(("channels", "layout"), list(itertools.product((1, 3), LAYOUTS)), ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_convolution_and_its_derivatives(geometry, channels, layout, bias, monkeypatch):
+    kernel, stride, padding, output_padding, dilation = geometry
+    kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    w = torch.randn(5, channels, *kernel, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    b = torch.randn(channels, dtype=torch.float64, requires_grad=True) if bias else None
+    inputs = [t for t in (x, w, b) if t is not None]
+    calls = counted(monkeypatch)
+
+    def derivatives(thin: bool):
+        with ThinConvolutions() if thin else torch.enable_grad():
+            y = F.conv_transpose2d(x, w, b, stride, padding, output_padding, 1, dilation)
+        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.cos().sum() for g in first), inputs)
+        return y, *first, *second
+
+    plain = derivatives(False)
+    assert not calls
+    for ours, theirs in zip(derivatives(True), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert calls
+
+
+@pytest.mark.parametrize(("channels", "layout"), list(itertools.product((1, 3), LAYOUTS)), ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_data_gradient_of_a_convolution_of_pictures(geometry, channels, layout, monkeypatch):
+    kernel, stride, padding, _, dilation = geometry
+    kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 11, 9, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    w = torch.randn(5, channels, *kernel, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    calls = counted(monkeypatch)
+    y = F.conv2d(x, w, None, stride, padding, dilation)
+    dy = torch.randn_like(y)
+    (exact,) = torch.autograd.grad(y, x, dy)
+    shape = Convolution(*(lean._each(v, 2) for v in (stride, padding, dilation)), 1)
+    torch.testing.assert_close(shape.data_gradient(dy, w, x), exact, rtol=1e-10, atol=1e-10)
+    assert len(calls) == 1
+
+
+def test_only_steps_to_pictures_go_this_way():
+    x, thin, wide = torch.zeros(1, 4, 3, 3), torch.zeros(4, 3, 2, 2), torch.zeros(4, 4, 2, 2)
+    assert is_thin(x, thin, 1)
+    assert not is_thin(x, wide, 1)
+    assert not is_thin(x, thin, 2)
+    assert not is_thin(x.bfloat16(), thin.bfloat16(), 1)
+    assert not is_thin(x.to("meta"), thin.to("meta"), 1)
+    assert not is_thin(torch.zeros(1, 4, 3), torch.zeros(4, 1, 2), 1)
+
+
+def test_a_pass_to_the_pictures_makes_no_weight_gradients(monkeypatch):
+    """The generator's gradients go through the critic's first layer, whose own are not wanted."""
+    made = []
+    real = lean.WeightGradient.apply
+    monkeypatch.setattr(lean.WeightGradient, "apply", lambda *a: (made.append(1), real(*a))[1])
+    x, w, b = torch.randn(2, 1, 6, 6, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True), torch.zeros(4)
+    with ThinConvolutions():
+        y = F.conv2d(x, w, b.requires_grad_())
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    assert not made
+    torch.autograd.grad(y.sum(), w)
+    assert made
