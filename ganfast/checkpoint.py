@@ -171,7 +171,9 @@ def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> tuple[Path, Reco
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints and the best; 0 removes none."""
+    """Remove all but the last ``keep`` checkpoints and the best, 0 removes none of them, and what crashes left half-written."""
+    for left in folder.glob(".*.part"):
+        disk.remove(left)
     spared = best(folder)
     for old in listed(folder)[:-keep] if keep else []:
         if old != spared:

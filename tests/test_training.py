@@ -34,16 +34,19 @@ CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two
 STEADY = OptimConfig(critic_steps=1)  # no rate that falls towards the end: a longer run begins like a shorter one
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
+def few_digits(path: Path) -> str:
     """150 labelled digits: a short run goes through them more than once, so that the order of a second epoch counts too."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pictures = np.rint(digits.images[:150] * (255 / 16)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
-    path = tmp_path_factory.mktemp("data") / "few.npz"
     np.savez(path, images=pictures, labels=digits.target[:150])
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return few_digits(tmp_path_factory.mktemp("data") / "few.npz")
 
 
 def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **changes) -> Config:
