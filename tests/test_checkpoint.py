@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -300,14 +299,6 @@ def test_the_checkpoint_of_the_best_score_survives_pruning(trained, tmp_path):
     checkpoints.prune(tmp_path, 1)
     assert [path.name for path in checkpoints.listed(tmp_path)] == ["000000020", "000000040"]
     assert checkpoints.best(tmp_path) == tmp_path / "000000020"
-
-
-def test_a_run_directory_of_schema_1_still_loads():
-    folder = Path(__file__).parent / "fixtures" / "runs" / "schema-1" / "checkpoints"
-    path, record, read = checkpoints.newest_whole(folder)
-    assert (path.name, record.schema, record.images, record.log_lines) == ("000000160", 1, 160, None)
-    assert set(read) == set(checkpoints.PARTS)
-    assert all(read.values())
 
 
 def test_networks_of_another_shape_are_refused_by_name(saved):
