@@ -22,18 +22,23 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= length <= min(len(data) - 8, _LONGEST_HEADER):
         raise ValueError("not a safetensors file: its header has no sensible length")
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
-    body = memoryview(data)[8 + length :]
-    arrays = {}
-    for name, facts in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, (start, end) = np.dtype(_DTYPES[facts["dtype"]]), facts["data_offsets"]
-        shape = tuple(int(n) for n in facts["shape"])
-        if not 0 <= start <= end <= len(body) or min(shape, default=0) < 0:
-            raise ValueError(f"{name} lies outside of the file")
-        arrays[name] = np.frombuffer(body[start:end], dtype).reshape(shape)
+    body, arrays = memoryview(data)[8 + length :], {}
+    try:
+        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        for name, facts in header.items():
+            if name != "__metadata__":
+                arrays[name] = _array(name, facts, body)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a safetensors file: its header is no table of arrays ({error!r})") from error
     return arrays
+
+
+def _array(name: str, facts: dict[str, Any], body: memoryview) -> np.ndarray:
+    dtype, (start, end) = np.dtype(_DTYPES[facts["dtype"]]), facts["data_offsets"]
+    shape = tuple(int(n) for n in facts["shape"])
+    if not 0 <= start <= end <= len(body) or min(shape, default=0) < 0:
+        raise ValueError(f"{name} lies outside of the file")
+    return np.frombuffer(body[start:end], dtype).reshape(shape)
 
 
 def write_tensors(arrays: dict[str, np.ndarray]) -> bytes:

@@ -87,7 +87,7 @@ def read_record(checkpoint: Path) -> Record:
         data = path.read_bytes()
         state: dict[str, Any] = json.loads(data)
         schema, images = state["schema"], int(state["images"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Damaged(f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})") from error
     if schema == 1 and "sha256" not in state:
         return Record(1, images, None, {})
@@ -97,7 +97,10 @@ def read_record(checkpoint: Path) -> Record:
         raise InputError(f"{checkpoint} has schema {schema}; this version reads schemas 1 to {SCHEMA}: update ganfast")
     if not sealed:
         raise Damaged(f"{path} was changed after it was written: its sha256 is not that of its contents")
-    return Record(schema, images, state["log_lines"], state["files"])
+    lines, files = state.get("log_lines"), state.get("files")
+    if not isinstance(files, dict) or not isinstance(lines, int) or lines < 0:
+        raise Damaged(f"{path} lacks the files of the checkpoint, or its position in the log")
+    return Record(schema, images, lines, files)
 
 
 def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[str, dict[str, Tensor]]]:
@@ -125,7 +128,7 @@ def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[s
 
 def _compare(path: Path, data: bytes, record: Record) -> None:
     expected = record.files.get(path.name)
-    if expected is None:
+    if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
         raise Damaged(f"{path} is not listed in state.json")
     if len(data) != expected["bytes"]:
         raise Damaged(f"{path} has {len(data):,} bytes instead of {expected['bytes']:,}")
@@ -171,7 +174,9 @@ def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> tuple[Path, Reco
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints and the best; 0 removes none."""
+    """Remove all but the last ``keep`` checkpoints and the best, 0 removes none of them, and what crashes left half-written."""
+    for left in folder.glob(".*.part"):
+        disk.remove(left)
     spared = best(folder)
     for old in listed(folder)[:-keep] if keep else []:
         if old != spared:

@@ -89,5 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"ganfast: {' '.join(str(error).split())}", file=sys.stderr)
+    sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))  # of files from elsewhere
+    print(f"ganfast: {sentence}", file=sys.stderr)
     return code

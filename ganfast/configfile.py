@@ -1,6 +1,7 @@
 """Configs as YAML: a run's own record, and `--config` files. They need PyYAML only."""
 
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -19,6 +20,21 @@ _EXPECTED = {  # type of a field -> what a message calls it
     str: "text",
     tuple[str, ...]: "a list of names",
 }
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_shown = _SHORT.repr  # a value, in a message that stays one sentence
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them expand to more than fits into memory, and can hold themselves."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out")
+        return super().compose_node(parent, index)
 
 
 def to_yaml(config: Config) -> str:
@@ -44,11 +60,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         InputError: no file, not YAML, or not a mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # PyYAML's own, and what it runs into: dates that are none, numbers too long, levels too deep
+        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(loaded, dict):
         held = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         raise InputError(f"config {path} holds {held}; expected fields and values, as in a run's config.yaml")
@@ -73,7 +89,7 @@ def _nested(changes: Mapping[str, Any], source: str) -> dict[str, Any]:
         if isinstance(value, Mapping):
             before = nested.get(head, {})
             if not isinstance(before, Mapping):
-                raise InputError(f"{head} in {source} is {before!r}; expected a group of fields")
+                raise InputError(f"{head} in {source} is {_shown(before)}; expected a group of fields")
             value = {**before, **_nested(value, source)}
         nested[head] = value
     return nested
@@ -86,11 +102,11 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
         if key not in known:
             close = get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
-            raise InputError(f"unknown field {prefix}{key} in {source}: {hint}")
+            raise InputError(f"unknown field {prefix}{key[:80]} in {source}: {hint}")
         old = getattr(base, key)
         if is_dataclass(old):
             if not isinstance(value, Mapping):
-                raise InputError(f"{prefix}{key} in {source} is {value!r}; expected a group of fields")
+                raise InputError(f"{prefix}{key} in {source} is {_shown(value)}; expected a group of fields")
             new[key] = _overlay(old, value, source, f"{prefix}{key}.")
         else:
             new[key] = _convert(type(base), key, value, source, prefix)
@@ -105,7 +121,7 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
     if choices and isinstance(value, bool):  # YAML reads a bare no, off or on as a bool
         value = next((word for word in ("on" if value else "off", "yes" if value else "no") if word in choices), value)
     expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[hint]
-    wrong = InputError(f"{prefix}{name} in {source} is {value!r}; expected {expected}")
+    wrong = InputError(f"{prefix}{name} in {source} is {_shown(value)}; expected {expected}")
     if isinstance(value, bool) != (hint is bool):  # bool("no") is True and float(True) is 1: never coerce into or from bool
         raise wrong
     if value is None or (hint is str and isinstance(value, list | dict)):

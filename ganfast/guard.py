@@ -36,7 +36,7 @@ class Guard:
     @torch.no_grad()
     def state_problem(self, state: State) -> str | None:
         """What is wrong with weights, statistics, moments or gradients, by tensor; None = nothing, and the norms are kept."""
-        tensors = _named(state)
+        tensors = named_tensors(state)
         found = torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors.values()))])
         norms = dict(zip(tensors, found.tolist(), strict=True))
         bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
@@ -63,7 +63,7 @@ def _largest(net: str, norms: Mapping[str, float]) -> str:
     return max(own, key=lambda name: own[name]) if own else net
 
 
-def _named(state: State) -> dict[str, Tensor]:
+def named_tensors(state: State) -> dict[str, Tensor]:
     """Every floating-point tensor of a state, and the gradients, by what a person would call it."""
     contents = contents_of(state)
     named: dict[str, Tensor] = {}

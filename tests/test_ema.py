@@ -186,6 +186,19 @@ def test_statistics_do_not_depend_on_what_was_there_before():
     assert not torch.equal(other.norm1.running_mean, fresh.norm1.running_mean)
 
 
+def test_large_maps_see_the_first_batch_and_small_ones_every():
+    net = nn.Sequential(
+        nn.Unflatten(1, (5, 1, 1)), nn.ConvTranspose2d(5, 3, 8), nn.BatchNorm2d(3), nn.Upsample(scale_factor=2), nn.BatchNorm2d(3)
+    )
+    first = copy.deepcopy(net)
+    reestimate_batchnorm(net, 7, 5, 0, batches=4, batch=16)
+    reestimate_batchnorm(first, 7, 5, 0, batches=1, batch=16)
+    assert [int(net[i].num_batches_tracked) for i in (2, 4)] == [4, 1], "8x8 and 16x16"
+    assert torch.equal(net[4].running_var, first[4].running_var)
+    assert not torch.equal(net[2].running_var, first[2].running_var)
+    assert all(not module._forward_hooks for module in net)
+
+
 def test_weights_momenta_and_gradients_are_left_alone():
     net = two_norms()
     weights = values(net).clone()

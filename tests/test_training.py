@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -34,16 +35,19 @@ CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two
 STEADY = OptimConfig(critic_steps=1)  # no rate that falls towards the end: a longer run begins like a shorter one
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
+def few_digits(path: Path) -> str:
     """150 labelled digits: a short run goes through them more than once, so that the order of a second epoch counts too."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pictures = np.rint(digits.images[:150] * (255 / 16)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
-    path = tmp_path_factory.mktemp("data") / "few.npz"
     np.savez(path, images=pictures, labels=digits.target[:150])
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return few_digits(tmp_path_factory.mktemp("data") / "few.npz")
 
 
 def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **changes) -> Config:
@@ -756,6 +760,17 @@ def planted(monkeypatch):
     """A NaN in one tensor of the training at chosen counters."""
 
     def plant(where: str, images: set[int]) -> None:
+        if where == "data":
+            draw = feed.Feed.critic
+
+            def spoiled(self):
+                given = draw(self)
+                if int(self.clock) + self.config.batch in images:
+                    given.real[3, 0, 5, 5] = math.nan
+                return given
+
+            monkeypatch.setattr(feed.Feed, "critic", spoiled)
+            return
         on_step = training.Writer.on_step
 
         def hooked(self, state, *stats):
@@ -773,20 +788,22 @@ def planted(monkeypatch):
 GUARDED = GuardConfig(every=1, tries=2)
 
 
-@pytest.mark.parametrize("where", ["weight", "gradient"])
+@pytest.mark.parametrize("where", ["weight", "gradient", "data"])
 def test_a_planted_nan_is_rolled_back_and_the_run_ends_well(where, data, tmp_path, planted, caplog):
     planted(where, {208})
     train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert newest(tmp_path / "run").name == "000000320"
-    assert "of the critic is not a finite number at 0.208 kimg: back to the state of 0.16 kimg" in caplog.text
+    assert re.search(
+        r"of the (critic|generator) is not a finite number.* at 0.208 kimg: back to the state of 0.16 kimg", caplog.text
+    )
     assert all(value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values())
     assert [line["images"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(16, 336, 16)), "no replay"
 
 
-@pytest.mark.parametrize("where", ["weight", "gradient"])
+@pytest.mark.parametrize("where", ["weight", "gradient", "data"])
 def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tmp_path, planted):
     planted(where, set(range(208, 336)))
-    with pytest.raises(RunError, match=r"of the critic is not a finite number.* at 0.24 kimg, after going back 2 times"):
+    with pytest.raises(RunError, match=r"of the \w+ is not a finite number.* at 0.24 kimg, after going back 2 times"):
         train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert newest(tmp_path / "run").name == "000000160"
 

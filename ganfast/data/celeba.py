@@ -172,7 +172,7 @@ def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
 def _attribute_names(table: Path) -> list[str]:
     lines = read_table(table, limit=1 << 16).splitlines()
     names = lines[1].split() if len(lines) > 1 else []
-    if not names or not lines[0].strip().isdecimal():
+    if not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100:  # Python reads no number of thousands of digits
         raise InputError(f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected")
     return names
 

@@ -16,9 +16,14 @@ from pathlib import Path, PurePosixPath
 
 from ganfast.errors import InputError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python built without it, whose zipfile then refuses such entries by itself
+    LZMAError = OSError  # type: ignore[misc,assignment]
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
-UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)  # by zipfile and gzip
+UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, LZMAError)  # by zipfile and gzip
 
 
 def what_is(head: bytes) -> str:
@@ -95,7 +100,7 @@ class PictureFiles:
             name = entry.filename.replace("\\", "/")
             if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
                 raise InputError(f"{self.path} has the entry {entry.filename!r}: it points outside the zip, refused")
-            if not entry.is_dir() and is_picture(entry.filename):
+            if not name.endswith("/") and is_picture(entry.filename):
                 yield entry.filename, (entry.file_size, entry.CRC)
 
     @property
