@@ -215,6 +215,18 @@ def run_folder(config: Config) -> Path:
     return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
 
 
+def require_run(folder: Path | str) -> None:
+    """Refuse, before anything heavy is imported, what is no run directory.
+
+    Raises:
+        InputError: there is no config.yaml; names the runs that there are.
+    """
+    if not (Path(folder) / "config.yaml").exists():
+        known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
+        hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
+        raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"optim.beta1": 0.0, ...} of a config dataclass."""
     flat: dict[str, Any] = {}

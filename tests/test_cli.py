@@ -384,7 +384,7 @@ def test_the_size_of_the_data_decides_the_length_unless_given(run):
 
 def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, quiet: asked.append((config, quiet)))
+    monkeypatch.setattr("ganfast.training.train", lambda config, quiet, *_: asked.append((config, quiet)))
     assert run("train")[0] == run("train --quiet --out here")[0] == 0
     plain = preset_config("wgan-gp", "digits")
     assert asked == [(plain, False), (replace(plain, out="here"), True)]
@@ -392,7 +392,7 @@ def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
 
 def test_a_run_directory_is_its_own_config(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, quiet: asked.append(config))
+    monkeypatch.setattr("ganfast.training.train", lambda config, *_: asked.append(config))
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))

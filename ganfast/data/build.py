@@ -16,7 +16,7 @@ import numpy as np
 from ganfast import __version__, disk
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, load_pack, sha256_of
 from ganfast.data.source import Selection
-from ganfast.errors import InputError, RunError
+from ganfast.errors import InputError, cannot_write
 
 BATCH = 64  # pictures per task of the thread pool: enough to drown its overhead, little memory
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -27,7 +27,7 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress)
 
     Raises:
         InputError: a picture cannot be read. Nothing is left behind.
-        RunError: the folder cannot be written, or the disk is full.
+        InputError: the folder may not be written, or the disk is full. RunError: it fails otherwise.
     """
     partial = None
     try:
@@ -45,7 +45,7 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress)
             disk.sync(path)
         _publish(partial, final)
     except OSError as error:
-        raise RunError(f"the pack {final} cannot be written: {error}; $GANFAST_CACHE chooses another folder") from error
+        raise cannot_write(f"the pack {final}", error, "free some space, or choose another folder with $GANFAST_CACHE") from error
     finally:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)

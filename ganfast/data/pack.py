@@ -50,7 +50,7 @@ def open_data(
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
-        RunError: the pack cannot be written.
+        RunError: the pack cannot be written, and not for want of space or permission.
     """
     if name_or_path == "stacked-mnist":
         from ganfast.data.stacked import COUNTS, stack

@@ -22,6 +22,7 @@ from ganfast.engine.weights import EffectiveWeights
 from ganfast.errors import InputError
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
+from ganfast.memory import is_out_of_memory
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import interpolate, perturb
 
@@ -213,9 +214,9 @@ class CriticStep:
                     verdict = verify(
                         self.critic, self.loss, penalties, where, found, self.autocast, separable, attempt == _ATTEMPTS - 1
                     )
-            except (torch.OutOfMemoryError, InputError):
-                raise  # the critic's or the machine's fault, not the engine's
             except Exception as error:  # whatever a compiler or a user's critic comes up with
+                if isinstance(error, InputError) or is_out_of_memory(error):
+                    raise  # the critic's or the machine's fault, not the engine's
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None

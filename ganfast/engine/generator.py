@@ -9,6 +9,7 @@ from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, generator_loss
+from ganfast.memory import is_out_of_memory
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
 
@@ -56,10 +57,8 @@ def make_generator_step(
         nonlocal gradients, run
         try:
             total, stats = run(z, labels, real)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a compiler comes up with; the step itself fails again below, with its own words
-            if run is whole_loss:
+            if run is whole_loss or is_out_of_memory(error):
                 raise
             logger.warning(
                 "generator step: not compiled (%s: %s)", type(error).__name__, " ".join(str(error).split())[:160]
