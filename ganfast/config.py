@@ -170,6 +170,7 @@ class Config(_Checked):
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
 
+    skip_corrupt: bool = False  # train without pictures that cannot be read, and count them; else the first one is an error
     data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
     attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes

@@ -67,7 +67,7 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     refuse_graphs(config.cuda_graphs, device)
     pack = open_data(
         config.data, size=config.size, channels=config.channels, attributes=config.attributes, root=config.data_root or None,
-        progress=progress,
+        progress=progress, skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
     info = pack.info
     config = resolved(replace(config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)), device)
