@@ -40,7 +40,6 @@ commands:
 # Where each command lives: module:function, imported when it is asked for.
 COMMANDS = {
     "train": "ganfast.commands.train:train",
-    "run": "ganfast.commands.run:run",
     "sample": "ganfast.commands.sample:sample",
     "eval": "ganfast.commands.evaluate:evaluate",
     "plot": "ganfast.commands.plot:plot",
@@ -53,6 +52,7 @@ COMMANDS = {
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",
+    "run": "ganfast.commands.run:run",
     "env": "ganfast.commands.env:env",
 }
 

@@ -19,14 +19,14 @@ from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
-from ganfast.errors import InputError, RunError, cannot_write
+from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
 from ganfast.export.latents import latents
 from ganfast.guard import Guard
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
-from ganfast.memory import batch_that_fits, is_out_of_memory
+from ganfast.memory import batch_that_fits
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
 from ganfast.saving import Finish, Saver, restore
@@ -88,12 +88,13 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
 
 
 def _smaller_batch(plan: Plan) -> str:
-    logger.warning("trying which batch would fit")
     batch, known = batch_that_fits(plan), checkpoints.listed(plan.folder / "checkpoints")
-    how = f"--batch {batch}" + (" with --force or --fork NEWDIR, as it changes what the run computes" if known else "")
+    said = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
-        return f"{plan.device} has no memory left at batch {plan.config.batch}, nor at 2: lower --net.width or --size"
-    return f"{plan.device} has no memory left at batch {plan.config.batch}; {batch} was tried and fits: give {how}"
+        return f"{said}, nor would it have at 2: lower --net.width or --size"
+    how = "was tried and fits" if plan.device.type == "cuda" else "would fit by the bytes counted for a picture"
+    forced = " with --force or --fork NEWDIR, as it changes what the run computes" if known else ""
+    return f"{said}; {batch} {how}: give --batch {batch}{forced}"
 
 
 def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:

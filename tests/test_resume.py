@@ -1,12 +1,18 @@
 """Going back, forking and forcing: what is later is set aside, what is different is listed, and all of it is written down."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ganfast import checkpoint as checkpoints
+from ganfast import configfile
 from ganfast.cli import main
 from ganfast.config import LossConfig, NetConfig, OptimConfig
 from ganfast.errors import InputError
@@ -29,8 +35,6 @@ def straight(data, tmp_path_factory) -> Path:  # noqa: F811
 @pytest.fixture
 def run(straight, tmp_path) -> Path:
     """A copy of that run to do things to."""
-    import shutil
-
     return shutil.copytree(straight, tmp_path / "run")
 
 
@@ -243,3 +247,30 @@ def test_the_command_line_returns_forces_and_forks(run, tmp_path, monkeypatch, c
     assert main(["train", "run", "--fork", "other"]) == 2
     assert main(["train", "other", "--kimg", "0.368", "--quiet"]) == 0
     assert json.loads((tmp_path / "other" / "data.json").read_text()) == json.loads((tmp_path / "run" / "data.json").read_text())
+
+
+# Two processes
+
+
+def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(data, tmp_path):  # noqa: F811
+    configfile.write(tiny("dcgan", data, "run", kimg=1000.0), tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "ganfast", "train", "--config", "config.yaml", "--quiet"]
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "log.jsonl").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert second.returncode == 2
+        said = rf"ganfast: run is in use by process {first.pid} on .* since .*; wait for it to end, or stop it\n"
+        assert re.fullmatch(said, second.stderr)
+        first.terminate()
+        _, said = first.communicate(timeout=120)
+    finally:
+        first.kill()
+    assert first.returncode == 143
+    assert re.search(r"SIGTERM: saved run at .* kimg; `ganfast train --out run` goes on", said)
+    assert not (tmp_path / "run" / ".lock").exists()
+    assert main(["run", "check", str(tmp_path / "run")]) == 0

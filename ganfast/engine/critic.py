@@ -19,10 +19,9 @@ from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
 from ganfast.engine.walk import CannotWalk, walk
 from ganfast.engine.weights import EffectiveWeights
-from ganfast.errors import InputError
+from ganfast.errors import InputError, is_out_of_memory
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
-from ganfast.memory import is_out_of_memory
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import interpolate, perturb
 

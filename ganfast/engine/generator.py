@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
+from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, generator_loss
-from ganfast.memory import is_out_of_memory
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
 
