@@ -69,7 +69,7 @@ def write(folder: Path, images: int, contents: Contents, log_lines: int) -> Path
     facts = {"schema": SCHEMA, "images": images, "ganfast": ganfast.__version__, "torch": str(torch.__version__)}
     disk.write_file(beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files}))
     if target.exists():
-        _set_aside(target)
+        set_aside(target, folder)
     disk.publish(beside, target)
     return target
 
@@ -186,19 +186,15 @@ def prune(folder: Path, keep: int) -> None:
             disk.remove(beside)
 
 
-def set_aside_after(folder: Path, checkpoint: Path) -> list[Path]:
-    """Move the checkpoints later than one out of the way of a run that goes on from there, newest first; returns where they are."""
-    return [_set_aside(path) for path in reversed(listed(folder)) if int(path.name) > int(checkpoint.name)]
-
-
-def _set_aside(checkpoint: Path) -> Path:
-    aside = checkpoint.parent / ASIDE
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a checkpoint, or a file that belongs to one, out of the way of a run that goes on without it; returns where it is."""
+    aside = folder / ASIDE
     aside.mkdir(exist_ok=True)
-    number, target = 1, aside / checkpoint.name
+    number, target = 1, aside / path.name
     while target.exists():
-        number, target = number + 1, aside / f"{checkpoint.name}-{number + 1}"
-    disk.calls.rename(checkpoint, target)
-    disk.sync(checkpoint.parent)
+        number, target = number + 1, aside / f"{path.stem}-{number + 1}{path.suffix}"
+    disk.calls.rename(path, target)
+    disk.sync(path.parent)
     return target
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ganfast.commands.parsing import meant
-from ganfast.errors import InputError, RunError
+from ganfast.errors import InputError, RunError, cannot_write
 
 HELP = """ganfast: train generative adversarial networks fast, and draw from them.
 
@@ -20,6 +20,7 @@ HELP = """ganfast: train generative adversarial networks fast, and draw from the
 
 commands:
   train     train or resume a run             ganfast train [PRESET] --help
+  run       check a run directory             ganfast run check RUN
   sample    draw from a run or a bundle       ganfast sample --help
   eval      scores of runs or pictures        ganfast eval RUN --data mnist
   plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
@@ -51,8 +52,16 @@ COMMANDS = {
     "presets": "ganfast.commands.presets:presets",
     "engines": "ganfast.commands.train:engines",
     "data": "ganfast.commands.data:data",
+    "run": "ganfast.commands.run:run",
     "env": "ganfast.commands.env:env",
 }
+
+
+# Modules that an un-installed checkout may have to do without, by the package to install.
+PACKAGES = {
+    "PIL": "Pillow", "yaml": "PyYAML", "sklearn": "scikit-learn",
+    **{name: name for name in ("torch", "numpy", "safetensors", "tyro", "rich", "tensorboard", "torchmetrics", "matplotlib")},
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,8 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ganfast presets | head`
         sys.stderr.close()
         return 0
+    except ModuleNotFoundError as error:
+        package = PACKAGES.get((error.name or "").partition(".")[0])
+        if not package:
+            raise
+        return _fail(InputError(f"`ganfast {args[0]}` needs {package}, which is not installed: pip install {package}"), 2)
     except OSError as error:  # a full disk, a folder that may not be written
-        return _fail(RunError(f"{error.filename or args[0]}: {error.strerror or error}"), 1)
+        failed = cannot_write(error.filename or f"what ganfast {args[0]} makes", error, "free some space, or choose another place")
+        return _fail(failed, 2 if isinstance(failed, InputError) else 1)
     return 0
 
 

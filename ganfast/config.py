@@ -170,6 +170,7 @@ class Config(_Checked):
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
 
+    skip_corrupt: bool = False  # train without pictures that cannot be read, and count them; else the first one is an error
     data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
     attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes
@@ -213,6 +214,18 @@ class Config(_Checked):
 def run_folder(config: Config) -> Path:
     """Where a run goes: config.out, or runs/<preset>-<data>."""
     return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
+
+
+def require_run(folder: Path | str) -> None:
+    """Refuse, before anything heavy is imported, what is no run directory.
+
+    Raises:
+        InputError: there is no config.yaml; names the runs that there are.
+    """
+    if not (Path(folder) / "config.yaml").exists():
+        known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
+        hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
+        raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

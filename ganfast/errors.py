@@ -1,5 +1,18 @@
 """The two ways a command can fail. The command line prints either as one sentence."""
 
+import errno
+import re
+from pathlib import Path
+
+# What a person can mend: no space or quota, no permission, a file where a folder should be.
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+# What the allocators of torch, oneDNN, C++ and CUDA's libraries say in a RuntimeError.
+_MEMORY = re.compile(
+    "DefaultCPUAllocator|[A-Z] out of memory|CUDA error: out of memory|ALLOC_FAILED|std::bad_alloc|"
+    "could not create a memory|could not create a primitive(?! descriptor)"
+)
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. Says what was given, what was expected and what to do; exit code 2."""
@@ -7,3 +20,14 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """Something failed while running that is not the user's input; exit code 1."""
+
+
+def cannot_write(what: Path | str, error: OSError, way_out: str) -> InputError | RunError:
+    """What to raise where a file could not be written: InputError where that is for want of space or permission."""
+    kind = InputError if error.errno in _MENDABLE else RunError
+    return kind(f"{what} cannot be written: {error.strerror or error}; {way_out}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))

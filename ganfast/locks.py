@@ -90,6 +90,24 @@ def _flock(handle: int, path: Path) -> bool:
     return True
 
 
+def held_by(path: Path) -> str | None:
+    """Who holds the lock file ``path`` now; None = nobody, be it that the file was left behind. Writes nothing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return holder(path)
+    except OSError:  # file systems without locks
+        return None
+    finally:
+        os.close(handle)
+
+
 def holder(path: Path) -> str:
     """ "process 123 on host h since 2026-01-31 12:00:00 UTC"."""
     try:

@@ -38,9 +38,8 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, images: int, position: int | None = None) -> None:
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        kept = [line for line in lines[:position] if _images_of(line) <= images]
-        if path.exists() and kept != lines:
+        kept, rest = split_log(path, images, position)
+        if rest:
             beside = path.with_suffix(".part")
             beside.write_text("".join(line + "\n" for line in kept))
             beside.replace(path)
@@ -67,6 +66,16 @@ class JsonLines:
         self._file.close()
 
 
+def split_log(path: Path, images: float, position: int | None = None) -> tuple[list[str], list[str]]:
+    """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    kept: list[str] = []
+    rest: list[str] = []
+    for number, line in enumerate(lines):
+        (kept if (position is None or number < position) and images_of(line) <= images else rest).append(line)
+    return kept, rest
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log.jsonl; a line cut off by a crash is left out."""
     records = []
@@ -78,7 +87,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _images_of(line: str) -> float:
+def images_of(line: str) -> float:
+    """The counter of a line; infinite where it has none."""
     try:
         return float(json.loads(line)["images"])
     except (ValueError, KeyError, TypeError):

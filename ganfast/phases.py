@@ -18,6 +18,15 @@ CudaGraphs = Literal["auto", "on", "off"]
 _WARM_UP = 3  # calls; cuDNN and the caching allocator have settled after two
 
 
+def refuse_graphs(wanted: CudaGraphs, device: torch.device, refusal: str = "") -> str:
+    """Why phases cannot be captured; "" = they can be tried. Raises InputError where they must be."""
+    if device.type != "cuda":
+        refusal = f"the device is {device}"
+    if wanted == "on" and refusal:
+        raise InputError(f"cuda_graphs is on, but {refusal}; use auto or off")
+    return refusal
+
+
 class Graphs:
     """What the phases of a training share: whether they are captured, and the memory of their graphs.
 
@@ -31,10 +40,7 @@ class Graphs:
     """
 
     def __init__(self, wanted: CudaGraphs, device: torch.device, refusal: str = "") -> None:
-        if device.type != "cuda":
-            refusal = f"the device is {device}"
-        if wanted == "on" and refusal:
-            raise InputError(f"cuda_graphs is on, but {refusal}; use auto or off")
+        refusal = refuse_graphs(wanted, device, refusal)
         self.wanted, self.device = wanted, device
         self.active = wanted != "off" and not refusal
         if wanted == "auto" and refusal and device.type == "cuda":

@@ -18,6 +18,7 @@ from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.loop import State
 from ganfast.models import NetSpec, build_critic, build_generator, try_out
+from ganfast.phases import refuse_graphs
 from ganfast.random import Purpose, scalar_seed
 
 PackingProgress = Callable[[str, int, int], None]
@@ -63,9 +64,10 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
         InputError: anything in the config that cannot be done with this data on this machine.
     """
     device = find_device(config.device)
+    refuse_graphs(config.cuda_graphs, device)
     pack = open_data(
         config.data, size=config.size, channels=config.channels, attributes=config.attributes, root=config.data_root or None,
-        progress=progress,
+        progress=progress, skip_corrupt=config.skip_corrupt,
     )  # fmt: skip
     info = pack.info
     config = resolved(replace(config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)), device)

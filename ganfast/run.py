@@ -15,7 +15,7 @@ from torch import nn
 
 from ganfast import checkpoint as checkpoints
 from ganfast import configfile
-from ganfast.config import Config
+from ganfast.config import Config, require_run
 from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
@@ -45,10 +45,7 @@ class Run:
             InputError: the directory holds no run.
         """
         folder = Path(folder)
-        if not (folder / "config.yaml").exists():
-            known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
-            hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
-            raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
+        require_run(folder)
         data = configfile.read_mapping(folder / "data.json")
         missing = {"size", "channels", "classes", "source_hash"} - set(data)
         if missing:

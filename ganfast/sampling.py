@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganfast.config import require_run
 from ganfast.errors import InputError
 from ganfast.export.bundle import is_bundle
 from ganfast.export.latents import latents
@@ -60,6 +61,7 @@ def _opened(request: Request) -> "Run | BundleSource":
         return BundleSource(request.run, request.device, request.backend, request.digest)
     if request.digest or request.backend != "auto":
         raise InputError(f"--digest and --backend go with a bundle, and {request.run} is none; leave them out")
+    require_run(request.run)
     from ganfast.run import Run
 
     return Run.open(request.run)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ganfast import checkpoint as checkpoints
 from ganfast.checkpoint import Contents
-from ganfast.errors import InputError, RunError
+from ganfast.errors import InputError, RunError, cannot_write
 from ganfast.log import logger
 from ganfast.loop import State
 
@@ -123,33 +123,32 @@ class Saver:
         """Copy the state and have it written.
 
         Raises:
-            RunError: the write before this one failed.
+            InputError: the write before this one failed for want of space or permission.
+            RunError: it failed otherwise.
         """
         self.remember(state)
         self._pending = self._thread.submit(self._write, log_lines)
 
     def poll(self) -> None:
-        """Raises RunError once a write has failed. Waits for nothing."""
+        """Raises as `save` does once a write has failed. Waits for nothing."""
         if self._pending and self._pending.done():
             self.flush()
 
     def flush(self) -> None:
-        """Wait until everything is on disk; raises RunError if it is not."""
+        """Wait until everything is on disk; raises as `save` does if it is not."""
         pending, self._pending = self._pending, None
         if pending:
             try:
                 pending.result()
             except OSError as error:
-                raise RunError(
-                    f"the checkpoint at {self.last.images / 1000:g} kimg cannot be written to {self.folder}: "
-                    f"{error.strerror or error}; the ones before are whole: mend that, and the same command goes on"
-                ) from error
+                way_out = f"the ones before are whole: mend that, and `ganfast train --out {self.folder.parent}` goes on"
+                raise cannot_write(f"the checkpoint at {self.last.images / 1000:g} kimg", error, way_out) from error
 
     def close(self) -> None:
         """Wait for the thread and let it go; a failure is said, not raised."""
         try:
             self.flush()
-        except RunError as error:
+        except (InputError, RunError) as error:
             logger.warning("%s", error)
         self._thread.shutdown()
 

@@ -1,7 +1,6 @@
 """From a config to a finished run: prepare, resume or start, train, write what the run directory holds."""
 
 import copy
-import dataclasses
 import json
 import signal
 import threading
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ganfast import checkpoint as checkpoints
-from ganfast import configfile, locks
-from ganfast.config import Config
+from ganfast import resume
+from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
-from ganfast.errors import InputError, RunError
+from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
 from ganfast.export.latents import latents
 from ganfast.guard import Guard
 from ganfast.host_memory import keep_freed_memory
@@ -28,13 +27,11 @@ from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
+from ganfast.memory import batch_that_fits
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
 from ganfast.saving import Finish, Saver, restore
 
-# Fields that may change when a run is resumed: they say where and how long, not what is computed.
-_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
-_FREE_GROUPS = ("log.", "guard.")
 _SHEET = 64  # pictures in a sample grid, about
 
 
@@ -46,41 +43,73 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def train(config: Config, quiet: bool = False) -> Run:
+def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: str | Path = "", force: bool = False) -> Run:
     """Train a run to config.kimg, resuming what its directory already holds.
 
     Args:
         config: what to train; see `ganfast.presets.preset_config`.
         quiet: print nothing but warnings.
+        checkpoint: where to go on, by images shown, or "best"; "" = the newest. What is later is set aside.
+        fork_of: a run directory; config.out becomes a new run that begins from its checkpoint.
+        force: go on although the config changes what is computed; recorded in the run's history.jsonl.
 
     Returns:
         The run.
 
     Raises:
-        InputError: a config or data that cannot be used.
+        InputError: a config or data that cannot be used; no memory for it, no space, no permission.
         RunError: the training diverged again and again, or a checkpoint could not be written; the last one is whole.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
-    with progress_bar() if not quiet else nullcontext() as packing:
-        plan = make_plan(config, packing)
+    parent = None
+    if fork_of:
+        parent = Run.open(fork_of)
+        resume.refuse_as_fork(run_folder(config))
+    try:
+        with progress_bar() if not quiet else nullcontext() as packing:
+            plan = make_plan(config, packing)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("networks and pictures do not fit into memory: lower --net.width or --size") from error
     if plan.device.type == "cpu":
         keep_freed_memory()
+    if parent:
+        resume.fork(plan, parent, checkpoint)
     with ExitStack() as held:
-        _lock(plan.folder, held)
-        return _train(plan, quiet)
+        resume.hold(plan.folder, held)
+        try:
+            return _train(plan, quiet, "" if parent else checkpoint, force)
+        except OSError as error:
+            go_on = f"mend that, and `ganfast train --out {plan.folder}` goes on from the newest checkpoint"
+            raise cannot_write(plan.folder, error, go_on) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory: %s", str(error).splitlines()[0][:200] if str(error) else type(error).__name__)
+    raise InputError(_smaller_batch(plan))  # from out here, as what the step had in memory is gone only now
 
 
-def _train(plan: Plan, quiet: bool) -> Run:
+def _smaller_batch(plan: Plan) -> str:
+    batch, known = batch_that_fits(plan), checkpoints.listed(plan.folder / "checkpoints")
+    said = f"{plan.device} has no memory left at batch {plan.config.batch}"
+    if not batch:
+        return f"{said}, nor would it have at 2: lower --net.width or --size"
+    how = "was tried and fits" if plan.device.type == "cuda" else "would fit by the bytes counted for a picture"
+    forced = " with --force or --fork NEWDIR, as it changes what the run computes" if known else ""
+    return f"{said}; {batch} {how}: give --batch {batch}{forced}"
+
+
+def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     config, folder, state = plan.config, plan.folder, plan.state
-    run = _open_folder(plan)
-    found = checkpoints.newest_whole(run.checkpoint_folder)
+    run, changed = resume.open_folder(plan, force)
+    found = resume.find(run, checkpoint)
     if found:
         restore(state, found[2], found[1].images, str(found[0]))
     if _left(state, config):
         if found:
-            for path in checkpoints.set_aside_after(run.checkpoint_folder, found[0]):
-                logger.warning("set aside: %s", path)
-        _write_record(run)
+            resume.go_on_from(run, found, changed)
+        resume.write_record(run)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
@@ -111,13 +140,12 @@ def _train(plan: Plan, quiet: bool) -> Run:
             train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
             writer.finish()
         _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{plan.device} has no memory left at batch {config.batch}: lower --batch or --net.width") from error
     finally:
         writer.close()
         log.close()
     if stopped:
-        say(f"{signal.Signals(stopped[0]).name}: saved {folder} at {state.images / 1000:g} kimg; the same command goes on")
+        name = signal.Signals(stopped[0]).name
+        say(f"{name}: saved {folder} at {state.images / 1000:g} kimg; `ganfast train --out {folder}` goes on")
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
@@ -283,61 +311,6 @@ def _sheet_of_reals(plan: Plan) -> Pictures:
 
 def _left(state: State, config: Config) -> bool:
     return state.images < config.kimg * 1000
-
-
-def _lock(folder: Path, held: ExitStack) -> None:
-    """Hold a run directory, which is made if need be; what is no run directory is refused before anything is written there."""
-    _refuse_foreign(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if (folder / "config.yaml").exists() or not folder.exists():
-        return
-    if not folder.is_dir() or any(path.name != locks.NAME for path in folder.iterdir()):
-        raise InputError(f"{folder} exists and is not a run directory; choose another --out")
-
-
-def _open_folder(plan: Plan) -> Run:
-    """The run that lives, or will live, in the folder; nothing is written.
-
-    Raises:
-        InputError: the folder holds another run with checkpoints.
-    """
-    config, folder = plan.config, plan.folder
-    run = Run(folder, config, dataclasses.asdict(plan.pack.info))
-    if (folder / "config.yaml").exists():
-        if not checkpoints.listed(run.checkpoint_folder):
-            return run  # it failed before its first checkpoint: nothing to lose
-        old = Run.open(folder)
-        changed = {
-            name: values for name, values in configfile.differences(old.config, config).items()
-            if name not in _FREE and not name.startswith(_FREE_GROUPS)
-        }  # fmt: skip
-        if changed:
-            listed = "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items())
-            raise InputError(f"{folder} holds another run ({listed}); give those values, or another --out")
-        if old.data["source_hash"] != plan.pack.info.source_hash:
-            raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those, or another --out")
-        if old.config.kimg != config.kimg and config.optim.decay_from < 1:
-            logger.warning("kimg was %g, now %g: learning rates fall towards the new end", old.config.kimg, config.kimg)
-    return run
-
-
-def _write_record(run: Run) -> None:
-    """The run directory with its config and the manifest of its pictures."""
-    try:
-        (run.folder / "samples").mkdir(parents=True, exist_ok=True)
-        manifest = run.folder / "data.json.part"
-        manifest.write_text(json.dumps(run.data, indent=1, ensure_ascii=False) + "\n")
-        manifest.replace(run.folder / "data.json")
-        configfile.write(run.config, run.folder / "config.yaml")
-    except OSError as error:
-        raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
 
 
 def _write_engine(run: Run, choice: Choice) -> None:

@@ -1,5 +1,6 @@
 """The command line: every answer is a result or one sentence, and the exit code says which."""
 
+import errno
 import json
 import os
 import re
@@ -188,6 +189,11 @@ def test_version(run):
         ("train --device cuda:99", "device is 'cuda:99', but .*use cpu or auto"),
         ("train --device tpu", "device is 'tpu'; expected auto, cpu, cuda"),
         ("train --device meta", "device is 'meta'; ganfast runs on cpu and cuda"),
+        ("train --cuda-graphs on --device cpu", "cuda_graphs is on, but the device is cpu; use auto or off"),
+        ("train --fork elsewhere", "runs/wgan-gp-digits is not a run directory"),
+        ("train --checkpoint", "--checkpoint: expected one argument"),
+        ("run chekc", "unknown command run 'chekc': did you mean check"),
+        ("run check nowhere", "nowhere is not a run directory"),
         ("train --batch 5000", "batch is 5000, but digits has only 1797 .*--batch"),
         ("train --size 12", "size is 12; .*16 to 128"),
         ("train --attributes Smiling", "attributes Smiling .*digits is not CelebA"),
@@ -304,8 +310,42 @@ def test_what_goes_wrong_while_running_is_one_sentence_too_and_exit_code_1(run, 
 
     monkeypatch.setattr("ganfast.training.train", fails(RunError("the loss is\nnot a number; lower the rate")))
     assert run("train") == (1, "", "ganfast: the loss is not a number; lower the rate\n")
-    monkeypatch.setattr("ganfast.training.train", fails(OSError(28, "No space left on device", "runs/x/log.jsonl")))
-    assert run("train") == (1, "", "ganfast: runs/x/log.jsonl: No space left on device\n")
+    monkeypatch.setattr("ganfast.training.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl")))
+    code, _, err = run("train")
+    assert (code, err.partition(";")[0]) == (1, "ganfast: runs/x/log.jsonl cannot be written: Input/output error")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT], ids=errno.errorcode.get)
+def test_no_space_and_no_permission_are_bad_input_with_a_way_out(number, run, monkeypatch):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number), "there/sheet.png")
+
+    monkeypatch.setattr("ganfast.environment.environment", full)
+    said = f"ganfast: there/sheet.png cannot be written: {os.strerror(number)}; free some space, or choose another place\n"
+    assert run("env") == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "line"),
+    [("tyro", "tyro", "train"), ("PIL", "Pillow", "data preview digits --out x.png"), ("yaml", "PyYAML", "presets show wgan-gp")],
+)
+def test_a_package_that_is_missing_is_one_sentence(module, package, line):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"  # what importing it meets where it is not installed
+        f"from ganfast.cli import main; sys.exit(main({line.split()!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: pip install {package}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_another_module_that_is_missing_is_a_bug(monkeypatch):
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'ganfast.nothing'", name="ganfast.nothing")
+
+    monkeypatch.setattr("ganfast.training.train", missing)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
@@ -384,7 +424,7 @@ def test_the_size_of_the_data_decides_the_length_unless_given(run):
 
 def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, quiet: asked.append((config, quiet)))
+    monkeypatch.setattr("ganfast.training.train", lambda config, quiet, *_: asked.append((config, quiet)))
     assert run("train")[0] == run("train --quiet --out here")[0] == 0
     plain = preset_config("wgan-gp", "digits")
     assert asked == [(plain, False), (replace(plain, out="here"), True)]
@@ -392,7 +432,7 @@ def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
 
 def test_a_run_directory_is_its_own_config(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, quiet: asked.append(config))
+    monkeypatch.setattr("ganfast.training.train", lambda config, *_: asked.append(config))
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))

@@ -3,16 +3,20 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ganfast import locks
 from ganfast.data import open_data
 from ganfast.data.build import BATCH
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, PackInfo, load_pack, verify_pack
@@ -193,19 +197,46 @@ def test_what_a_killed_process_left_is_swept_after_a_day(source, tmp_path):
 
 
 def test_who_packs_at_the_same_time_gets_the_same_pack(source, tmp_path):
-    together, packs = threading.Barrier(4), []
+    packs, packed = [], []
 
     def work():
-        packs.append(open_data(str(source), cache=tmp_path, progress=lambda _, done, total: done == total and together.wait(10)))
+        packs.append(open_data(str(source), cache=tmp_path, progress=lambda what, done, total: done or packed.append(what)))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]  # all are done reading before the first one publishes
-    for thread in threads:
-        thread.start()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    with locks.locked(lock_of(source, tmp_path), "the pack"):  # all want to begin before the first one can
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        assert packs == packed == []
     for thread in threads:
         thread.join()
     assert len(packs) == 4
+    assert len(packed) == 1, "one packs, three wait and find it done"
     assert all(pack.info == packs[0].info for pack in packs)
+    assert [p.name for p in (tmp_path / "packs").iterdir()] == [only_pack(tmp_path).name]
     verify_pack(only_pack(tmp_path))
+
+
+def lock_of(source, cache) -> Path:
+    """The lock of a pack that is not there yet."""
+    open_data(str(source), cache=cache)
+    pack = only_pack(cache)
+    shutil.rmtree(pack)
+    return pack.with_name(f".{pack.name}.lock")
+
+
+def test_who_packs_what_another_process_packs_says_whose_it_is_and_waits(source, tmp_path, caplog):
+    code = (
+        "import sys; from pathlib import Path; from ganfast.locks import locked\n"
+        "with locked(Path(sys.argv[1]), 'it'): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(lock_of(source, tmp_path))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        threading.Timer(0.3, other.kill).start()  # the kernel lets go for it: the file it leaves holds nobody up
+        assert open_data(str(source), cache=tmp_path).info.count == COUNT
+    assert f"is in use by process {other.pid} on " in caplog.text
+    assert caplog.text.count("waiting for it") == 1
 
 
 def test_a_process_killed_while_packing_leaves_no_pack_to_be_seen(source, tmp_path):
@@ -214,13 +245,13 @@ def test_a_process_killed_while_packing_leaves_no_pack_to_be_seen(source, tmp_pa
         "open_data(sys.argv[1], cache=sys.argv[2], progress=lambda what, done, total: done and os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path)]).returncode == 9
-    assert [p.name for p in (tmp_path / "packs").iterdir() if not p.name.endswith(".partial")] == []
+    assert [p.name for p in (tmp_path / "packs").iterdir() if not p.name.endswith((".partial", ".lock"))] == []
     assert open_data(str(source), cache=tmp_path).info.count == COUNT
 
 
 def test_a_cache_that_cannot_be_written_says_which_variable_moves_it(source, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RunError, match=r"file.*GANFAST_CACHE"):
+    with pytest.raises(InputError, match=r"file.*cannot be written: .*free some space, or .*GANFAST_CACHE"):
         open_data(str(source), cache=tmp_path / "file")
 
 
@@ -230,9 +261,18 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(source, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(InputError, match="cannot be written: No space left on device; free some space, or .*GANFAST_CACHE"):
         open_data(str(source), cache=tmp_path)
     assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_disk_that_fails_is_not_the_users_fault(source, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "posix_fallocate", broken)
+    with pytest.raises(RunError, match="cannot be written: Input/output error"):
+        open_data(str(source), cache=tmp_path)
 
 
 def test_a_preview_takes_every_class_in_turn_and_is_repeatable(source, tmp_path):

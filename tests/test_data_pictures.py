@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ganfast.data import open_data
+from ganfast.data.manifest import verify_pack
 from ganfast.data.pictures import centre_square, decode, prepare
 from ganfast.errors import InputError
 
@@ -153,6 +154,49 @@ def test_a_corrupt_picture_is_named_and_leaves_no_pack(tmp_path, make, data, exp
     message = refusal(open_data, path, channels=3, cache=tmp_path)
     assert "bad.png" in message
     assert expected in message
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+BAD = {"text": b"not a picture", "truncated": png(COLOUR)[:70], "empty": b""}
+
+
+@pytest.mark.parametrize("make", [fill, fill_zip])
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("channels", [0, 3])
+def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(tmp_path, make, bad, channels, caplog):
+    """In the middle of a class of its own and at both ends, so that pictures and labels both close the gap."""
+    names = ["a/0.png", "b/0.png", "b/1.png", "b/2.png", "c/0.png"]
+    held = {name: BAD[bad] if name in ("a/0.png", "b/1.png", "c/0.png") else png(COLOUR if "2" in name else GREY) for name in names}
+    path = make(tmp_path / "set.zip", held)
+    with pytest.raises(InputError, match="a/0.png in .*; --skip-corrupt leaves such pictures out"):
+        open_data(path, channels=channels, cache=tmp_path)
+    pack = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
+    assert (pack.info.count, pack.info.channels, len(pack.info.skipped)) == (2, 3, 3)
+    assert [name.split(" in ")[0] for name in pack.info.skipped] == ["a/0.png", "b/1.png", "c/0.png"]
+    assert pack.labels.tolist() == [1, 1]
+    clean = make(tmp_path / "clean.zip", {name: held[name] for name in ("b/0.png", "b/2.png")})
+    np.testing.assert_array_equal(pack.images, open_data(clean, channels=3, cache=tmp_path).images)
+    assert pack.info.recognised.endswith(", 3 corrupt pictures left out")
+    assert "3 pictures left out, as they cannot be read: a/0.png in" in caplog.text
+    verify_pack(next((tmp_path / "packs").glob("set*-skip")))
+    again = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
+    assert again.info == pack.info
+    with pytest.raises(InputError, match="a/0.png"):  # one that skips is never taken for one that does not
+        open_data(path, channels=channels, cache=tmp_path)
+
+
+def test_skipping_nothing_is_the_pack_of_all_pictures(tmp_path):
+    path = fill(tmp_path / "set", {"a.png": png(GREY), "b.png": png(GREY)})
+    open_data(path, cache=tmp_path)
+    assert open_data(path, cache=tmp_path, skip_corrupt=True).info.skipped == ()
+    assert len(list((tmp_path / "packs").iterdir())) == 1
+
+
+def test_a_set_of_nothing_but_corrupt_pictures_is_refused(tmp_path):
+    path = fill(tmp_path / "set", {"a.png": b"", "b.png": b"no"})
+    assert "none of the 2 pictures can be read, the first because a.png in" in refusal(
+        open_data, path, cache=tmp_path, skip_corrupt=True
+    )
     assert list((tmp_path / "packs").iterdir()) == []
 
 

@@ -29,6 +29,7 @@ def data(args: list[str]) -> None:
         parser.add_argument("--size", type=int, default=0, help="side in pixels; 0 = the data's own")
         parser.add_argument("--channels", type=int, default=0, help="1 grey, 3 colour, 0 the data's own")
         parser.add_argument("--attributes", nargs="*", default=[], help="celeba: attributes whose combinations are the classes")
+        parser.add_argument("--skip-corrupt", action="store_true", help="leave out pictures that cannot be read, and count them")
         parser.add_argument("--split", default="train", help="train, test, val or all")
     if verb == "preview":
         parser.add_argument("--out", default="preview.png", help="PNG to write")
@@ -50,7 +51,7 @@ def data(args: list[str]) -> None:
     with progress_bar() as progress:
         pack = open_data(
             given.data, size=given.size, channels=given.channels, attributes=given.attributes, split=given.split,
-            root=given.data_root, progress=progress,
+            root=given.data_root, progress=progress, skip_corrupt=given.skip_corrupt,
         )  # fmt: skip
     if verb == "preview":
         from ganfast.data.pack import pack_preview

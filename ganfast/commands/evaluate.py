@@ -71,7 +71,7 @@ def _results(given: Any) -> list[Any]:
         size, channels = size or first.data["size"], first.data["channels"]
     device = find_device(given.device)
     with progress_bar() as progress:
-        pack, held_out = open_reference(data, size, channels, attributes, root)
+        pack, held_out = open_reference(data, size, channels, attributes, root, bool(first and first.config.skip_corrupt))
         if given.need_labels and pack.labels is None:
             raise InputError(
                 f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ganfast.commands.parsing import Parser, overlaid
+from ganfast.config import run_folder
 from ganfast.errors import InputError
 
 
 def train(args: list[str]) -> None:
-    config, found = configured(args, "train", "Train", _FLAGS, ("--dry-run", "--quiet"))
+    config, found = configured(args, "train", "Train", _FLAGS, _SWITCHES, ("--checkpoint", "--fork"))
+    parent = ""
+    if found.fork:
+        parent, config = str(run_folder(config)), replace(config, out=found.fork)
     if found.dry_run:
         from ganfast.plan import dry_run_report, make_plan
 
@@ -18,29 +22,36 @@ def train(args: list[str]) -> None:
     from ganfast.training import Interrupted, train
 
     try:
-        train(config, quiet=found.quiet)
+        train(config, found.quiet, found.checkpoint or "", parent, found.force)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
 
 
 def engines(args: list[str]) -> None:
-    config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.", ())
+    config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
     from ganfast.engine_report import engines_report
     from ganfast.plan import make_plan
 
     print(engines_report(make_plan(config)))
 
 
-_FLAGS = "Also: --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed."
+_SWITCHES = ("--dry-run", "--quiet", "--force")
+_FLAGS = (
+    "Also: --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed, at its newest "
+    "checkpoint or at --checkpoint N (images shown, or best; later ones are set aside). --fork NEWDIR begins a new run from there. "
+    "What changes the mathematics of a run is refused unless --force."
+)
 
 
-def configured(args: list[str], command: str, verb: str, closing: str, switches: tuple[str, ...]) -> tuple[Any, Any]:
-    """The config that preset, file and flags make, and the command's own switches, which belong to no config."""
+def configured(
+    args: list[str], command: str, verb: str, closing: str, switches: tuple[str, ...] = (), valued: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
+    """The config that preset, file and flags make, and the command's own switches and options, which belong to no config."""
     from ganfast.config import Config
     from ganfast.presets import PRESETS
 
     early = Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--config", "--data", "--out"):
+    for flag in ("--preset", "--config", "--data", "--out", *valued):
         early.add_argument(flag)
     for switch in switches:
         early.add_argument(switch, action="store_true")
@@ -52,7 +63,7 @@ def configured(args: list[str], command: str, verb: str, closing: str, switches:
     out = found.out
     if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():  # ganfast train runs/digits
         preset, out = None, preset
-    rest = _without(args, ("--preset", "--config"), switches)
+    rest = _without(args, ("--preset", "--config", *valued), switches)
     base = _base_config(preset, found.config, found.data, out)
     if out:
         base = replace(base, out=out)
@@ -68,7 +79,6 @@ def configured(args: list[str], command: str, verb: str, closing: str, switches:
 def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:
     """Preset, then config file; a run that is there already, of that preset on that data, is its own base."""
     from ganfast import configfile
-    from ganfast.config import run_folder
     from ganfast.presets import preset_config
 
     if file:

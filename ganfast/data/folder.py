@@ -9,6 +9,7 @@ import numpy as np
 from ganfast.data.files import PictureFiles
 from ganfast.data.pictures import decode, is_grey, open_picture, preparation, prepare
 from ganfast.data.source import Selection, Source, Wanted, counted
+from ganfast.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Folder(Source):
         )
 
     def _is_grey(self, name: str) -> bool:
-        return is_grey(open_picture(self._files.read(name), f"{name} in {self.path}"))
+        try:
+            return is_grey(open_picture(self._files.read(name), f"{name} in {self.path}"))
+        except InputError:  # reading it will say so, if it is not to be skipped
+            return True
 
 
 def class_folders(names: list[str]) -> list[str]:

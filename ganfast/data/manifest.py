@@ -36,6 +36,7 @@ class PackInfo:
     attributes: tuple[str, ...]  # CelebA attributes behind the classes
     preparation: str  # what was done to the pictures, in words
     source_hash: str  # sha256 of what identifies the source
+    skipped: tuple[str, ...] = ()  # pictures that could not be read and were left out, and why
 
 
 @dataclass(frozen=True)

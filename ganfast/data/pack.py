@@ -17,7 +17,7 @@ import numpy as np
 from ganfast.data import pictures
 from ganfast.data.build import Progress, build
 from ganfast.data.manifest import SCHEMA, Pack, PackInfo, load_pack, verify_pack
-from ganfast.data.source import Source, Wanted, cache_dir, recognise
+from ganfast.data.source import Source, Wanted, cache_dir, counted, recognise
 from ganfast.errors import InputError
 
 __all__ = ["Pack", "PackInfo", "load_pack", "open_data", "pack_preview", "verify_pack"]
@@ -35,6 +35,7 @@ def open_data(
     root: str | Path | None = None,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    skip_corrupt: bool = False,
 ) -> Pack:
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
@@ -47,10 +48,11 @@ def open_data(
         root: folder in which names are looked up first.
         cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast, ~/.cache/ganfast.
         progress: called with (what, done, total) while packing.
+        skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
-        RunError: the pack cannot be written.
+        RunError: the pack cannot be written, and not for want of space or permission.
     """
     if name_or_path == "stacked-mnist":
         from ganfast.data.stacked import COUNTS, stack
@@ -59,8 +61,7 @@ def open_data(
             raise InputError(
                 f"stacked-mnist has 3 channels and splits train and test; asked for channels {channels}, split {split!r}"
             )
-        digits = open_data("mnist", size=size, attributes=attributes, split=split, root=root, cache=cache, progress=progress)
-        return stack(digits)
+        return stack(open_data("mnist", size=size, attributes=attributes, split=split, root=root, cache=cache, progress=progress))
     source = recognise(name_or_path, root, cache)
     wanted = _wanted(source, size, channels, attributes, split)
     try:
@@ -69,10 +70,10 @@ def open_data(
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     key = _key(source, identity, wanted)
-    for folder in packs.glob(f"{name}-*x*x*-{key}"):  # with channels=0 the name is known only after packing
+    keys = [key, f"{key}-skip"] if skip_corrupt else [key]  # a pack of all pictures is what skipping none gives
+    for folder in (folder for each in keys for folder in packs.glob(f"{name}-*x*x*-{each}")):  # channels=0 is known after packing
         try:
-            pack = load_pack(folder)
-            return replace(pack, info=replace(pack.info, recognised=recognised))  # the source may have moved
+            return _found(load_pack(folder), recognised)
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
 
@@ -91,9 +92,15 @@ def open_data(
         preparation=selection.preparation,
         source_hash=identity,
     )
-    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
-    build(final, info, selection, progress or (lambda what, done, total: None))
-    return load_pack(final)
+    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
+    build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
+    return _found(load_pack(final), recognised)
+
+
+def _found(pack: Pack, recognised: str) -> Pack:
+    """A pack with what its source is called now, for that may have moved."""
+    left_out = f", {counted(len(pack.info.skipped), 'corrupt picture')} left out" if pack.info.skipped else ""
+    return replace(pack, info=replace(pack.info, recognised=recognised + left_out))
 
 
 def _wanted(source: Source, size: int, channels: int, attributes: Sequence[str], split: str) -> Wanted:

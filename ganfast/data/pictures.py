@@ -16,7 +16,7 @@ VERSION = 1  # of the policy in this file; packs made under another one are not 
 
 def open_picture(data: bytes, name: str) -> "Image":
     """Read a picture's header. Raises InputError for what is no picture, or too large to be an honest one."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data))
@@ -27,8 +27,9 @@ def open_picture(data: bytes, name: str) -> "Image":
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = str(error)
     except Exception as error:  # Pillow's plug-ins raise whatever their parsing runs into
-        raise InputError(f"{name} cannot be read as a picture ({error}): it is {what_is(data[:64])}") from error
-    raise InputError(f"{name} is refused as a decompression bomb: {reason}; shrink it or leave it out")
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"  # names an object in memory, no reason
+        raise InputError(f"{name} cannot be read as a picture{why}: it is {what_is(data[:64])}") from error
+    raise InputError(f"{name} is refused as a decompression bomb: {reason}; shrink it")
 
 
 def is_grey(image: "Image") -> bool:

@@ -19,7 +19,7 @@ from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
 from ganfast.engine.walk import CannotWalk, walk
 from ganfast.engine.weights import EffectiveWeights
-from ganfast.errors import InputError
+from ganfast.errors import InputError, is_out_of_memory
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
 from ganfast.models.parts import held_power_iteration
@@ -213,9 +213,9 @@ class CriticStep:
                     verdict = verify(
                         self.critic, self.loss, penalties, where, found, self.autocast, separable, attempt == _ATTEMPTS - 1
                     )
-            except (torch.OutOfMemoryError, InputError):
-                raise  # the critic's or the machine's fault, not the engine's
             except Exception as error:  # whatever a compiler or a user's critic comes up with
+                if isinstance(error, InputError) or is_out_of_memory(error):
+                    raise  # the critic's or the machine's fault, not the engine's
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None

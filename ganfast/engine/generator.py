@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
+from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
@@ -60,10 +61,8 @@ def make_generator_step(
         nonlocal gradients, run
         try:
             total, stats = run(z, labels, real)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a compiler comes up with; the step itself fails again below, with its own words
-            if run is whole_loss:
+            if run is whole_loss or is_out_of_memory(error):
                 raise
             logger.warning(
                 "generator step: not compiled (%s: %s)", type(error).__name__, " ".join(str(error).split())[:160]

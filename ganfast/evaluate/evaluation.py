@@ -236,12 +236,18 @@ def _device_of(extractor: Extractor) -> torch.device:
 
 
 def open_reference(
-    data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None
+    data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None, skip_corrupt: bool = False
 ) -> tuple[Pack, Pack | None]:
     """Training pictures, and those of the test split where the set has one."""
     from ganfast.data import recognise
 
-    wanted: dict[str, Any] = {"size": size, "channels": channels, "attributes": attributes, "root": root}
+    wanted: dict[str, Any] = {
+        "size": size,
+        "channels": channels,
+        "attributes": attributes,
+        "root": root,
+        "skip_corrupt": skip_corrupt,
+    }
     splits = ("train", "test") if data == "stacked-mnist" else recognise(data, root).splits
     pack = open_data(data, **wanted)
     if "test" not in splits:

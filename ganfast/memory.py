@@ -1,0 +1,70 @@
+"""After memory ran out: a batch that would have fitted."""
+
+import gc
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ganfast.engine import make_critic_step, make_generator_step
+from ganfast.errors import is_out_of_memory
+from ganfast.loop import train_loop
+from ganfast.plan import Plan, count_cost
+
+_STEPS = 5  # until phases are captured as graphs
+_ROOM = 0.5  # share of the free memory that counted bytes may take: what an operation borrows while it runs is not counted
+
+
+def batch_that_fits(plan: Plan) -> int:
+    """The first of half the plan's batch, a quarter, ... that fits into the memory there is; 0 where none from 2 on does.
+
+    On a GPU it is tried: real first steps on the networks of the plan, which are of no use afterwards. On a CPU it is computed
+    from the bytes counted for a picture, as what runs out of memory there may be ended rather than refused.
+    """
+    gc.collect()
+    try:
+        most = float("inf") if plan.device.type == "cuda" else _most_by_count(plan)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0
+    batch = plan.config.batch // 2
+    while batch >= 2 and (batch > most or (plan.device.type == "cuda" and not _runs(plan, batch))):
+        batch //= 2
+    return batch if batch >= 2 else 0
+
+
+def _most_by_count(plan: Plan) -> float:
+    return _ROOM * _free_bytes() / max(1, count_cost(plan).activation_bytes) * plan.config.batch
+
+
+def _free_bytes() -> float:
+    """What the host, and the limit on this process's address space, have left; infinite where the system does not say."""
+    free = float("inf")
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    except (ImportError, AttributeError, ValueError, OSError):  # not on Linux
+        pass
+    return free
+
+
+def _runs(plan: Plan, batch: int) -> bool:
+    c, state = plan.config, plan.state
+    torch.cuda.empty_cache()
+    few = replace(c, batch=batch, kimg=_STEPS * batch * c.optim.critic_steps / 1000)
+    state.images = 0  # where a lazy penalty is due
+    try:
+        critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile)
+        generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile)
+        train_loop(state, plan.data, few, critic_step, generator_step, lambda: False, lambda *_: None, plan.autocast)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
