@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ganfast.export.to_onnx import need
+from ganfast.export.packages import need
 
 if TYPE_CHECKING:
     import onnx

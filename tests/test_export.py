@@ -13,7 +13,7 @@ from ganfast import preset_config, train
 from ganfast.cli import main
 from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError, RunError
-from ganfast.export import export_bundle
+from ganfast.export import export_bundle, load_sampler
 from ganfast.export.bundle import open_bundle
 from ganfast.export.deploy import deployable
 from ganfast.export.parity import GATES, compare
@@ -43,7 +43,7 @@ def run(request, tmp_path_factory) -> Run:
     return trained(tmp_path_factory.mktemp("run") / "r", *request.param)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", GATES)
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
     assert [each.batch for each in bundle.manifest.parity] == [1, 3, 8, 64]
@@ -181,9 +181,21 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
     assert not (tmp_path / "b").exists()
 
 
-def test_bf16_transposed_convolution_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="bf16"):
-        export_bundle(run, tmp_path / "b", "bf16")
+def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
+    bundle = export_bundle(run, tmp_path / "b", "bf16")
+    assert {each.back_end for each in bundle.manifest.parity} == {"torch-cpu"}
+    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {t: t == "onnxruntime-cpu" for t in TARGETS}
+    model = onnx.load_model_from_string(bundle.model_bytes())
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    transposed = {name for each in model.graph.node if each.op_type == "ConvTranspose" for name in each.input}
+    assert weights["project.weight"] == onnx.TensorProto.BFLOAT16
+    assert not [name for name in transposed if weights.get(name) == onnx.TensorProto.BFLOAT16]
+    with load_sampler(bundle.folder, device="cpu") as sampler:
+        assert sampler.backend_name == "torch-cpu"
+        assert "onnxruntime-cpu: ONNX Runtime" in caplog.text
+        found = compare(sampler.sample(40, seed=3), run.sample(40, seed=3))
+        assert not found.missed(GATES["bf16"])
+        assert found.mean_lsb > 0, "rounded to eight bits, or nothing was"
 
 
 # Lint

@@ -18,7 +18,7 @@ def export(args: list[str]) -> None:
     parser.add_argument(
         "--target", action="append", default=[], help="onnx (always), tensorrt, rtx, or rtx:8.6,8.9; may be given again"
     )
-    parser.add_argument("--precision", default="fp32", help="fp32, tf32, fp16 or int8 (default fp32)")
+    parser.add_argument("--precision", default="fp32", help="fp32, tf32, fp16, bf16 or int8 (default fp32)")
     parser.add_argument("--buckets", default="1,8,64", help="batch sizes to be fast at (default 1,8,64)")
     parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
     parser.add_argument("--name", default="", help="for titles; default the name of the run's directory")
@@ -84,7 +84,7 @@ def lint(args: list[str]) -> None:
     from ganfast.export.bundle import is_bundle, open_bundle
     from ganfast.export.lint import TARGETS
     from ganfast.export.lint import lint as findings
-    from ganfast.export.to_onnx import need
+    from ganfast.export.packages import need
 
     if given.target and given.target not in TARGETS:
         raise InputError(f"target is {given.target!r}; expected one of {', '.join(TARGETS)}")
