@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,6 +83,8 @@ def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, req
             drawn = sampler.sample(n, seed=7, first=first)
             assert drawn.shape == (n, *source.manifest.shape)
             assert drawn.dtype == np.uint8
+            assert drawn.flags.c_contiguous
+            assert drawn.flags.writeable
             assert apart(drawn, expected[first : first + n]) <= 1, (first, n)
         scattered = [69, 0, 3, 3, 41]
         assert apart(sampler.sample(indices=scattered, seed=7), expected[scattered]) <= 1
@@ -227,6 +230,70 @@ def test_a_back_end_that_fails_fails_its_request_only(plain):
         assert sampler.stats["requests"] == 2
 
 
+@pytest.mark.parametrize("method", ["run", "lane"])
+def test_errors_of_a_library_are_told_as_the_back_ends(plain, method):
+    """ONNX Runtime and torch raise types of their own: a caller need not know them."""
+    backend = OnnxRuntimeCpu(plain.model_bytes(), 1)
+    with Sampler(plain, backend, []) as sampler:
+        session = backend._together
+        backend._together = None  # what is called next has no `run`
+        with pytest.raises(RunError, match="onnxruntime-cpu failed to draw: 'NoneType' object has no attribute 'run'") as caught:
+            sampler.submit(3).result() if method == "lane" else sampler.sample(3)
+        assert isinstance(caught.value.__cause__, AttributeError)
+        backend._together = session
+        assert len(sampler.sample(3)) == 3
+
+
+def test_pictures_of_two_requests_are_two_arrays(plain):
+    for name in BACKENDS:
+        with Sampler(plain, backends(plain)[name], []) as sampler:
+            first = sampler.sample(4, seed=1)
+            kept = first.copy()
+            sampler.sample(4, seed=2)
+            np.testing.assert_array_equal(first, kept, err_msg=name)
+
+
+def test_a_sampler_may_be_closed_by_a_callback_of_its_own_future(plain):
+    sampler = load_sampler(plain.folder, threads=1)
+    done = threading.Event()
+
+    def close(future):
+        sampler.close()
+        done.set()
+
+    sampler.submit(3).add_done_callback(close)
+    assert done.wait(20)
+    with pytest.raises(RunError, match="is closed"):
+        sampler.sample(1)
+
+
+def test_close_waits_for_requests_that_other_threads_are_drawing(plain):
+    """They finish, or are told that the sampler is closed; nothing hangs and nothing is drawn afterwards."""
+    for _ in range(10):
+        sampler = load_sampler(plain.folder, threads=1)
+        drawn, refused = [], []
+
+        def draw(sampler=sampler, drawn=drawn, refused=refused):
+            try:
+                while True:
+                    drawn.append(len(sampler.sample(5)))
+            except RunError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=draw) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while not drawn:
+            pass
+        sampler.close()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert len(refused) == 6
+        assert all("is closed; load it again" in each for each in refused)
+        assert sampler.stats["requests"] == len(drawn)
+
+
 # Refit
 
 
@@ -260,6 +327,26 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
         assert sampler.manifest.digest == bundle.manifest.digest
 
 
+def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
+    """The usual way to deploy: a new bundle takes the place of the old one, and the sampler is told."""
+    first = small_bundle(tmp_path / "b")
+    with load_sampler(first.folder, threads=1) as sampler:
+        expected = sampler.sample(20, seed=7)
+        second = small_bundle(tmp_path / "b", seed=1)
+        golden = second.golden()
+        sampler.refit(tmp_path / "b")
+        assert apart(sampler.sample(20, seed=7), truth(second, 7, np.arange(20))) <= 1
+        small_bundle(tmp_path / "b")
+        sampler.refit(tmp_path / "b")
+        from ganfast.export.bundle import golden_file, write_bundle
+
+        files = {MODEL: small_model(2), GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"])}
+        write_bundle(tmp_path / "b", first.manifest, files, overwrite=True)
+        with pytest.raises(InputError, match="golden samples differ"):
+            sampler.refit(tmp_path / "b")
+        np.testing.assert_array_equal(sampler.sample(20, seed=7), expected)
+
+
 def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
     other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
     answers = [truth(b, 7, np.arange(40)) for b in (bundle, other)]
@@ -277,6 +364,9 @@ def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
             thread.start()
         for i in range(6):
             sampler.refit((other, bundle)[i % 2].folder)
+            until = len(seen) + 4
+            while len(seen) < until:
+                time.sleep(0.001)
         stop.set()
         for thread in threads:
             thread.join()
@@ -429,6 +519,10 @@ def test_bad_requests_are_sentences(options, sentence, plain):
         ([0, 1], "labels are 2 for 4 pictures"),
         ([0, 1, 2, 7], "there is no class 7"),
         (np.array([0, 1, 2, 1.5]), "there is no class"),
+        (1.5, "there is no class 1.5"),
+        (np.array(7), r"there is no class array\(7\)"),
+        (True, "there is no class True"),
+        (object, "there is no class <class 'object'>"),
     ],
 )
 def test_labels_out_of_range_are_sentences(labels, sentence, bundle):
