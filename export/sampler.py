@@ -198,11 +198,18 @@ class Sampler:
         return found | {"seconds": times, "refused": list(self.refused), "lanes": self._backend.lanes}
 
     def close(self) -> None:
-        """Finish what was submitted and give everything back; more calls do nothing."""
+        """Finish what was submitted and give everything back; more calls do nothing.
+
+        Raises:
+            RunError: called by a callback of one of its own futures, which it would have to wait for.
+        """
         with self._refitting:
             if self._closed:
                 return
-            self._workers.shutdown(wait=True)
+            try:
+                self._workers.shutdown(wait=True)
+            except RuntimeError as error:  # a thread cannot wait for itself
+                raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread") from error
             for _ in range(self._backend.lanes):
                 self._lanes.get()
             self._closed = True

@@ -154,17 +154,27 @@ def test_latents_of_your_own(bundle):
 # Threads
 
 
-def _mixed_requests(sampler, expected, seed, count, threads=8):
-    """Requests of 1 to 33 pictures anywhere, by sample and by submit; every answer is compared with its pictures drawn alone."""
+SIZES = (*[1] * 8, *[2] * 4, 3, 3, 3, 5, 5, 8, 17, 33)  # pictures a request, the buckets and what lies beside them
+
+
+def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
+    """Requests of any of ``sizes``, anywhere, by sample, by submit and by indices; each answer is compared with its pictures
+    drawn alone, ``expected`` of seed 7. Returns how many pictures were drawn."""
     random = np.random.default_rng(seed)
     asked = [
-        (int(random.integers(0, len(expected) - 33)), int(random.integers(1, 34)), bool(random.integers(2))) for _ in range(count)
+        (int(random.integers(0, len(expected) - max(sizes))), int(random.choice(sizes)), int(random.integers(3)))
+        for _ in range(count)
     ]
     answered = [0] * count
 
     def ask(i):
-        first, n, later = asked[i]
-        drawn = sampler.submit(n, seed=7, first=first).result() if later else sampler.sample(n, seed=7, first=first)
+        first, n, way = asked[i]
+        if way == 0:
+            drawn = sampler.submit(n, seed=7, first=first).result()
+        elif way == 1:
+            drawn = sampler.sample(n, seed=7, first=first)
+        else:
+            drawn = sampler.sample(indices=np.arange(first, first + n)[::-1], seed=7)[::-1]
         assert apart(drawn, expected[first : first + n]) <= 1, asked[i]
         answered[i] += 1
 
@@ -178,7 +188,7 @@ def _mixed_requests(sampler, expected, seed, count, threads=8):
 def test_requests_of_many_threads_are_not_mixed_up(name, bundle):
     expected = truth(bundle, 7, np.arange(300))
     with Sampler(bundle, backends(bundle)[name], []) as sampler:
-        pictures = _mixed_requests(sampler, expected, 0, 200)
+        pictures = mixed_requests(sampler, expected, 0, 200)
         stats = sampler.stats
     assert (stats["requests"], stats["pictures"]) == (200, pictures)
     assert (stats["filling"] == 0) == (name in ("cpu, one thread", "cpu, split", "torch"))
@@ -192,7 +202,7 @@ def test_ten_thousand_requests_leave_memory_flat(bundle):
     with load_sampler(bundle.folder, threads=2) as sampler:
         held = []
         for part in range(6):  # the first one fills caches, and what the test itself keeps of a part
-            _mixed_requests(sampler, expected, part, 2000)
+            mixed_requests(sampler, expected, part, 2000)
             held.append(psutil.Process().memory_info().rss)
     assert held[-1] - held[0] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
 
@@ -253,16 +263,22 @@ def test_pictures_of_two_requests_are_two_arrays(plain):
             np.testing.assert_array_equal(first, kept, err_msg=name)
 
 
-def test_a_sampler_may_be_closed_by_a_callback_of_its_own_future(plain):
-    sampler = load_sampler(plain.folder, threads=1)
-    done = threading.Event()
+def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+        told = []
 
-    def close(future):
-        sampler.close()
-        done.set()
+        def close(_):
+            with pytest.raises(RunError, match="cannot be closed by a callback of its own future") as caught:
+                sampler.close()
+            told.append(caught)
 
-    sampler.submit(3).add_done_callback(close)
-    assert done.wait(20)
+        later = sampler.submit(3)  # it waits for a lane, so that the callback comes on the sampler's own thread
+        later.add_done_callback(close)
+        for lane in lanes:
+            sampler._lanes.put(lane)
+        assert len(later.result()) == 3
+    assert told
     with pytest.raises(RunError, match="is closed"):
         sampler.sample(1)
 
