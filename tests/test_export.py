@@ -3,6 +3,7 @@
 import shutil
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError, RunError
 from ganfast.export import export_bundle, load_sampler
 from ganfast.export.bundle import open_bundle
+from ganfast.export.cache import EngineCache
 from ganfast.export.deploy import deployable
+from ganfast.export.engines import build_engines
 from ganfast.export.parity import GATES, compare
+from ganfast.export.vendor import Build, Flavour
 from ganfast.models import NetSpec, build_generator
 from ganfast.run import Run
 
@@ -291,3 +295,37 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
         assert facts["onnx_sha256"] == bundle.manifest.files["model.onnx"].sha256
         assert facts["build"]["buckets"] == [1, 4]
         assert len(bundle.engine(key)) > 1000
+
+
+def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_why(run, tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    cache = tmp_path / "engines"
+    base = ["export", str(run.folder), "--out", str(tmp_path / "b"), "--overwrite", "--target", "rtx:8.6", "--cache", str(cache)]
+
+    def said(*more):
+        assert main([*base, *more]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("engine ")]
+        return line.partition(", rtx for 8.6: ")[2]
+
+    assert said("--buckets", "1,4") == f"built, no engine in {cache} yet"
+    first = open_bundle(tmp_path / "b")
+    assert said("--buckets", "1,4") == "from the cache"
+    again = open_bundle(tmp_path / "b")
+    assert again.manifest.digest == first.manifest.digest
+    assert said("--buckets", "1,8") == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    (kept,) = [path for path in cache.iterdir() if path.name in first.manifest.engines]
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    assert said("--buckets", "1,4") == f"built, engine {kept.name} in {cache} is damaged"
+    assert said("--buckets", "1,4") == "from the cache"
+    assert open_bundle(tmp_path / "b").manifest.digest == first.manifest.digest
+
+
+def test_an_engine_is_built_though_its_cache_cannot_be_written(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("ganfast.export.engines.build_plan", lambda *_: (b"plan", b""))
+    monkeypatch.setattr("ganfast.export.engines.load_flavour", lambda name: Flavour(name, ModuleType("rtx"), "1.7"))
+    monkeypatch.setattr("ganfast.export.engines.builds_without_gpu", lambda library: True)
+    (tmp_path / "file").write_text("no folder")
+    (engine,) = build_engines(b"graph", "rtx", Build((1,)), ["8.6"], EngineCache(tmp_path / "file"))
+    assert engine.plan == b"plan"
+    assert "cannot be read" in engine.built
+    assert caplog.text.count("cannot be kept there") == 1

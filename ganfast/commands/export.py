@@ -23,6 +23,7 @@ def export(args: list[str]) -> None:
     parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
     parser.add_argument("--name", default="", help="for titles; default the name of the run's directory")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--cache", default=None, help="folder of engines built before; default engines/ in ganfast's cache")
     given = parser.parse_args(args)
     if not all(word.strip().isdecimal() for word in given.buckets.split(",")):
         raise InputError(f"buckets are {given.buckets!r}; expected batch sizes such as 1,8,64")
@@ -30,8 +31,9 @@ def export(args: list[str]) -> None:
     from ganfast.export.exporter import export_bundle
 
     bundle = export_bundle(
-        given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite, given.target
-    )
+        given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite, given.target,
+        given.cache, print,
+    )  # fmt: skip
     _print_written(bundle)
 
 
