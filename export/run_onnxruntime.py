@@ -88,6 +88,7 @@ class OnnxRuntimeCpu:
     def close(self) -> None:
         if self._pool:
             self._pool.shutdown()
+        del self._together, self._alone
 
 
 class OnnxRuntimeCuda:

@@ -424,6 +424,19 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     assert "torch" not in str(caught.value)
 
 
+def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain, monkeypatch, caplog):
+    def run(self, *_):
+        raise MemoryError("no memory\nleft")
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "run", run)
+    with load_sampler(plain.folder, device="cpu", threads=1) as sampler:
+        assert sampler.backend_name == "torch-cpu"
+        assert sampler.refused == ["onnxruntime-cpu: MemoryError: no memory left"]
+    assert "no memory left; drawing with torch-cpu instead" in caplog.text
+    with pytest.raises(InputError, match="cannot be drawn here: onnxruntime-cpu: MemoryError: no memory left$"):
+        load_sampler(plain.folder, device="cpu", threads=1, strict=True)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
