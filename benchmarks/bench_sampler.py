@@ -36,6 +36,7 @@ from ganfast.models import NetSpec, build_generator
 
 SIZE, CHANNELS, LATENT = 64, 3, 128
 _CALLS = 5  # a turn
+_SECONDS, _LEAST = 100.0, 10  # for a batch size, and rounds however long they take: a slow machine is not waited for
 
 
 def make_bundle(folder: Path, width: int, buckets: tuple[int, ...]) -> tuple[nn.Module, nn.Module, Bundle]:
@@ -108,7 +109,10 @@ def on_cpu(threads: int, rounds: int, smoke: bool) -> None:
 def in_turns(variants: dict[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, list[float]]:
     """Seconds of every call; variants take turns of one call that is not counted, which brings its weights back, and ``calls``."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    until = time.perf_counter() + _SECONDS
+    for done in range(rounds):
+        if done >= _LEAST and time.perf_counter() > until:
+            break
         for name, run in variants.items():
             run()
             wait()

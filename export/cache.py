@@ -1,8 +1,9 @@
-"""Engines that were built where they run, kept between processes: by content key, under a lock, below a size cap."""
+"""Engines that were built here, kept between processes: by content key, under a lock, below a size cap."""
 
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ class EngineCache:
             return None, self._miss(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, f"engine {key} in {self.folder} cannot be read: {error}"
-        os.utime(self.folder / key)
+        with suppress(OSError):  # of a folder that may only be read
+            os.utime(self.folder / key)
         return data, ""
 
     def put(self, key: str, data: bytes, facts: Mapping[str, Any]) -> None:
-        """Keep an engine, and drop old ones until all fit below the cap."""
+        """Keep an engine, and drop old ones until all fit below the cap; OSError where the folder cannot be written."""
         with exclusive(self.folder / "engines", wait=True):
             write_file(self.folder / key, data)
             kept = FileFacts.of(data)
@@ -58,14 +60,20 @@ class EngineCache:
 
     def _miss(self, facts: Mapping[str, Any]) -> str:
         """What the most similar engine here differs in."""
-        best: dict[str, Any] = {}
+        wanted, best = _flat(facts), dict[str, Any]()
         for path in self.folder.glob("*.json"):
             try:
-                there = json.loads(path.read_bytes())["facts"]
-                best = max(best, there, key=lambda f: sum(f.get(name) == value for name, value in facts.items()))
+                there = _flat(json.loads(path.read_bytes())["facts"])
+                best = max(best, there, key=lambda f: sum(f.get(name) == value for name, value in wanted.items()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         if not best:
             return f"no engine in {self.folder} yet"
-        differing = [f"{name} is {value}, there {best.get(name)}" for name, value in facts.items() if best.get(name) != value]
+        differing = [f"{name} is {value}, there {best.get(name)}" for name, value in wanted.items() if best.get(name) != value]
         return f"no engine in {self.folder} for this: {'; '.join(differing) or 'its files are gone'}"
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of facts by their own names: they are what a reader can act on."""
+    parts = [dict(value) if isinstance(value, Mapping) else {name: value} for name, value in facts.items()]
+    return {name: value for part in parts for name, value in part.items()}

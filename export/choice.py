@@ -48,8 +48,9 @@ def open_backend(
             for reason in refused:
                 logger.warning("%s; drawing with %s instead", reason, name)
             return opened, refused
-        except (InputError, RunError) as error:
-            refused.append(f"{name}: {error}")
+        except Exception as error:  # whatever a library raises, the next one may do
+            kind = "" if isinstance(error, InputError | RunError) else f"{type(error).__name__}: "
+            refused.append(f"{name}: {kind}{' '.join(str(error).split())}")
             if strict:
                 break
     raise InputError(f"{bundle.folder} cannot be drawn here: {'; '.join(refused)}")

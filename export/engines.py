@@ -6,6 +6,7 @@ capability: an engine found under it is that engine, and none is taken for anoth
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ganfast.errors import InputError
+from ganfast.export.bundle import write_file
 from ganfast.export.cache import EngineCache
 from ganfast.export.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
+
+logger = logging.getLogger("ganfast")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class BuiltEngine:
     key: str
     facts: dict[str, Any]
     plan: bytes
+    built: str  # why: what the cache had instead; "" for one that was found there
 
 
 def engine_facts(model: bytes, build: Build, flavour: str, version: str, gpu: Gpu) -> dict[str, Any]:
@@ -98,17 +103,19 @@ def _build_one(
 ) -> BuiltEngine:  # fmt: skip
     facts = engine_facts(model, build, library.name, library.version, gpu)
     key = engine_key(facts)
-    plan = cache.get(key, facts)[0] if cache else None
-    if plan is None:
-        timing = None if cache is None or named else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
-        plan, kept = build_plan(library, model, build, [gpu.capability] if named else [], _read(timing))
-        if cache:
+    plan, why = cache.get(key, facts) if cache else (None, "there is no cache")
+    if plan is not None:
+        return BuiltEngine(key, facts, plan, "")
+    timing = None if cache is None or named else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
+    plan, kept = build_plan(library, model, build, [gpu.capability] if named else [], _read(timing))
+    if cache:
+        try:
             cache.put(key, plan, facts)
-        if timing and kept:
-            from ganfast.export.bundle import write_file
-
-            write_file(timing, kept)
-    return BuiltEngine(key, facts, plan)
+            if timing and kept:
+                write_file(timing, kept)
+        except OSError as error:
+            logger.warning("%s: the engine cannot be kept there and will be built again next time", error)
+    return BuiltEngine(key, facts, plan, why)
 
 
 def _read(path: Path | None) -> bytes:

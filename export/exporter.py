@@ -3,23 +3,27 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 import ganfast
 from ganfast.configfile import to_yaml
+from ganfast.data.source import cache_dir
 from ganfast.errors import InputError
 from ganfast.export.bundle import Bundle, golden_file, refuse_occupied, write_bundle
+from ganfast.export.cache import EngineCache
 from ganfast.export.deploy import deployable
 from ganfast.export.engines import BuiltEngine, build_engines, parse_target
 from ganfast.export.lint import TARGETS, lint
 from ganfast.export.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
+from ganfast.export.packages import need
 from ganfast.export.precision import to_precision
-from ganfast.export.to_onnx import need, to_bytes, to_onnx
+from ganfast.export.to_onnx import to_bytes, to_onnx
 from ganfast.export.vendor import Build, load_flavour
 from ganfast.export.verify import parity, refuse_missed, rows
 from ganfast.run import Run
@@ -27,25 +31,31 @@ from ganfast.run import Run
 if TYPE_CHECKING:
     import onnx
 
+logger = logging.getLogger("ganfast")
+Complaints: TypeAlias = dict[str, list[str]]  # target -> why it cannot take the graph
+
 _GOLDEN_ROWS, _COMPARED, _CALIBRATED = 8, 64, 256
 _CALIBRATION_SEED = 1  # other latents than those that are compared
 
 
 def export_bundle(
     run: Run | Path | str, out: Path | str, precision: str = "fp32", buckets: Sequence[int] = (1, 8, 64), checkpoint: str = "",
-    name: str = "", overwrite: bool = False, targets: Sequence[str] = (),
+    name: str = "", overwrite: bool = False, targets: Sequence[str] = (), cache: Path | str | None = None,
+    tell: Callable[[str], None] = logger.info,
 ) -> Bundle:  # fmt: skip
     """Export the averaged generator of a run as ONNX, compare its pictures with the run's, and write a bundle.
 
     Args:
         run: or its directory.
-        precision: fp32, tf32, fp16 or int8.
+        precision: fp32, tf32, fp16, bf16 or int8.
         buckets: batch sizes that a sampler is to be fast at, ascending.
         checkpoint: "" is the newest.
         name: for titles; "" is that of the run's directory.
         overwrite: replace a bundle at ``out``.
         targets: engines to put into it besides the graph: "rtx:8.6,8.9" for GPUs of these compute capabilities, "tensorrt" or
             "rtx" for the GPU here. "onnx", the graph, is always there.
+        cache: folder of engines that were built before; None: engines/ in ganfast's own cache.
+        tell: gets a line for each engine: found in the cache, or built and why.
 
     Raises:
         InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place that is taken, an engine's
@@ -62,31 +72,43 @@ def export_bundle(
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED))
-    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite, wanted)
+    kept = EngineCache(cache or cache_dir() / "engines")
+
+    def engines(data: bytes, complaints: Complaints) -> list[BuiltEngine]:
+        return [
+            engine
+            for flavour, capabilities in wanted
+            for engine in _built(data, flavour, capabilities, precision, tuple(buckets), complaints, kept, tell)
+        ]
+
+    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite, engines)
 
 
 def write_compared(
     model: "onnx.ModelProto", run: Run, path: Path, out: Path, name: str, precision: str, buckets: tuple[int, ...],
-    overwrite: bool, engines: Sequence[tuple[str, tuple[str, ...]]] = (),
+    overwrite: bool, engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
 ) -> Bundle:  # fmt: skip
     """Compare a graph with the generator of the checkpoint ``path`` of a run, and write it as a bundle.
 
+    Args:
+        engines: builds them from the file, knowing what each target's lint says; called once the file has passed.
+
     Raises:
-        InputError: ONNX Runtime, or the library of an engine (its name, compute capabilities), cannot take the graph.
+        InputError: ONNX Runtime cannot take the graph; whatever ``engines`` raises.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
     latent, classes = run.config.net.latent, len(run.classes)
-    complaints = {target: [str(finding) for finding in lint(model, target)] for target in TARGETS}
-    if complaints["onnxruntime-cpu"]:
-        raise InputError(f"ONNX Runtime, which checks what is exported, cannot take it: {complaints['onnxruntime-cpu'][0]}")
+    findings = {target: lint(model, target) for target in TARGETS}
+    for finding in findings["onnxruntime-cpu"]:
+        if finding.rule.id != "bf16-on-cpu":  # torch checks what is exported in bf16
+            raise InputError(f"ONNX Runtime, which checks what is exported, cannot take it: {finding}")
+    complaints = {target: [str(finding) for finding in found] for target, found in findings.items()}
     inputs = rows(_COMPARED, latent, classes)
     truth = run.draw(inputs["z"] * inputs["psi"][:, None], inputs.get("labels"), 1.0, str(path), "cpu")
     data = to_bytes(model)
-    found = parity(data, inputs, truth)
+    found = parity(data, precision, inputs, truth)
     refuse_missed(found, precision)
-    built = [
-        each for flavour, capabilities in engines for each in _built(data, flavour, capabilities, precision, buckets, complaints)
-    ]
+    built = engines(data, complaints)
     config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
     manifest = Manifest(
         name=name, latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
@@ -115,19 +137,19 @@ def _engines_wanted(targets: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]
 
 
 def _built(
-    data: bytes,
-    flavour: str,
-    capabilities: tuple[str, ...],
-    precision: str,
-    buckets: tuple[int, ...],
-    complaints: dict[str, list[str]],
-) -> list[BuiltEngine]:
+    data: bytes, flavour: str, capabilities: tuple[str, ...], precision: str, buckets: tuple[int, ...], complaints: Complaints,
+    cache: EngineCache, tell: Callable[[str], None],
+) -> list[BuiltEngine]:  # fmt: skip
     version_ = load_flavour(flavour).version
     target = "rtx" if flavour == "rtx" else f"tensorrt-{version_.partition('.')[0]}"
     if complaints.get(target):
         raise InputError(f"{flavour} {version_} cannot take the graph: {complaints[target][0]}")
     refit = flavour == "tensorrt" and precision != "int8"
-    return build_engines(data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities)
+    built = build_engines(data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities, cache)
+    for engine in built:
+        place = engine.facts["gpu"] or engine.facts["capability"]
+        tell(f"engine {engine.key[:8]}, {flavour} for {place}: {f'built, {engine.built}' if engine.built else 'from the cache'}")
+    return built
 
 
 def network(run: Run) -> dict[str, Any] | None:

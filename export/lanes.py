@@ -21,8 +21,8 @@ class Lane(Protocol):
         """Start drawing rows in a batch of ``bucket`` pictures, len(rows) <= bucket."""
         ...
 
-    def collect(self, out: Pictures) -> None:
-        """Wait for the batch launched first, and write its pictures (len(rows), H, W, C)."""
+    def collect(self, out: Pictures | None = None) -> Pictures:
+        """Wait for the batch launched first: its pictures (len(rows), H, W, C), in ``out`` or else in memory of their own."""
         ...
 
     def on_device(self, rows: Rows, parts: list[int]) -> Any:
@@ -56,10 +56,12 @@ class HostLane:
 
     def launch(self, rows: Rows, bucket: int) -> None:
         z, labels, psi = filled(rows, len(rows) if self._backend.exact else bucket)
-        self._drawn.append(self._backend.run(z, labels, psi)[: len(rows)])
+        drawn = self._backend.run(z, labels, psi)
+        self._drawn.append(drawn if len(drawn) == len(rows) else drawn[: len(rows)])
 
-    def collect(self, out: Pictures) -> None:
-        out[...] = self._drawn.popleft()
+    def collect(self, out: Pictures | None = None) -> Pictures:
+        drawn = self._drawn.popleft()
+        return drawn if out is None else copied(drawn, out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Pictures:
         drawn, start = [], 0
@@ -68,6 +70,14 @@ class HostLane:
             drawn.append(self._drawn.popleft())
             start += bucket
         return np.concatenate(drawn)  # the host is the device, and NumPy's arrays have __dlpack__
+
+
+def copied(pictures: Pictures, out: Pictures | None) -> Pictures:
+    """A lane's own pictures, which its next batch overwrites, in ``out`` or in memory of their own."""
+    if out is None:
+        return pictures.copy()
+    out[...] = pictures
+    return out
 
 
 def filled(rows: Rows, bucket: int) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ganfast.export.to_onnx import need
+from ganfast.export.packages import need
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +39,12 @@ class Finding:
 
 class _Graph:
     def __init__(self, model: "onnx.ModelProto") -> None:
+        model = _inferred(model)
         self.model, self.nodes = model, list(model.graph.node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
         self.types = {v.name: v.type.tensor_type.elem_type for v in values} | {n: t.data_type for n, t in self.weights.items()}
+        self.shapes = {v.name: v.type.tensor_type.shape.dim for v in values}
         self.made = {name: node for node in self.nodes for name in node.output}
 
     def attribute(self, node: "onnx.NodeProto", name: str) -> int:
@@ -58,6 +60,15 @@ class _Graph:
 
     def types_of(self, node: "onnx.NodeProto") -> set[int]:
         return {self.types.get(name, 0) for name in (*node.input, *node.output)}
+
+
+def _inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """With types and shapes of what lies inside, as far as they can be told: files from elsewhere often have none."""
+    onnx = need("onnx")[0]
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError:
+        return model
 
 
 def _random(g: _Graph) -> Iterator[str]:
@@ -85,7 +96,11 @@ def _uint8(g: _Graph) -> Iterator[str]:
 
 
 def _modulated(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type in ("Conv", "ConvTranspose") and not g.constant(node.input[1]))
+    for node in g.nodes:
+        if node.op_type in ("Conv", "ConvTranspose") and not g.constant(node.input[1]):
+            channels = next(iter(g.shapes.get(node.input[1], ())), None)
+            if channels is None or not channels.dim_value:
+                yield node.name
 
 
 def _int32_bias(g: _Graph) -> Iterator[str]:
@@ -122,20 +137,19 @@ RULES = (
     Rule("bf16-on-cpu", ("onnxruntime-cpu",), "has no bfloat16 implementation", "export fp32 for a CPU", _bf16),
     Rule("uint8-inside", _TRT, "uint8 is taken at the end of a graph only", "cast to uint8 as the very last step", _uint8),
     Rule(
-        "modulated-convolution", _TRT, "computes its kernel from its input",
+        "modulated-convolution", _TRT, "has as many kernels as there are pictures",
         "scale the channels of the input, convolve, scale those of the output", _modulated,
     ),
     Rule("int8-bias", _TRT, "dequantises an int32 bias", "keep biases float32 when quantising", _int32_bias),
     Rule("opset", TARGETS, "is outside of what was tried, 17 to 22", "export with opset 20", _opset),
     Rule("custom-op", TARGETS, "is no operation of ONNX", "export plain operations", _domain),
     Rule("fixed-batch", TARGETS, "has a fixed number of rows", "export with a symbolic first dimension", _fixed_batch),
-    Rule("float64", _TRT, "computes in float64", "cast to float32", _double),
+    Rule("float64", _TRT, "asks for float64, but is computed in float32", "cast to float32", _double),
     Rule("external-data", TARGETS, "lies in another file", "store the weights inside", _external),
 )  # fmt: skip
 
 
 def lint(model: "onnx.ModelProto", target: str) -> list[Finding]:
     """What a target of `TARGETS` cannot take of a model; [] where it can take it."""
-    need("onnx")
     graph = _Graph(model)
     return [Finding(rule, where) for rule in RULES if target in rule.targets for where in rule.find(graph)]

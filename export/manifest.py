@@ -166,7 +166,7 @@ def check_buckets(buckets: tuple[int, ...]) -> None:
 def refuse_outside(path: str, source: str) -> None:
     """Raises InputError for a path that is not plainly inside the bundle."""
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or re.search(r"[\\:\0]", path):
+    if not parts or path != "/".join(parts) or ".." in parts or re.search(r"[\\:\0]", path):
         raise InputError(f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it")
 
 

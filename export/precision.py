@@ -1,7 +1,7 @@
 """The float32 graph in another number format. Precision lives in the graph: TensorRT 11 has no flags for it.
 
 Inputs and the tail stay float32 in every precision; weights keep their names in fp16 and bf16. What loses most stays float32 too:
-statistics of norms, and in bf16 the last tanh.
+statistics of norms, and in bf16 the last tanh. bf16 leaves out transposed convolutions as well, for which no target has a kernel.
 """
 
 import logging
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ganfast.errors import InputError
-from ganfast.export.to_onnx import checked, need, to_bytes
+from ganfast.export.packages import need
+from ganfast.export.to_onnx import checked, to_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +39,7 @@ def to_precision(model: "onnx.ModelProto", precision: str, calibration: Mapping[
     if precision == "bf16":
         new = onnx.version_converter.convert_version(new, BF16_OPSET)
     half = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
-    keep = _FLOAT32_OPS | ({"Tanh"} if precision == "bf16" else set())
+    keep = _FLOAT32_OPS | ({"Tanh", "ConvTranspose"} if precision == "bf16" else set())
     return checked(_cast(new, half, keep))
 
 

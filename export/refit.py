@@ -9,7 +9,7 @@ from ganfast.errors import InputError
 from ganfast.export.bundle import Bundle, open_bundle, refuse_occupied
 from ganfast.export.deploy import deployable
 from ganfast.export.exporter import network, write_compared
-from ganfast.export.to_onnx import need
+from ganfast.export.packages import need
 from ganfast.run import Run
 
 logger = logging.getLogger("ganfast")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError
-from ganfast.export.lanes import HostLane, Pictures, filled
+from ganfast.export.lanes import HostLane, Pictures, copied, filled
 from ganfast.export.manifest import Manifest
 from ganfast.export.rows import Rows
 
@@ -88,6 +88,7 @@ class OnnxRuntimeCpu:
     def close(self) -> None:
         if self._pool:
             self._pool.shutdown()
+        del self._together, self._alone
 
 
 class OnnxRuntimeCuda:
@@ -114,10 +115,8 @@ class OnnxRuntimeCuda:
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
         """One batch at a time: of a bucket's size, or of any."""
         count = np.arange(len(z))
-        out = np.empty((len(z), *self.manifest.shape), np.uint8)
         self._lane.launch(Rows(self.manifest.latent, 0, count, labels, psi, z), len(z))
-        self._lane.collect(out)
-        return out
+        return self._lane.collect()
 
     def lane(self) -> "_BoundLane":
         self._lane.launched.clear()
@@ -148,9 +147,9 @@ class _BoundLane:
         self._backend.session.run_with_iobinding(binding, options)
         self.launched.append((bucket, len(rows)))
 
-    def collect(self, out: Pictures) -> None:
+    def collect(self, out: Pictures | None = None) -> Pictures:
         bucket, count = self.launched.popleft()
-        out[...] = self._buffers(bucket)[1].numpy()[:count]
+        return copied(self._buffers(bucket)[1].numpy()[:count], out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Any:
         if len(parts) > 1 or parts[0] != len(rows):

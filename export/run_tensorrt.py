@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ganfast.errors import InputError, RunError
 from ganfast.export.cuda import Cuda
 from ganfast.export.dlpack import DevicePictures
-from ganfast.export.lanes import Pictures, filled
+from ganfast.export.lanes import Pictures, copied, filled
 from ganfast.export.manifest import Manifest
 from ganfast.export.rows import Rows
 from ganfast.export.vendor import Context, Engine, Flavour
@@ -50,10 +50,8 @@ class TensorRT:
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
         """One batch of a bucket's size."""
         rows = Rows(self._manifest.latent, 0, np.arange(len(z)), labels, psi, z)
-        out = np.empty((len(z), *self._manifest.shape), np.uint8)
         self.launch(rows, len(z))
-        self.collect(out)
-        return out
+        return self.collect()
 
     def lane(self) -> "TensorRT":
         self._launched.clear()
@@ -69,10 +67,10 @@ class TensorRT:
         slot.start()
         self._launched.append((bucket, len(rows)))
 
-    def collect(self, out: Pictures) -> None:
+    def collect(self, out: Pictures | None = None) -> Pictures:
         bucket, count = self._launched.pop()
         self._cuda.wait(self._stream)
-        out[...] = self._buckets[bucket].host["images"][:count]
+        return copied(self._buckets[bucket].host["images"][:count], out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> DevicePictures:
         shape = (len(rows), *self._manifest.shape)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.lanes import HostLane, Lane, Pictures
+from ganfast.export.lanes import HostLane, Lane, Pictures, copied
 from ganfast.export.manifest import Manifest
 from ganfast.export.onnx_torch import Program
 from ganfast.export.rows import Rows
@@ -41,7 +41,7 @@ class TorchBackend:
         feed = {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
         with self.settings():
             drawn = self.program(**{name: torch.from_numpy(np.array(value)).to(self.device) for name, value in feed.items()})
-        pictures: Pictures = drawn.cpu().numpy()
+        pictures: Pictures = drawn.cpu().contiguous().numpy()
         return pictures
 
     @contextmanager
@@ -95,10 +95,10 @@ class _StaticLane:
             slot.mark(self._stream)
         self._launched.append((slot, len(rows)))
 
-    def collect(self, out: Pictures) -> None:
+    def collect(self, out: Pictures | None = None) -> Pictures:
         slot, count = self._launched.popleft()
         slot.wait()
-        out[...] = slot.images[:count].numpy()
+        return copied(slot.images[:count].numpy(), out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Tensor:
         result = torch.empty((len(rows), *self._backend.manifest.shape), dtype=torch.uint8, device=self._backend.device)
@@ -110,7 +110,7 @@ class _StaticLane:
                 images = self._draw(slot, rows.part(start, stop), bucket)
                 result[start:stop].copy_(images[: stop - start])
                 slot.mark(self._stream)
-            slot.wait()  # its pinned inputs are written again by the next part
+            slot.wait()  # its pinned inputs are copied again by the next part
             start = stop
         return result
 

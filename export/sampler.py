@@ -7,11 +7,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from queue import LifoQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -78,8 +77,10 @@ class Sampler:
         self.bundle, self.backend_name, self.refused = bundle, backend.name, refused
         self._backend = backend
         self._cost = bucket_costs(bundle, backend.name)
+        # What a refit goes back to where it fails: by then the bundle itself may have been replaced.
+        self._model = b"" if bundle.manifest.precision == "int8" else bundle.model_bytes()
         self._plans: dict[int, list[int]] = {}
-        self._lanes: LifoQueue[Lane] = LifoQueue()
+        self._lanes: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(backend.lanes):
             self._lanes.put(backend.lane())
         self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler")
@@ -120,20 +121,14 @@ class Sampler:
         if on_device:
             if out is not None:
                 raise InputError("out is memory of the host; give out or on_device, not both")
-            with self._lane(rows) as lane:
-                return lane.on_device(rows, self._plan(len(rows)))
-        out = self._out(rows, out)
-        with self._lane(rows) as lane:
-            self._draw(lane, rows, out)
-        return out
+            return self._on_lane(self._left_there, rows, None)
+        self._check(rows, out)
+        return self._on_lane(self._draw, rows, out)
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
         """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
-        rows = given(self.manifest, z, labels, psi)
-        out = self._out(rows, None)
-        with self._lane(rows) as lane:
-            self._draw(lane, rows, out)
-        return out
+        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None)
+        return drawn
 
     def submit(
         self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
@@ -141,17 +136,9 @@ class Sampler:
     ) -> "Future[Pictures]":  # fmt: skip
         """`sample` on a thread of the sampler; arguments are checked at once."""
         rows = self._ask(n, indices, seed, first, labels, psi)
-        if out is not None:
-            self._out(rows, out)
-
-        def draw() -> Pictures:
-            pictures = self._out(rows, out)
-            with self._lane(rows) as lane:
-                self._draw(lane, rows, pictures)
-            return pictures
-
+        self._check(rows, out)
         try:
-            return self._workers.submit(draw)
+            return self._workers.submit(self._on_lane, self._draw, rows, out)
         except RuntimeError as error:
             raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again") from error
 
@@ -187,20 +174,22 @@ class Sampler:
         with self._refitting:
             held = [self._take() for _ in range(self._backend.lanes)]  # nothing is being drawn now
             try:
-                self._backend.refit(bundle.model_bytes())
+                model = bundle.model_bytes()
+                self._backend.refit(model)
                 try:
                     check_golden(bundle, self._backend)
                 except Exception:
-                    self._backend.refit(self.bundle.model_bytes())
+                    self._backend.refit(self._model)
                     raise
-                self.bundle = bundle
+                self.bundle, self._model = bundle, model
             finally:
                 for _ in held:
                     self._lanes.put(self._backend.lane())
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Requests, pictures, filling, seconds of the last few thousand requests, and why other back ends were refused."""
+        """Requests, pictures, filling, seconds of the last few thousand requests (waiting for a lane included), and why other back
+        ends were refused."""
         with self._counting:
             seconds, filling = list(self._seconds), self._drawn - self._pictures
             found = {"back_end": self.backend_name, "requests": self._requests, "pictures": self._pictures, "filling": filling}
@@ -209,11 +198,18 @@ class Sampler:
         return found | {"seconds": times, "refused": list(self.refused), "lanes": self._backend.lanes}
 
     def close(self) -> None:
-        """Finish what was submitted and give everything back; more calls do nothing."""
+        """Finish what was submitted and give everything back; more calls do nothing.
+
+        Raises:
+            RunError: called by a callback of one of its own futures, which it would have to wait for.
+        """
         with self._refitting:
             if self._closed:
                 return
-            self._workers.shutdown(wait=True)
+            try:
+                self._workers.shutdown(wait=True)
+            except RuntimeError as error:  # a thread cannot wait for itself
+                raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread") from error
             for _ in range(self._backend.lanes):
                 self._lanes.get()
             self._closed = True
@@ -240,13 +236,16 @@ class Sampler:
             raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
         return lane
 
-    @contextmanager
-    def _lane(self, rows: Rows) -> Iterator[Lane]:
-        lane, began = self._take(), time.perf_counter()
+    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None) -> Any:
+        """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""
+        began = time.perf_counter()
+        lane = self._take()
         try:
-            yield lane
-        except BaseException:
+            drawn = draw(lane, rows, out)
+        except BaseException as error:
             lane = self._backend.lane()  # what was launched and not collected is forgotten with its lane
+            if isinstance(error, Exception) and not isinstance(error, InputError | RunError):
+                raise RunError(f"{self.backend_name} failed to draw: {' '.join(str(error).split())}") from error
             raise
         finally:
             self._lanes.put(lane)
@@ -255,11 +254,21 @@ class Sampler:
             self._pictures += len(rows)
             self._drawn += len(rows) if self._backend.exact else sum(self._plan(len(rows)))
             self._seconds.append(time.perf_counter() - began)
+        return drawn
 
-    def _draw(self, lane: Lane, rows: Rows, out: Pictures) -> None:
+    def _left_there(self, lane: Lane, rows: Rows, _: Pictures | None) -> Any:
+        return lane.on_device(rows, self._plan(len(rows)))
+
+    def _draw(self, lane: Lane, rows: Rows, out: Pictures | None) -> Pictures:
+        parts = self._plan(len(rows))
+        if len(parts) == 1:
+            lane.launch(rows, parts[0])
+            return lane.collect(out)
+        if out is None:
+            out = np.empty((len(rows), *self.manifest.shape), np.uint8)
         waiting: deque[tuple[int, int]] = deque()
         start = 0
-        for bucket in self._plan(len(rows)):
+        for bucket in parts:
             if len(waiting) == lane.depth:
                 lane.collect(out[slice(*waiting.popleft())])
             stop = min(start + bucket, len(rows))
@@ -268,6 +277,7 @@ class Sampler:
             start = stop
         for place in waiting:
             lane.collect(out[slice(*place)])
+        return out
 
     def _plan(self, count: int) -> list[int]:
         known = self._plans.get(count)
@@ -277,14 +287,13 @@ class Sampler:
                 self._plans[count] = known
         return known
 
-    def _out(self, rows: Rows, out: Pictures | None) -> Pictures:
+    def _check(self, rows: Rows, out: Any) -> None:
+        """Raises InputError where pictures cannot be written into ``out``."""
         shape = (len(rows), *self.manifest.shape)
-        if out is None:
-            return np.empty(shape, np.uint8)
-        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
-            found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InputError(f"out is {found}; expected a writeable uint8 array {shape}")
-        return out
+        if out is None or (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == np.uint8 and out.flags.writeable):
+            return
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {found}; expected a writeable uint8 array {shape}")
 
 
 class _Closed:
@@ -295,7 +304,7 @@ class _Closed:
     def launch(self, rows: Rows, bucket: int) -> None:
         raise AssertionError
 
-    def collect(self, out: Pictures) -> None:
+    def collect(self, out: Pictures | None = None) -> Pictures:
         raise AssertionError
 
     def on_device(self, rows: Rows, parts: list[int]) -> Any:

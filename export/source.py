@@ -14,9 +14,11 @@ from ganfast.export.sampler import load_sampler
 class BundleSource:
     """What `ganfast.run.Run` offers for drawing, drawn from a bundle. Close it."""
 
-    def __init__(self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str = "") -> None:
+    def __init__(
+        self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str = "", strict: bool = False
+    ) -> None:  # fmt: skip
         self.folder = Path(path)
-        self._sampler = load_sampler(path, device, backend, digest or None)
+        self._sampler = load_sampler(path, device, backend, digest or None, strict)
         self.classes, self.latent = self._sampler.manifest.classes, self._sampler.manifest.latent
 
     def sample_labelled(

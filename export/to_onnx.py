@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ganfast
 from ganfast.errors import InputError
 from ganfast.export.deploy import Deployable
+from ganfast.export.packages import need
 
 if TYPE_CHECKING:
     import onnx
@@ -65,16 +66,6 @@ def checked(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def to_bytes(model: "onnx.ModelProto") -> bytes:
     """The file; equal bytes for equal models."""
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def need(*names: str) -> list[Any]:
-    """Optional packages of the extra `export`; InputError naming it where one is missing."""
-    import importlib
-
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ImportError as error:
-        raise InputError(f'exporting needs {error.name or names[0]}: pip install "ganfast[export]"') from error
 
 
 def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":

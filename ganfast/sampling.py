@@ -38,6 +38,7 @@ class Request:
     device: str = "auto"
     backend: str = "auto"  # of a bundle
     digest: str = ""  # of a bundle
+    strict: bool = False  # of a bundle: refuse where the first back end cannot be used
 
 
 def sample_to_files(request: Request) -> list[Path]:
@@ -58,9 +59,9 @@ def _opened(request: Request) -> "Run | BundleSource":
     if is_bundle(request.run):
         if request.checkpoint:
             raise InputError(f"{request.run} is a bundle, which holds one checkpoint; leave --checkpoint out")
-        return BundleSource(request.run, request.device, request.backend, request.digest)
-    if request.digest or request.backend != "auto":
-        raise InputError(f"--digest and --backend go with a bundle, and {request.run} is none; leave them out")
+        return BundleSource(request.run, request.device, request.backend, request.digest, request.strict)
+    if request.digest or request.backend != "auto" or request.strict:
+        raise InputError(f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out")
     require_run(request.run)
     from ganfast.run import Run
 

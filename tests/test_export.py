@@ -3,6 +3,7 @@
 import shutil
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from ganfast import preset_config, train
 from ganfast.cli import main
 from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError, RunError
-from ganfast.export import export_bundle
+from ganfast.export import export_bundle, load_sampler
 from ganfast.export.bundle import open_bundle
+from ganfast.export.cache import EngineCache
 from ganfast.export.deploy import deployable
+from ganfast.export.engines import build_engines
 from ganfast.export.parity import GATES, compare
+from ganfast.export.vendor import Build, Flavour
 from ganfast.models import NetSpec, build_generator
 from ganfast.run import Run
 
@@ -43,7 +47,7 @@ def run(request, tmp_path_factory) -> Run:
     return trained(tmp_path_factory.mktemp("run") / "r", *request.param)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", GATES)
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
     assert [each.batch for each in bundle.manifest.parity] == [1, 3, 8, 64]
@@ -181,9 +185,21 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
     assert not (tmp_path / "b").exists()
 
 
-def test_bf16_transposed_convolution_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match="bf16"):
-        export_bundle(run, tmp_path / "b", "bf16")
+def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
+    bundle = export_bundle(run, tmp_path / "b", "bf16")
+    assert {each.back_end for each in bundle.manifest.parity} == {"torch-cpu"}
+    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {t: t == "onnxruntime-cpu" for t in TARGETS}
+    model = onnx.load_model_from_string(bundle.model_bytes())
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    transposed = {name for each in model.graph.node if each.op_type == "ConvTranspose" for name in each.input}
+    assert weights["project.weight"] == onnx.TensorProto.BFLOAT16
+    assert not [name for name in transposed if weights.get(name) == onnx.TensorProto.BFLOAT16]
+    with load_sampler(bundle.folder, device="cpu") as sampler:
+        assert sampler.backend_name == "torch-cpu"
+        assert "onnxruntime-cpu: ONNX Runtime" in caplog.text
+        found = compare(sampler.sample(40, seed=3), run.sample(40, seed=3))
+        assert not found.missed(GATES["bf16"])
+        assert found.mean_lsb > 0, "rounded to eight bits, or nothing was"
 
 
 # Lint
@@ -279,3 +295,37 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
         assert facts["onnx_sha256"] == bundle.manifest.files["model.onnx"].sha256
         assert facts["build"]["buckets"] == [1, 4]
         assert len(bundle.engine(key)) > 1000
+
+
+def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_why(run, tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    cache = tmp_path / "engines"
+    base = ["export", str(run.folder), "--out", str(tmp_path / "b"), "--overwrite", "--target", "rtx:8.6", "--cache", str(cache)]
+
+    def said(*more):
+        assert main([*base, *more]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("engine ")]
+        return line.partition(", rtx for 8.6: ")[2]
+
+    assert said("--buckets", "1,4") == f"built, no engine in {cache} yet"
+    first = open_bundle(tmp_path / "b")
+    assert said("--buckets", "1,4") == "from the cache"
+    again = open_bundle(tmp_path / "b")
+    assert again.manifest.digest == first.manifest.digest
+    assert said("--buckets", "1,8") == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    (kept,) = [path for path in cache.iterdir() if path.name in first.manifest.engines]
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    assert said("--buckets", "1,4") == f"built, engine {kept.name} in {cache} is damaged"
+    assert said("--buckets", "1,4") == "from the cache"
+    assert open_bundle(tmp_path / "b").manifest.digest == first.manifest.digest
+
+
+def test_an_engine_is_built_though_its_cache_cannot_be_written(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("ganfast.export.engines.build_plan", lambda *_: (b"plan", b""))
+    monkeypatch.setattr("ganfast.export.engines.load_flavour", lambda name: Flavour(name, ModuleType("rtx"), "1.7"))
+    monkeypatch.setattr("ganfast.export.engines.builds_without_gpu", lambda library: True)
+    (tmp_path / "file").write_text("no folder")
+    (engine,) = build_engines(b"graph", "rtx", Build((1,)), ["8.6"], EngineCache(tmp_path / "file"))
+    assert engine.plan == b"plan"
+    assert "cannot be read" in engine.built
+    assert caplog.text.count("cannot be kept there") == 1

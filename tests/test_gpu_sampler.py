@@ -12,7 +12,7 @@ from ganfast.export import load_sampler
 from ganfast.export.engines import build_engines
 from ganfast.export.vendor import Build
 from tests.small_bundle import small_bundle, small_model
-from tests.test_sampler import _mixed_requests, apart, truth
+from tests.test_sampler import apart, mixed_requests, truth
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +52,6 @@ def test_pictures_of_a_gpu_are_those_of_the_cpu(backend, tmp_path):
         for n in (1, 3, 4, 16, 37):
             assert apart(sampler.sample(n, seed=7), expected[:n]) <= 1
         assert apart(torch.from_dlpack(sampler.sample(16, seed=7, on_device=True)).cpu().numpy(), expected[:16]) <= 1
-        _mixed_requests(sampler, expected, 0, 500)
+        mixed_requests(sampler, expected, 0, 500)
         sampler.refit(other.folder)
         assert apart(sampler.sample(40, seed=7), after) <= 1

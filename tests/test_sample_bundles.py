@@ -10,8 +10,9 @@ pytest.importorskip("onnxruntime")
 
 from ganfast.cli import main
 from ganfast.export.bench_sample import measure
-from ganfast.export.bundle import open_bundle
+from ganfast.export.bundle import golden_file, open_bundle, write_bundle
 from ganfast.export.latency import bucket_costs, machine
+from ganfast.export.manifest import GOLDEN
 from ganfast.export.source import BundleSource
 from tests.small_bundle import small_bundle
 
@@ -69,9 +70,28 @@ def test_bad_input_is_one_sentence(arguments, sentence, bundle, capsys):
     assert "\n" not in said
 
 
-def test_a_run_takes_no_flags_of_bundles(tmp_path, capsys):
-    assert main(["sample", str(tmp_path), "--digest", "sha256:1"]) == 2
+@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--backend", "torch"], ["--strict"]], ids=" ".join)
+def test_a_run_takes_no_flags_of_bundles(tmp_path, flags, capsys):
+    assert main(["sample", str(tmp_path), *flags]) == 2
     assert "go with a bundle" in capsys.readouterr().err
+
+
+def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys):
+    engines = {"k": {"flavour": "rtx", "version": "1.0", "capability": "8.6", "gpu": ""}}
+    own = small_bundle(tmp_path / "b", engines=engines, files={"engines/k": b"plan"})
+    wrong = golden_file(*(own.golden().get(name) for name in ("z", "labels", "psi")), 255 - own.golden()["images"])
+    mixed = write_bundle(tmp_path / "m", own.manifest, {path: own.read(path) for path in own.manifest.files} | {GOLDEN: wrong})
+    ask = ["sample", str(mixed.folder), "-n", "1", "--device", "cpu", "--out", str(tmp_path / "x.npz")]
+    assert main(ask) == 2
+    said = capsys.readouterr().err
+    assert "onnxruntime-cpu" in said
+    assert "torch-cpu" in said, "every back end was tried"
+    assert main([*ask, "--strict"]) == 2
+    said = capsys.readouterr().err
+    assert "golden samples differ" in said
+    assert "torch-cpu" not in said, "the first one decides"
+    assert main(["sample", str(own.folder), *ask[2:], "--backend", "rtx"]) == 2
+    assert "there is no GPU here that could run an engine" in capsys.readouterr().err
 
 
 def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):

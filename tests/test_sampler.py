@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,6 +83,8 @@ def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, req
             drawn = sampler.sample(n, seed=7, first=first)
             assert drawn.shape == (n, *source.manifest.shape)
             assert drawn.dtype == np.uint8
+            assert drawn.flags.c_contiguous
+            assert drawn.flags.writeable
             assert apart(drawn, expected[first : first + n]) <= 1, (first, n)
         scattered = [69, 0, 3, 3, 41]
         assert apart(sampler.sample(indices=scattered, seed=7), expected[scattered]) <= 1
@@ -151,17 +154,27 @@ def test_latents_of_your_own(bundle):
 # Threads
 
 
-def _mixed_requests(sampler, expected, seed, count, threads=8):
-    """Requests of 1 to 33 pictures anywhere, by sample and by submit; every answer is compared with its pictures drawn alone."""
+SIZES = (*[1] * 8, *[2] * 4, 3, 3, 3, 5, 5, 8, 17, 33)  # pictures a request, the buckets and what lies beside them
+
+
+def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
+    """Requests of any of ``sizes``, anywhere, by sample, by submit and by indices; each answer is compared with its pictures
+    drawn alone, ``expected`` of seed 7. Returns how many pictures were drawn."""
     random = np.random.default_rng(seed)
     asked = [
-        (int(random.integers(0, len(expected) - 33)), int(random.integers(1, 34)), bool(random.integers(2))) for _ in range(count)
+        (int(random.integers(0, len(expected) - max(sizes))), int(random.choice(sizes)), int(random.integers(3)))
+        for _ in range(count)
     ]
     answered = [0] * count
 
     def ask(i):
-        first, n, later = asked[i]
-        drawn = sampler.submit(n, seed=7, first=first).result() if later else sampler.sample(n, seed=7, first=first)
+        first, n, way = asked[i]
+        if way == 0:
+            drawn = sampler.submit(n, seed=7, first=first).result()
+        elif way == 1:
+            drawn = sampler.sample(n, seed=7, first=first)
+        else:
+            drawn = sampler.sample(indices=np.arange(first, first + n)[::-1], seed=7)[::-1]
         assert apart(drawn, expected[first : first + n]) <= 1, asked[i]
         answered[i] += 1
 
@@ -175,7 +188,7 @@ def _mixed_requests(sampler, expected, seed, count, threads=8):
 def test_requests_of_many_threads_are_not_mixed_up(name, bundle):
     expected = truth(bundle, 7, np.arange(300))
     with Sampler(bundle, backends(bundle)[name], []) as sampler:
-        pictures = _mixed_requests(sampler, expected, 0, 200)
+        pictures = mixed_requests(sampler, expected, 0, 200)
         stats = sampler.stats
     assert (stats["requests"], stats["pictures"]) == (200, pictures)
     assert (stats["filling"] == 0) == (name in ("cpu, one thread", "cpu, split", "torch"))
@@ -189,7 +202,7 @@ def test_ten_thousand_requests_leave_memory_flat(bundle):
     with load_sampler(bundle.folder, threads=2) as sampler:
         held = []
         for part in range(6):  # the first one fills caches, and what the test itself keeps of a part
-            _mixed_requests(sampler, expected, part, 2000)
+            mixed_requests(sampler, expected, part, 2000)
             held.append(psutil.Process().memory_info().rss)
     assert held[-1] - held[0] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
 
@@ -227,6 +240,76 @@ def test_a_back_end_that_fails_fails_its_request_only(plain):
         assert sampler.stats["requests"] == 2
 
 
+@pytest.mark.parametrize("method", ["run", "lane"])
+def test_errors_of_a_library_are_told_as_the_back_ends(plain, method):
+    """ONNX Runtime and torch raise types of their own: a caller need not know them."""
+    backend = OnnxRuntimeCpu(plain.model_bytes(), 1)
+    with Sampler(plain, backend, []) as sampler:
+        session = backend._together
+        backend._together = None  # what is called next has no `run`
+        with pytest.raises(RunError, match="onnxruntime-cpu failed to draw: 'NoneType' object has no attribute 'run'") as caught:
+            sampler.submit(3).result() if method == "lane" else sampler.sample(3)
+        assert isinstance(caught.value.__cause__, AttributeError)
+        backend._together = session
+        assert len(sampler.sample(3)) == 3
+
+
+def test_pictures_of_two_requests_are_two_arrays(plain):
+    for name in BACKENDS:
+        with Sampler(plain, backends(plain)[name], []) as sampler:
+            first = sampler.sample(4, seed=1)
+            kept = first.copy()
+            sampler.sample(4, seed=2)
+            np.testing.assert_array_equal(first, kept, err_msg=name)
+
+
+def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+        told = []
+
+        def close(_):
+            with pytest.raises(RunError, match="cannot be closed by a callback of its own future") as caught:
+                sampler.close()
+            told.append(caught)
+
+        later = sampler.submit(3)  # it waits for a lane, so that the callback comes on the sampler's own thread
+        later.add_done_callback(close)
+        for lane in lanes:
+            sampler._lanes.put(lane)
+        assert len(later.result()) == 3
+    assert told
+    with pytest.raises(RunError, match="is closed"):
+        sampler.sample(1)
+
+
+def test_close_waits_for_requests_that_other_threads_are_drawing(plain):
+    """They finish, or are told that the sampler is closed; nothing hangs and nothing is drawn afterwards."""
+    for _ in range(10):
+        sampler = load_sampler(plain.folder, threads=1)
+        drawn, refused = [], []
+
+        def draw(sampler=sampler, drawn=drawn, refused=refused):
+            try:
+                while True:
+                    drawn.append(len(sampler.sample(5)))
+            except RunError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=draw) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while not drawn:
+            pass
+        sampler.close()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert len(refused) == 6
+        assert all("is closed; load it again" in each for each in refused)
+        assert sampler.stats["requests"] == len(drawn)
+
+
 # Refit
 
 
@@ -260,6 +343,26 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
         assert sampler.manifest.digest == bundle.manifest.digest
 
 
+def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
+    """The usual way to deploy: a new bundle takes the place of the old one, and the sampler is told."""
+    first = small_bundle(tmp_path / "b")
+    with load_sampler(first.folder, threads=1) as sampler:
+        expected = sampler.sample(20, seed=7)
+        second = small_bundle(tmp_path / "b", seed=1)
+        golden = second.golden()
+        sampler.refit(tmp_path / "b")
+        assert apart(sampler.sample(20, seed=7), truth(second, 7, np.arange(20))) <= 1
+        small_bundle(tmp_path / "b")
+        sampler.refit(tmp_path / "b")
+        from ganfast.export.bundle import golden_file, write_bundle
+
+        files = {MODEL: small_model(2), GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"])}
+        write_bundle(tmp_path / "b", first.manifest, files, overwrite=True)
+        with pytest.raises(InputError, match="golden samples differ"):
+            sampler.refit(tmp_path / "b")
+        np.testing.assert_array_equal(sampler.sample(20, seed=7), expected)
+
+
 def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
     other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
     answers = [truth(b, 7, np.arange(40)) for b in (bundle, other)]
@@ -277,6 +380,9 @@ def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
             thread.start()
         for i in range(6):
             sampler.refit((other, bundle)[i % 2].folder)
+            until = len(seen) + 4
+            while len(seen) < until:
+                time.sleep(0.001)
         stop.set()
         for thread in threads:
             thread.join()
@@ -316,6 +422,19 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ") as caught:
         load_sampler(mixed.folder, strict=True)
     assert "torch" not in str(caught.value)
+
+
+def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain, monkeypatch, caplog):
+    def run(self, *_):
+        raise MemoryError("no memory\nleft")
+
+    monkeypatch.setattr(OnnxRuntimeCpu, "run", run)
+    with load_sampler(plain.folder, device="cpu", threads=1) as sampler:
+        assert sampler.backend_name == "torch-cpu"
+        assert sampler.refused == ["onnxruntime-cpu: MemoryError: no memory left"]
+    assert "no memory left; drawing with torch-cpu instead" in caplog.text
+    with pytest.raises(InputError, match="cannot be drawn here: onnxruntime-cpu: MemoryError: no memory left$"):
+        load_sampler(plain.folder, device="cpu", threads=1, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -429,6 +548,10 @@ def test_bad_requests_are_sentences(options, sentence, plain):
         ([0, 1], "labels are 2 for 4 pictures"),
         ([0, 1, 2, 7], "there is no class 7"),
         (np.array([0, 1, 2, 1.5]), "there is no class"),
+        (1.5, "there is no class 1.5"),
+        (np.array(7), r"there is no class array\(7\)"),
+        (True, "there is no class True"),
+        (object, "there is no class <class 'object'>"),
     ],
 )
 def test_labels_out_of_range_are_sentences(labels, sentence, bundle):

@@ -16,7 +16,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.export import load_sampler
-from tests.small_bundle import small_bundle
+from ganfast.export.bundle import write_bundle
+from ganfast.export.manifest import GOLDEN, MODEL
+from tests.small_bundle import small_bundle, small_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +26,16 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return small_bundle(tmp_path_factory.mktemp("b") / "small", classes=3, channels=3)
+
+
+def source_of(folder):
+    """What a wheel is built from, apart from the checkout, which building would write into."""
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"):
+        done = subprocess.run(["cp", "-a", str(ROOT / name), f"{source}/"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +51,7 @@ def empty_environment(tmp_path_factory):
     for name in ("numpy", "onnxruntime"):
         info = Path(str(importlib.metadata.distribution(name)._path))  # type: ignore[attr-defined]
         (site / info.name).symlink_to(info)
-    source = folder / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"):
-        done = subprocess.run(["cp", "-a", str(ROOT / name), f"{source}/"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source_of(folder))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
@@ -100,6 +107,52 @@ def test_without_onnxruntime_and_torch_it_says_what_to_install(bundle, empty_env
     done = run(site, "import sys; from ganfast.export import load_sampler; load_sampler(sys.argv[1])", bundle.folder)
     assert "ONNX Runtime is not installed: pip install onnxruntime" in done.stderr
     assert "torch cannot be imported here" in done.stderr
+
+
+def test_verify_and_inspect_need_no_torch_either(bundle, empty_environment):
+    code = "import sys; from ganfast.cli import main; sys.exit(main([sys.argv[1], sys.argv[2]]))"
+    for command in ("verify", "inspect"):
+        done = run(empty_environment, code, command, bundle.folder)
+        assert done.returncode == 0, done.stderr
+        assert bundle.manifest.digest in done.stdout
+
+
+@pytest.mark.accept
+def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path):
+    """As a user of a bundle does it: venv, pip, a picture. NumPy and ONNX Runtime come from the index."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    there = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")]
+    fetched = subprocess.run([*pip, "install", "--retries", "1", "--timeout", "30", *there], capture_output=True, text=True)
+    if fetched.returncode:
+        pytest.skip(f"the package index cannot be reached: {fetched.stderr.strip().splitlines()[-1]}")
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    done = subprocess.run([*wheel, str(source_of(tmp_path))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(next(tmp_path.glob("*.whl")))], check=True)
+    code = (
+        "import importlib.util, sys\n"
+        "assert not any(importlib.util.find_spec(name) for name in ('torch', 'onnx', 'PIL', 'safetensors')), 'not empty'\n"
+        "from ganfast.export import load_sampler\n"
+        "import ganfast, numpy as np\n"
+        "assert ganfast.__file__.startswith(sys.prefix), ganfast.__file__\n"
+        "with load_sampler(sys.argv[1], digest=sys.argv[2]) as sampler:\n"
+        "    np.save(sys.argv[3], sampler.sample(20, seed=7))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [str(python), "-c", code, str(bundle.folder), bundle.manifest.digest, str(tmp_path / "drawn.npy")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with load_sampler(bundle.folder, device="cpu") as sampler:
+        np.testing.assert_array_equal(np.load(tmp_path / "drawn.npy"), sampler.sample(20, seed=7))
+    wrong = small_bundle(tmp_path / "wrong", classes=3, channels=3, model=small_model(9, 3, 3))
+    files = {MODEL: wrong.model_bytes(), GOLDEN: bundle.read(GOLDEN)}
+    mixed = write_bundle(tmp_path / "mixed", bundle.manifest, files)  # hashes right, other weights
+    command[3:5] = [str(mixed.folder), mixed.manifest.digest]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "golden samples differ" in done.stderr
 
 
 def test_importing_the_package_costs_nothing():

@@ -18,11 +18,12 @@ def export(args: list[str]) -> None:
     parser.add_argument(
         "--target", action="append", default=[], help="onnx (always), tensorrt, rtx, or rtx:8.6,8.9; may be given again"
     )
-    parser.add_argument("--precision", default="fp32", help="fp32, tf32, fp16 or int8 (default fp32)")
+    parser.add_argument("--precision", default="fp32", help="fp32, tf32, fp16, bf16 or int8 (default fp32)")
     parser.add_argument("--buckets", default="1,8,64", help="batch sizes to be fast at (default 1,8,64)")
     parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
     parser.add_argument("--name", default="", help="for titles; default the name of the run's directory")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--cache", default=None, help="folder of engines built before; default engines/ in ganfast's cache")
     given = parser.parse_args(args)
     if not all(word.strip().isdecimal() for word in given.buckets.split(",")):
         raise InputError(f"buckets are {given.buckets!r}; expected batch sizes such as 1,8,64")
@@ -30,8 +31,9 @@ def export(args: list[str]) -> None:
     from ganfast.export.exporter import export_bundle
 
     bundle = export_bundle(
-        given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite, given.target
-    )
+        given.run, given.out, given.precision, buckets, given.checkpoint, given.name, given.overwrite, given.target,
+        given.cache, print,
+    )  # fmt: skip
     _print_written(bundle)
 
 
@@ -84,7 +86,7 @@ def lint(args: list[str]) -> None:
     from ganfast.export.bundle import is_bundle, open_bundle
     from ganfast.export.lint import TARGETS
     from ganfast.export.lint import lint as findings
-    from ganfast.export.to_onnx import need
+    from ganfast.export.packages import need
 
     if given.target and given.target not in TARGETS:
         raise InputError(f"target is {given.target!r}; expected one of {', '.join(TARGETS)}")
