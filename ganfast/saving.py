@@ -119,14 +119,14 @@ class Saver:
         self.flush()
         self.last.take(state)
 
-    def save(self, state: State, log_lines: int) -> None:
-        """Copy the state and have it written.
+    def save(self, state: State, log_lines: int, then: Callable[[Path], None] | None = None) -> None:
+        """Copy the state and have it written; ``then`` is called in the thread with the checkpoint, before old ones are removed.
 
         Raises:
             RunError: the write before this one failed.
         """
         self.remember(state)
-        self._pending = self._thread.submit(self._write, log_lines)
+        self._pending = self._thread.submit(self._write, log_lines, then)
 
     def poll(self) -> None:
         """Raises RunError once a write has failed. Waits for nothing."""
@@ -153,13 +153,13 @@ class Saver:
             logger.warning("%s", error)
         self._thread.shutdown()
 
-    def _write(self, log_lines: int) -> None:
+    def _write(self, log_lines: int, then: Callable[[Path], None] | None) -> None:
         if self._finish:
             self._finish(self.last.contents["ema"])
         for pause in (*RETRY_AFTER, None):
             try:
                 self._flush_log()
-                checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines)
+                written = checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines)
                 break
             except OSError as error:
                 if pause is None:
@@ -167,6 +167,8 @@ class Saver:
                 logger.warning("the checkpoint at %g kimg: %s; trying again", self.last.images / 1000, error)
                 time.sleep(pause)
         try:
+            if then:
+                then(written)
             checkpoints.prune(self.folder, self.keep)
         except OSError as error:
             logger.warning("old checkpoints stay in %s: %s", self.folder, error)
