@@ -41,7 +41,7 @@ accept-full: $(STAMP)
 bench: $(STAMP)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
-## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|all
+## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|speed|all
 PART ?= all
 gpu:
 	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)

@@ -1,4 +1,4 @@
-"""`make gpu PART=tests|kernels|phases|bench|sampler|train|all`: what needs a GPU, in an un-installed checkout with any torch.
+"""`make gpu PART=tests|kernels|phases|bench|sampler|train|speed|all`: what needs a GPU, in an un-installed checkout with any torch.
 
 Needs torch, triton, numpy, PyYAML, pytest and safetensors, no network. Parts end on their own in minutes; records are written
 as they are measured, so that a stop loses nothing. Ends with a table of what holds.
@@ -84,7 +84,17 @@ def sampler() -> bool:
     return _run("benchmarks/bench_sampler.py", "--gpu") and tested
 
 
-PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "sampler": sampler, "train": train}
+def speed() -> bool:
+    """Seconds to a fixed quality on MNIST and StackedMNIST, recorded either way; it holds where both goals are reached."""
+    if not (Path(os.environ.get("GANFAST_DATA", "")) / "mnist").is_dir():
+        print("speed: skipped, GANFAST_DATA names no folder with mnist/")
+        return True
+    mnist = _run("benchmarks/speed.py", "mnist", "--device", "cuda", "--limit", "150")
+    stacked = _run("benchmarks/speed.py", "stacked-mnist", "--device", "cuda", "--limit", "270")
+    return mnist and stacked
+
+
+PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "sampler": sampler, "train": train, "speed": speed}
 
 
 def _run(*arguments: str) -> bool:

@@ -15,6 +15,10 @@ Norm = Literal["none", "batch", "layer", "instance", "spectral"]
 LossKind = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 Conditional = Literal["auto", "no", "projection", "auxiliary"]
 EngineName = Literal["auto", "reference", "autograd", "explicit"]
+ScoreName = Literal[
+    "frechet", "kernel", "precision", "recall", "density", "coverage",
+    "classifier_score", "label_accuracy", "kl_uniform", "kl_data", "modes",
+]  # fmt: skip
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
 
 
@@ -141,6 +145,21 @@ class LogConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class ScoreConfig(_Checked):
+    """Scores while training, of the averaged generator against the training's data; the best checkpoint is kept."""
+
+    every_kimg: float = 0.0  # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
+    count: int = 2000  # pictures drawn each time, from the same latents; at most the held-out half where a set is not divided
+    by: ScoreName = "frechet"  # the score whose best checkpoint is kept
+    extractor: str = "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval --extractor` takes
+    preprocessing: str = ""  # of a TorchScript or ONNX file; "" = none
+
+    def check(self) -> None:
+        self._at_least(0, "every_kimg")
+        self._at_least(100, "count")
+
+
+@dataclass(frozen=True)
 class GuardConfig(_Checked):
     """When a training has diverged, and how often it may go back to the last good state (the last checkpoint, or the start)."""
 
@@ -189,6 +208,7 @@ class Config(_Checked):
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile what can be; auto = on a GPU; a minute or so to start
     cuda_graphs: Literal["auto", "on", "off"] = "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
     log: LogConfig = field(default_factory=LogConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def check(self) -> None:

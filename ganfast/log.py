@@ -136,6 +136,14 @@ class RunLog:
         self.progress.update(images, rate, values)
         return record
 
+    def scores(self, images: int, scores: dict[str, float]) -> None:
+        """Record scores of a checkpoint, as "score/<name>", on a line of their own."""
+        named = {f"score/{name}": value for name, value in scores.items()}
+        self.lines.write({"images": images, "seconds": time.monotonic() - self.started, **named})
+        if self.events:
+            for name, value in named.items():
+                self.events.add_scalar(name, value, images)
+
     def pause(self, seconds: float) -> None:
         """Leave time spent on samples and checkpoints out of images per second."""
         self.paused += seconds

@@ -23,7 +23,7 @@ from ganfast.saving import restore
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
-_FREE_GROUPS = ("log.", "guard.")
+_FREE_GROUPS = ("log.", "score.", "guard.")
 HISTORY = "history.jsonl"
 Found = tuple[Path, checkpoints.Record, dict[str, dict[str, Any]]]  # a checkpoint, what it says of itself, its tensors
 Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, now)

@@ -119,15 +119,15 @@ class Saver:
         self.flush()
         self.last.take(state)
 
-    def save(self, state: State, log_lines: int) -> None:
-        """Copy the state and have it written.
+    def save(self, state: State, log_lines: int, then: Callable[[Path], None] | None = None) -> None:
+        """Copy the state and have it written; ``then`` is called in the thread with the checkpoint, before old ones are removed.
 
         Raises:
             InputError: the write before this one failed for want of space or permission.
             RunError: it failed otherwise.
         """
         self.remember(state)
-        self._pending = self._thread.submit(self._write, log_lines)
+        self._pending = self._thread.submit(self._write, log_lines, then)
 
     def poll(self) -> None:
         """Raises as `save` does once a write has failed. Waits for nothing."""
@@ -152,13 +152,13 @@ class Saver:
             logger.warning("%s", error)
         self._thread.shutdown()
 
-    def _write(self, log_lines: int) -> None:
+    def _write(self, log_lines: int, then: Callable[[Path], None] | None) -> None:
         if self._finish:
             self._finish(self.last.contents["ema"])
         for pause in (*RETRY_AFTER, None):
             try:
                 self._flush_log()
-                checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines)
+                written = checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines)
                 break
             except OSError as error:
                 if pause is None:
@@ -166,6 +166,8 @@ class Saver:
                 logger.warning("the checkpoint at %g kimg: %s; trying again", self.last.images / 1000, error)
                 time.sleep(pause)
         try:
+            if then:
+                then(written)
             checkpoints.prune(self.folder, self.keep)
         except OSError as error:
             logger.warning("old checkpoints stay in %s: %s", self.folder, error)

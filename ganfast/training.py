@@ -2,10 +2,11 @@
 
 import copy
 import json
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
+from ganfast.evaluate.during import Scorer
 from ganfast.export.latents import latents
 from ganfast.guard import Guard
 from ganfast.host_memory import keep_freed_memory
@@ -169,6 +171,8 @@ class Writer:
         self.said, self.restored_at = "", -1  # of the last divergence
         self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync)
         self.saver.remember(plan.state)
+        self.score_every = c.score.every_kimg * 1000
+        self.scorer = Scorer(c, plan.pack.info, plan.device) if self.score_every else None
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
         self.log.progress.tick(state.images)
@@ -187,8 +191,10 @@ class Writer:
             sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if sound and self._crossed(state.images, self.save_every):  # what was only just restored has proved nothing
-            self.checkpoint()
+        if sound:  # what was only just restored has proved nothing
+            due = self.scorer is not None and (finished or self._crossed(state.images, self.score_every))
+            if due or self._crossed(state.images, self.save_every):
+                self.checkpoint(due)
 
     def _crossed(self, images: int, every: float) -> bool:
         return images // every != (images - self.step_images) // every
@@ -201,12 +207,27 @@ class Writer:
             _save_sheet(sheet, path, self.plan.config.size)
             self.log.picture(self.plan.state.images, sheet)
 
-    def checkpoint(self) -> None:
-        """Have the state written, unless it has diverged."""
+    def checkpoint(self, scored: bool = False) -> None:
+        """Have the state written, unless it has diverged; scored first, so that the line is in the log a resumed run keeps."""
         with self._apart():
             if self._hold(None) and self.plan.state.images != self.saver.last.images:
                 self.tries = 0
-                self.saver.save(self.plan.state, self.log.position())
+                kept = self._score() if scored else None
+                self.saver.save(self.plan.state, self.log.position(), kept)
+
+    def _score(self) -> Callable[[Path], None]:
+        """Scores of the average, logged; returns what spares the checkpoint if it is the best."""
+        scorer, images, by = self.scorer, self.plan.state.images, self.plan.config.score.by
+        assert scorer is not None
+        self._fit_average()
+        scores, protocol = scorer(self.plan.state.average, images)
+        self.log.scores(images, scores)
+
+        def keep_best(path: Path) -> None:
+            if math.isfinite(scores[by]):
+                checkpoints.keep_best(path, scores[by], f"{by}: {protocol}", scorer.lower_is_better)
+
+        return keep_best
 
     def finish(self) -> None:
         """The last grid and the last checkpoint, on disk."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ganfast import configfile
-from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig, flatten
+from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig, ScoreConfig, flatten
 from ganfast.errors import InputError
 from ganfast.presets import PRESETS, data_kind, preset_config
 
@@ -158,7 +158,7 @@ def test_flat_names():
     assert flat["batch"] == 3
     assert flat["optim.beta1"] == 0.25
     assert not any(dataclasses.is_dataclass(value) for value in flat.values())
-    groups = (NetConfig, LossConfig, PenaltyConfig, OptimConfig, LogConfig, GuardConfig)
+    groups = (NetConfig, LossConfig, PenaltyConfig, OptimConfig, LogConfig, ScoreConfig, GuardConfig)
     assert len(flat) == sum(len(dataclasses.fields(c)) for c in (Config, *groups)) - len(groups)
 
 

@@ -57,9 +57,26 @@ def test_frechet_distance_equals_a_float64_computation_and_forgets_what_it_score
     for _ in range(2):
         metric.add(fakes[:100])
         metric.add(fakes[100:])
-        assert metric.distance() == pytest.approx(expected, rel=1e-5)  # torchmetrics rounds its answer to float32 at the end
+        assert metric.distance() == pytest.approx(expected, rel=1e-9)
     metric.add(reals)
     assert metric.distance() < 1e-3 * expected
+
+
+def test_frechet_distance_equals_that_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Given(torch.nn.Module):
+        num_features = 9
+
+        def forward(self, features):
+            return features.double()
+
+    reals, fakes = (torch.from_numpy(RNG.standard_normal((n, 9)) @ RNG.standard_normal((9, 9)) - 3) for n in (60, 44))
+    fakes[:, 4] = fakes[:, 2]  # a singular covariance
+    theirs = FrechetInceptionDistance(feature=Given())
+    theirs.update(reals, real=True)
+    theirs.update(fakes, real=False)
+    assert distance(reals, fakes) == pytest.approx(float(theirs.compute()), rel=1e-5)
 
 
 def test_kernel_distance_equals_the_unbiased_definition_in_float64():
@@ -250,6 +267,26 @@ def test_torchscript_with_its_preprocessing(digits, tmp_path):
         find_extractor(str(path), pack, CPU, sha256="00000000", preprocessing="channels=1")
 
 
+def test_onnx_with_its_preprocessing(digits, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    given, made = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+                   for name, shape in (("pictures", ["n", 3, 8, 8]), ("rows", ["n", 3, 8])))  # fmt: skip
+    axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [3])
+    mean = onnx.helper.make_node("ReduceMean", ["pictures", "axes"], ["rows"], keepdims=0)
+    graph = onnx.helper.make_graph([mean], "rows", [given], [made], [axes])
+    path = tmp_path / "rows.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    found = find_extractor(str(path), digits[0], CPU, preprocessing="size=8,channels=3,mean=100/110/120,std=50")
+    assert (found.name, found.dim, found.judges_labels) == ("rows", 24, False)
+    pictures = np.full((2, 16, 16, 1), 150, np.uint8)
+    expected = np.repeat([(150 - 100) / 50, (150 - 110) / 50, (150 - 120) / 50], 8)
+    assert found(pictures).features.numpy() == pytest.approx(np.stack([expected] * 2), rel=1e-5)
+    (tmp_path / "text.onnx").write_text("<html>")
+    with pytest.raises(InputError, match="text.onnx is no readable ONNX file"):
+        find_extractor(str(tmp_path / "text.onnx"), digits[0], CPU, preprocessing="channels=1")
+
+
 @pytest.mark.parametrize("text", ["size=big", "colour=3", "channels=2", "mean=1/2", "std=0"])
 def test_preprocessing_that_cannot_be_is_refused(text):
     with pytest.raises(InputError, match="preprocessing"):
@@ -315,10 +352,20 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
         (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
         (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
         (["x.npz", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
+        (["few.npy", "--data", "digits"], "50 pictures (few.npy) are too few: with 64 features scores need 100 or more"),
+        (["large.npy", "--data", "digits"], "large.npy has pictures of 20x20x1 and digits of 16x16x1: give --size"),
+        (["few.npy", "--data", "large.npy", "--need-labels"], "large has no classes, which scores of labels need: sub-folders"),
+        (["few.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
+        (["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"], "expected 00000000: another file, or a"),
+        (["few.npy", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
     ],
 )
 def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
+    np.save("large.npy", RNG.integers(0, 256, (300, 20, 20), dtype=np.uint8))
+    if "s.npz" in arguments:
+        np.savez("s.npz", **{name.replace(".", "/"): value.numpy() for name, value in SqueezeNet().state_dict().items()})
     assert main(["eval", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in said
@@ -327,6 +374,7 @@ def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monk
 def test_eval_and_plot_of_a_run(tmp_path, capsys):
     out = tmp_path / "run"
     small = ["--kimg", "2", "--batch", "32", "--net.width", "8", "--quiet", "--log.every", "1"]
+    small += ["--score.every-kimg", "1", "--score.count", "150"]
     assert main(["train", "dcgan", "--data", "digits", "--out", str(out), *small]) == 0
     assert main(["eval", str(out), "--psi", "1", "0.5", "-n", "200"]) == 0
     shown = capsys.readouterr().out
@@ -335,7 +383,11 @@ def test_eval_and_plot_of_a_run(tmp_path, capsys):
     for name in ("curves.png", "curves.svg"):
         assert main(["plot", str(out), "--out", str(tmp_path / name)]) == 0
         assert (tmp_path / name).stat().st_size > 5000
+    for panel in ("critic loss", "images/s", "score/frechet"):
+        assert f"<!-- {panel} -->" in (tmp_path / "curves.svg").read_text()
     assert main(["plot", str(out), "--out", "curves.gif"]) == 2
+    assert main(["eval", str(out), "--psi", "3"]) == 2
+    assert "psi is 3.0; expected 0 (one picture) to 2" in capsys.readouterr().err
 
 
 # ---- real data --------------------------------------------------------------------------------------------------------

@@ -16,14 +16,19 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--size", type=int, default=0, help="side of the pictures; 0 = the run's, or the data's own")
     parser.add_argument("--attributes", nargs="*", default=[], help="celeba: attributes whose combinations are the classes")
     parser.add_argument(
-        "-n", type=int, default=10_000, help="pictures drawn from each source (default 10000, or the held-out half)"
+        "-n",
+        type=int,
+        default=10_000,
+        help="pictures drawn from each source (default 10000; at most half of an undivided set)",
     )
     parser.add_argument("--checkpoint", default="", help="of a run, by images shown; default the newest; 'all' scores each")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures drawn (default 0)")
     parser.add_argument("--psi", type=float, nargs="+", default=[1.0], help="truncation; several are scored side by side")
     parser.add_argument("--no-ema", action="store_true", help="the generator as trained, not its moving average")
     parser.add_argument(
-        "--extractor", default="auto", help="auto, mnist, local, or a file: SqueezeNet .npz, TorchScript .pt, .onnx"
+        "--extractor",
+        default="auto",
+        help="auto, mnist, local, or a file: SqueezeNet .npz, FID Inception .pth, TorchScript .pt, .onnx",
     )
     parser.add_argument("--sha256", default="", help="what the extractor file's hash must be")
     parser.add_argument("--preprocessing", default="", help="of a .pt or .onnx: size=299,channels=3,mean=127.5,std=127.5,bgr=no")
@@ -77,8 +82,11 @@ def _results(given: Any) -> list[Any]:
                 f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"
             )
         extractor = find_extractor(given.extractor, pack, device, given.sha256, given.preprocessing, progress)
-    others = len(held_out.images) if held_out else len(pack.images) - len(pack.images) // 2
-    evaluation = Evaluation(pack, held_out, extractor, given.n if held_out else min(given.n, others))
+    if given.need_labels and not extractor.judges_labels:
+        raise InputError(
+            f"extractor {extractor.name} names no classes of {pack.info.name}, which scores of labels need: leave it out"
+        )
+    evaluation = Evaluation(pack, held_out, extractor, given.n)
     return [evaluation.score(source) for source in _opened(given, runs, pack.info)]
 
 

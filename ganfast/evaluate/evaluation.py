@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,19 @@ class Result:
     name: str
     protocol: dict[str, Any]
     scores: dict[str, float]
-    floor: dict[str, float]  # the same of reals that are not the reference
-    ceiling: float  # Frechet distance of a Gaussian fitted to the reference's pixels
+    against: "Evaluation"
     sheet: Pictures  # the first pictures, uint8 (N, H, W, C)
     copies: Pictures  # fakes closest to a real, each before that real
+
+    @property
+    def floor(self) -> dict[str, float]:
+        """The same scores of reals that are not the reference."""
+        return self.against.floor | {"copy_ratio": 1.0}
+
+    @property
+    def ceiling(self) -> float:
+        """Frechet distance of a Gaussian fitted to the reference's pixels."""
+        return self.against.ceiling
 
     @property
     def protocol_id(self) -> str:
@@ -52,18 +62,18 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        fields = {k: v for k, v in asdict(self).items() if k not in ("sheet", "copies")}
-        return fields | {"protocol_id": self.protocol_id}
+        named = {"name": self.name, "protocol": self.protocol, "scores": self.scores, "floor": self.floor, "ceiling": self.ceiling}
+        return named | {"protocol_id": self.protocol_id}
 
 
 class Evaluation:
-    """A reference and its feature network, made once; `score` takes any number of sources.
+    """A reference and its feature network, made once; `score` takes any number of sources. Floor and ceiling are made when asked.
 
     Args:
         pack: the reference. Where the set is divided, all of this split (60,000 at most); else a random half of it.
         held_out: pictures for the floor; None takes the other half of the pack.
         extractor: the feature network.
-        fakes: pictures to score from each source.
+        fakes: pictures to score from each source; at most half of an undivided set.
         seed: of the split into halves and of the ceiling.
 
     Raises:
@@ -77,13 +87,11 @@ class Evaluation:
         half = len(order) // 2
         self.positions = order[:_MOST_REALS] if held_out else order[:half]
         self.held_out = _shuffled(len(held_out.images), seed)[:fakes] if held_out else order[half:]
-        self.fakes = fakes
+        self.fakes = fakes if held_out else min(fakes, len(self.held_out))
         self.frechet = Frechet(extractor.dim, _device_of(extractor))
-        for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", fakes)):
+        for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", self.fakes)):
             self._enough(what, count)
         self._read_reference()
-        self.floor, _ = self._scores(self._reals(self.other, self.held_out, labelled=True), len(self.held_out), [])
-        self.ceiling = self._ceiling()
 
     def _enough(self, what: str, count: int) -> None:
         least = max(LEAST, self.extractor.dim + 1)
@@ -122,16 +130,21 @@ class Evaluation:
     def _classes(self) -> int:
         return len(self.pack.info.classes) if self.extractor.judges_labels else 0
 
-    def _ceiling(self) -> float:
+    @cached_property
+    def floor(self) -> dict[str, float]:
+        """Scores of held-out reals."""
+        return self._scores(self._reals(self.other, self.held_out, labelled=True), [])[0]
+
+    @cached_property
+    def ceiling(self) -> float:
+        """Frechet distance of a Gaussian fitted to the reference's pixels."""
         rows = np.sort(self.positions)
         gaussian = PixelGaussian(_Rows(self.pack.images, rows).some())
         for start in range(0, self.fakes, _CHUNK):
             self.frechet.add(self.extractor(gaussian.draw(start, min(start + _CHUNK, self.fakes), self.seed)).features)
         return self.frechet.distance()
 
-    def _scores(
-        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], count: int, first: list[Pictures]
-    ) -> tuple[dict[str, float], int]:
+    def _scores(self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]) -> tuple[dict[str, float], int]:
         def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
             for pictures, labels in chunks:
                 if sum(map(len, first)) < _MOST_COPIES:
@@ -171,14 +184,11 @@ class Evaluation:
                 yield source.pictures(start, stop, labels), labels if given is None else given[start:stop]
 
         first: list[Pictures] = []
-        scores, both = self._scores(chunks(), count, first)
+        scores, both = self._scores(chunks(), first)
         some = np.concatenate(first)[:_MOST_COPIES]
         ratio, copies = self._memorised(some)
         scores["copy_ratio"] = ratio
-        return Result(
-            source.name, self._protocol(count, both, source.facts), scores, self.floor | {"copy_ratio": 1.0}, self.ceiling,
-            some[:64], copies,
-        )  # fmt: skip
+        return Result(source.name, self._protocol(count, both, source.facts), scores, self, some[:64], copies)
 
     def _asked(self, classes: int, start: int, stop: int) -> np.ndarray:
         """Classes as often as the reference has them."""

@@ -51,7 +51,7 @@ class Extractor(ABC):
 class Preprocessing:
     """How uint8 pictures become a network's input. Written as "size=299,channels=3,mean=128,std=128".
 
-    The input is (picture - mean) / std with picture in 0..255, RGB (or BGR), resized (bilinear, antialiased) to size x size.
+    The input is (picture - mean) / std with picture in 0..255, RGB or BGR, resized to size x size (bilinear, corners not aligned).
     """
 
     size: int = 0  # side in pixels; 0 = as the pictures are
@@ -59,6 +59,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (127.5,)  # per channel or one for all, in units of 0..255
     std: tuple[float, ...] = (127.5,)
     bgr: bool = False  # channels in reverse order
+    antialias: bool = True  # smooth what is made smaller
 
     @staticmethod
     def parse(text: str) -> "Preprocessing":
@@ -75,12 +76,12 @@ class Preprocessing:
                     values[name] = int(value)
                 elif name in ("mean", "std"):
                     values[name] = tuple(float(v) for v in value.split("/"))
-                elif name == "bgr" and value in ("yes", "no"):
+                elif name in ("bgr", "antialias") and value in ("yes", "no"):
                     values[name] = value == "yes"
                 else:
                     raise ValueError
             except ValueError:
-                known = "size=N, channels=1|3, mean=A or A/B/C, std=A or A/B/C, bgr=yes|no"
+                known = "size=N, channels=1|3, mean=A or A/B/C, std=A or A/B/C, bgr=yes|no, antialias=yes|no"
                 raise InputError(f"preprocessing has {part!r}; expected a comma-separated list of {known}") from None
         made = Preprocessing(**values)  # type: ignore[arg-type]
         if made.channels not in (1, 3) or made.size < 0:
@@ -91,7 +92,8 @@ class Preprocessing:
 
     def __str__(self) -> str:
         mean, std = ("/".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
-        return f"size={self.size},channels={self.channels},mean={mean},std={std},bgr={'yes' if self.bgr else 'no'}"
+        last = f"bgr={'yes' if self.bgr else 'no'}" + ("" if self.antialias else ",antialias=no")
+        return f"size={self.size},channels={self.channels},mean={mean},std={std},{last}"
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 (N, H, W, C) to float32 (N, channels, size, size)."""
@@ -101,7 +103,7 @@ class Preprocessing:
         elif self.channels == 1 and x.shape[1] == 3:
             x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # ITU-R BT.601
         if self.size and tuple(x.shape[2:]) != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=self.antialias, align_corners=False)
         if self.bgr:
             x = x.flip(1)
         mean, std = (x.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))

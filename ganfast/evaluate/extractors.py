@@ -13,13 +13,14 @@ from ganfast.data import Pack
 from ganfast.data.build import Progress
 from ganfast.data.source import cache_dir, did_you_mean
 from ganfast.errors import InputError
-from ganfast.evaluate import squeezenet
+from ganfast.evaluate import inception, squeezenet
 from ganfast.evaluate.classifier import FEATURES, Classifier, train_classifier
 from ganfast.evaluate.extractor import Extractor, NetworkExtractor, Preprocessing, StackedExtractor, check_hash, sha256_of
 
 MNIST_FILE = Path(__file__).with_name("mnist_classifier.safetensors")  # made by benchmarks/make_mnist_classifier.py
 MNIST_SHA256 = "35fb9c5cf9cc536969f48b379780224d3a983e04d98e358c8a630fb2d2137dbe"
 _LOCAL_SEED = 0
+_FILES = "SqueezeNet .npz, the FID's Inception .pth, TorchScript .pt, or .onnx"
 
 
 def find_extractor(
@@ -29,9 +30,10 @@ def find_extractor(
 
     Args:
         wanted: "auto" (the committed one for MNIST and stacked-mnist, else "local"), "mnist", "local" (a classifier trained on the
-            pack, kept in the cache), or a file: .npz of SqueezeNet 1.0, TorchScript .pt, .ONNX with features as first output.
+            pack, kept in the cache), or a file: .npz of SqueezeNet 1.0, .pth of the FID's Inception-v3, TorchScript .pt, .onnx with
+            features as first output.
         pack: the reference pictures.
-        sha256: what the file's hash must be, or its first 8 digits and more; "" = any.
+        sha256: what the file's hash must be, or its first 8 digits and more; "" = any, for a .pth the known one.
         preprocessing: how a TorchScript or ONNX file wants its pictures, see `Preprocessing.parse`.
 
     Raises:
@@ -45,7 +47,7 @@ def find_extractor(
     if wanted not in ("auto", "mnist", "local"):
         raise InputError(
             f"unknown extractor {wanted!r}{did_you_mean(wanted, ['auto', 'mnist', 'local'])}: expected auto, mnist, local, "
-            "or a file: SqueezeNet .npz, TorchScript .pt, .onnx"
+            f"or a file: {_FILES}"
         )
     if wanted == "auto":
         wanted = "mnist" if (info.name, info.size) in (("mnist", 28), ("stacked-mnist", 28)) else "local"
@@ -80,8 +82,8 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
     info = pack.info
     if not info.classes:
         raise InputError(
-            f"{info.name} has no classes to train a feature network on: give one with --extractor FILE (SqueezeNet .npz, "
-            "TorchScript .pt, .onnx), or classes: sub-folders, or --attributes for CelebA"
+            f"{info.name} has no classes to train a feature network on: give one with --extractor FILE ({_FILES}), or classes: "
+            "sub-folders, or --attributes for CelebA"
         )
     epochs = max(3, min(20, 200_000 // info.count))
     made_of = [1, info.source_hash, info.size, info.channels, info.attributes, info.split, info.count, _LOCAL_SEED, epochs]
@@ -99,20 +101,23 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
 def _from_file(path: Path, device: torch.device, sha256: str, preprocessing: str, channels: int, size: int) -> Extractor:
     if not path.is_file():
         raise InputError(f"extractor {path} does not exist: give a file, or auto, mnist or local")
-    found = check_hash(path, sha256)
+    if path.suffix not in (".npz", ".pth", ".pt", ".ts", ".onnx"):
+        raise InputError(f"extractor {path}: expected {_FILES}")
+    if path.suffix in (".npz", ".pth") and preprocessing:
+        raise InputError(f"the preprocessing of {path} is fixed, for its network is: leave it out")
+    found = check_hash(path, sha256 or (inception.SHA256 if path.suffix == ".pth" else ""))
     if path.suffix == ".npz":
-        if preprocessing:
-            raise InputError(f"the preprocessing of SqueezeNet is fixed ({squeezenet.PREPROCESSING}): leave it out")
         squeezed = squeezenet.load_squeezenet(path)
         return NetworkExtractor(squeezed, squeezenet.PREPROCESSING, "squeezenet-1.0", found, device, squeezenet.FEATURES)
-    if path.suffix not in (".pt", ".ts", ".onnx"):
-        raise InputError(f"extractor {path}: expected a SqueezeNet .npz, a TorchScript .pt or an .onnx file")
+    if path.suffix == ".pth":
+        net = inception.load_inception(path)
+        return NetworkExtractor(net, inception.PREPROCESSING, "inception-v3-fid", found, device, inception.FEATURES)
     if not preprocessing:
         raise InputError(f"{path} needs --preprocessing, such as size=299,channels=3,mean=127.5,std=127.5: nobody can guess it")
     prepare = Preprocessing.parse(preprocessing)
-    net = _OnnxNet(path) if path.suffix == ".onnx" else _torchscript(path, device)
+    own = _OnnxNet(path) if path.suffix == ".onnx" else _torchscript(path, device)
     device = torch.device("cpu") if path.suffix == ".onnx" else device
-    extractor = NetworkExtractor(net, prepare, path.stem, found, device, 0)
+    extractor = NetworkExtractor(own, prepare, path.stem, found, device, 0)
     extractor.dim = extractor(np.zeros((1, size, size, channels), np.uint8)).features.shape[1]
     return extractor
 

@@ -43,7 +43,8 @@ class Generated:
         if not 0 <= psi <= 2:
             raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
         self.net, self.latent, self.shape, self.classes, self.seed, self.psi = net, latent, shape, classes, seed, psi
-        self.name, self.count = "generator", None
+        self.name = "generator"
+        self.count: int | None = None
         self.facts: dict[str, Any] = {"seed": seed, "psi": psi}
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:

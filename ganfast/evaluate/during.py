@@ -1,0 +1,56 @@
+"""Scores while a training runs: of its averaged generator, by the protocol of `ganfast eval`."""
+
+import torch
+from torch import nn
+
+from ganfast.config import Config
+from ganfast.data.manifest import PackInfo
+from ganfast.errors import InputError
+from ganfast.evaluate.evaluation import Evaluation, open_reference
+from ganfast.evaluate.extractors import find_extractor
+from ganfast.evaluate.sources import Generated
+
+CLASS_SCORES = ("classifier_score", "label_accuracy", "kl_uniform", "kl_data", "modes")
+LOWER_IS_BETTER = ("frechet", "kernel", "kl_uniform", "kl_data")
+
+
+class Scorer:
+    """A reference, read once, and what is drawn to be compared with it: the same latents every time.
+
+    Consumes no randomness of the training, so that a resumed run scores, and trains, as an uninterrupted one.
+
+    Args:
+        config: of the run, with nothing automatic left.
+        info: of the pictures it is trained on.
+        device: where features are computed.
+
+    Raises:
+        InputError: an extractor or data that cannot be used, or a score that this extractor does not give.
+    """
+
+    def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
+        self.config, self.info, c = config, info, config.score
+        pack, held_out = open_reference(config.data, info.size, info.channels, config.attributes, config.data_root or None)
+        extractor = find_extractor(c.extractor, pack, device, preprocessing=c.preprocessing)
+        self.evaluation = Evaluation(pack, held_out, extractor, c.count)
+        if c.by in CLASS_SCORES and not extractor.judges_labels:
+            raise InputError(
+                f"score.by is {c.by}, but {extractor.name} names no classes of {info.name}: give frechet, or another extractor"
+            )
+        if c.by == "label_accuracy" and config.conditional == "no":
+            raise InputError(
+                "score.by is label_accuracy, but this generator draws no class on request: give frechet, or --conditional auto"
+            )
+
+    def __call__(self, average: nn.Module, images: int) -> tuple[dict[str, float], str]:
+        """Scores of a generator in evaluation mode that has been trained on so many images, and the protocol they were made by."""
+        info, c = self.info, self.config
+        classes = len(info.classes) if c.conditional != "no" else 0
+        source = Generated(average, c.net.latent, (info.size, info.size, info.channels), classes, seed=0, psi=1.0)
+        source.facts |= {"ema": True, "images": images}
+        result = self.evaluation.score(source)
+        return result.scores, result.protocol_id
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.config.score.by in LOWER_IS_BETTER

@@ -1,0 +1,49 @@
+"""Recipes and their records: every table in the README is made from the records, and every recipe is a config that can be read."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from ganfast import configfile
+from ganfast.presets import PRESETS, preset_config
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+quality = pytest.importorskip("quality")
+
+TABLES = re.findall(r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("data", "shown"), TABLES, ids=[data for data, _ in TABLES])
+def test_tables_of_the_readme_are_those_of_the_records(data, shown):
+    assert shown == quality.table(data)
+
+
+def test_no_set_with_records_is_left_out_of_the_readme():
+    recorded = {json.loads(path.read_text())["data"] for path in quality.RESULTS.glob("*.json")}
+    assert recorded == {data for data, _ in TABLES}
+
+
+def test_a_table_is_written_between_its_marks_only(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- quality:mnist -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    quality.write("mnist", readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- quality:mnist -->\n| preset |")
+    assert text.endswith("|\n<!-- end -->\nafter\n<!-- end -->\n")
+    with pytest.raises(SystemExit, match="has no line <!-- quality:celeba-64 -->"):
+        quality.write("celeba-64", readme)
+
+
+@pytest.mark.parametrize("data", ["mnist", "stacked-mnist", "celeba-64"])
+def test_every_preset_has_a_recipe_that_can_be_read(data):
+    found = {path.stem: path for path in (quality.HERE / "recipes" / data).glob("*.yaml")}
+    assert set(found) == set(PRESETS)
+    for preset, path in found.items():
+        mapping = configfile.read_mapping(path)
+        assert mapping.pop("preset") == preset
+        config = configfile.overlay(preset_config(preset, mapping["data"]), mapping, str(path))
+        assert (config.net.width, config.log.keep) == (32, 0)
