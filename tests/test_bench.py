@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ganfast.bench import compare, records, stats
+from ganfast.bench.activity import covered
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import interleaved, sample, warm_up
 from ganfast.cli import main
@@ -151,11 +152,11 @@ SMALL = {"data": "digits", "width": 8, "batch": 4}
 
 def proven(preset: str, *names: str) -> None:
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, _ready, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting(preset, **SMALL), proof=True)
     for name in names:
-        assert max(prove(problem, _ready(VARIANTS[name].prepare(problem))).values()) < 1e-4
+        assert max(prove(problem, VARIANTS[name].prepare(problem)).values()) < 1e-4
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -180,7 +181,7 @@ def test_jax_knows_odd_sides():
     """17 -> 8 leaves a row over."""
     pytest.importorskip("jax")
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting("wgan-gp", "digits", size=17, width=4, batch=3))
     assert max(prove(problem, VARIANTS["jax"].prepare(problem)).values()) < 1e-4
@@ -188,13 +189,45 @@ def test_jax_knows_odd_sides():
 
 def test_a_wrong_gradient_is_found():
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, _ready, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting("wgan-gp", **SMALL))
     wrong = Problem(Setting("wgan-gp", **SMALL))
     wrong.config = replace(wrong.config, penalty=replace(wrong.config.penalty, target=1.01))
     with pytest.raises(RunError, match="gradients of the critic are"):
-        prove(problem, _ready(VARIANTS["tuned"].prepare(wrong)))
+        prove(problem, VARIANTS["tuned"].prepare(wrong))
+
+
+def test_the_measured_phases_train_as_the_loop_does():
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+    from ganfast.data.resident import ResidentData
+    from ganfast.device import prepared
+    from ganfast.engine import make_critic_step, make_generator_step
+    from ganfast.loop import State, train_loop
+
+    problem = Problem(Setting("dragan", **SMALL))
+    problem.config = c = replace(
+        problem.config, optim=replace(problem.config.optim, critic_steps=2, lr_critic=1e-3, lr_generator=1e-3)
+    )
+    ours, state = Ours(problem), State.of(*(prepared(net, problem.device) for net in problem.networks(0)), c)
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss)
+    data = ResidentData(problem.pack, problem.device, c.seed)
+    train_loop(state, data, c, critic_step, generator_step, lambda: state.images >= 3 * 2 * c.batch, lambda *_: None)
+    ours.feed.set(0)
+    ours._at = 0
+    for _ in range(3):
+        for phase in ("critic", "critic", "generator"):
+            ours.phases[phase]()
+    for mine, theirs in ((ours.state.generator, state.generator), (ours.state.critic, state.critic), (ours.average, state.average)):
+        pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+        assert all(bool((a == b).all()) for a, b in pairs)
+
+
+def test_kernels_that_overlap_count_once():
+    assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4
+    assert covered([]) == 0
 
 
 # Command line
@@ -202,16 +235,25 @@ def test_a_wrong_gradient_is_found():
 
 def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    line = f"bench train --preset r1 --data digits --width 8 --batch 4 --rounds 5 --variants naive,ganfast --out {tmp_path}"
+    common = f"bench train --preset r1 --data digits --width 8 --batch 4 --threads 1 --rounds 5 --out {tmp_path}"
+    line = common + " --variants naive,ganfast --memory"
     assert main(shlex.split(line)) == 0
-    assert "| r1-16x1-w8-b4-fp32-cpu |" in capsys.readouterr().out
+    assert "| r1-16x1-w8-b4-fp32-cpu-t1 |" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     record = records.read(path)
-    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("draw", "ganfast")} | {
         (phase, name) for phase in ("critic", "generator", "iteration") for name in ("naive", "ganfast")
     }
-    assert record["calibration"]["matrix_flops"] > 1e8
     by = records.keyed(record)
+    draw, critic, generator, whole = (by["", phase, "ganfast"]["samples"] for phase in ("draw", "critic", "generator", "iteration"))
+    share = np.median(draw) / record["ahead"]["ganfast"]
+    assert np.allclose(np.array(whole), np.array(critic) + np.array(generator) + share)
+    assert 1e6 < by["", "critic", "naive"]["peak_bytes"] < 1e9
+    for more, again in (("--variants ganfast", False), ("--variants ganfast --rounds 6", True), ("--variants ganfast,tuned", True)):
+        assert main(shlex.split(f"{common} {more}")) == 0  # what is there of this code, with as many variants and rounds, stays
+        assert ("measured before with this code" in capsys.readouterr().err) is not again
+        path.write_text(json.dumps(record))
+    assert record["calibration"]["matrix_flops"] > 1e8
     critic, whole = (by["", phase, "naive"] for phase in ("critic", "iteration"))
     assert critic["flops"] > 0
     assert len(critic["samples"]) == 5

@@ -79,7 +79,8 @@ def _train(args: list[str]) -> None:
     parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
     parser.add_argument("--variants", default="", help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)")
     parser.add_argument("--sweep", default="", metavar="batch=16,32", help="several batches, widths or sizes")
-    parser.add_argument("--out", default="", help="folder for dated JSON records; what it holds of this commit is not repeated")
+    parser.add_argument("--out", default="", help="folder for dated JSON records; what it has of this code is not repeated")
+    parser.add_argument("--memory", action="store_true", help="peak memory on a CPU too, in processes of their own")
     parser.add_argument("--again", action="store_true", help="measure what --out already holds")
     given = parser.parse_args(args)
     setting = _setting(given)
@@ -94,6 +95,7 @@ def _train(args: list[str]) -> None:
     import torch
 
     from ganfast.bench import train
+    from ganfast.bench.variants import DEFAULT, VARIANTS
     from ganfast.log import say
 
     if given.sweep:
@@ -101,13 +103,15 @@ def _train(args: list[str]) -> None:
         if not values.replace(",", "").isdigit():
             raise InputError(f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=...")
         settings = train.swept(setting, name, [int(v) for v in values.split(",")])
-    chosen = tuple(given.variants.split(",")) if given.variants else train.DEFAULT
+    chosen = tuple(given.variants.split(",")) if given.variants else DEFAULT
     if given.variants == "all" or (not given.variants and torch.cuda.is_available() and given.device != "cpu"):
-        chosen = tuple(train.VARIANTS)
-    wrong = [name for name in chosen if name not in train.VARIANTS]
+        chosen = tuple(VARIANTS)
+    wrong = [name for name in chosen if name not in VARIANTS]
     if wrong:
-        raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], train.VARIANTS)}")
-    found = train.run(settings, train.Plan(chosen, given.rounds), Path(given.out) if given.out else None, given.again, say)
+        raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
+    found = train.run(
+        settings, train.Plan(chosen, given.rounds, given.memory), Path(given.out) if given.out else None, given.again, say
+    )
     print(train.overview(found))
 
 
