@@ -225,6 +225,43 @@ def test_the_measured_phases_train_as_the_loop_does():
         assert all(bool((a == b).all()) for a, b in pairs)
 
 
+def test_the_model_counts_at_any_batch_what_the_counter_counts():
+    from ganfast.bench import model
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+    from ganfast.flops import FlopCount
+
+    setting = Setting("wgan-gp", "digits", width=8, batch=6)
+    work, ours = model.count(setting), Ours(Problem(setting))
+    for phase in ("critic", "generator"):
+        with FlopCount() as count:
+            ours.phases[phase]()
+        assert sum(o.flops for o in work.phases[phase]) == pytest.approx(count.total, rel=1e-9)
+    assert work.ahead == ours.ahead
+    assert work.gradient_bytes["critic"] == 4 * sum(p.numel() for p in ours.critic.parameters())
+    half = model.count(setting, 2)
+    assert half.batch == 3
+    assert sum(o.flops for o in half.phases["critic"]) < 0.6 * sum(o.flops for o in work.phases["critic"])
+
+
+def test_the_model_adds_what_each_operation_is_bound_by():
+    from ganfast.bench.model import Machine, predicted
+    from ganfast.bench.operations import Operation
+
+    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, lanes=16, network_bytes_per_s=1e9)
+    work = [
+        Operation("mm", 2e9, 1e3),  # 2 ms of products
+        Operation("convolution", 1e8, 1e3, (32, 1)),  # 1 ms, on 1 of 16 channels: 16 ms
+        Operation("add", 0, 3e6),  # 3 ms of memory
+    ]
+    found = predicted(work, machine, gradient_bytes=4_000_000, gpus=4)
+    assert found == {
+        "launch": pytest.approx(3e-6), "memory": pytest.approx(3e-3), "matrix": pytest.approx(18e-3),
+        "network": pytest.approx(2 * 3 / 4 * 4e-3, rel=0.01),
+    }  # fmt: skip
+    assert predicted(work, machine, 4_000_000)["network"] == 0
+
+
 def test_kernels_that_overlap_count_once():
     assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4
     assert covered([]) == 0
@@ -284,6 +321,9 @@ def test_compare_exits_1_on_a_regression(tmp_path, capsys):
         ("bench train --rounds 2", "rounds is 2; expected 5 or more"),
         ("bench train --sweep depth=1,2", "sweep is over 'depth'"),
         ("bench train --sweep batch", "sweep is 'batch'"),
+        ("bench model", "give a preset"),
+        ("bench model wgan-gp --gpu gtx", "gpu is 'gtx'; expected one of h100"),
+        ("bench model wgan-gp --gpus 5", "expected a number that divides the batch, 32"),
         ("bench compare one.json", "1 records; expected two"),
         ("bench compare a.json b.json", "a.json cannot be read"),
         ("bench compare --base no-such-revision", "base is 'no-such-revision'"),
