@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from ganfast.bench import compare, records, stats
 from ganfast.bench.activity import covered
 from ganfast.bench.setting import Setting
-from ganfast.bench.timing import interleaved, sample, warm_up
+from ganfast.bench.timing import HostClock, interleaved, sample, warm_up
 from ganfast.cli import main
 from ganfast.errors import InputError, RunError
 from ganfast.presets import PRESETS
@@ -334,8 +335,63 @@ def test_bad_input_is_one_sentence(line, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+# Two revisions, in real processes
+
+COMPARED = Setting("r1", "digits", width=16, batch=16)
+_PLANT = """
+
+_some, _plain_step = torch.full((96, 96), 1e-3), FlatAdam.step
+
+
+def _slower_step(self, *args, **kwargs):
+    for _ in range({products}):
+        torch.mm(_some, _some)
+    return _plain_step(self, *args, **kwargs)
+
+
+FlatAdam.step = _slower_step
+"""
+
+
+def planted(folder: Path, share: float) -> Path:
+    """A clone whose last commit makes the critic phase compute longer by a share of what it takes here."""
+    import torch
+
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+
+    runs = {"phase": Ours(Problem(COMPARED)).phases["critic"]}
+    some = torch.full((96, 96), 1e-3)
+    runs["product"] = lambda: torch.mm(some, some)
+    clock = HostClock()
+    seconds = interleaved(runs, 15, clock, {name: warm_up(run, clock) for name, run in runs.items()})
+    phase, product = (float(np.median(seconds[name])) for name in runs)
+    clone = folder / "clone"
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run([*git, "clone", "-q", "--shared", str(RESULTS.parents[1]), str(clone)], check=True)
+    with (clone / "ganfast" / "optim.py").open("a") as file:
+        file.write(_PLANT.format(products=max(1, round(share * phase / product))))
+    subprocess.run([*git, "commit", "-qam", "slower"], cwd=clone, check=True)
+    return clone
+
+
+@pytest.mark.accept
+def test_a_planted_slowdown_is_found_between_two_commits(tmp_path):
+    """A small version: three starts, 25%."""
+    found = compare.with_base("HEAD~1", COMPARED, 3, 15, 1, planted(tmp_path, 0.25))
+    assert found["", "critic", "ganfast"].verdict == "slower"
+    assert not list((tmp_path / "clone" / ".git" / "worktrees").glob("*"))  # nothing is left behind
+
+
 @pytest.mark.full
-def test_the_same_commit_is_not_called_different():
-    setting = Setting("r1", "digits", width=16, batch=16)
-    found = compare.with_base("HEAD", setting, 4, 15, 1)
-    assert {r.verdict for r in found.values()} == {"same"}
+def test_a_planted_slowdown_of_10_percent_is_found_between_two_commits(tmp_path):
+    found = compare.with_base("HEAD~1", COMPARED, 5, 30, 1, planted(tmp_path, 0.1))["", "critic", "ganfast"]
+    assert found.verdict == "slower"
+    assert found.low < 1.13
+    assert found.high > 1.07
+
+
+@pytest.mark.full
+def test_the_same_commit_is_not_called_different_in_20_repetitions():
+    found = [compare.with_base("HEAD", COMPARED, 5, 30, 1) for _ in range(20)]
+    assert {r.verdict for one in found for r in one.values()} == {"same"}
