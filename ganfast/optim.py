@@ -89,7 +89,7 @@ class FlatAdam(torch.optim.Optimizer):
             adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, None if limit else self._low)
             if limit:
                 self.flat.clamp_(-limit, limit)
-                self._renew()
+                self.renew()
             return
         (whole,) = self._torch.param_groups[0]["params"]
         whole.grad = gradient
@@ -99,9 +99,11 @@ class FlatAdam(torch.optim.Optimizer):
             self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
         if limit:
             self.flat.clamp_(-limit, limit)
-        self._renew()
+        self.renew()
 
-    def _renew(self) -> None:
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Make the weights of ``computing`` those of the network, which something else than `step` has changed."""
         if self._low is not None:
             self._low.copy_(self.flat)
 
@@ -135,7 +137,7 @@ class FlatAdam(torch.optim.Optimizer):
             entry = state_dict["state"].get(index, {})
             for name, mine in self.state[p].items():
                 mine.copy_(entry[name]) if name in entry else mine.zero_()
-        self._renew()
+        self.renew()
 
 
 def _moved_into_one(tensors: list[Tensor], owners: list[nn.Parameter]) -> Tensor:

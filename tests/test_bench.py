@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from ganfast.bench import compare, records, stats
+from ganfast.bench.activity import covered
 from ganfast.bench.setting import Setting
-from ganfast.bench.timing import interleaved, sample, warm_up
+from ganfast.bench.timing import HostClock, interleaved, sample, warm_up
 from ganfast.cli import main
 from ganfast.errors import InputError, RunError
 from ganfast.presets import PRESETS
@@ -151,11 +153,11 @@ SMALL = {"data": "digits", "width": 8, "batch": 4}
 
 def proven(preset: str, *names: str) -> None:
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, _ready, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting(preset, **SMALL), proof=True)
     for name in names:
-        assert max(prove(problem, _ready(VARIANTS[name].prepare(problem))).values()) < 1e-4
+        assert max(prove(problem, VARIANTS[name].prepare(problem)).values()) < 1e-4
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -180,7 +182,7 @@ def test_jax_knows_odd_sides():
     """17 -> 8 leaves a row over."""
     pytest.importorskip("jax")
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting("wgan-gp", "digits", size=17, width=4, batch=3))
     assert max(prove(problem, VARIANTS["jax"].prepare(problem)).values()) < 1e-4
@@ -188,13 +190,82 @@ def test_jax_knows_odd_sides():
 
 def test_a_wrong_gradient_is_found():
     from ganfast.bench.problem import Problem
-    from ganfast.bench.train import VARIANTS, _ready, prove
+    from ganfast.bench.variants import VARIANTS, prove
 
     problem = Problem(Setting("wgan-gp", **SMALL))
     wrong = Problem(Setting("wgan-gp", **SMALL))
     wrong.config = replace(wrong.config, penalty=replace(wrong.config.penalty, target=1.01))
     with pytest.raises(RunError, match="gradients of the critic are"):
-        prove(problem, _ready(VARIANTS["tuned"].prepare(wrong)))
+        prove(problem, VARIANTS["tuned"].prepare(wrong))
+
+
+def test_the_measured_phases_train_as_the_loop_does():
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+    from ganfast.data.resident import ResidentData
+    from ganfast.device import prepared
+    from ganfast.engine import make_critic_step, make_generator_step
+    from ganfast.loop import State, train_loop
+
+    problem = Problem(Setting("dragan", **SMALL))
+    problem.config = c = replace(
+        problem.config, optim=replace(problem.config.optim, critic_steps=2, lr_critic=1e-3, lr_generator=1e-3)
+    )
+    ours, state = Ours(problem), State.of(*(prepared(net, problem.device) for net in problem.networks(0)), c)
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss)
+    data = ResidentData(problem.pack, problem.device, c.seed)
+    train_loop(state, data, c, critic_step, generator_step, lambda: state.images >= 3 * 2 * c.batch, lambda *_: None)
+    ours.feed.set(0)
+    ours._at = 0
+    for _ in range(3):
+        for phase in ("critic", "critic", "generator"):
+            ours.phases[phase]()
+    for mine, theirs in ((ours.state.generator, state.generator), (ours.state.critic, state.critic), (ours.average, state.average)):
+        pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+        assert all(bool((a == b).all()) for a, b in pairs)
+
+
+def test_the_model_counts_at_any_batch_what_the_counter_counts():
+    from ganfast.bench import model
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+    from ganfast.flops import FlopCount
+
+    setting = Setting("wgan-gp", "digits", width=8, batch=6)
+    work, ours = model.count(setting), Ours(Problem(setting))
+    for phase in ("critic", "generator"):
+        with FlopCount() as count:
+            ours.phases[phase]()
+        assert sum(o.flops for o in work.phases[phase]) == pytest.approx(count.total, rel=1e-9)
+    assert work.ahead == ours.ahead
+    assert work.gradient_bytes["critic"] == 4 * sum(p.numel() for p in ours.critic.parameters())
+    half = model.count(setting, 2)
+    assert half.batch == 3
+    assert sum(o.flops for o in half.phases["critic"]) < 0.6 * sum(o.flops for o in work.phases["critic"])
+
+
+def test_the_model_adds_what_each_operation_is_bound_by():
+    from ganfast.bench.model import Machine, predicted
+    from ganfast.bench.operations import Operation
+
+    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, lanes=16, network_bytes_per_s=1e9)
+    work = [
+        Operation("mm", 2e9, 1e3),  # 2 ms of products
+        Operation("convolution", 1e8, 1e3, (32, 1)),  # 1 ms, on 1 of 16 channels: 16 ms
+        Operation("add", 0, 3e6),  # 3 ms of memory
+    ]
+    found = predicted(work, machine, gradient_bytes=4_000_000, gpus=4)
+    assert found == {
+        "launch": pytest.approx(3e-6), "memory": pytest.approx(3e-3), "matrix": pytest.approx(18e-3),
+        "network": pytest.approx(2 * 3 / 4 * 4e-3, rel=0.01),
+    }  # fmt: skip
+    assert predicted(work, machine, 4_000_000)["network"] == 0
+
+
+def test_kernels_that_overlap_count_once():
+    assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4
+    assert covered([]) == 0
 
 
 # Command line
@@ -202,16 +273,25 @@ def test_a_wrong_gradient_is_found():
 
 def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    line = f"bench train --preset r1 --data digits --width 8 --batch 4 --rounds 5 --variants naive,ganfast --out {tmp_path}"
+    common = f"bench train --preset r1 --data digits --width 8 --batch 4 --threads 1 --rounds 5 --out {tmp_path}"
+    line = common + " --variants naive,ganfast --memory"
     assert main(shlex.split(line)) == 0
-    assert "| r1-16x1-w8-b4-fp32-cpu |" in capsys.readouterr().out
+    assert "| r1-16x1-w8-b4-fp32-cpu-t1 |" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     record = records.read(path)
-    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("draw", "ganfast")} | {
         (phase, name) for phase in ("critic", "generator", "iteration") for name in ("naive", "ganfast")
     }
-    assert record["calibration"]["matrix_flops"] > 1e8
     by = records.keyed(record)
+    draw, critic, generator, whole = (by["", phase, "ganfast"]["samples"] for phase in ("draw", "critic", "generator", "iteration"))
+    share = np.median(draw) / record["ahead"]["ganfast"]
+    assert np.allclose(np.array(whole), np.array(critic) + np.array(generator) + share)
+    assert 1e6 < by["", "critic", "naive"]["peak_bytes"] < 1e9
+    for more, again in (("--variants ganfast", False), ("--variants ganfast --rounds 6", True), ("--variants ganfast,tuned", True)):
+        assert main(shlex.split(f"{common} {more}")) == 0  # what is there of this code, with as many variants and rounds, stays
+        assert ("measured before with this code" in capsys.readouterr().err) is not again
+        path.write_text(json.dumps(record))
+    assert record["calibration"]["matrix_flops"] > 1e8
     critic, whole = (by["", phase, "naive"] for phase in ("critic", "iteration"))
     assert critic["flops"] > 0
     assert len(critic["samples"]) == 5
@@ -242,6 +322,9 @@ def test_compare_exits_1_on_a_regression(tmp_path, capsys):
         ("bench train --rounds 2", "rounds is 2; expected 5 or more"),
         ("bench train --sweep depth=1,2", "sweep is over 'depth'"),
         ("bench train --sweep batch", "sweep is 'batch'"),
+        ("bench model", "give a preset"),
+        ("bench model wgan-gp --gpu gtx", "gpu is 'gtx'; expected one of h100"),
+        ("bench model wgan-gp --gpus 5", "expected a number that divides the batch, 32"),
         ("bench compare one.json", "1 records; expected two"),
         ("bench compare a.json b.json", "a.json cannot be read"),
         ("bench compare --base no-such-revision", "base is 'no-such-revision'"),
@@ -252,8 +335,63 @@ def test_bad_input_is_one_sentence(line, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+# Two revisions, in real processes
+
+COMPARED = Setting("r1", "digits", width=16, batch=16)
+_PLANT = """
+
+_some, _plain_step = torch.full((96, 96), 1e-3), FlatAdam.step
+
+
+def _slower_step(self, *args, **kwargs):
+    for _ in range({products}):
+        torch.mm(_some, _some)
+    return _plain_step(self, *args, **kwargs)
+
+
+FlatAdam.step = _slower_step
+"""
+
+
+def planted(folder: Path, share: float) -> Path:
+    """A clone whose last commit makes the critic phase compute longer by a share of what it takes here."""
+    import torch
+
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+
+    runs = {"phase": Ours(Problem(COMPARED)).phases["critic"]}
+    some = torch.full((96, 96), 1e-3)
+    runs["product"] = lambda: torch.mm(some, some)
+    clock = HostClock()
+    seconds = interleaved(runs, 15, clock, {name: warm_up(run, clock) for name, run in runs.items()})
+    phase, product = (float(np.median(seconds[name])) for name in runs)
+    clone = folder / "clone"
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run([*git, "clone", "-q", "--shared", str(RESULTS.parents[1]), str(clone)], check=True)
+    with (clone / "ganfast" / "optim.py").open("a") as file:
+        file.write(_PLANT.format(products=max(1, round(share * phase / product))))
+    subprocess.run([*git, "commit", "-qam", "slower"], cwd=clone, check=True)
+    return clone
+
+
+@pytest.mark.accept
+def test_a_planted_slowdown_is_found_between_two_commits(tmp_path):
+    """A small version: three starts, 25%."""
+    found = compare.with_base("HEAD~1", COMPARED, 3, 15, 1, planted(tmp_path, 0.25))
+    assert found["", "critic", "ganfast"].verdict == "slower"
+    assert not list((tmp_path / "clone" / ".git" / "worktrees").glob("*"))  # nothing is left behind
+
+
 @pytest.mark.full
-def test_the_same_commit_is_not_called_different():
-    setting = Setting("r1", "digits", width=16, batch=16)
-    found = compare.with_base("HEAD", setting, 4, 15, 1)
-    assert {r.verdict for r in found.values()} == {"same"}
+def test_a_planted_slowdown_of_10_percent_is_found_between_two_commits(tmp_path):
+    found = compare.with_base("HEAD~1", COMPARED, 5, 30, 1, planted(tmp_path, 0.1))["", "critic", "ganfast"]
+    assert found.verdict == "slower"
+    assert found.low < 1.13
+    assert found.high > 1.07
+
+
+@pytest.mark.full
+def test_the_same_commit_is_not_called_different_in_20_repetitions():
+    found = [compare.with_base("HEAD", COMPARED, 5, 30, 1) for _ in range(20)]
+    assert {r.verdict for one in found for r in one.values()} == {"same"}

@@ -5,8 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from ganfast.bench.operations import OperationCount
 from ganfast.bench.timing import Clock, sample
+from ganfast.flops import FlopCount
 
 
 def calibration_loop(device: torch.device) -> Callable[[], object]:
@@ -26,24 +30,70 @@ def calibration_loop(device: torch.device) -> Callable[[], object]:
     return run
 
 
-def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, float]:
-    """matrix_flops (best square product in ``dtype``), copy_bytes_per_s (read and write), launch_s (of a tiny operation)."""
-    big = device.type == "cuda"
-    best = 0.0
-    for n in (4096, 8192) if big else (512, 1024):
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        times = [sample(partial(torch.mm, a, b), 3, clock) for _ in range(6)]
-        best = max(best, 2 * n**3 / min(times))
-    source = torch.ones(1 << (30 if big else 26), dtype=torch.uint8, device=device)
+def works(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], float]]:
+    """What a rate is measured on, and how much of it one call does: {"matrix_flops": (run, FLOPs), ...}."""
+    on_gpu = device.type == "cuda"
+    n = 8192 if on_gpu else 768
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    source = torch.ones(1 << (30 if on_gpu else 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = min(sample(lambda: target.copy_(source), 2, clock) for _ in range(6))
-    small = torch.ones(16, device=device)
-    launch = min(sample(lambda: small.add_(1.0), 200, clock) for _ in range(6))
-    return {"matrix_flops": best, "copy_bytes_per_s": 2 * source.numel() / copy, "launch_s": launch}
+    pieces = source.view(torch.float32).chunk(1 if on_gpu else 32)  # the size of activations, none of them in the cache
+
+    def passes() -> None:
+        for piece in pieces:
+            F.leaky_relu(piece, 0.2)
+
+    return {
+        "matrix_flops": (partial(torch.mm, a, b), 2.0 * n**3), "convolution_flops": _convolution(device, dtype),
+        "copy_bytes_per_s": (lambda: target.copy_(source), 2.0 * source.numel()),
+        "pass_bytes_per_s": (passes, 2.0 * source.numel()),  # into memory as it comes
+        "launches_per_s": _launches(device),
+    }  # fmt: skip
+
+
+def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, float]:
+    """The best rates a second: products, convolutions, a large copy and an activation (read and write), tiny operations."""
+    return {name: amount / min(sample(run, 2, clock) for _ in range(8)) for name, (run, amount) in works(device, dtype).items()}
+
+
+def _convolution(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """Forward and both gradients of 4x4 convolutions with stride 2, a DCGAN's shapes (arXiv:1511.06434), nothing in the cache."""
+    n, c, side = (128, 128, 32) if device.type == "cuda" else (32, 64, 14)
+    how: dict[str, Any] = {"device": device, "dtype": dtype}
+    how_far = ((2, 2), (1, 1), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, transposed, output padding, groups
+    given = []
+    for _ in range(1 if device.type == "cuda" else 12):
+        x = torch.randn(n, c, side, side, **how).to(memory_format=torch.channels_last)
+        w = torch.randn(2 * c, c, 4, 4, **how).to(memory_format=torch.channels_last)
+        given.append((torch.ops.aten.convolution(x, w, None, *how_far), x, w))
+
+    def run() -> None:
+        for _, x, w in given:
+            torch.ops.aten.convolution(x, w, None, *how_far)
+        for y, x, w in given:
+            torch.ops.aten.convolution_backward(y, x, w, None, *how_far, (True, True, False))
+
+    with FlopCount() as count:
+        run()
+    return run, float(count.total)
+
+
+def _launches(device: torch.device) -> tuple[Callable[[], object], float]:
+    """A step of a network too small to compute anything: what is left is Python, autograd and the launches themselves."""
+    layers = [m for _ in range(4) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.LeakyReLU(0.2))]
+    net, x = nn.Sequential(*layers).to(device), torch.ones(1, 16, 2, 2, device=device)
+    weights = list(net.parameters())
+
+    def run() -> None:
+        torch.autograd.grad(net(x).sum(), weights)
+
+    with OperationCount() as count:
+        run()
+    return run, float(len(count.operations))
 
 
 def describe(found: dict[str, Any]) -> str:
     return (
         f"matrix peak {found['matrix_flops'] / 1e9:,.0f} GFLOP/s, copy {found['copy_bytes_per_s'] / 1e9:,.1f} GB/s, "
-        f"launch {found['launch_s'] * 1e6:.1f} us"
+        f"launch {1e6 / found['launches_per_s']:.1f} us"
     )

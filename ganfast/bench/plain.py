@@ -1,7 +1,7 @@
 """The GAN iteration in plain PyTorch, as one would write it without ganfast: naive, tuned, compiled, captured.
 
 Only what is measured against: networks and the formulas of losses and penalties are ganfast's, so that all compute the same, but
-no engine, no kernel, no statistics beside the loss.
+no engine, no kernel, no statistics beside the loss. Pictures lie on the device, which draws all random numbers: no loader.
 """
 
 import copy
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
+from ganfast.engine import draw
 from ganfast.engine.compiled import compiled
 from ganfast.losses import class_loss, critic_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
 from ganfast.penalties import input_gradient, interpolate, norm, norm_penalty, perturb, zero_centred_penalty
 
-Phase = Callable[[], object]
+Step = Callable[[], object]
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def clip_weights(critic: nn.Module, limit: float) -> None:
 
 
 class Plain:
-    """Critic and generator phase of one problem; a phase is draw, gradients, Adam, and what follows it.
+    """Critic and generator phase of one problem; a phase is pictures and latents, fakes, gradients, Adam, and what follows it.
 
     Args:
         problem: what to compute.
@@ -48,7 +49,10 @@ class Plain:
         layout = torch.channels_last if tuned else torch.contiguous_format
         self.generator, self.critic = (moved(net, device, layout) for net in problem.networks(0))
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.inputs = placed(problem.inputs(0), device, layout)
+        self.layout = layout
+        self.pictures = torch.from_numpy(problem.pack.images).to(device)
+        self.labels = None if problem.pack.labels is None else torch.from_numpy(problem.pack.labels).to(device)
+        self.inputs = self._fed()
         self.autocast = problem.autocast if tuned else None
         how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
         if tuned:
@@ -58,32 +62,55 @@ class Plain:
         self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules())
         self._critic_gradients = self._gradients_of_critic(compile)
         self._generator_loss = torch.compile(self.generator_loss) if compile else self.generator_loss
-        self.phases: dict[str, Phase] = {"critic": self.critic_phase, "generator": self.generator_phase}
+        self.phases: dict[str, Step] = {"critic": self.critic_phase, "generator": self.generator_phase}
+        self.ahead = 1
         if graph:
             self.phases = {name: captured(phase) for name, phase in self.phases.items()}
 
+    def rewind(self) -> None:
+        """Nothing is drawn ahead."""
+
+    def used(self, phase: str) -> Inputs:
+        """What the last call of a phase was fed."""
+        return self.inputs
+
+    def _fed(self) -> Inputs:
+        c, device = self.problem.config, self.problem.device
+        index = torch.randint(len(self.pictures), (c.batch,), device=device)
+        real = self.pictures[index].float().div_(127.5).sub_(1).contiguous(memory_format=self.layout)
+        z, eps = torch.randn(c.batch, c.net.latent, device=device), torch.rand(c.batch, device=device)
+        noise = torch.rand_like(real) if self.problem.draws_noise else None
+        return Inputs(real, z, eps, noise, None if self.labels is None else self.labels[index])
+
     def critic_phase(self) -> None:
+        self.inputs = self._fed()
         with torch.no_grad(), self._precision():
-            fake = full_precision(self._draw(self.generator))
+            fake = draw(self.generator, self.inputs.z, self.inputs.labels)
         self._critic_gradients(fake)
         self.adam_critic.step()
         clip_weights(self.critic, self.problem.config.loss.clip)
 
     def generator_phase(self) -> None:
+        """Of the classes last shown, as in training."""
+        self.inputs.z = torch.randn_like(self.inputs.z)
         self.adam_generator.zero_grad()
-        self._generator_loss().backward(inputs=list(self.generator.parameters()))
+        self._generator_loss(*self._given()).backward(inputs=list(self.generator.parameters()))
         self.adam_generator.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1e-3)
 
-    def generator_loss(self) -> Tensor:
-        loss, inputs = self.problem.config.loss, self.inputs
+    def _given(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.inputs.z, self.inputs.labels, self.inputs.real if self.problem.config.loss.kind == "relativistic" else None
+
+    def generator_loss(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
+        """``real``: what the relativistic loss pairs fakes with."""
+        loss = self.problem.config.loss
         with self._precision(), held_power_iteration(self.critic):
-            said = judge(self.critic, full_precision(self._draw(self.generator)), inputs.labels)
-            real = judge(self.critic, inputs.real, inputs.labels).score if loss.kind == "relativistic" else None
-        total = generator_loss(loss, said.score, real).mean()
-        if said.classes is not None and inputs.labels is not None:
-            total = total + loss.class_weight_generator * class_loss(said.classes, inputs.labels).mean()
+            said = judge(self.critic, draw(self.generator, z, labels), labels)
+            paired = None if real is None else judge(self.critic, real, labels).score
+        total = generator_loss(loss, said.score, paired).mean()
+        if said.classes is not None and labels is not None:
+            total = total + loss.class_weight_generator * class_loss(said.classes, labels).mean()
         return total
 
     def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -160,10 +187,6 @@ class Plain:
 
         return run_compiled
 
-    def _draw(self, generator: nn.Module) -> Tensor:
-        labels = self.inputs.labels
-        return generator(self.inputs.z) if labels is None else generator(self.inputs.z, labels)
-
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.problem.device.type, self.autocast, enabled=self.autocast is not None)
 
@@ -181,19 +204,7 @@ def moved(net: nn.Module, device: torch.device, layout: torch.memory_format) -> 
     return net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def placed(inputs: Inputs, device: torch.device, layout: torch.memory_format) -> Inputs:
-    """On the device before anything is timed, pictures in the layout of the networks."""
-
-    def picture(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(device).contiguous(memory_format=layout)
-
-    real = picture(inputs.real)
-    assert real is not None
-    labels = None if inputs.labels is None else inputs.labels.to(device)
-    return Inputs(real, inputs.z.to(device), inputs.eps.to(device), picture(inputs.noise), labels)
-
-
-def captured(phase: Phase) -> Phase:
+def captured(phase: Step) -> Step:
     """The phase as one replay of a CUDA graph, after warm-up on a side stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

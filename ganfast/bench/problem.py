@@ -1,23 +1,28 @@
-"""The measured problem as tensors: networks at initial weights and static inputs, the same for every variant."""
+"""The measured problem: networks at initial weights and pictures to learn from, the same for every variant."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ganfast.bench.setting import Setting
 from ganfast.config import Config
+from ganfast.data.pack import Pack, PackInfo
 from ganfast.device import find_device, resolved
 from ganfast.models import NetSpec, build_critic, build_generator
+
+_PICTURES, _BYTES = 60_000, 2**26  # as many as MNIST has, of large ones as many as fit
 
 
 @dataclass
 class Inputs:
-    """Of one iteration; every critic step takes the same."""
+    """What one phase was fed."""
 
     real: Tensor  # (N, C, H, W) in [-1, 1]
     z: Tensor  # (N, latent)
-    eps: Tensor  # (N,)
+    eps: Tensor  # (N,) in [0, 1)
     noise: Tensor | None  # like real, in [0, 1), for penalties that draw it
     labels: Tensor | None  # (N,) int64
 
@@ -30,7 +35,8 @@ class Problem:
         self.setting = setting
         self.device = find_device(setting.device)
         config = resolved(setting.config(), self.device)
-        self.config: Config = replace(config, net=replace(config.net, critic_dropout=0.0)) if proof else config
+        net = replace(config.net, critic_dropout=0.0) if proof else config.net
+        self.config: Config = replace(config, net=net, kimg=1e9, seed=0)  # so long that the rate does not fall while measuring
         self.classes = setting.class_count()
         self.spec = NetSpec.of(self.config, self.config.size, self.config.channels, self.classes, self.config.conditional)
 
@@ -44,18 +50,21 @@ class Problem:
             torch.manual_seed(seed)
             return build_generator(self.spec).train(), build_critic(self.spec).train()
 
-    def inputs(self, seed: int) -> Inputs:
-        """Noise, on the CPU."""
-        c = self.config
-        random = torch.Generator().manual_seed(1000 + seed)
-        shape = (c.batch, c.channels, c.size, c.size)
-        return Inputs(
-            torch.rand(shape, generator=random) * 2 - 1,
-            torch.randn(c.batch, c.net.latent, generator=random),
-            torch.rand(c.batch, generator=random),
-            torch.rand(shape, generator=random) if c.penalty.kind == "dragan" and c.penalty.active else None,
-            torch.randint(self.classes, (c.batch,), generator=random) if self.classes else None,
-        )
+    @cached_property
+    def pack(self) -> Pack:
+        """Noise as pictures, uint8: speed does not depend on what they show."""
+        c, random = self.config, np.random.default_rng(0)
+        count = min(_PICTURES, _BYTES // (c.channels * c.size**2))
+        pictures = random.integers(0, 256, (count, c.channels, c.size, c.size), dtype=np.uint8)
+        names = tuple(str(k) for k in range(self.classes))
+        labels = random.integers(0, self.classes, count) if self.classes else None
+        info = PackInfo("noise", "arrays", "noise", count, c.channels, c.size, names, False, "train", (), "", "")
+        return Pack(pictures, labels, info)
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the penalty needs noise like the pictures."""
+        return self.config.penalty.kind == "dragan" and self.config.penalty.active
 
     @property
     def images(self) -> int:

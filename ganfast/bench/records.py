@@ -2,6 +2,7 @@
 
     {"schema": 2, "kind": "train" | "kernels" | "sample" | "loop" | ..., "name": ..., "utc": ...,
      "environment": {...},    what `ganfast env --json` prints
+     "code": ...,             sha256 of all of ganfast's Python files (since 2026-11-23)
      "conditions": {...},     whatever must be equal for two records to be about the same thing
      "calibration": {"loop_s": [...], "matrix_flops": ..., "copy_bytes_per_s": ..., ...},   measured in the same run
      "noise": {"spread": ..., "drift": ..., "noisy": ...},
@@ -12,8 +13,10 @@ Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `rea
 """
 
 import datetime
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,19 @@ def make(
     series = [m["samples"] for m in measurements if m["unit"] == "s"]
     return {
         "schema": SCHEMA, "kind": kind, "name": name, "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment(), "conditions": dict(conditions), "calibration": dict(calibration or {}),
+        "environment": environment(), "code": code(), "conditions": dict(conditions), "calibration": dict(calibration or {}),
         "noise": noise(series), "measurements": list(measurements), "failed": dict(failed or {}),
     }  # fmt: skip
+
+
+@cache
+def code() -> str:
+    """Of every Python file of the package: unlike a commit it does not change when a record is added to the checkout."""
+    home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    folders = [home, home / "kernels", home / "export"]  # links in a checkout, which rglob does not follow
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
+        found.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def write(record: Record, folder: Path) -> Path:

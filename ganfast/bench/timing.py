@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ganfast.errors import RunError
 
@@ -37,6 +37,16 @@ class HostClock:
             torch.cuda.synchronize()
         for wait in self._waits:
             wait()
+
+
+class ProcessorClock:
+    """Seconds that this process computed, in all its threads: of one thread on a CPU, the time that no other program took."""
+
+    def now(self) -> float:
+        return time.process_time()
+
+    def wait(self) -> None:
+        """A CPU is asked nothing that it does not do at once."""
 
 
 def synchronised_now() -> float:
@@ -98,4 +108,37 @@ def interleaved(
             seconds[name].append(sample(runs[name], warm[name].calls, clock))
     if compilations() != before:
         raise RunError(f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: the figures are void")
+    return seconds
+
+
+_CACHE = 256 << 20  # bytes, more than any cache holds
+
+
+def device_times(runs: Mapping[str, Run], rounds: int, cold: bool, device: Any) -> dict[str, list[float]]:
+    """Seconds on the device of every single call, variants taking turns, launching on a GPU left out.
+
+    Args:
+        cold: the cache is overwritten before each call.
+        device: torch's.
+    """
+    import torch
+
+    on_gpu, clock = device.type == "cuda", HostClock()
+    flush = torch.empty(_CACHE if on_gpu else _CACHE // 8, dtype=torch.uint8, device=device) if cold else None
+    host = {name: [sample(run, 1, clock) for _ in range(3)][-1] for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            if flush is not None:
+                flush.zero_()
+            if not on_gpu:
+                seconds[name].append(sample(run, 1, clock))
+                continue
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(int(2e9 * min(0.1, 2 * host[name])))  # in cycles: the host gets ahead, so launching is not measured
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            seconds[name].append(start.elapsed_time(end) / 1e3)
     return seconds

@@ -1,200 +1,27 @@
 """`ganfast bench train`: the GAN iteration by every variant, proven equal, then timed in turns."""
 
-import copy
 import gc
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ganfast.bench import calibrate, records
-from ganfast.bench.plain import Phase, Plain, captured, clip_weights, placed
+from ganfast.bench.activity import device_activity
+from ganfast.bench.memory import peak_bytes
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import HostClock, interleaved, warm_up
-from ganfast.device import prepared
-from ganfast.engine import draw, make_critic_step, make_generator_step
-from ganfast.engine.check import full_float32
-from ganfast.errors import InputError, RunError
+from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
+from ganfast.errors import InputError
 from ganfast.flops import FlopCount
 
-PHASES = ("critic", "generator")
-SEEDS = 8  # in some batches a value rounds across a kink in one variant and not in another, which is no error of either
-EXACT = 1e-4  # relative error of the whole gradient in fp32 on at least one seed: a wrong gradient has it on none
-
-
-class Prepared(Protocol):
-    """A variant ready to run. Every phase is a callable on static buffers: draw, gradients, Adam, and what follows it."""
-
-    phases: dict[str, Phase]
-
-    def load(self, seed: int) -> None:
-        """Initial weights and inputs of a seed, Adam's moments 0, all in place."""
-
-    def gradients(self, phase: str) -> list[np.ndarray]:
-        """What Adam was given by the first call of a phase after `load`."""
-
-    def wait(self) -> None: ...
-
-
-class TorchPrepared:
-    """Networks, Adam and inputs of a torch variant, loaded in place, so that a captured graph sees them."""
-
-    def __init__(self, problem: Problem, made: Any) -> None:
-        self._problem, self._made, self.phases = problem, made, made.phases
-
-    @torch.no_grad()
-    def load(self, seed: int) -> None:
-        made, fresh = self._made, self._problem.networks(seed)
-        for net, new in zip((made.generator, made.critic, made.average), (*fresh, fresh[0]), strict=True):
-            net.load_state_dict(new.state_dict())
-        inputs = placed(self._problem.inputs(seed), self._problem.device, torch.contiguous_format)
-        for name, value in vars(inputs).items():
-            if isinstance(value, Tensor):
-                getattr(made.inputs, name).copy_(value)
-        for optimizer in (made.adam_generator, made.adam_critic):
-            for state in optimizer.state.values():
-                for value in state.values():
-                    value.zero_()
-
-    def gradients(self, phase: str) -> list[np.ndarray]:
-        adam = getattr(self._made, f"adam_{phase}")
-        scale = 1 / (1 - self._problem.config.optim.beta1)
-        return [(adam.state[p]["exp_avg"] * scale).cpu().double().numpy() for p in getattr(self._made, phase).parameters()]
-
-    def wait(self) -> None:
-        if self._problem.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-class Ours:
-    """The iteration of `ganfast train` on static inputs: steps of its engines, fused Adam, moving average."""
-
-    def __init__(self, problem: Problem, engine: str = "auto", compile: bool = False, graph: bool = False) -> None:
-        c, device = problem.config, problem.device
-        nets = (prepared(net, device) for net in problem.networks(0))
-        self.problem = problem
-        self.generator, self.critic = nets
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.inputs = placed(problem.inputs(0), device, torch.channels_last)
-        how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2), "fused": True, "capturable": graph}
-        self.adam_generator = torch.optim.Adam(self.generator.parameters(), c.optim.lr_generator, **how)
-        self.adam_critic = torch.optim.Adam(self.critic.parameters(), c.optim.lr_critic, **how)
-        self.critic_step = make_critic_step(self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False)  # type: ignore[arg-type]
-        self.generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile)
-        self.phases: dict[str, Phase] = {"critic": self.critic_phase, "generator": self.generator_phase}
-        if graph:
-            self.phases = {name: captured(phase) for name, phase in self.phases.items()}
-
-    def critic_phase(self) -> None:
-        problem, x = self.problem, self.inputs
-        with torch.no_grad(), torch.autocast(problem.device.type, problem.autocast, enabled=problem.autocast is not None):
-            fake = draw(self.generator, x.z, x.labels)
-        self.critic_step(x.real, fake, x.labels, eps=x.eps, noise=x.noise)
-        self.adam_critic.step()
-        clip_weights(self.critic, problem.config.loss.clip)
-
-    def generator_phase(self) -> None:
-        self.generator_step(self.inputs.z, self.inputs.labels, self.inputs.real)
-        self.adam_generator.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1e-3)
-
-
-def _xla(problem: Problem) -> Prepared:
-    from ganfast.bench.xla import Xla
-
-    return Xla(problem)
-
-
-def _plain(**flags: bool) -> Callable[[Problem], Prepared]:
-    return lambda problem: TorchPrepared(problem, Plain(problem, **flags))
-
-
-def _ours(**flags: Any) -> Callable[[Problem], Prepared]:
-    return lambda problem: TorchPrepared(problem, Ours(problem, **flags))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to compute the iteration."""
-
-    what: str
-    prepare: Callable[[Problem], Prepared]
-    baseline: bool
-    gpu: bool = False  # only there
-
-
-VARIANTS: dict[str, Variant] = {
-    "naive": Variant("fp32, contiguous, three forward passes, Adam as torch makes it", _plain(tuned=False), True),
-    "tuned": Variant("the precision asked for, channels last, merged loss rows, fused Adam", _plain(), True),
-    "compiled": Variant("tuned, under torch.compile with its second derivatives", _plain(compile=True), True),
-    "tuned-graph": Variant("tuned, each phase captured in a CUDA graph", _plain(graph=True), True, gpu=True),
-    "compiled-graph": Variant("compiled, captured", _plain(compile=True, graph=True), True, gpu=True),
-    "jax": Variant("jax.jit of each phase, NHWC, buffers donated", _xla, True),
-    "ganfast": Variant("what ganfast train runs: the engine that auto takes", _ours(), False),
-    "ganfast-compiled": Variant("the same with --compile", _ours(compile=True), False),
-    "ganfast-graph": Variant("the same, captured", _ours(graph=True), False, gpu=True),
-    "ganfast-compiled-graph": Variant("compiled and captured", _ours(compile=True, graph=True), False, gpu=True),
-    "ganfast-autograd-compiled": Variant("engine autograd, compiled", _ours(engine="autograd", compile=True), False),
-}
-DEFAULT = ("naive", "tuned", "jax", "ganfast")
-
-
-def exact_gradients(problem: Problem, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, list[np.ndarray]]:
-    """Of both phases by the definition, in ``dtype`` on the CPU."""
-    c, x = problem.config, problem.inputs(seed)
-    found = {}
-    for phase in PHASES:
-        generator, critic = (net.to(dtype) for net in problem.networks(seed))
-        real, z, eps, noise = (None if t is None else t.to(dtype) for t in (x.real, x.z, x.eps, x.noise))
-        if phase == "critic":
-            with torch.no_grad():
-                fake = draw(generator, z, x.labels)  # type: ignore[arg-type]
-            step = make_critic_step(critic, c.loss, c.penalty, engine="reference", check=False)
-            step(real, fake, x.labels, eps=eps, noise=noise)  # type: ignore[arg-type]
-        else:
-            make_generator_step(generator, critic, c.loss)(z, x.labels, real)
-        net = critic if phase == "critic" else generator
-        found[phase] = [p.grad.double().numpy().copy() for p in net.parameters() if p.grad is not None]
-    return found
-
-
-def distance(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
-    """|found - exact| / |exact| of all gradients as one vector."""
-    gap = sum(float(np.square(f - e).sum()) for f, e in zip(found, exact, strict=True))
-    return math.sqrt(gap / sum(float(np.square(e).sum()) for e in exact))
-
-
-def prove(problem: Problem, variant: Prepared) -> dict[str, float]:
-    """Errors of both phases against float64, of the very callables that are timed.
-
-    Raises:
-        RunError: a gradient is wrong on every seed.
-    """
-    allowed = EXACT if problem.autocast is None else 0.1
-    errors = dict.fromkeys(PHASES, math.inf)
-    with full_float32() if problem.autocast is None else nullcontext():
-        for seed in range(SEEDS):
-            exact = exact_gradients(problem, seed)
-            for phase in PHASES:
-                if errors[phase] > allowed:
-                    variant.load(seed)
-                    variant.phases[phase]()
-                    variant.wait()
-                    errors[phase] = min(errors[phase], distance(variant.gradients(phase), exact[phase]))
-            if max(errors.values()) <= allowed:
-                return errors
-    worst = max(errors, key=lambda phase: errors[phase])
-    raise RunError(f"gradients of the {worst} are {errors[worst]:.2g} off float64 on each of {SEEDS} seeds, {allowed:g} allowed")
+PHASES = ("critic", "generator", "draw")
 
 
 @dataclass(frozen=True)
@@ -203,6 +30,7 @@ class Plan:
 
     variants: tuple[str, ...] = DEFAULT
     rounds: int = 30
+    memory: bool = False  # peak memory on a CPU too, every variant in a process of its own
     rest_s: float = 0.004  # between variants: OpenMP's threads spin for about as long after their work
 
 
@@ -216,13 +44,11 @@ def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _
     failed: dict[str, str] = {}
     facts: dict[str, dict[str, Any]] = {}
     for name in plan.variants:
-        if name not in VARIANTS:
-            raise InputError(f"variant is {name!r}; expected some of {', '.join(VARIANTS)}")
         if VARIANTS[name].gpu and not on_gpu:
             failed[name] = "needs an NVIDIA GPU"
             continue
         try:
-            made[name], facts[name] = _prepared(problem, name)
+            made[name], facts[name] = _prepared(problem, name, plan.memory)
         except Exception as error:  # a variant that cannot run is a result too
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             said(f"  {name}: {failed[name]}")
@@ -231,12 +57,19 @@ def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _
     made_loop = calibrate.calibration_loop(problem.device)
     measured, loops = [], []
     for phase in PHASES:
-        runs = {name: variant.phases[phase] for name, variant in made.items()} | {"calibration": made_loop}
+        runs = {name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases}
+        runs |= {"calibration": made_loop}
         warm = {name: warm_up(run, clock) for name, run in runs.items()}
-        samples = interleaved(runs, plan.rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s))
+        rounds = plan.rounds if phase != "draw" else min(10, plan.rounds)  # once in many iterations
+        samples = interleaved(runs, rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s))
         loops += samples.pop("calibration")
-        measured += [_measured(phase, name, seconds, warm[name].calls, facts[name], peaks) for name, seconds in samples.items()]
-    measured += _iterations(measured, problem)
+        for name, seconds in samples.items():
+            one = _measured(phase, name, seconds, warm[name].calls, facts[name], peaks)
+            if on_gpu:
+                one |= device_activity(runs[name], made[name].wait, one["summary"]["median"])
+            measured.append(one)
+    ahead = {name: variant.ahead for name, variant in made.items()}
+    measured += iterations(measured, problem, ahead)
     c = problem.config
     conditions = {
         **setting.asdict(), "size": c.size, "channels": c.channels, "classes": problem.classes, "width": c.net.width,
@@ -244,51 +77,42 @@ def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _
         "critic_steps": c.optim.critic_steps, "threads": torch.get_num_threads(), "rest_s": plan.rest_s, "images": problem.images,
         "load_1min": round(_load(), 2), "proof": "without dropout" if c.net.critic_dropout else "of the timed callables",
     }  # fmt: skip
-    return records.make("train", name_of(problem), conditions, measured, peaks | {"loop_s": loops}, failed)
+    record = records.make("train", name_of(problem), conditions, measured, peaks | {"loop_s": loops}, failed)
+    return record | {"ahead": ahead}
 
 
-def _prepared(problem: Problem, name: str) -> tuple[Prepared, dict[str, Any]]:
+def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict[str, Any]]:
     """The variant, proven, and what is known of it before it is timed."""
     gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if problem.device.type == "cuda":
+    on_gpu = problem.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     began = time.perf_counter()
     variant = VARIANTS[name].prepare(problem)
-    first = {}
-    for phase, run in variant.phases.items():
-        start = time.perf_counter()
-        run()
-        variant.wait()
-        first[phase] = time.perf_counter() - start
-    prepared_s = time.perf_counter() - began
+    first = first_calls(variant, time.perf_counter)
+    facts: dict[str, Any] = {"first_call_s": first, "prepare_s": time.perf_counter() - began}
     if problem.config.net.critic_dropout:
         proof = Problem(problem.setting, proof=True)
-        errors = prove(proof, _ready(VARIANTS[name].prepare(proof)))
+        without = VARIANTS[name].prepare(proof)
+        first_calls(without, time.perf_counter)
+        facts["error"] = prove(proof, without)
     else:
-        errors = prove(problem, variant)
+        facts["error"] = prove(problem, variant)
     variant.load(0)
-    facts: dict[str, Any] = {"error": errors, "first_call_s": first, "prepare_s": prepared_s}
-    if problem.device.type == "cuda":
-        facts["peak_bytes"] = torch.cuda.max_memory_allocated()
-    else:
-        facts["resident_bytes_added"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if on_gpu and name != "jax":  # XLA has an allocator of its own
+        facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    elif memory and not on_gpu:
+        facts["peak_bytes"] = peak_bytes(problem.setting, name)
     facts["flops"] = _flops(variant, name)
     return variant, facts
-
-
-def _ready(variant: Prepared) -> Prepared:
-    for run in variant.phases.values():  # Adam makes its state when it first steps
-        run()
-    variant.wait()
-    return variant
 
 
 def _flops(variant: Any, name: str) -> dict[str, float]:
     """Executed by a call of each phase: by the counter where nothing is compiled, by XLA's own count; else not known."""
     if hasattr(variant, "flops"):
         return variant.flops()
-    if "compiled" in name or "graph" in name:
+    if not VARIANTS[name].counted:
         return {}
     found = {}
     for phase, run in variant.phases.items():
@@ -302,10 +126,11 @@ def _measured(
     phase: str, name: str, seconds: list[float], calls: int, facts: dict[str, Any], peaks: dict[str, float]
 ) -> dict[str, Any]:
     more: dict[str, Any] = {
-        "calls_per_sample": calls, "error": facts["error"][phase], "first_call_s": facts["first_call_s"][phase],
+        "calls_per_sample": calls, "error": facts["error"].get(phase), "first_call_s": facts["first_call_s"][phase],
         "prepare_s": facts["prepare_s"],
     }  # fmt: skip
-    more |= {key: facts[key] for key in ("peak_bytes", "resident_bytes_added") if key in facts}
+    if "peak_bytes" in facts:
+        more["peak_bytes"] = facts["peak_bytes"]
     flops = facts["flops"].get(phase)
     if flops:
         rate = flops / float(np.median(seconds))
@@ -313,14 +138,16 @@ def _measured(
     return records.measurement(phase, name, seconds, **more)
 
 
-def _iterations(measured: list[dict[str, Any]], problem: Problem) -> Iterator[dict[str, Any]]:
-    """A generator step with its critic steps, from the samples of its phases, round by round."""
+def iterations(measured: list[dict[str, Any]], problem: Problem, ahead: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """A generator step with its critic steps and its share of what is drawn ahead, from samples of the phases, round by round."""
     steps = problem.config.optim.critic_steps
     by = {(m["phase"], m["variant"]): m for m in measured}
     for (phase, name), critic in by.items():
         if phase == "critic":
-            pairs = zip(critic["samples"], by["generator", name]["samples"], strict=False)
-            seconds = [steps * c + g for c, g in pairs]
+            drawing = by.get(("draw", name))
+            share = drawing["summary"]["median"] / ahead[name] if drawing else 0.0
+            pairs = zip(critic["samples"], by["generator", name]["samples"], strict=True)
+            seconds = [steps * c + g + share for c, g in pairs]
             rate = problem.images / float(np.median(seconds))
             yield records.measurement("iteration", name, seconds, images_per_s=rate, seconds_per_kimg=1000 / rate)
 
@@ -334,7 +161,8 @@ def compilations() -> int:
 
 def name_of(problem: Problem) -> str:
     c = problem.config
-    return f"train-{c.preset}-{c.size}x{c.channels}-w{c.net.width}-b{c.batch}-{c.precision}-{problem.device.type}"
+    where = f"cpu-t{torch.get_num_threads()}" if problem.device.type == "cpu" else problem.device.type
+    return f"train-{c.preset}-{c.size}x{c.channels}-w{c.net.width}-b{c.batch}-{c.precision}-{where}"
 
 
 def _load() -> float:
@@ -372,40 +200,43 @@ def table(record: records.Record) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's threads; XLA reads its own when it starts, see the command."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def run(
     settings: Sequence[Setting], plan: Plan, out: Path | None, again: bool, said: Callable[[str], None]
 ) -> list[records.Record]:
-    """Measure settings, each written as soon as it is measured; what ``out`` already holds of this commit is not measured again."""
-    from ganfast.environment import environment
-
-    done = {}
-    if out is not None and not again:
-        commit = environment()["commit"]
-        for path in sorted(out.glob("*-train-*.json")):
-            old = records.read(path)
-            if old["environment"].get("commit") == commit and "dirty" not in str(commit):
-                done[old["name"], old["conditions"].get("threads")] = old
-    found = []
-    for setting in settings:
+    """Measure settings, each written as soon as it is measured; what ``out`` already holds of this code is not measured again."""
+    done = {} if out is None or again else _done(out, plan)
+    found: list[records.Record] = []
+    spent: list[float] = []
+    for i, setting in enumerate(settings):
         name = name_of(Problem(setting))
-        record = done.get((name, torch.get_num_threads()))
+        record = done.get(name)
         if record is None:
+            left = sum(name_of(Problem(s)) not in done for s in settings[i:])
+            said(f"{name} ({i + 1} of {len(settings)})" + (f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else ""))
+            began = time.monotonic()
             record = measure(setting, plan, said)
+            spent.append(time.monotonic() - began)
             if out is not None:
-                said(f"wrote {records.write(record, out)}")
+                said(f"wrote {records.write(record, out)} after {spent[-1]:.0f} s")
+        else:
+            said(f"{name} ({i + 1} of {len(settings)}): measured before with this code")
         found.append(record)
         said(table(record))
+    return found
+
+
+def _done(folder: Path, plan: Plan) -> dict[str, records.Record]:
+    """Records by name that this code and these versions made with the same plan."""
+    from ganfast.environment import environment
+
+    here, found = environment(), {}
+    for path in sorted(folder.glob("*-train-*.json")):
+        old = records.read(path)
+        names = {m["variant"] for m in old["measurements"]} | set(old["failed"])
+        rounds = max((len(m["samples"]) for m in old["measurements"]), default=0)
+        versions = all(old["environment"].get(k) == here[k] for k in ("torch", "jax", "cpu", "gpu"))
+        if old.get("code") == records.code() and versions and names >= set(plan.variants) and rounds >= plan.rounds:
+            found[old["name"]] = old
     return found
 
 

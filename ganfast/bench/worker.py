@@ -64,14 +64,13 @@ def serve(setting: str, threads: int) -> None:
     from ganfast.bench.problem import Problem
     from ganfast.bench.setting import Setting
     from ganfast.bench.timing import HostClock, sample, warm_up
-    from ganfast.bench.train import VARIANTS, prove
+    from ganfast.bench.variants import VARIANTS, first_calls, prove
 
     if threads:
         torch.set_num_threads(threads)
     problem = Problem(Setting(**json.loads(setting)), proof=True)
     variant, clock = VARIANTS["ganfast"].prepare(problem), HostClock()
-    for run in variant.phases.values():
-        run()
+    first_calls(variant, clock.now)
     errors = prove(problem, variant)
     warm = {phase: warm_up(run, clock) for phase, run in variant.phases.items()}
     print(json.dumps({"errors": errors}), file=out, flush=True)

@@ -1,4 +1,6 @@
-"""The same GAN iteration in JAX, compiled by XLA: one `jax.jit` a phase over gradients, Adam and average, all buffers donated.
+"""The same GAN iteration in JAX, compiled by XLA: one `jax.jit` a phase, all buffers donated.
+
+A phase gathers pictures from the device, draws latents, and computes gradients, Adam and average.
 
 Networks are translated layer by layer, pictures NHWC and kernels HWIO, which is what XLA's convolutions take without transposing.
 XLA removes the dead products with zero that torch's double backward leaves in, so this is the strongest alternative.
@@ -15,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from ganfast.bench.problem import Problem
+from ganfast.bench.problem import Inputs, Problem
 from ganfast.config import Config, LossConfig
 from ganfast.errors import InputError
 from ganfast.models.parts import Critic, Generator
@@ -297,9 +299,13 @@ class Xla:
         self.critic = CriticNet(critic, (c.channels, c.size, c.size), dtype)  # type: ignore[arg-type]
         self.generator = GeneratorNet(generator, c.net.latent, dtype)  # type: ignore[arg-type]
         self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules())
+        pack = problem.pack
+        labels = None if pack.labels is None else jnp.asarray(pack.labels.astype(np.int32))
+        self.data = {"pictures": jnp.asarray(np.ascontiguousarray(pack.images.transpose(0, 2, 3, 1))), "labels": labels}
         self._critic = jax.jit(self._critic_phase, donate_argnums=0)
         self._generator = jax.jit(self._generator_phase, donate_argnums=0)
         self.load(0)
+        self.ahead = 1
         self.phases: dict[str, Callable[[], object]] = {
             "critic": partial(self._run, "_critic"),
             "generator": partial(self._run, "_generator"),
@@ -314,14 +320,38 @@ class Xla:
             "b": {"g": self.generator.buffers(generator), "c": self.critic.buffers(critic)},
             "average": jax.tree.map(jnp.copy, nets["g"]), "key": jax.random.key(seed, impl="rbg"),
         }  # fmt: skip
-        inputs = self.problem.inputs(seed)
-        self.inputs = {
-            "real": jnp.asarray(inputs.real.permute(0, 2, 3, 1).contiguous().numpy()),
-            "z": jnp.asarray(inputs.z.numpy()), "eps": jnp.asarray(inputs.eps.numpy()),
-            "noise": None if inputs.noise is None else jnp.asarray(inputs.noise.permute(0, 2, 3, 1).contiguous().numpy()),
-            "labels": None if inputs.labels is None else jnp.asarray(inputs.labels.numpy().astype(np.int32)),
-        }  # fmt: skip
+        self.state["shown"] = jnp.arange(self.problem.config.batch)  # the pictures that the critic saw last
+        self._key = jax.random.key(seed, impl="rbg")
         self.wait()
+
+    def used(self, phase: str) -> Inputs:
+        """What the first call of a phase after `load` drew."""
+        given, _ = self._fed(self._key, self.data)
+        z, labels = given["z"], given["labels"]
+        if phase == "generator":
+            given = self._pictures(jnp.arange(len(z)), self.data)
+            z, labels = self._latents(jax.random.split(self._key, 3)[0]), given["labels"]
+        there = lambda x: torch.from_numpy(np.array(x))  # noqa: E731
+        pictures = {k: there(given[k]).permute(0, 3, 1, 2) for k in ("real", "noise") if given.get(k) is not None}
+        eps = there(given["eps"]) if phase == "critic" else torch.zeros(len(z))
+        return Inputs(pictures["real"], there(z), eps, pictures.get("noise"), None if labels is None else there(labels).long())
+
+    def _pictures(self, index: Array, data: Any) -> dict[str, Array]:
+        labels = None if data["labels"] is None else data["labels"][index]
+        return {"real": data["pictures"][index].astype(jnp.float32) / 127.5 - 1, "labels": labels}
+
+    def _latents(self, key: Array) -> Array:
+        c = self.problem.config
+        return jax.random.normal(key, (c.batch, c.net.latent))
+
+    def _fed(self, key: Array, data: Any) -> tuple[dict[str, Array], Array]:
+        """What a critic phase is given, and which pictures they are."""
+        which, latents, epsilons, noises = jax.random.split(key, 5)[1:]
+        index = jax.random.randint(which, (self.problem.config.batch,), 0, len(data["pictures"]))
+        given = self._pictures(index, data)
+        given |= {"z": self._latents(latents), "eps": jax.random.uniform(epsilons, (len(index),))}
+        given["noise"] = jax.random.uniform(noises, given["real"].shape) if self.problem.draws_noise else None
+        return given, index
 
     def wait(self) -> None:
         jax.block_until_ready(self.state)
@@ -338,16 +368,17 @@ class Xla:
         """By XLA's own count of the compiled phase."""
         found = {}
         for name, phase in (("critic", self._critic), ("generator", self._generator)):
-            analysis: Any = phase.lower(self.state, self.inputs).compile().cost_analysis()
+            analysis: Any = phase.lower(self.state, self.data).compile().cost_analysis()
             found[name] = float((analysis[0] if isinstance(analysis, list) else analysis or {}).get("flops", math.nan))
         return found
 
     def _run(self, phase: str) -> None:
-        self.state = getattr(self, phase)(self.state, self.inputs)
+        self.state = getattr(self, phase)(self.state, self.data)
 
-    def _critic_phase(self, state: Any, given: Any) -> Any:
+    def _critic_phase(self, state: Any, data: Any) -> Any:
         c, p, b = self.problem.config, state["p"], state["b"]
-        key, next_key = jax.random.split(state["key"])
+        given, shown = self._fed(state["key"], data)
+        key, next_key = jax.random.split(jax.random.fold_in(state["key"], 1))
         new_g: Params = {}
         fake = lax.stop_gradient(self.generator(p["g"], b["g"], new_g, given["z"], given["labels"]))
         held = self.critic.iterated(p["c"], b["c"])
@@ -359,7 +390,7 @@ class Xla:
             params = jax.tree.map(lambda x: jnp.clip(x, -c.loss.clip, c.loss.clip), params)
         return state | {
             "p": p | {"c": params}, "m": state["m"] | {"c": m}, "v": state["v"] | {"c": v}, "t": state["t"] | {"c": t},
-            "b": {"g": b["g"] | new_g, "c": held | new_c}, "key": next_key,
+            "b": {"g": b["g"] | new_g, "c": held | new_c}, "key": next_key, "shown": shown,
         }  # fmt: skip
 
     def _critic_loss(self, p: Params, b: Params, holder: "_Holder", given: Any, fake: Array, key: Array) -> Array:
@@ -403,9 +434,10 @@ class Xla:
         holder.value = new
         return total
 
-    def _generator_phase(self, state: Any, given: Any) -> Any:
+    def _generator_phase(self, state: Any, data: Any) -> Any:
         c, p, b = self.problem.config, state["p"], state["b"]
-        key, next_key = jax.random.split(state["key"])
+        latents, key, next_key = jax.random.split(state["key"], 3)
+        given = self._pictures(state["shown"], data) | {"z": self._latents(latents)}  # of the classes last shown
         gradient, new_g = jax.grad(self._generator_loss, has_aux=True)(p["g"], p["c"], b, given, key)
         params, m, v, t = _adam(p["g"], gradient, state["m"]["g"], state["v"]["g"], state["t"]["g"], c.optim.lr_generator, c)
         average = jax.tree.map(lambda a, x: a + 1e-3 * (x - a), state["average"], params)

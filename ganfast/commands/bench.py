@@ -1,9 +1,8 @@
 """ganfast bench: measurements that can be cited."""
 
-import os
 from pathlib import Path
-from typing import Any
 
+from ganfast.commands.bench_setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
 
@@ -12,7 +11,9 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench train --preset wgan-gp --data mnist          naive, tuned, JAX and ganfast side by side, proven equal first
   ganfast bench train --all-presets --out benchmarks/results/   every preset; stops and goes on where it stopped
   ganfast bench train --preset r1 --sweep batch=16,32,64,128    how cost grows with work: batch, width or size
+  ganfast bench kernels --out results/                       kernels, cold and hot, against a measured copy
   ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
+  ganfast bench model wgan-gp --gpu h200 --gpus 8            predicted times, and what bounds them
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
   ganfast bench report benchmarks/results/*.json --out report/  a Markdown table and plots as PNG and SVG
@@ -22,9 +23,11 @@ Each has --help.
 
 
 def bench(args: list[str]) -> None:
+    from ganfast.commands.bench_kernels import kernels
+    from ganfast.commands.bench_model import model
     from ganfast.commands.bench_sample import sample
 
-    commands = {"train": _train, "sample": sample, "compare": _compare, "report": _report}
+    commands = {"train": _train, "kernels": kernels, "sample": sample, "model": model, "compare": _compare, "report": _report}
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
@@ -33,56 +36,19 @@ def bench(args: list[str]) -> None:
     commands[args[0]](args[1:])
 
 
-def _setting_flags(parser: Any) -> None:
-    parser.add_argument("--preset", default="wgan-gp", help="default wgan-gp")
-    parser.add_argument("--data", default="mnist", help="whose shape and batch: digits, mnist, celeba; noise is measured")
-    for name in ("size", "channels", "width", "batch"):
-        parser.add_argument(f"--{name}", type=int, default=0, help="0 = as the preset has it for that data")
-    parser.add_argument("--classes", type=int, default=-1, help="-1 = the data's; 0 = none")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--threads", type=int, default=0, help="of torch and XLA alike; 0 = all")
-    parser.add_argument("--rounds", type=int, default=30, help="samples of each variant, taken in turns (default 30)")
-
-
-def _setting(given: Any) -> Any:
-    from ganfast.bench.setting import Setting
-
-    for name in ("size", "channels", "width", "batch", "threads"):
-        if getattr(given, name) < 0:
-            raise InputError(f"{name} is {getattr(given, name)}; expected 1 or more, or 0 to leave it")
-    if given.rounds < 5:
-        raise InputError(f"rounds is {given.rounds}; expected 5 or more: fewer samples have no percentiles")
-    names = ("preset", "data", "size", "channels", "classes", "width", "batch", "precision", "device")
-    setting = Setting(**{name: getattr(given, name) for name in names})
-    setting.config()
-    return setting
-
-
-def use_threads(count: int) -> None:
-    """The same number for torch and XLA. XLA takes as many as the process may use when it starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = count or int(os.environ.get("OMP_NUM_THREADS") or cores)
-    if count == 1:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import torch
-
-    torch.set_num_threads(count)
-
-
 def _train(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench train", "Critic, generator and whole iteration by every variant, proven equal, timed in turns"
     )
-    _setting_flags(parser)
+    setting_flags(parser)
     parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
     parser.add_argument("--variants", default="", help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)")
     parser.add_argument("--sweep", default="", metavar="batch=16,32", help="several batches, widths or sizes")
-    parser.add_argument("--out", default="", help="folder for dated JSON records; what it holds of this commit is not repeated")
+    parser.add_argument("--out", default="", help="folder for dated JSON records; what it has of this code is not repeated")
+    parser.add_argument("--memory", action="store_true", help="peak memory on a CPU too, in processes of their own")
     parser.add_argument("--again", action="store_true", help="measure what --out already holds")
     given = parser.parse_args(args)
-    setting = _setting(given)
+    setting = setting_of(given)
     from dataclasses import replace
 
     from ganfast.presets import PRESETS
@@ -94,6 +60,7 @@ def _train(args: list[str]) -> None:
     import torch
 
     from ganfast.bench import train
+    from ganfast.bench.variants import DEFAULT, VARIANTS
     from ganfast.log import say
 
     if given.sweep:
@@ -101,13 +68,15 @@ def _train(args: list[str]) -> None:
         if not values.replace(",", "").isdigit():
             raise InputError(f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=...")
         settings = train.swept(setting, name, [int(v) for v in values.split(",")])
-    chosen = tuple(given.variants.split(",")) if given.variants else train.DEFAULT
+    chosen = tuple(given.variants.split(",")) if given.variants else DEFAULT
     if given.variants == "all" or (not given.variants and torch.cuda.is_available() and given.device != "cpu"):
-        chosen = tuple(train.VARIANTS)
-    wrong = [name for name in chosen if name not in train.VARIANTS]
+        chosen = tuple(VARIANTS)
+    wrong = [name for name in chosen if name not in VARIANTS]
     if wrong:
-        raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], train.VARIANTS)}")
-    found = train.run(settings, train.Plan(chosen, given.rounds), Path(given.out) if given.out else None, given.again, say)
+        raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
+    found = train.run(
+        settings, train.Plan(chosen, given.rounds, given.memory), Path(given.out) if given.out else None, given.again, say
+    )
     print(train.overview(found))
 
 
@@ -116,7 +85,7 @@ def _compare(args: list[str]) -> None:
     parser.add_argument("records", nargs="*", help="OLD.json NEW.json")
     parser.add_argument("--base", default="", metavar="REV", help="measure this checkout against a commit instead, interleaved")
     parser.add_argument("--starts", type=int, default=5, help="fresh processes of either side (default 5)")
-    _setting_flags(parser)
+    setting_flags(parser)
     given = parser.parse_args(args)
     from ganfast.bench import compare
 
@@ -125,7 +94,7 @@ def _compare(args: list[str]) -> None:
             raise InputError("give two records or --base REV, not both")
         if given.starts < 3:
             raise InputError(f"starts is {given.starts}; expected 3 or more: fewer give no interval")
-        found = compare.with_base(given.base, _setting(given), given.starts, given.rounds, given.threads)
+        found = compare.with_base(given.base, setting_of(given), given.starts, given.rounds, given.threads)
     elif len(given.records) == 2:
         from ganfast.bench.records import read
 

@@ -1,0 +1,186 @@
+"""`ganfast bench kernels`: every kernel against eager torch and torch.compile, with a cold and a hot cache, and a measured copy.
+
+Where there is neither a GPU nor triton's interpreter, the definitions alone are measured: what a CPU runs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ganfast.bench import calibrate, records
+from ganfast.bench.activity import device_activity
+from ganfast.bench.operations import OperationCount
+from ganfast.bench.timing import HostClock, device_times
+from ganfast.errors import RunError
+from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
+from ganfast.kernels._triton import use_triton
+
+_LEAK = 0.2
+_LAYERS = [(192, 64, 14, 14), (384, 64, 32, 32), (384, 256, 8, 8), (1536, 128, 32, 32)]  # outputs of convolutions
+_PICTURES = [(64, 1, 28, 28), (128, 3, 64, 64), (4096, 3, 64, 64), (512, 3, 256, 256)]
+_SMALL_LAYERS, _SMALL_PICTURES = [(96, 32, 14, 14)], [(64, 1, 28, 28), (32, 3, 64, 64)]
+_AGREE = 2e-2  # of the largest value: roundings to bf16
+
+
+class Case(NamedTuple):
+    """One kernel on one tensor."""
+
+    kernel: str
+    shape: tuple[int, ...]
+    bytes: int  # the least that must move
+    variants: Mapping[str, Callable[[], Any]]  # triton, eager, compile
+    results: Callable[[Any], list[Tensor]]  # what of a variant's answer must agree
+
+
+def cases(device: torch.device, small: bool) -> Iterator[Case]:
+    """Of every kernel; ``small``: sizes for a CPU."""
+    for shape in _SMALL_LAYERS if small else _LAYERS:
+        x = torch.randn(shape, device=device, dtype=torch.float32 if small else torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
+        b = torch.randn(shape[1], device=device)
+        ones = torch.ones(shape[0], device=device)
+        y, bits = bias_act.bias_act_reference(x, b, _LEAK)
+        dy, size = torch.randn_like(x), x.nbytes
+
+        def forward(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            y = F.leaky_relu(x + b.to(x.dtype)[:, None, None], _LEAK)
+            return y, y > 0
+
+        def delta(dy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            dz = torch.where(y > 0, dy, dy * _LEAK)
+            return dz, dz.sum((0, 2, 3), dtype=torch.float32)
+
+        def tangent(dy: Tensor, y: Tensor) -> Tensor:
+            return torch.where(y > 0, dy, dy * _LEAK)
+
+        yield Case("bias_act", shape, 2 * size + x.numel() // 8, {
+            "triton": partial(bias_act.bias_act_triton, x, b, _LEAK),
+            **_both(forward, x, b),
+        }, lambda a: [a[0]])  # fmt: skip
+        yield Case("bias_act_delta", shape, 2 * size + x.numel() // 8, {
+            "triton": partial(bias_act.bias_act_delta_triton, dy, bits, _LEAK, ones),
+            **_both(delta, dy, y),
+        }, list)  # fmt: skip
+        yield Case("bias_act_tangent", shape, 2 * size + x.numel() // 8, {
+            "triton": partial(bias_act.bias_act_tangent_triton, dy, bits, _LEAK),
+            **_both(tangent, dy, y),
+        }, lambda a: [a])  # fmt: skip
+    for shape in _SMALL_PICTURES if small else _PICTURES:
+        g = torch.randn(shape, device=device, dtype=torch.float32)
+        given = (10.0, 1.0, False, False, 1 / shape[0])
+        whole = g[0].numel() <= gradient_penalty._ONE_PROGRAM
+        penalty = partial(_penalty, given)
+        yield Case("gradient_penalty", shape, (2 if whole else 3) * g.numel() * 4, {
+            "triton": partial(gradient_penalty.gradient_penalty_triton, g, *given),
+            **_both(penalty, g),
+        }, list)  # fmt: skip
+        x = torch.rand(shape, device=device) * 2 - 1
+        yield Case("to_uint8", shape, x.numel() * 5, {
+            "triton": partial(to_uint8.to_uint8_triton, x),
+            **_both(to_uint8.to_uint8_reference, x),
+        }, lambda a: [a.float()])  # fmt: skip
+    index = torch.arange(1024 if small else 8192, device=device)
+    yield Case("latents", (len(index), 128), len(index) * 128 * 4, {
+        "triton": lambda: latents.draw_triton(0, 1, index, 128, True),
+        **_both(lambda index: latents.latents_reference(0, 1, index, 128), index),
+    }, lambda a: [a])  # fmt: skip
+    yield from _adam(device, 500_000 if small else 20_000_000)
+
+
+def _adam(device: torch.device, count: int) -> Iterator[Case]:
+    """A step moves its own buffers on, so each variant has its own."""
+
+    def buffers() -> tuple[list[Tensor], Tensor, Tensor]:
+        flat = [torch.full((count,), 0.1, device=device) for _ in range(4)]
+        return flat, torch.full((count,), 0.1, device=device), torch.empty(count, dtype=torch.bfloat16, device=device)
+
+    step, rate, decay = (torch.tensor(v, device=device) for v in (3.0, 1e-3, 0.999))
+    rates = adam_ema.adam_rates(step, rate, decay, 0.5, 0.99)
+
+    def move(function: Callable[..., Any], flat: list[Tensor], average: Tensor, low: Tensor) -> None:
+        function(*flat, rates, 0.5, 0.99, 1e-8, average, low)
+
+    functions = {
+        "triton": adam_ema.adam_ema_triton, "eager": adam_ema.adam_ema_reference,
+        "compile": torch.compile(adam_ema.adam_ema_reference),
+    }  # fmt: skip
+    variants = {name: partial(move, function, *buffers()) for name, function in functions.items()}
+    yield Case("adam_ema", (count,), 38 * count, variants, lambda a: [])
+
+
+def _penalty(given: tuple[Any, ...], g: Tensor) -> tuple[Tensor, ...]:
+    return tuple(gradient_penalty.gradient_penalty_reference(g, *given))
+
+
+def _both(function: Callable[..., Any], *given: Tensor) -> dict[str, Callable[[], Any]]:
+    compiled = torch.compile(function, dynamic=False)
+    return {"eager": lambda: function(*given), "compile": lambda: compiled(*given)}
+
+
+def measure(names: Sequence[str], device: torch.device, rounds: int, compile: bool, said: Callable[[str], None]) -> records.Record:
+    """Every case of the kernels in ``names`` (all where it is empty): proven equal, then timed in turns.
+
+    Raises:
+        RunError: two variants of a kernel disagree.
+    """
+    on_gpu, clock = device.type == "cuda", HostClock()
+    peaks = calibrate.peaks(device, torch.bfloat16 if on_gpu else torch.float32, clock)
+    copy = peaks["copy_bytes_per_s"]
+    said(calibrate.describe(peaks))
+    has_kernels = use_triton(torch.empty(1, device=device))
+    measured: list[dict[str, Any]] = []
+    for case in cases(device, small=not on_gpu):
+        if names and case.kernel not in names:
+            continue
+        variants = {k: run for k, run in case.variants.items() if (k != "triton" or has_kernels) and (k != "compile" or compile)}
+        _agree(case, variants)
+        for cache in ("cold", "hot"):
+            times = device_times(variants, rounds, cold=cache == "cold", device=device)
+            for name, seconds in times.items():
+                one = records.measurement(cache, name, seconds, case=f"{case.kernel} {'x'.join(map(str, case.shape))}")
+                median = one["summary"]["median"]
+                one |= {"least_bytes": case.bytes, "bytes_per_s": case.bytes / median, "share_of_copy": case.bytes / median / copy}
+                if cache == "hot":
+                    one["launches"] = _launches(variants[name], median, on_gpu)
+                measured.append(one)
+        said(line(measured, case))
+    conditions = {
+        "device": device.type, "gpu": torch.cuda.get_device_name() if on_gpu else None, "threads": torch.get_num_threads(),
+        "rounds": rounds,
+    }  # fmt: skip
+    return records.make("kernels", f"kernels-{device.type}", conditions, measured, peaks)
+
+
+def _agree(case: Case, variants: Mapping[str, Callable[[], Any]]) -> None:
+    answers = {name: case.results(run()) for name, run in variants.items()}
+    for name, answer in answers.items():
+        for ours, theirs in zip(answer, answers["eager"], strict=True):
+            gap = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+            if not gap < _AGREE:
+                raise RunError(f"{case.kernel} {case.shape}: {name} and eager differ by {gap:.2g} of the largest value")
+
+
+def _launches(run: Callable[[], object], seconds: float, on_gpu: bool) -> int | None:
+    """Kernels of one call on a GPU; on a CPU operations, of what torch.compile made none are seen."""
+    if on_gpu:
+        return int(device_activity(run, torch.cuda.synchronize, seconds)["launches"])
+    with OperationCount() as count:
+        run()
+    return len(count.operations) or None
+
+
+def line(measured: list[dict[str, Any]], case: Case) -> str:
+    """Of a case just measured: cold times, share of the copy, and ratios over eager."""
+    name = f"{case.kernel} {'x'.join(map(str, case.shape))}"
+    cold = {m["variant"]: m for m in measured if m["case"] == name and m["phase"] == "cold"}
+    eager = cold["eager"]["summary"]["median"]
+    cells = [
+        f"{k} {m['summary']['median'] * 1e6:,.1f} us ({m['share_of_copy']:.0%} of the copy, {eager / m['summary']['median']:.2f}x)"
+        for k, m in cold.items()
+    ]
+    return f"{name:34} cold: {', '.join(cells)}"

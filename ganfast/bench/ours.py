@@ -1,0 +1,93 @@
+"""The iteration that `ganfast train` runs, as phases: its feed, steps, optimizers and captures, composed as `ganfast.loop` does."""
+
+import torch
+
+from ganfast.bench.plain import Step
+from ganfast.bench.problem import Inputs, Problem
+from ganfast.config import EngineName
+from ganfast.data.resident import ResidentData
+from ganfast.device import prepared
+from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.feed import CriticFeed, Feed, GeneratorFeed
+from ganfast.loop import State
+from ganfast.phases import Graphs, Phase, Stats
+
+
+class Ours:
+    """Phases of one problem. Beside critic and generator there is what is drawn ahead, once for ``self.ahead`` iterations.
+
+    Args:
+        engine: as in the config.
+        compile: the steps.
+        graph: capture the phases; InputError where they cannot be.
+    """
+
+    def __init__(self, problem: Problem, engine: EngineName = "auto", compile: bool = False, graph: bool = False) -> None:
+        c, device, self.problem = problem.config, problem.device, problem
+        data = ResidentData(problem.pack, device, c.seed)
+        self.feed = Feed(c, data)
+        self.ahead, self._turns = self.feed.ahead, self.feed.ahead * c.optim.critic_steps
+        generator, critic = (prepared(net, device) for net in problem.networks(0))
+        self.state = State.of(generator, critic, c, problem.autocast)
+        self.generator, self.critic, self.average = self.state.generator, self.state.critic, self.state.average
+        self.adam_generator, self.adam_critic = self.state.optimizer_generator, self.state.optimizer_critic
+        twins = self.adam_generator.computing, self.adam_critic.computing
+        self.critic_step = make_critic_step(
+            self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False, computing=twins[1]
+        )
+        self.generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile, twins)
+        graphs = Graphs("on" if graph else "off", device)
+        self._critic = Phase("critic", self._critic_phase, graphs)
+        self.phases: dict[str, Step] = {
+            "critic": self._turn, "generator": Phase("generator", self._generator_phase, graphs),
+            "draw": Phase("drawing", self._draw, graphs),
+        }  # fmt: skip
+        self.feed.set(0)
+        self.feed.draw()
+        self.rewind()
+        for phase in self.phases.values() if graph else ():
+            for _ in range(5):  # a phase is captured behind its first calls, and what is captured is to be proven
+                phase()
+
+    def rewind(self) -> None:
+        """To the second turn, so that the generator has pictures last shown; the weights may be others than before."""
+        for optimizer in (self.adam_generator, self.adam_critic):
+            optimizer.renew()
+        self.feed.set(0)
+        self.feed.clock.fill_(self.problem.config.batch)
+        self._at = 1
+
+    def used(self, phase: str) -> Inputs:
+        """What the first call of a phase after `rewind` is fed."""
+        self.feed.clock.fill_(self.problem.config.batch if self._turns > 1 or phase == "generator" else 0)
+        given: CriticFeed | GeneratorFeed = self.feed.critic() if phase == "critic" else self.feed.generator()
+        real = torch.empty(0) if given.real is None else given.real
+        eps, noise = (given.eps, given.noise) if isinstance(given, CriticFeed) else (torch.empty(0), None)
+        self.rewind()
+        return Inputs(real, given.z, eps, noise, given.labels)
+
+    def _turn(self) -> None:
+        if self._at >= self._turns:  # the same tables again: what they hold does not matter to speed
+            self.feed.set(0)
+            self._at = 0
+        self._at += 1
+        self._critic()
+
+    def _draw(self) -> Stats:
+        self.feed.draw()
+        return {}
+
+    def _critic_phase(self) -> Stats:
+        c, given, device = self.problem.config, self.feed.critic(), self.problem.device
+        with torch.no_grad(), torch.autocast(device.type, self.problem.autocast, enabled=self.problem.autocast is not None):
+            fake = draw(self.adam_generator.computing, given.z, given.labels)
+        stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=c.penalty.active)
+        self.adam_critic.step(given.rate, limit=c.loss.clip)
+        self.feed.clock.add_(c.batch)
+        return stats
+
+    def _generator_phase(self) -> Stats:
+        given = self.feed.generator()
+        stats = self.generator_step(given.z, given.labels, given.real)
+        self.adam_generator.step(given.rate, given.decay)
+        return stats
