@@ -72,7 +72,9 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
             raise
         raise InputError("networks and pictures do not fit into memory: lower --net.width or --size") from error
     if parent:
-        resume.fork(plan, parent, checkpoint)
+        said = resume.fork(plan, parent, checkpoint)
+        if not quiet:
+            say(said)
     with ExitStack() as held:
         resume.hold(plan.folder, held)
         try:
