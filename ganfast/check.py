@@ -89,7 +89,7 @@ def check_run(folder: Path | str) -> Checked:
             if path.exists():  # else whoever trains has just removed it
                 found.checkpoints[path.name] = str(error)
     found.problems += [problem for problem in found.checkpoints.values() if problem]
-    found.set_aside = sorted(p.name for p in (store / checkpoints.ASIDE).glob("*"))
+    found.set_aside = sorted(p.name for p in (store / checkpoints.ASIDE).glob("*") if p.is_dir())
     if (store / checkpoints.BEST).exists():
         best = checkpoints.best(store)
         found.best = best.name if best else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ganfast.commands.parsing import meant
-from ganfast.errors import InputError, RunError, cannot_write
+from ganfast.errors import InputError, RunError, is_mendable
 
 HELP = """ganfast: train generative adversarial networks fast, and draw from them.
 
@@ -98,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(InputError(f"`ganfast {args[0]}` needs {package}, which is not installed: pip install {package}"), 2)
     except OSError as error:  # a full disk, a folder that may not be written
-        failed = cannot_write(error.filename or f"what ganfast {args[0]} makes", error, "free some space, or choose another place")
-        return _fail(failed, 2 if isinstance(failed, InputError) else 1)
+        said = f"{error.filename or args[0]}: {error.strerror or error}"
+        if is_mendable(error):
+            return _fail(InputError(f"{said}; mend that, or choose another place"), 2)
+        return _fail(RunError(said), 1)
     return 0
 
 

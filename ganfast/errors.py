@@ -22,9 +22,14 @@ class RunError(RuntimeError):
     """Something failed while running that is not the user's input; exit code 1."""
 
 
+def is_mendable(error: OSError) -> bool:
+    """Whether a file operation failed for want of space or permission, or of a place."""
+    return error.errno in _MENDABLE
+
+
 def cannot_write(what: Path | str, error: OSError, way_out: str) -> InputError | RunError:
     """What to raise where a file could not be written: InputError where that is for want of space or permission."""
-    kind = InputError if error.errno in _MENDABLE else RunError
+    kind = InputError if is_mendable(error) else RunError
     return kind(f"{what} cannot be written: {error.strerror or error}; {way_out}")
 
 

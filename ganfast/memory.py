@@ -2,21 +2,23 @@
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ganfast.engine import make_critic_step, make_generator_step
+from ganfast.engine import CriticStep, GeneratorStep
 from ganfast.errors import is_out_of_memory
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, count_cost
 
+MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep]]
 _STEPS = 5  # until phases are captured as graphs
 _ROOM = 0.5  # share of the free memory that counted bytes may take: what an operation borrows while it runs is not counted
 
 
-def batch_that_fits(plan: Plan) -> int:
+def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
     """The first of half the plan's batch, a quarter, ... that fits into the memory there is; 0 where none from 2 on does.
 
     On a GPU it is tried: real first steps on the networks of the plan, which are of no use afterwards. On a CPU it is computed
@@ -30,7 +32,7 @@ def batch_that_fits(plan: Plan) -> int:
             raise
         return 0
     batch = plan.config.batch // 2
-    while batch >= 2 and (batch > most or (plan.device.type == "cuda" and not _runs(plan, batch))):
+    while batch >= 2 and (batch > most or (plan.device.type == "cuda" and not _runs(plan, make_steps, batch))):
         batch //= 2
     return batch if batch >= 2 else 0
 
@@ -54,15 +56,13 @@ def _free_bytes() -> float:
     return free
 
 
-def _runs(plan: Plan, batch: int) -> bool:
+def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     c, state = plan.config, plan.state
     torch.cuda.empty_cache()
     few = replace(c, batch=batch, kimg=_STEPS * batch * c.optim.critic_steps / 1000)
     state.images = 0  # where a lazy penalty is due
     try:
-        critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile)
-        generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile)
-        train_loop(state, plan.data, few, critic_step, generator_step, lambda: False, lambda *_: None, plan.autocast)
+        train_loop(state, plan.data, few, *make_steps(plan), lambda: False, lambda *_: None, plan.autocast)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -16,7 +16,7 @@ from typing import Any
 from ganfast import __version__, configfile, disk, locks
 from ganfast import checkpoint as checkpoints
 from ganfast.errors import InputError
-from ganfast.log import logger, say, split_log
+from ganfast.log import logger, split_log
 from ganfast.plan import Plan
 from ganfast.run import Run
 from ganfast.saving import restore
@@ -136,10 +136,10 @@ def refuse_as_fork(folder: Path) -> None:
         raise InputError(f"{folder} exists; a fork begins in a new directory{go_on}")
 
 
-def fork(plan: Plan, parent: Run, which: str) -> None:
+def fork(plan: Plan, parent: Run, which: str) -> str:
     """Make the plan's folder a run that stands where a checkpoint of another stands, with its log up to there and its history.
 
-    Any field may differ that leaves the networks their shape; what does is recorded.
+    Any field may differ that leaves the networks their shape; what does is recorded. Returns a sentence that says so.
 
     Raises:
         InputError: no such checkpoint, other networks, nothing left to train, or a folder that is taken or cannot be written.
@@ -171,7 +171,7 @@ def fork(plan: Plan, parent: Run, which: str) -> None:
             disk.publish(beside, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --fork") from error
-    say(f"{folder} is a fork of {path}" + (f" ({_listed(changed)})" if changed else ""))
+    return f"{folder} is a fork of {path}" + (f" ({_listed(changed)})" if changed else "")
 
 
 def write_record(run: Run) -> None:

@@ -78,7 +78,7 @@ class Run:
         return found[0]
 
     def find(self, which: str) -> Path:
-        """A checkpoint by its number of images ("12800" or "000012800") or its path; "" is the newest."""
+        """A checkpoint by its number of images ("12800" or "000012800"), "best", or its path; "" is the newest."""
         if not which:
             return self.latest()
         if which == "best" and (best := checkpoints.best(self.checkpoint_folder)):

@@ -19,7 +19,7 @@ from ganfast import resume
 from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
-from ganfast.engine import Choice, draw, make_critic_step, make_generator_step
+from ganfast.engine import Choice, CriticStep, GeneratorStep, draw, make_critic_step, make_generator_step
 from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
 from ganfast.export.latents import latents
@@ -77,7 +77,9 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
     if plan.device.type == "cpu":
         keep_freed_memory()
     if parent:
-        resume.fork(plan, parent, checkpoint)
+        said = resume.fork(plan, parent, checkpoint)
+        if not quiet:
+            say(said)
     with ExitStack() as held:
         resume.hold(plan.folder, held)
         try:
@@ -93,7 +95,7 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
 
 
 def _smaller_batch(plan: Plan) -> str:
-    batch, known = batch_that_fits(plan), checkpoints.listed(plan.folder / "checkpoints")
+    batch, known = batch_that_fits(plan, _make_steps), checkpoints.listed(plan.folder / "checkpoints")
     said = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
         return f"{said}, nor would it have at 2: lower --net.width or --size"
@@ -124,11 +126,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
     log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None)
-    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
-    critic_step = make_critic_step(
-        state.critic, config.loss, config.penalty, plan.autocast, config.engine, plan.compile, computing=twins[1]
-    )
-    generator_step = make_generator_step(state.generator, state.critic, config.loss, plan.autocast, plan.compile, twins)
+    critic_step, generator_step = _make_steps(plan)
     if not quiet:
         say(f"critic step: {critic_step.choice}")
     _write_engine(run, critic_step.choice)
@@ -156,6 +154,15 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
             f"{seconds:.0f} s\n  pictures  {folder}/samples\n  draw more ganfast sample {folder} -n 64 --grid grid.png"
         )
     return run
+
+
+def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep]:
+    state, c = plan.state, plan.config
+    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
+    return (
+        make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1]),
+        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins),
+    )
 
 
 class Writer:
@@ -272,7 +279,8 @@ class Writer:
     def _way_out(self) -> str:
         return (
             f"checkpoints in {self.run.checkpoint_folder} are from before; "
-            "lower --optim.lr-critic or --optim.lr-generator and train into another --out"
+            f"with `ganfast train --out {self.run.folder} --fork NEWDIR` a new run begins there: "
+            "lower --optim.lr-critic or --optim.lr-generator, or train into another --out"
         )
 
     def _sheet(self) -> Pictures:

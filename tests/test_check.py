@@ -164,7 +164,7 @@ def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     capsys.readouterr()
     code, out, _ = check()
     assert code == 0
-    assert "set aside   000000320, 000000320.png, log-after-000000240.jsonl\n" in out
+    assert "set aside   000000320\n" in out
     assert ", at 0.24 kimg: return\n" in out
     assert main(["run", "check", "other"]) == 0
     out = capsys.readouterr().out
