@@ -13,14 +13,18 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ganfast import checkpoint as checkpoints
 from ganfast import configfile, disk
 from ganfast.cli import main
 from ganfast.log import read_log
+from tests.test_training import assert_same_run  # and all that a training imports, before any victim is forked
 
 OPERATIONS = 90  # about two saves
 Death = dict[str, Any]  # how a victim ended, and what was lost with it
@@ -35,6 +39,8 @@ def victim(config: Path, out: Path, operation: int = 0) -> int:
         if operation:
             _die_in(operation)
         os._exit(main(["train", "--config", str(config), "--out", str(out), "--quiet"]))
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(99)
 
@@ -91,18 +97,6 @@ def killed_until_done(config: Path, out: Path, draw: random.Random, patience: fl
         before = now
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """Files of the newest checkpoint, and log lines but for their times, that differ between two runs."""
-    first, second = (checkpoints.listed(run / "checkpoints")[-1] for run in (one, other))
-    assert first.name == second.name
-    differing = [path.name for path in first.iterdir() if path.read_bytes() != (second / path.name).read_bytes()]
-    logs = [
-        [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in read_log(run / "log.jsonl")]
-        for run in (one, other)
-    ]
-    return differing + (["log.jsonl"] if logs[0] != logs[1] else [])
-
-
 def kill_often(configs: list[Path], folder: Path, kills: int, seed: int, number: int = signal.SIGKILL) -> Counter[str]:
     """Runs of each config in turn until ``kills`` processes were killed; every finished one is compared."""
     draw, counts, whole = random.Random(seed), Counter[str](), {}
@@ -117,7 +111,7 @@ def kill_often(configs: list[Path], folder: Path, kills: int, seed: int, number:
         out = folder / f"{config.stem}-{counts['runs']}"
         deaths = killed_until_done(config, out, draw, 0.6 * seconds, kills - counts["kills"], number)
         interval = round(configfile.read(config).log.save_kimg * 1000)
-        assert differences(spared, out) == []
+        assert_same_run(spared, out)
         # Training waits at a save for the one before: what is lost is never more than two intervals.
         assert all(death["lost"] <= 2 * interval for death in deaths), deaths
         counts.update(runs=1, kills=len(deaths), in_a_save=sum(bool(death["operation"]) for death in deaths))
@@ -134,10 +128,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGTERM", "SIGINT"))
     asked = parser.parse_args()
-    import torch
-
-    import ganfast.training  # every victim has them already  # noqa: F401
-
     torch.set_num_threads(1)
     found = kill_often(asked.configs, asked.folder, asked.kills, asked.seed, signal.Signals[asked.signal])
     print(json.dumps({"seed": asked.seed, "signal": asked.signal, **found}))
