@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    # Of the ONNX file, once they were checked: read once, and there for a refit to go back to when the folder is another bundle's.
+    model: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def model_path(self) -> Path:
@@ -45,7 +47,7 @@ class Bundle:
 
     def model_bytes(self) -> bytes:
         """The ONNX file."""
-        return self.read(MODEL)
+        return self.model or self.read(MODEL)
 
     def engine(self, key: str) -> bytes:
         """An engine by its key in ``manifest.engines``; InputError where there is none."""
@@ -114,7 +116,8 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
         bundle = Bundle(folder, manifest)
         try:
             for file in manifest.files:
-                bundle.read(file)
+                data = bundle.read(file)
+                bundle = replace(bundle, model=data) if file == MODEL else bundle
             return bundle
         except InputError:
             if attempt == _ATTEMPTS - 1 or _identity(folder) == before:
@@ -174,7 +177,7 @@ def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes]
             _swap(beside, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    return Bundle(out, manifest)
+    return Bundle(out, manifest, files[MODEL])
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:

@@ -77,8 +77,6 @@ class Sampler:
         self.bundle, self.backend_name, self.refused = bundle, backend.name, refused
         self._backend = backend
         self._cost = bucket_costs(bundle, backend.name)
-        # What a refit goes back to where it fails: by then the bundle itself may have been replaced.
-        self._model = b"" if bundle.manifest.precision == "int8" else bundle.model_bytes()
         self._plans: dict[int, list[int]] = {}
         self._lanes: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(backend.lanes):
@@ -174,14 +172,13 @@ class Sampler:
         with self._refitting:
             held = [self._take() for _ in range(self._backend.lanes)]  # nothing is being drawn now
             try:
-                model = bundle.model_bytes()
-                self._backend.refit(model)
+                self._backend.refit(bundle.model_bytes())
                 try:
                     check_golden(bundle, self._backend)
                 except Exception:
-                    self._backend.refit(self._model)
+                    self._backend.refit(self.bundle.model_bytes())
                     raise
-                self.bundle, self._model = bundle, model
+                self.bundle = bundle
             finally:
                 for _ in held:
                     self._lanes.put(self._backend.lane())

@@ -272,7 +272,8 @@ FIRST_NORM = "(net.project.bias.double() * scale + shift)"
 MUTATIONS = {
     # Trust.
     "hashes that nobody compares": ("bundle", "if FileFacts.of(data) != facts:", "if False:", changed_bytes_are_refused),
-    "files that nobody reads": ("bundle", "bundle.read(file)", "pass", changed_bytes_are_refused),
+    "files that nobody looks at": (
+        "bundle", "data = bundle.read(file)", "data = (folder / file).read_bytes()", changed_bytes_are_refused),
     "a pinned digest that nobody compares": (
         "bundle", "if digest is not None and manifest.digest != digest:", "if False:", only_the_pinned_bundle_opens),
     "a manifest that may be changed": ("manifest", "if said != _digest(plain) or", "if False and", a_changed_manifest_is_refused),
@@ -341,7 +342,8 @@ MUTATIONS = {
     "a class too many": ("rows", "0 <= label < len(manifest.classes)", "0 <= label <= len(manifest.classes)",
         a_request_out_of_range_is_refused),
     # Weights that change, engines that stay.
-    "a refit that does not go back": ("sampler", "self._backend.refit(self._model)", "pass", a_refit_is_all_or_nothing),
+    "a refit that does not go back": (
+        "sampler", "self._backend.refit(self.bundle.model_bytes())", "pass", a_refit_is_all_or_nothing),
     "a refit that nobody looks at": ("sampler", "check_golden(bundle, self._backend)", "pass", a_refit_is_all_or_nothing),
     "a refit that does nothing": (
         "run_onnxruntime", "self._open(model)  # takes", "pass  # takes", a_refit_is_all_or_nothing),
