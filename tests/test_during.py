@@ -119,7 +119,7 @@ def test_scoring_that_cannot_be_is_refused_before_anything_is_trained(changes, m
 
     with pytest.raises(InputError, match=message):
         attempt()
-    assert not checkpoints.listed(tmp_path / "run/checkpoints")
+    assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_class_scores_need_an_extractor_that_names_classes(data, tmp_path):
