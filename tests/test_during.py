@@ -17,7 +17,7 @@ from ganfast.log import read_log
 from ganfast.run import Run
 from ganfast.training import Interrupted, train
 
-from .test_training import assert_same_run, files, stop_at, tensors, tiny  # noqa: F401
+from .test_training import assert_same_run, stop_at, tensors, tiny  # noqa: F401
 
 SCORED = ScoreConfig(every_kimg=0.16, count=150)  # of 320 images: two scorings
 
