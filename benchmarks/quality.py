@@ -121,7 +121,7 @@ def table(data: str) -> str:
         raise SystemExit(f"no record of {data} in {RESULTS}")
     records.sort(key=lambda r: r["last"]["scores"]["frechet"])
     large = records[0]["last"]["ceiling"] > 1000  # distances of other networks than the classifier are thousands
-    keys = {"frechet": ",.0f" if large else ".2f", "kernel": ".1f" if large else ".4f"}
+    keys = {"frechet": ",.0f" if large else ".2f", "kernel": ".2g" if large else ".4f"}
     keys |= {"precision": ".3f", "recall": ".3f", "density": ".2f", "coverage": ".3f"}
     if data == "stacked-mnist":
         keys = {"modes": ".0f", "kl_data": ".3f"} | keys

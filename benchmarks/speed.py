@@ -110,8 +110,9 @@ def run(config: Config, goal: Goal, judge: Judge, looks: int, limit: float) -> d
         return bool(history and history[-1]["reached"]) or time.monotonic() - began > limit
 
     c, state = plan.config, plan.state
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile)
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile)
+    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1])
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins)
     train_loop(state, plan.data, c, critic_step, generator_step, stop, on_step, plan.autocast)
     reached = next((line for line in history if line["reached"]), None)
     return {

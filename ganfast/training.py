@@ -110,6 +110,8 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     found = resume.find(run, checkpoint)
     if found:
         restore(state, found[2], found[1].images, str(found[0]))
+    # Made before anything is written, as it refuses what it cannot do.
+    scorer = Scorer(config, plan.pack.info, plan.device) if config.score.every_kimg and _left(state, config) else None
     if _left(state, config):
         if found:
             resume.go_on_from(run, found, changed)
@@ -130,7 +132,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     if not quiet:
         say(f"critic step: {critic_step.choice}")
     _write_engine(run, critic_step.choice)
-    writer = Writer(plan, run, log)
+    writer = Writer(plan, run, log, scorer)
     began, first = time.monotonic(), state.images
     try:
         with signals() as stopped:
@@ -168,11 +170,12 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep]:
 class Writer:
     """What a run writes while it trains, each when due: log lines, sample grids, checkpoints of states that the guard passed."""
 
-    def __init__(self, plan: Plan, run: Run, log: RunLog) -> None:
-        self.plan, self.run, self.log, c = plan, run, log, plan.config
+    def __init__(self, plan: Plan, run: Run, log: RunLog, scorer: Scorer | None = None) -> None:
+        self.plan, self.run, self.log, self.scorer, c = plan, run, log, scorer, plan.config
         whole = c.kimg * 1000
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
         self.save_every = c.log.save_kimg * 1000 or whole / 10
+        self.score_every = c.score.every_kimg * 1000
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
         self.said, self.restored_at = "", -1  # of the last divergence

@@ -17,7 +17,7 @@ from ganfast.log import read_log
 from ganfast.run import Run
 from ganfast.training import Interrupted, train
 
-from .test_training import assert_same_run, files, stop_at, tensors, tiny  # noqa: F401
+from .test_training import assert_same_run, stop_at, tensors, tiny  # noqa: F401
 
 SCORED = ScoreConfig(every_kimg=0.16, count=150)  # of 320 images: two scorings
 
@@ -119,7 +119,7 @@ def test_scoring_that_cannot_be_is_refused_before_anything_is_trained(changes, m
 
     with pytest.raises(InputError, match=message):
         attempt()
-    assert not checkpoints.listed(tmp_path / "run/checkpoints")
+    assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_class_scores_need_an_extractor_that_names_classes(data, tmp_path):
