@@ -106,7 +106,8 @@ def _adam(device: torch.device, count: int) -> Iterator[Case]:
         function(*flat, rates, 0.5, 0.99, 1e-8, average, low)
 
     variants: dict[str, Callable[[], Any]] = {
-        "triton": partial(move, adam_ema.adam_ema_triton, *buffers()), "eager": partial(move, adam_ema.adam_ema_reference, *buffers()),
+        "triton": partial(move, adam_ema.adam_ema_triton, *buffers()),
+        "eager": partial(move, adam_ema.adam_ema_reference, *buffers()),
         "compile": _Compiled(partial(move, adam_ema.adam_ema_reference), *buffers()),
     }  # fmt: skip
     yield Case("adam_ema", (count,), 38 * count, variants, lambda a: [])
