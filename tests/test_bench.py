@@ -304,6 +304,27 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     assert main(["bench", "compare", str(path), str(path)]) == 0
 
 
+def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
+    assert main(shlex.split(f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}")) == 0
+    (path,) = tmp_path.glob("*-kernels-cpu.json")
+    record = records.read(path)
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("cold", "eager"), ("hot", "eager")}
+    for m in record["measurements"]:
+        assert m["bytes_per_s"] == pytest.approx(m["least_bytes"] / m["summary"]["median"])
+    small = next(m for m in record["measurements"] if m["case"] == "to_uint8 64x1x28x28")
+    assert small["least_bytes"] == 64 * 28 * 28 * 5  # float32 in, uint8 out
+
+
+def test_kernels_that_disagree_are_not_timed():
+    import torch
+
+    from ganfast.bench.kernels import Case, _agree
+
+    case = Case("sum", (3,), 12, {"eager": lambda: torch.ones(3), "triton": lambda: torch.ones(3) * 1.1}, lambda a: [a])
+    with pytest.raises(RunError, match="triton and eager differ by 0.1"):
+        _agree(case, case.variants)
+
+
 def test_compare_exits_1_on_a_regression(tmp_path, capsys):
     old, new = (tmp_path / name for name in ("old.json", "new.json"))
     old.write_text(json.dumps(made()))
@@ -322,6 +343,7 @@ def test_compare_exits_1_on_a_regression(tmp_path, capsys):
         ("bench train --rounds 2", "rounds is 2; expected 5 or more"),
         ("bench train --sweep depth=1,2", "sweep is over 'depth'"),
         ("bench train --sweep batch", "sweep is 'batch'"),
+        ("bench kernels conv", "kernel 'conv' is unknown"),
         ("bench model", "give a preset"),
         ("bench model wgan-gp --gpu gtx", "gpu is 'gtx'; expected one of h100"),
         ("bench model wgan-gp --gpus 5", "expected a number that divides the batch, 32"),

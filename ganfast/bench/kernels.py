@@ -105,11 +105,11 @@ def _adam(device: torch.device, count: int) -> Iterator[Case]:
     def move(function: Callable[..., Any], flat: list[Tensor], average: Tensor, low: Tensor) -> None:
         function(*flat, rates, 0.5, 0.99, 1e-8, average, low)
 
-    functions = {
-        "triton": adam_ema.adam_ema_triton, "eager": adam_ema.adam_ema_reference,
-        "compile": torch.compile(adam_ema.adam_ema_reference),
+    variants: dict[str, Callable[[], Any]] = {
+        "triton": partial(move, adam_ema.adam_ema_triton, *buffers()),
+        "eager": partial(move, adam_ema.adam_ema_reference, *buffers()),
+        "compile": _Compiled(partial(move, adam_ema.adam_ema_reference), *buffers()),
     }  # fmt: skip
-    variants = {name: partial(move, function, *buffers()) for name, function in functions.items()}
     yield Case("adam_ema", (count,), 38 * count, variants, lambda a: [])
 
 
@@ -118,8 +118,19 @@ def _penalty(given: tuple[Any, ...], g: Tensor) -> tuple[Tensor, ...]:
 
 
 def _both(function: Callable[..., Any], *given: Tensor) -> dict[str, Callable[[], Any]]:
-    compiled = torch.compile(function, dynamic=False)
-    return {"eager": lambda: function(*given), "compile": lambda: compiled(*given)}
+    return {"eager": partial(function, *given), "compile": _Compiled(function, *given)}
+
+
+class _Compiled:
+    """Compiled when it is first called: importing the compiler alone takes seconds."""
+
+    def __init__(self, function: Callable[..., Any], *given: Any) -> None:
+        self._function, self._given = function, given
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self) -> Any:
+        self._compiled = self._compiled or torch.compile(self._function, dynamic=False)
+        return self._compiled(*self._given)
 
 
 def measure(names: Sequence[str], device: torch.device, rounds: int, compile: bool, said: Callable[[str], None]) -> records.Record:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Problem:
         """``proof``: without dropout, whose draws no two frameworks share, so that gradients can be compared."""
         self.setting = setting
         self.device = find_device(setting.device)
+        _keep_freed_memory(self.device)
         config = resolved(setting.config(), self.device)
         net = replace(config.net, critic_dropout=0.0) if proof else config.net
         self.config: Config = replace(config, net=net, kimg=1e9, seed=0)  # so long that the rate does not fall while measuring
@@ -70,3 +72,11 @@ class Problem:
     def images(self) -> int:
         """Reals shown in one iteration."""
         return self.config.optim.critic_steps * self.config.batch
+
+
+def _keep_freed_memory(device: torch.device) -> None:
+    """As `ganfast train` does for its whole process, so the baselines have it too; a revision compared with may not know it."""
+    if device.type == "cpu" and find_spec("ganfast.host_memory"):
+        from ganfast.host_memory import keep_freed_memory
+
+        keep_freed_memory()

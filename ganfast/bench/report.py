@@ -152,7 +152,7 @@ def _scaling(axis: str, group: Sequence[Record]) -> Any:
     axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms an iteration")
     ticks = [r["conditions"][axis] for r in group]
     axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
