@@ -27,6 +27,7 @@ def find_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto")
+        torch.cuda.set_device(device.index or 0)  # what waits for "the" device waits for this one
         return torch.device("cuda", device.index or 0)  # with its index, as tensors there name it
     return device
 

@@ -1,11 +1,14 @@
 """Memory that a training frees and takes again in every step, kept instead of being given back to the system."""
 
 import ctypes
-import logging
 import sys
+from typing import Any
+
+from ganfast.log import logger
 
 _TRIM, _TOP_PAD, _MMAP = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of mallopt(3)
 _KEPT = 2**31 - 1
+_MOST = 2**25  # bytes; glibc takes no higher M_MMAP_THRESHOLD before 2.35
 
 
 def keep_freed_memory() -> None:
@@ -15,11 +18,21 @@ def keep_freed_memory() -> None:
     faults in a WGAN-GP critic step on pictures of 28x28, a tenth of its CPU time. The price: the process keeps its peak until it
     ends.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    if mallopt is None or not (mallopt(_MMAP, 2**30) or mallopt(_MMAP, 2**25)):
-        logging.getLogger("ganfast").debug("freed memory goes back to the system: this C library has no mallopt")
+    mallopt = _of_libc("mallopt")
+    if mallopt is None or not (mallopt(_MMAP, 2**30) or mallopt(_MMAP, _MOST)):
+        logger.debug("freed memory goes back to the system: this C library has no mallopt")
         return
     mallopt(_TRIM, _KEPT)
     mallopt(_TOP_PAD, 2**26)
+
+
+def give_back_freed_memory() -> None:
+    """Once, whatever was kept."""
+    trim = _of_libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_libc(name: str) -> Any:
+    """A function of glibc; None where the C library is another, as musl."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

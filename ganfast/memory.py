@@ -10,6 +10,7 @@ import torch
 
 from ganfast.engine import CriticStep, GeneratorStep
 from ganfast.errors import is_out_of_memory
+from ganfast.host_memory import give_back_freed_memory
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, count_cost
 
@@ -25,6 +26,7 @@ def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
     from the bytes counted for a picture, as what runs out of memory there may be ended rather than refused.
     """
     gc.collect()
+    give_back_freed_memory()  # or what the failed step had would count as taken
     try:
         most = float("inf") if plan.device.type == "cuda" else _most_by_count(plan)
     except Exception as error:

@@ -48,8 +48,10 @@ class Graphs:
         self.pool = torch.cuda.graph_pool_handle() if self.active else None
         self.side = torch.cuda.Stream(device) if self.active else None
 
-    def give_up(self, phase: str, error: Exception) -> None:
-        """A phase could not be captured: no other is tried, as their graphs share memory. Raises InputError under "on"."""
+    def give_up(self, phase: str, error: BaseException) -> None:
+        """A phase could not be captured: no other is tried, and none replayed. Raises InputError under "on"."""
+        while error.__context__ is not None:  # ending a capture that is broken already raises an error of its own
+            error = error.__context__
         why = f"the {phase} phase cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if self.wanted == "on":
             raise InputError(f"cuda_graphs is on, but {why}; use auto or off") from error
@@ -61,7 +63,9 @@ class Graphs:
 
 
 class Phase:
-    """``step`` as it is, or replayed. What a replay returns lies in tensors that the next one overwrites."""
+    """``step`` as it is, or replayed. What a replay returns lies in tensors that the phase's next one overwrites, and no other's:
+    graphs that share a pool may use each other's memory, so the statistics are copied out of it.
+    """
 
     def __init__(self, name: str, step: Callable[[], Stats], graphs: Graphs) -> None:
         self.name, self._step, self._graphs = name, step, graphs
@@ -75,7 +79,7 @@ class Phase:
                 self._calls += 1
                 return self._aside()
             self._capture()
-        if self._graph is None:
+        if self._graph is None or not self._graphs.active:
             return self._step()
         self._graph.replay()
         return self._stats
@@ -89,15 +93,20 @@ class Phase:
         main.wait_stream(side)
         for value in stats.values():
             value.record_stream(main)
+        self._stats = {name: value.clone() for name, value in stats.items()}
         return stats
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, device = torch.cuda.CUDAGraph(), self._graphs.device
+        main = torch.cuda.current_stream(device)
         try:
             with torch.cuda.graph(graph, pool=self._graphs.pool, stream=self._graphs.side):
-                self._stats = self._step()
+                for name, value in self._step().items():
+                    self._stats[name].copy_(value)
         except Exception as error:  # whatever a library or a user's network does that a capture forbids
-            self._stats = {}
+            torch.cuda.set_stream(main)  # a capture that breaks leaves its own stream current, and its mark on the generator
+            random = torch.cuda.default_generators[main.device_index]
+            random.graphsafe_set_state(random.clone_state())
             self._graphs.give_up(self.name, error)
         else:
             self._graph = graph

@@ -141,7 +141,7 @@ class CriticStep:
         self.gradients = FlatGradients(self.critic)
         self._modes = [m.training for m in self.critic.modules()]
         self._run = self._engine(self.choice)
-        self._unchecked = {True, False} if self._wants_check else set()
+        self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
 
     def __call__(
         self, real: Tensor, fake: Tensor, real_labels: Tensor | None = None, fake_labels: Tensor | None = None,
@@ -171,8 +171,9 @@ class CriticStep:
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         inputs = Inputs(real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise))
-        if bool(penalties) in self._unchecked:
-            self._check(inputs, bool(penalties))
+        while self._unchecked:  # both kinds at the first call of either: a later one may be inside a capture, which allows no check
+            penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
+            self._check(inputs if penalised == bool(penalties) else self._other(inputs, penalised), penalised)
         found, stats = self._run(inputs, bool(penalties))
         self.gradients.fill(found)
         return stats
@@ -187,6 +188,12 @@ class CriticStep:
                 "draw the fakes with the labels of the reals"
             )
         return fake
+
+    def _other(self, given: Inputs, penalised: bool) -> Inputs:
+        """The pictures of a step as one of the other kind, with or without penalty, has them; nothing random is drawn."""
+        half = given.real.new_full((len(given.real),), 0.5)
+        points = points_of(self.penalties, given.real, given.fake, half, torch.full_like(given.real, 0.5)) if penalised else ()
+        return Inputs(given.real, given.fake, given.real_labels, given.fake_labels, points)
 
     def _check(self, inputs: Inputs, penalised: bool) -> None:
         """Take the next slower engine until one agrees with the reference on these pictures."""

@@ -62,7 +62,8 @@ def make_generator_step(
         try:
             total, stats = run(z, labels, real)
         except Exception as error:  # whatever a compiler comes up with; the step itself fails again below, with its own words
-            if run is whole_loss or is_out_of_memory(error):
+            capturing = z.is_cuda and torch.cuda.is_current_stream_capturing()  # then it may be the capture's error
+            if run is whole_loss or capturing or is_out_of_memory(error):
                 raise
             logger.warning(
                 "generator step: not compiled (%s: %s)", type(error).__name__, " ".join(str(error).split())[:160]

@@ -13,15 +13,17 @@ _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d
 def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.Module:
     """A twin that shares every parameter and buffer of ``net``, but for what autocast would cast: there it has the copies.
 
-    These are the weights and biases of convolutions and linear layers that no parametrisation makes, and nothing else uses.
+    These are weights and biases of convolutions and linear layers, unless another layer uses them too, or they are what a spectral
+    or weight normalisation, old style or new, makes the weight of.
 
     Args:
         copies: by the parameter, values of another type, shaped and laid out as it is.
     """
     used: dict[int, list[bool]] = {}  # by the parameter's identity: whether each of its users may have the copy
     for module in net.modules():
-        for parameter in module.parameters(recurse=False):
-            used.setdefault(id(parameter), []).append(type(module) in _CAST)
+        plain = type(module) in _CAST and not module._forward_pre_hooks  # old normalisations make the weight in a hook
+        for name, parameter in module.named_parameters(recurse=False):
+            used.setdefault(id(parameter), []).append(plain and name in ("weight", "bias"))
     shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
     shared |= {id(parameter): nn.Parameter(copied) for parameter, copied in copies.items() if all(used[id(parameter)])}
     return copy.deepcopy(net, shared)  # the memo of what is "copied" already
