@@ -17,7 +17,7 @@ from ganfast import checkpoint as checkpoints
 from ganfast import configfile, disk, saving
 from ganfast.cli import main
 from ganfast.config import LogConfig
-from ganfast.errors import RunError
+from ganfast.errors import InputError, RunError
 from ganfast.log import read_log
 from ganfast.presets import PRESETS
 from ganfast.training import train
@@ -172,7 +172,7 @@ def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(kind, 
             Faulty(patch, at, kind)
             try:
                 train(short_run(pictures, out), quiet=True)
-            except RunError as error:
+            except (InputError, RunError) as error:
                 ended += 1
                 assert "cannot be written" in str(error)
                 found = checkpoints.newest_whole(out / "checkpoints")
