@@ -176,9 +176,10 @@ def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(kind, 
                 ended += 1
                 assert "cannot be written" in str(error)
                 found = checkpoints.newest_whole(out / "checkpoints")
-                reached = read_log(out / "log.jsonl")[-1]["images"]
+                reached = max([line["images"] for line in read_log(out / "log.jsonl")], default=0)
                 assert reached - (found[1].images if found else 0) <= 2 * INTERVAL, f"operation {at}"
         train(short_run(pictures, out), quiet=True)
         assert_same_run(whole, out)
         assert {path.name for path in (out / "checkpoints").iterdir()} == {newest(whole).name}, f"operation {at}"
-    assert (ended > 0) == (kind == "full"), "a single fault and a short write are got over, a full disk is not"
+    if every > 1:  # else also the first files of a run, which are not tried again
+        assert (ended > 0) == (kind == "full"), "a single fault and a short write are got over, a full disk is not"
