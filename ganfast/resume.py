@@ -42,7 +42,8 @@ def hold(folder: Path, held: ExitStack) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if (folder / "config.yaml").exists() or not folder.exists():
         return
-    if not folder.is_dir() or any(path.name != locks.NAME for path in folder.iterdir()):
+    begun = {locks.NAME, "config.yaml.part"}  # all that a process killed before it can have left
+    if not folder.is_dir() or any(path.name not in begun for path in folder.iterdir()):
         raise InputError(f"{folder} exists and is not a run directory; choose another --out")
 
 
@@ -177,9 +178,10 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
 def write_record(run: Run) -> None:
     """The run directory with its config and the manifest of its pictures."""
     try:
-        (run.folder / "samples").mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        configfile.write(run.config, run.folder / "config.yaml")  # first: a folder that has it is a run's, if this ends half-way
         disk.replace_file(run.folder / "data.json", (json.dumps(run.data, indent=1, ensure_ascii=False) + "\n").encode())
-        configfile.write(run.config, run.folder / "config.yaml")
+        (run.folder / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
 
