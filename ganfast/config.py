@@ -164,7 +164,7 @@ class GuardConfig(_Checked):
     """When a training has diverged, and how often it may go back to the last good state (the last checkpoint, or the start).
 
     The limits are out of a healthy run's reach and in that of an explosion, which is exponential. In 12 kimg of MNIST by any preset
-    weights grew at most 1.02-fold from look to look, no gradient had a norm above 115, no number of the log was above 32
+    weights grew at most 1.01-fold from look to look, no gradient had a norm above 51, no number of the log was above 32
     (benchmarks/guard_margins.py). Adam moves a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold
     in 100 steps at a rate of 1e-3.
     """
