@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.engine.thin import is_thin, overlapped
+from ganfast.engine.thin import is_thin, overlapped, told_last
 
 
 class Convolution(NamedTuple):
@@ -18,6 +18,7 @@ class Convolution(NamedTuple):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         zeros = [0] * len(self.stride)
+        x = told_last(x) if is_thin(x, weight, self.groups) else x
         return torch.ops.aten.convolution(
             x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups
         )  # fmt: skip

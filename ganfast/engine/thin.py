@@ -29,5 +29,13 @@ def overlapped(
     """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
     taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
     pictures = F.fold(taps, size, weight.shape[2:], dilation, padding, stride)
-    last = values.is_contiguous(memory_format=torch.channels_last)
-    return pictures.contiguous(memory_format=torch.channels_last) if last else pictures
+    return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures
+
+
+def told_last(x: Tensor) -> Tensor:
+    """``x`` (N, few, H, W) laid out channels last. One channel is so anyway, but its strides then say it too: from them alone a
+    convolution knows which layout its result should have, and a result in another one slows down all that follows."""
+    n, channels, height, width = x.shape
+    if channels > 1 or not x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.as_strided((n, 1, height, width), (height * width, 1, width, 1))
