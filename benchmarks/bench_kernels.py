@@ -10,7 +10,7 @@ from ganfast.bench.kernels import cases
 from ganfast.bench.timing import synchronised_now
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CASES = {f"{case.kernel} {'x'.join(map(str, case.shape))}": case for case in cases(DEVICE, small=DEVICE.type == "cpu")}
+CASES = {case.name: case for case in cases(DEVICE, small=DEVICE.type == "cpu")}
 
 
 @pytest.mark.benchmark(timer=synchronised_now)

@@ -165,6 +165,67 @@ def test_plain_variants_have_the_gradients_of_the_reference(preset):
     proven(preset, "naive", "tuned", "ganfast")
 
 
+def taped(phase):
+    """`captured` where there is no CUDA: what a graph records, by a tape, replayed once."""
+    from tests.tape import Tape
+
+    phase()  # Adam makes its state
+    tape = Tape()
+    with tape:
+        phase()
+    tape.play()
+    return tape.play
+
+
+@pytest.mark.parametrize("preset", ["wgan-gp", "acgan", "rpgan", "dragan"])
+def test_captured_baselines_have_the_gradients_of_the_reference_at_what_their_graphs_fill(preset, monkeypatch):
+    monkeypatch.setattr("ganfast.bench.plain.captured", taped)
+    proven(preset, "tuned-graph")
+
+
+def test_a_captured_phase_was_replayed_before_another_one_reads_what_it_fills(monkeypatch):
+    """A capture records and executes nothing."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    import torch
+
+    from ganfast.bench.plain import captured
+
+    told = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda side: nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: told.append("replay")), "graph": lambda graph: nullcontext(),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    run = captured(lambda: told.append("phase"))
+    assert told == ["phase"] * 4 + ["replay"]
+    run()
+    assert told[-2:] == ["replay", "replay"]
+
+
+def test_baselines_and_the_oracle_are_plain_torch(monkeypatch):
+    """What ganfast's own steps do to be quicker on a CPU is not lent to what they are measured against."""
+    from ganfast.bench.plain import Plain
+    from ganfast.bench.problem import Problem
+    from ganfast.bench.variants import exact_gradients
+    from ganfast.engine.lean import ThinConvolutions
+
+    def refused(self):
+        raise AssertionError("ganfast's own convolutions")
+
+    monkeypatch.setattr(ThinConvolutions, "__enter__", refused)
+    problem = Problem(Setting("wgan-gp", **SMALL))
+    plain = Plain(problem)
+    for phase, run in plain.phases.items():
+        run()
+        assert len(exact_gradients(problem, 0, phase, plain.used(phase))) > 4
+    with pytest.raises(AssertionError, match="own convolutions"):
+        proven("wgan-gp", "ganfast")
+
+
 @pytest.mark.parametrize("preset", ["wgan-gp", "hinge"])
 def test_jax_has_the_gradients_of_the_reference(preset):
     pytest.importorskip("jax")
@@ -279,9 +340,9 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     assert "| r1-16x1-w8-b4-fp32-cpu-t1 |" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     record = records.read(path)
-    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("draw", "ganfast")} | {
-        (phase, name) for phase in ("critic", "generator", "iteration") for name in ("naive", "ganfast")
-    }
+    both = {(phase, name) for phase in ("critic", "generator", "iteration") for name in ("naive", "ganfast")}
+    own = {("draw", "ganfast"), ("critic without penalty", "ganfast")}
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == both | own
     by = records.keyed(record)
     draw, critic, generator, whole = (by["", phase, "ganfast"]["samples"] for phase in ("draw", "critic", "generator", "iteration"))
     share = np.median(draw) / record["ahead"]["ganfast"]
@@ -313,6 +374,103 @@ def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
         assert m["bytes_per_s"] == pytest.approx(m["least_bytes"] / m["summary"]["median"])
     small = next(m for m in record["measurements"] if m["case"] == "to_uint8 64x1x28x28")
     assert small["least_bytes"] == 64 * 28 * 28 * 5  # float32 in, uint8 out
+
+
+def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(tmp_path, monkeypatch, capsys):
+    from ganfast.bench import train
+
+    line = f"bench train --preset r1 --data digits --width 8 --batch 4 --threads 1 --rounds 5 --variants ganfast --out {tmp_path}"
+
+    def stopped(*given):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return interleaved(*given)
+
+    monkeypatch.setattr(train, "interleaved", stopped)
+    for count, phases in enumerate(([], ["draw"], ["draw", "critic"], ["draw", "critic", "generator", "iteration"])):
+        left = count
+        assert main(shlex.split(line)) == 130
+        (path,) = tmp_path.glob("*.json")
+        record = records.read(path)
+        assert record["partial"] is True
+        assert [m["phase"] for m in record["measurements"]] == phases
+    left = 4
+    capsys.readouterr()
+    assert main(shlex.split(line)) == 0
+    assert "measured before" not in capsys.readouterr().err
+    assert "partial" not in records.read(path)
+
+
+def test_a_kernel_that_fails_leaves_the_others_measured(tmp_path, monkeypatch, capsys):
+    from ganfast.bench import kernels
+
+    kept = []
+
+    def refuses(case, variants):
+        kept.append([json.loads(path.read_text())["failed"] for path in tmp_path.glob("*.json")])
+        if case.name == "to_uint8 64x1x28x28":
+            raise RunError("they differ")
+
+    monkeypatch.setattr(kernels, "_agree", refuses)
+    assert main(shlex.split(f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}")) == 1
+    assert "1 cases failed: to_uint8 64x1x28x28: RunError: they differ" in capsys.readouterr().err
+    assert kept == [[], [{"to_uint8 64x1x28x28": "RunError: they differ"}]]  # written after the first case
+    record = records.read(*tmp_path.glob("*.json"))
+    assert {m["case"] for m in record["measurements"]} == {"to_uint8 32x3x64x64"}
+    assert "partial" not in record
+
+
+@pytest.mark.parametrize("wrong", ["", "p", "average", "low"])
+def test_steps_of_adam_are_compared_by_what_they_leave(wrong, monkeypatch):
+    import torch
+
+    from ganfast.bench.kernels import _adam, _agree
+    from ganfast.kernels import adam_ema
+
+    def step(p, g, m, v, rates, beta1, beta2, eps, average, low):
+        adam_ema.adam_ema_reference(p, g, m, v, rates, beta1, beta2, eps, average, low)
+        if wrong:
+            {"p": p, "average": average, "low": low}[wrong].mul_(0.95)
+
+    monkeypatch.setattr(adam_ema, "adam_ema_triton", step)
+    (case,) = _adam(torch.device("cpu"), 1000)
+    variants = {name: case.variants[name] for name in ("triton", "eager")}
+    if not wrong:
+        _agree(case, variants)
+        return
+    with pytest.raises(RunError, match="triton and eager differ by 0.05"):
+        _agree(case, variants)
+
+
+def test_the_step_without_penalty_is_the_one_that_a_phase_of_its_own_makes():
+    """It costs less, and leaves in Adam what the critic's loss alone gives."""
+    import torch
+
+    from ganfast.bench.ours import Ours
+    from ganfast.bench.problem import Problem
+    from ganfast.flops import FlopCount
+
+    problem, alone = Problem(Setting("wgan-gp", **SMALL)), Problem(Setting("wgan-gp", **SMALL))
+    alone.config = replace(alone.config, penalty=replace(alone.config.penalty, kind="none"))
+    ours, other = Ours(problem, unpenalised=True), Ours(alone)
+    ours.phases["critic without penalty"]()
+    other.phases["critic"]()
+    assert all(torch.equal(a, b) for a, b in zip(ours.critic.parameters(), other.critic.parameters(), strict=True))
+    flops = {}
+    for name in ("critic", "critic without penalty"):
+        with FlopCount() as count:
+            ours.phases[name]()
+        flops[name] = count.total
+    assert flops["critic without penalty"] < 0.7 * flops["critic"]
+
+
+def test_what_the_targets_of_a_gpu_name_is_measured_there():
+    from ganfast.bench import kernels
+
+    assert {(4096, 3, 64, 64), (512, 3, 256, 256)} <= set(kernels._PICTURES)
+    assert sum(2 * np.prod(shape) > 64e6 for shape in kernels._LAYERS) >= 1  # bytes in bfloat16
 
 
 def test_kernels_that_disagree_are_not_timed():

@@ -35,6 +35,10 @@ class Case(NamedTuple):
     variants: Mapping[str, Callable[[], Any]]  # triton, eager, compile
     results: Callable[[Any], list[Tensor]]  # what of a variant's answer must agree
 
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {'x'.join(map(str, self.shape))}"
+
 
 def cases(device: torch.device, small: bool) -> Iterator[Case]:
     """Of every kernel; ``small``: sizes for a CPU."""
@@ -93,24 +97,32 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
 
 
 def _adam(device: torch.device, count: int) -> Iterator[Case]:
-    """A step moves its own buffers on, so each variant has its own."""
-
-    def buffers() -> tuple[list[Tensor], Tensor, Tensor]:
-        flat = [torch.full((count,), 0.1, device=device) for _ in range(4)]
-        return flat, torch.full((count,), 0.1, device=device), torch.empty(count, dtype=torch.bfloat16, device=device)
+    """A step moves its own buffers on, so each variant has its own, equal ones; p and average begin at 0, so that all of them shows
+    what a step did.
+    """
+    g, m = (torch.randn(count, device=device) for _ in range(2))
+    v = torch.rand(count, device=device) + 0.01
 
     step, rate, decay = (torch.tensor(v, device=device) for v in (3.0, 1e-3, 0.999))
     rates = adam_ema.adam_rates(step, rate, decay, 0.5, 0.99)
 
-    def move(function: Callable[..., Any], flat: list[Tensor], average: Tensor, low: Tensor) -> None:
-        function(*flat, rates, 0.5, 0.99, 1e-8, average, low)
+    def moving(function: Callable[..., Any]) -> Callable[[], Any]:
+        p, average = (torch.zeros(count, device=device) for _ in range(2))
+        low = torch.empty(count, dtype=torch.bfloat16, device=device)
+        given = (p, g.clone(), m.clone(), v.clone(), rates, 0.5, 0.99, 1e-8, average, low)
 
-    variants: dict[str, Callable[[], Any]] = {
-        "triton": partial(move, adam_ema.adam_ema_triton, *buffers()),
-        "eager": partial(move, adam_ema.adam_ema_reference, *buffers()),
-        "compile": _Compiled(partial(move, adam_ema.adam_ema_reference), *buffers()),
-    }  # fmt: skip
-    yield Case("adam_ema", (count,), 38 * count, variants, lambda a: [])
+        def run() -> tuple[Tensor, ...]:
+            function(*given)
+            return p, average, low
+
+        return run
+
+    variants = {
+        "triton": moving(adam_ema.adam_ema_triton),
+        "eager": moving(adam_ema.adam_ema_reference),
+        "compile": moving(_Compiled(adam_ema.adam_ema_reference)),
+    }
+    yield Case("adam_ema", (count,), 38 * count, variants, lambda a: [t.clone() for t in a])
 
 
 def _penalty(given: tuple[Any, ...], g: Tensor) -> tuple[Tensor, ...]:
@@ -118,53 +130,70 @@ def _penalty(given: tuple[Any, ...], g: Tensor) -> tuple[Tensor, ...]:
 
 
 def _both(function: Callable[..., Any], *given: Tensor) -> dict[str, Callable[[], Any]]:
-    return {"eager": partial(function, *given), "compile": _Compiled(function, *given)}
+    return {"eager": partial(function, *given), "compile": partial(_Compiled(function), *given)}
 
 
 class _Compiled:
     """Compiled when it is first called: importing the compiler alone takes seconds."""
 
-    def __init__(self, function: Callable[..., Any], *given: Any) -> None:
-        self._function, self._given = function, given
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
         self._compiled: Callable[..., Any] | None = None
 
-    def __call__(self) -> Any:
+    def __call__(self, *given: Any) -> Any:
         self._compiled = self._compiled or torch.compile(self._function, dynamic=False)
-        return self._compiled(*self._given)
+        return self._compiled(*given)
 
 
-def measure(names: Sequence[str], device: torch.device, rounds: int, compile: bool, said: Callable[[str], None]) -> records.Record:
+def measure(
+    names: Sequence[str], device: torch.device, rounds: int, compile: bool, said: Callable[[str], None],
+    keep: Callable[[records.Record], object] = lambda _: None,
+) -> records.Record:  # fmt: skip
     """Every case of the kernels in ``names`` (all where it is empty): proven equal, then timed in turns.
 
-    Raises:
-        RunError: two variants of a kernel disagree.
+    One whose variants disagree, or that breaks, is listed as failed with the reason. ``keep`` is given the record after every case.
     """
     on_gpu, clock = device.type == "cuda", HostClock()
     peaks = calibrate.peaks(device, torch.bfloat16 if on_gpu else torch.float32, clock)
     copy = peaks["copy_bytes_per_s"]
     said(calibrate.describe(peaks))
     has_kernels = use_triton(torch.empty(1, device=device))
-    measured: list[dict[str, Any]] = []
-    for case in cases(device, small=not on_gpu):
-        if names and case.kernel not in names:
-            continue
-        variants = {k: run for k, run in case.variants.items() if (k != "triton" or has_kernels) and (k != "compile" or compile)}
-        _agree(case, variants)
-        for cache in ("cold", "hot"):
-            times = device_times(variants, rounds, cold=cache == "cold", device=device)
-            for name, seconds in times.items():
-                one = records.measurement(cache, name, seconds, case=f"{case.kernel} {'x'.join(map(str, case.shape))}")
-                median = one["summary"]["median"]
-                one |= {"least_bytes": case.bytes, "bytes_per_s": case.bytes / median, "share_of_copy": case.bytes / median / copy}
-                if cache == "hot":
-                    one["launches"] = _launches(variants[name], median, on_gpu)
-                measured.append(one)
-        said(line(measured, case))
     conditions = {
         "device": device.type, "gpu": torch.cuda.get_device_name() if on_gpu else None, "threads": torch.get_num_threads(),
         "rounds": rounds,
     }  # fmt: skip
-    return records.make("kernels", f"kernels-{device.type}", conditions, measured, peaks)
+    record = records.make("kernels", f"kernels-{device.type}", conditions, [], peaks)
+    measured: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for case in cases(device, small=not on_gpu):
+        if names and case.kernel not in names:
+            continue
+        variants = {k: run for k, run in case.variants.items() if (k != "triton" or has_kernels) and (k != "compile" or compile)}
+        try:
+            _agree(case, variants)
+            measured += _timed(case, variants, rounds, device, copy)
+            said(line(measured, case))
+        except Exception as error:  # the other cases still tell something
+            failed[case.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            said(f"{case.name:34} failed: {failed[case.name]}")
+        keep(records.updated(record, measured, failed))
+    return records.updated(record, measured, failed)
+
+
+def _timed(
+    case: Case, variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, copy: float
+) -> list[dict[str, Any]]:
+    measured, on_gpu = [], device.type == "cuda"
+    for cache in ("cold", "hot"):
+        times = device_times(variants, rounds, cold=cache == "cold", device=device)
+        for name, seconds in times.items():
+            one = records.measurement(cache, name, seconds, case=case.name)
+            median = one["summary"]["median"]
+            one |= {"least_bytes": case.bytes, "bytes_per_s": case.bytes / median, "share_of_copy": case.bytes / median / copy}
+            if cache == "hot":
+                one["launches"] = _launches(variants[name], median, on_gpu)
+            measured.append(one)
+    return measured
 
 
 def _agree(case: Case, variants: Mapping[str, Callable[[], Any]]) -> None:
@@ -187,11 +216,10 @@ def _launches(run: Callable[[], object], seconds: float, on_gpu: bool) -> int | 
 
 def line(measured: list[dict[str, Any]], case: Case) -> str:
     """Of a case just measured: cold times, share of the copy, and ratios over eager."""
-    name = f"{case.kernel} {'x'.join(map(str, case.shape))}"
-    cold = {m["variant"]: m for m in measured if m["case"] == name and m["phase"] == "cold"}
+    cold = {m["variant"]: m for m in measured if m["case"] == case.name and m["phase"] == "cold"}
     eager = cold["eager"]["summary"]["median"]
     cells = [
         f"{k} {m['summary']['median'] * 1e6:,.1f} us ({m['share_of_copy']:.0%} of the copy, {eager / m['summary']['median']:.2f}x)"
         for k, m in cold.items()
     ]
-    return f"{name:34} cold: {', '.join(cells)}"
+    return f"{case.name:34} cold: {', '.join(cells)}"

@@ -1,5 +1,7 @@
 """The iteration that `ganfast train` runs, as phases: its feed, steps, optimizers and captures, composed as `ganfast.loop` does."""
 
+from functools import partial
+
 import torch
 
 from ganfast.bench.plain import Step
@@ -20,9 +22,12 @@ class Ours:
         engine: as in the config.
         compile: the steps.
         graph: capture the phases; InputError where they cannot be.
+        unpenalised: where there is a penalty, add the phase "critic without penalty": what it costs is the ratio of the two.
     """
 
-    def __init__(self, problem: Problem, engine: EngineName = "auto", compile: bool = False, graph: bool = False) -> None:
+    def __init__(
+        self, problem: Problem, engine: EngineName = "auto", compile: bool = False, graph: bool = False, unpenalised: bool = False
+    ) -> None:
         c, device, self.problem = problem.config, problem.device, problem
         data = ResidentData(problem.pack, device, c.seed)
         self.feed = Feed(c, data)
@@ -37,11 +42,12 @@ class Ours:
         )
         self.generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile, twins)
         graphs = Graphs("on" if graph else "off", device)
-        self._critic = Phase("critic", self._critic_phase, graphs)
         self.phases: dict[str, Step] = {
-            "critic": self._turn, "generator": Phase("generator", self._generator_phase, graphs),
-            "draw": Phase("drawing", self._draw, graphs),
+            "critic": self._turning("critic", c.penalty.active, graphs),
+            "generator": Phase("generator", self._generator_phase, graphs), "draw": Phase("drawing", self._draw, graphs),
         }  # fmt: skip
+        if unpenalised and c.penalty.active:
+            self.phases["critic without penalty"] = self._turning("critic without penalty", False, graphs)
         self.feed.set(0)
         self.feed.draw()
         self.rewind()
@@ -66,22 +72,25 @@ class Ours:
         self.rewind()
         return Inputs(real, given.z, eps, noise, given.labels)
 
-    def _turn(self) -> None:
+    def _turning(self, name: str, with_penalty: bool, graphs: Graphs) -> Step:
+        return partial(self._turn, Phase(name, partial(self._critic_phase, with_penalty), graphs))
+
+    def _turn(self, critic: Phase) -> None:
         if self._at >= self._turns:  # the same tables again: what they hold does not matter to speed
             self.feed.set(0)
             self._at = 0
         self._at += 1
-        self._critic()
+        critic()
 
     def _draw(self) -> Stats:
         self.feed.draw()
         return {}
 
-    def _critic_phase(self) -> Stats:
+    def _critic_phase(self, with_penalty: bool) -> Stats:
         c, given, device = self.problem.config, self.feed.critic(), self.problem.device
         with torch.no_grad(), torch.autocast(device.type, self.problem.autocast, enabled=self.problem.autocast is not None):
             fake = draw(self.adam_generator.computing, given.z, given.labels)
-        stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=c.penalty.active)
+        stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
         self.adam_critic.step(given.rate, limit=c.loss.clip)
         self.feed.clock.add_(c.batch)
         return stats

@@ -6,6 +6,7 @@ no engine, no kernel, no statistics beside the loss. Pictures lie on the device,
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
-from ganfast.engine import draw
+from ganfast.config import LossConfig
 from ganfast.engine.compiled import compiled
 from ganfast.losses import class_loss, critic_loss, generator_loss
 from ganfast.models import judge
@@ -52,7 +53,7 @@ class Plain:
         self.layout = layout
         self.pictures = torch.from_numpy(problem.pack.images).to(device)
         self.labels = None if problem.pack.labels is None else torch.from_numpy(problem.pack.labels).to(device)
-        self.inputs = self._fed()
+        self._fed = {"critic": self._drawn()}  # by phase: a captured one fills the tensors of its own
         self.autocast = problem.autocast if tuned else None
         how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
         if tuned:
@@ -72,9 +73,9 @@ class Plain:
 
     def used(self, phase: str) -> Inputs:
         """What the last call of a phase was fed."""
-        return self.inputs
+        return self._fed[phase]
 
-    def _fed(self) -> Inputs:
+    def _drawn(self) -> Inputs:
         c, device = self.problem.config, self.problem.device
         index = torch.randint(len(self.pictures), (c.batch,), device=device)
         real = self.pictures[index].float().div_(127.5).sub_(1).contiguous(memory_format=self.layout)
@@ -83,35 +84,26 @@ class Plain:
         return Inputs(real, z, eps, noise, None if self.labels is None else self.labels[index])
 
     def critic_phase(self) -> None:
-        self.inputs = self._fed()
-        with torch.no_grad(), self._precision():
-            fake = draw(self.generator, self.inputs.z, self.inputs.labels)
-        self._critic_gradients(fake)
+        given = self._fed["critic"] = self._drawn()
+        with torch.no_grad(), autocast(self.problem.device, self.autocast):
+            fake = pictures(self.generator, given.z, given.labels)
+        self._critic_gradients(fake, given)
         self.adam_critic.step()
         clip_weights(self.critic, self.problem.config.loss.clip)
 
     def generator_phase(self) -> None:
         """Of the classes last shown, as in training."""
-        self.inputs.z = torch.randn_like(self.inputs.z)
+        shown = self._fed["critic"]
+        given = self._fed["generator"] = replace(shown, z=torch.randn_like(shown.z))
+        real = given.real if self.problem.config.loss.kind == "relativistic" else None
         self.adam_generator.zero_grad()
-        self._generator_loss(*self._given()).backward(inputs=list(self.generator.parameters()))
+        self._generator_loss(given.z, given.labels, real).backward(inputs=list(self.generator.parameters()))
         self.adam_generator.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1e-3)
 
-    def _given(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.inputs.z, self.inputs.labels, self.inputs.real if self.problem.config.loss.kind == "relativistic" else None
-
     def generator_loss(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
-        """``real``: what the relativistic loss pairs fakes with."""
-        loss = self.problem.config.loss
-        with self._precision(), held_power_iteration(self.critic):
-            said = judge(self.critic, draw(self.generator, z, labels), labels)
-            paired = None if real is None else judge(self.critic, real, labels).score
-        total = generator_loss(loss, said.score, paired).mean()
-        if said.classes is not None and labels is not None:
-            total = total + loss.class_weight_generator * class_loss(said.classes, labels).mean()
-        return total
+        return whole_generator_loss(self.generator, self.critic, self.problem.config.loss, z, labels, real, self.autocast)
 
     def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
         """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
@@ -119,7 +111,7 @@ class Plain:
         penalty = c.penalty if c.penalty.active else None
         held = {"r1": real, "r2": fake} if penalty and points is None else {}
         held = {kind: x.requires_grad_() for kind, x in held.items() if penalty and kind in penalty.kind}
-        with self._precision():
+        with autocast(self.problem.device, self.autocast):
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
                 said = judge(critic, torch.cat((real, fake)), both)
@@ -145,24 +137,24 @@ class Plain:
             total = total + c.loss.class_weight * named
         return total
 
-    def _gradients_of_critic(self, compile: bool) -> Callable[[Tensor], None]:
-        """What fills .grad of the critic from a batch of fakes."""
+    def _gradients_of_critic(self, compile: bool) -> Callable[[Tensor, Inputs], None]:
+        """What fills .grad of the critic from a batch of fakes and what else the phase was fed."""
         penalty, critic = self.problem.config.penalty, self.critic
         parameters = list(critic.parameters())
 
-        def points(fake: Tensor) -> Tensor | None:
+        def points(fake: Tensor, given: Inputs) -> Tensor | None:
             if not penalty.active or not penalty.at_own_points:
                 return None
             if penalty.kind == "dragan":
-                return perturb(self.inputs.real, self.inputs.noise).detach()  # type: ignore[arg-type]
-            return interpolate(self.inputs.real, fake, self.inputs.eps).detach()
+                return perturb(given.real, given.noise).detach()  # type: ignore[arg-type]
+            return interpolate(given.real, fake, given.eps).detach()
 
         if not compile or not penalty.active:
             loss = torch.compile(self.critic_loss) if compile else self.critic_loss
 
-            def run(fake: Tensor) -> None:
+            def run(fake: Tensor, given: Inputs) -> None:
                 self.adam_critic.zero_grad()
-                loss(critic, fake.detach(), self.inputs.real.detach(), points(fake), self.inputs.labels).backward(inputs=parameters)
+                loss(critic, fake.detach(), given.real.detach(), points(fake, given), given.labels).backward(inputs=parameters)
 
             return run
         whole = _Whole(critic, self.critic_loss)  # torch.compile does not differentiate twice: the whole step becomes one graph
@@ -179,16 +171,13 @@ class Plain:
 
         step = compiled(gradients)
 
-        def run_compiled(fake: Tensor) -> None:
+        def run_compiled(fake: Tensor, given: Inputs) -> None:
             weights = {f"critic.{n}": w.detach() for n, w in (*critic.named_parameters(), *critic.named_buffers())}
-            found = step(weights, fake, self.inputs.real, points(fake), self.inputs.labels)
+            found = step(weights, fake, given.real, points(fake, given), given.labels)
             for p, g in zip(parameters, found, strict=True):
                 p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)  # fused Adam walks both by address
 
         return run_compiled
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.problem.device.type, self.autocast, enabled=self.autocast is not None)
 
 
 class _Whole(nn.Module):
@@ -200,12 +189,35 @@ class _Whole(nn.Module):
         return self._loss(self.critic, *args)
 
 
+def whole_generator_loss(
+    generator: nn.Module, critic: nn.Module, loss: LossConfig, z: Tensor, labels: Tensor | None, real: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """What the generator minimises, 0-d. ``real``: what the relativistic loss pairs fakes with, None under the others."""
+    with autocast(z.device, dtype), held_power_iteration(critic):
+        said = judge(critic, pictures(generator, z, labels), labels)
+        paired = None if real is None else judge(critic, real, labels).score
+    total = generator_loss(loss, said.score, paired).mean()
+    if said.classes is not None and labels is not None:
+        total = total + loss.class_weight_generator * class_loss(said.classes, labels).mean()
+    return total
+
+
+def pictures(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+    """As torch draws them, without what ganfast's own steps do to be quicker."""
+    return full_precision(generator(z) if labels is None else generator(z, labels))
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def moved(net: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
     return net.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def captured(phase: Step) -> Step:
-    """The phase as one replay of a CUDA graph, after warm-up on a side stream."""
+    """The phase as one replay of a CUDA graph, after warm-up on a side stream. Replayed once: other phases read what it fills."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -215,4 +227,5 @@ def captured(phase: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         phase()
+    graph.replay()
     return graph.replay

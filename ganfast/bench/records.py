@@ -7,7 +7,8 @@
      "calibration": {"loop_s": [...], "matrix_flops": ..., "copy_bytes_per_s": ..., ...},   measured in the same run
      "noise": {"spread": ..., "drift": ..., "noisy": ...},
      "measurements": [{"case": "", "phase": "critic", "variant": "jax", "unit": "s", "samples": [...], "summary": {...}, ...}],
-     "failed": {"variant": "why"}}
+     "failed": {"variant": "why"},
+     "partial": true}         only while it is being measured, or where that was stopped: what was measured until then
 
 Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `read` makes the above of it.
 """
@@ -15,7 +16,7 @@ Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `rea
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,17 @@ def make(
 ) -> Record:  # fmt: skip
     from ganfast.environment import environment
 
-    series = [m["samples"] for m in measurements if m["unit"] == "s"]
-    return {
+    begun = {
         "schema": SCHEMA, "kind": kind, "name": name, "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(), "code": code(), "conditions": dict(conditions), "calibration": dict(calibration or {}),
-        "noise": noise(series), "measurements": list(measurements), "failed": dict(failed or {}),
     }  # fmt: skip
+    return updated(begun, measurements, failed or {})
+
+
+def updated(record: Record, measurements: Sequence[dict[str, Any]], failed: Mapping[str, str]) -> Record:
+    """The record with all that has been measured by now."""
+    series = [m["samples"] for m in measurements if m["unit"] == "s"]
+    return record | {"noise": noise(series), "measurements": list(measurements), "failed": dict(failed)}
 
 
 @cache
@@ -67,6 +73,11 @@ def write(record: Record, folder: Path) -> Path:
     beside.write_text(json.dumps(record, indent=1) + "\n")
     beside.replace(path)
     return path
+
+
+def keeper(folder: Path | None) -> Callable[[Record], object]:
+    """What writes a record that is still being measured, so that a stop loses nothing; None = nothing is written."""
+    return lambda record: folder and write(record | {"partial": True}, folder)
 
 
 def read(path: Path) -> Record:

@@ -21,7 +21,7 @@ from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, pro
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount
 
-PHASES = ("critic", "generator", "draw")
+PHASES = ("draw", "critic", "generator", "critic without penalty")  # in the order in which a stop loses least
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,30 @@ class Plan:
     rest_s: float = 0.004  # between variants: OpenMP's threads spin for about as long after their work
 
 
-def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _: None) -> records.Record:
-    """Prove, warm up and time every variant of a setting; one that cannot run is listed with its reason."""
+def measure(
+    setting: Setting,
+    plan: Plan,
+    said: Callable[[str], None] = lambda _: None,
+    keep: Callable[[records.Record], object] = lambda _: None,
+) -> records.Record:
+    """Prove, warm up and time every variant of a setting; one that cannot run is listed with its reason.
+
+    Args:
+        said: is told what a person should know.
+        keep: is given the record as it stands after every variant and every phase.
+    """
     problem = Problem(setting)
     on_gpu = problem.device.type == "cuda"
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = problem.autocast is not None
-    made: dict[str, Prepared] = {}
+    record = records.make("train", name_of(problem), _conditions(problem, plan), []) | {"ahead": {}}
+    measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+
+    def so_far() -> records.Record:
+        return records.updated(record, [*measured, *iterations(measured, problem, record["ahead"])], failed)
+
+    made: dict[str, Prepared] = {}
     facts: dict[str, dict[str, Any]] = {}
     for name in plan.variants:
         if VARIANTS[name].gpu and not on_gpu:
@@ -52,10 +68,13 @@ def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _
         except Exception as error:  # a variant that cannot run is a result too
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             said(f"  {name}: {failed[name]}")
+        keep(so_far())
+    record["ahead"] = {name: variant.ahead for name, variant in made.items()}
     clock = HostClock(*(variant.wait for variant in made.values()))
     peaks = calibrate.peaks(problem.device, problem.autocast or torch.float32, clock)
     made_loop = calibrate.calibration_loop(problem.device)
-    measured, loops = [], []
+    loops: list[float] = []
+    record["calibration"] = peaks | {"loop_s": loops}
     for phase in PHASES:
         runs = {name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases}
         runs |= {"calibration": made_loop}
@@ -68,17 +87,18 @@ def measure(setting: Setting, plan: Plan, said: Callable[[str], None] = lambda _
             if on_gpu:
                 one |= device_activity(runs[name], made[name].wait, one["summary"]["median"])
             measured.append(one)
-    ahead = {name: variant.ahead for name, variant in made.items()}
-    measured += iterations(measured, problem, ahead)
+        keep(so_far())
+    return so_far()
+
+
+def _conditions(problem: Problem, plan: Plan) -> dict[str, Any]:
     c = problem.config
-    conditions = {
-        **setting.asdict(), "size": c.size, "channels": c.channels, "classes": problem.classes, "width": c.net.width,
+    return {
+        **problem.setting.asdict(), "size": c.size, "channels": c.channels, "classes": problem.classes, "width": c.net.width,
         "batch": c.batch, "latent": c.net.latent, "precision": c.precision, "device": problem.device.type,
         "critic_steps": c.optim.critic_steps, "threads": torch.get_num_threads(), "rest_s": plan.rest_s, "images": problem.images,
         "load_1min": round(_load(), 2), "proof": "without dropout" if c.net.critic_dropout else "of the timed callables",
     }  # fmt: skip
-    record = records.make("train", name_of(problem), conditions, measured, peaks | {"loop_s": loops}, failed)
-    return record | {"ahead": ahead}
 
 
 def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict[str, Any]]:
@@ -143,7 +163,7 @@ def iterations(measured: list[dict[str, Any]], problem: Problem, ahead: dict[str
     steps = problem.config.optim.critic_steps
     by = {(m["phase"], m["variant"]): m for m in measured}
     for (phase, name), critic in by.items():
-        if phase == "critic":
+        if phase == "critic" and ("generator", name) in by:
             drawing = by.get(("draw", name))
             share = drawing["summary"]["median"] / ahead[name] if drawing else 0.0
             pairs = zip(critic["samples"], by["generator", name]["samples"], strict=True)
@@ -186,7 +206,7 @@ def table(record: records.Record) -> str:
             if where != phase:
                 continue
             s = m["summary"]
-            row = f"  {phase:10}{name:26}{s['median'] * 1e3:10.3f} ms [{s['p20'] * 1e3:.3f}, {s['p80'] * 1e3:.3f}]"
+            row = f"  {phase:24}{name:26}{s['median'] * 1e3:10.3f} ms [{s['p20'] * 1e3:.3f}, {s['p80'] * 1e3:.3f}]"
             for base in ("naive", "tuned", "jax"):
                 other = by.get(("", phase, base))
                 if other is not None:
@@ -214,7 +234,7 @@ def run(
             left = sum(name_of(Problem(s)) not in done for s in settings[i:])
             said(f"{name} ({i + 1} of {len(settings)})" + (f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else ""))
             began = time.monotonic()
-            record = measure(setting, plan, said)
+            record = measure(setting, plan, said, records.keeper(out))
             spent.append(time.monotonic() - began)
             if out is not None:
                 said(f"wrote {records.write(record, out)} after {spent[-1]:.0f} s")
@@ -235,7 +255,8 @@ def _done(folder: Path, plan: Plan) -> dict[str, records.Record]:
         names = {m["variant"] for m in old["measurements"]} | set(old["failed"])
         rounds = max((len(m["samples"]) for m in old["measurements"]), default=0)
         versions = all(old["environment"].get(k) == here[k] for k in ("torch", "jax", "cpu", "gpu"))
-        if old.get("code") == records.code() and versions and names >= set(plan.variants) and rounds >= plan.rounds:
+        whole = not old.get("partial") and rounds >= plan.rounds
+        if whole and versions and old.get("code") == records.code() and names >= set(plan.variants):
             found[old["name"]] = old
     return found
 

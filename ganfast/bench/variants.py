@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ganfast.bench.ours import Ours
-from ganfast.bench.plain import Plain, Step
+from ganfast.bench.plain import Plain, Step, pictures, whole_generator_loss
 from ganfast.bench.problem import Inputs, Problem
-from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step
 from ganfast.engine.check import full_float32
 from ganfast.errors import RunError
 
@@ -81,7 +81,7 @@ def _plain(**flags: bool) -> Callable[[Problem], Prepared]:
 
 
 def _ours(**flags: Any) -> Callable[[Problem], Prepared]:
-    return lambda problem: TorchPrepared(problem, Ours(problem, **flags))
+    return lambda problem: TorchPrepared(problem, Ours(problem, unpenalised=True, **flags))
 
 
 @dataclass(frozen=True)
@@ -112,24 +112,25 @@ DEFAULT = ("naive", "tuned", "jax", "ganfast")
 
 
 def exact_gradients(problem: Problem, seed: int, phase: str, given: Inputs) -> list[np.ndarray]:
-    """Of a phase by the definition, in float64 on the CPU, at the initial weights of a seed."""
-    c = problem.config
-    generator, critic = (net.double() for net in problem.networks(seed))
-    real, z, eps = (t.cpu().double() for t in (given.real, given.z, given.eps))
-    labels = None if given.labels is None else given.labels.cpu()
-    noise = None if given.noise is None else given.noise.cpu().double()
+    """Of a phase by the definition, in float64 and plain PyTorch on the problem's device, at the initial weights of a seed."""
+    c, device = problem.config, problem.device
+    generator, critic = (net.to(device, torch.float64) for net in problem.networks(seed))
+    real, z, eps = (t.to(device, torch.float64) for t in (given.real, given.z, given.eps))
+    labels = None if given.labels is None else given.labels.to(device)
+    noise = None if given.noise is None else given.noise.to(device, torch.float64)
     if phase == "critic":
         with torch.no_grad():
-            fake = draw(generator, z, labels)
+            fake = pictures(generator, z, labels)
         make_critic_step(critic, c.loss, c.penalty, engine="reference", check=False)(real, fake, labels, eps=eps, noise=noise)
     else:
-        make_generator_step(generator, critic, c.loss)(z, labels, real)
+        paired = real if c.loss.kind == "relativistic" else None
+        whole_generator_loss(generator, critic, c.loss, z, labels, paired).backward(inputs=list(generator.parameters()))
     net = critic if phase == "critic" else generator
     return [_array(p.grad) for p in net.parameters() if p.grad is not None]
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return x.numpy().copy()
+    return x.cpu().numpy().copy()
 
 
 def distance(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:

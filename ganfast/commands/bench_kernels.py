@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ganfast.commands.bench_setting import use_threads
 from ganfast.commands.parsing import meant, parser_for
-from ganfast.errors import InputError
+from ganfast.errors import InputError, RunError
 
 KERNELS = ("bias_act", "bias_act_delta", "bias_act_tangent", "gradient_penalty", "to_uint8", "latents", "adam_ema")
 
@@ -29,10 +29,13 @@ def kernels(args: list[str]) -> None:
         raise InputError(f"rounds is {given.rounds}, threads {given.threads}; expected 5 or more, and 0 or more")
     use_threads(given.threads)
     from ganfast.bench import kernels as bench
-    from ganfast.bench.records import write
+    from ganfast.bench.records import keeper, write
     from ganfast.device import find_device
     from ganfast.log import say
 
-    record = bench.measure(given.names, find_device(given.device), given.rounds, not given.no_compile, say)
-    if given.out:
-        print(f"wrote {write(record, Path(given.out))}")
+    out = Path(given.out) if given.out else None
+    record = bench.measure(given.names, find_device(given.device), given.rounds, not given.no_compile, say, keeper(out))
+    if out:
+        print(f"wrote {write(record, out)}")
+    if record["failed"]:
+        raise RunError(f"{len(record['failed'])} cases failed: {'; '.join(f'{k}: {v}' for k, v in record['failed'].items())}")
