@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
         config = preset_config("wgan-gp", data)
         config = replace(
             config, kimg=given.kimg, device=given.device, out=f"{temporary}/run", net=replace(config.net, width=given.width),
-            log=LogConfig(save_kimg=_SAVED * given.kimg, tensorboard=False),
+            log=LogConfig(every=5, save_kimg=_SAVED * given.kimg, tensorboard=False),
         )  # fmt: skip
         wrong, seen = resumed(config)
     print(f"{given.kimg:g} kimg in {seen['seconds']:.0f} s; pictures of the resumed run differ by {seen['gap']:.3f} grey levels")

@@ -140,7 +140,8 @@ def _is(case: str, wanted: str) -> bool:
 
 def _bandwidth(record: Record, wanted: Sequence[str], above: float = 0.0) -> Judged:
     """``wanted``: kernels, or single cases; ``above``: only those that must move more bytes."""
-    shares, missing = {}, {}
+    shares: dict[str, float] = {}
+    missing: dict[str, str] = {}
     for one in wanted:
         cold = [m for m in record["measurements"] if (m["phase"], m["variant"]) == ("cold", "triton")]
         found = {m["case"]: m["share_of_copy"] for m in cold if _is(m["case"], one) and m["least_bytes"] > above}
