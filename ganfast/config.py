@@ -151,7 +151,7 @@ class ScoreConfig(_Checked):
     every_kimg: float = 0.0  # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
     count: int = 2000  # pictures drawn each time, from the same latents; at most the held-out half where a set is not divided
     by: ScoreName = "frechet"  # the score whose best checkpoint is kept
-    extractor: str = "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval --extractor` takes
+    extractor: str = "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval` takes it
     preprocessing: str = ""  # of a TorchScript or ONNX file; "" = none
 
     def check(self) -> None:
