@@ -16,11 +16,11 @@ def keep_freed_memory() -> None:
 
     By default blocks above a moving threshold are mapped anew each time, and every page of them faults on its first use: 2,400
     faults in a WGAN-GP critic step on pictures of 28x28, a tenth of its CPU time. The price: the process keeps its peak until it
-    ends.
+    ends. Where the address space is limited (`ulimit -v`) nothing is kept either.
     """
-    mallopt = _of_libc("mallopt")
+    mallopt = None if _limited() else _of_libc("mallopt")
     if mallopt is None or not (mallopt(_MMAP, 2**30) or mallopt(_MMAP, _MOST)):
-        logger.debug("freed memory goes back to the system: this C library has no mallopt")
+        logger.debug("freed memory goes back to the system: no mallopt in this C library, or a limited address space")
         return
     mallopt(_TRIM, _KEPT)
     mallopt(_TOP_PAD, 2**26)
@@ -31,6 +31,14 @@ def give_back_freed_memory() -> None:
     trim = _of_libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _of_libc(name: str) -> Any:

@@ -94,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(name, kills, ki
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] >= kills
     if name == "SIGKILL":
-        assert found["in_a_save"] > kills / 5
+        assert found["in_a_save"] > (kills - 20) / 5  # of few, chance may have none
 
 
 # Faults

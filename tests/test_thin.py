@@ -100,7 +100,7 @@ def test_a_pass_to_the_pictures_makes_no_weight_gradients(monkeypatch):
 def test_results_of_single_channel_pictures_stay_channels_last():
     """Whose strides do not tell; a layout that changes on the way made every later operation several times slower."""
     w = torch.randn(4, 1, 4, 4)
-    shape = Convolution((2, 2), (1, 1), (1, 1), 1)
+    shape = Convolution((2, 2), (1, 1), (1, 1), 1, last=True)
     h = shape.forward(torch.tanh(torch.randn(2, 1, 8, 8)), w)
     assert h.stride() == (64, 1, 16, 4)
     again = shape.forward(torch.tanh(shape.data_gradient(h, w, torch.empty(2, 1, 8, 8))), w)

@@ -15,10 +15,11 @@ class Convolution(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    last: bool = False  # the result is channels last even where pictures of one channel do not say so; else as torch has it
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         zeros = [0] * len(self.stride)
-        x = told_last(x) if is_thin(x, weight, self.groups) else x
+        x = told_last(x) if self.last and is_thin(x, weight, self.groups) else x
         return torch.ops.aten.convolution(
             x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups
         )  # fmt: skip

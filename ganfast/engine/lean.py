@@ -175,9 +175,10 @@ def _from_pictures(
     input: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    if not is_thin(input, weight, groups) or torch.is_autocast_enabled("cpu"):
+    if not is_thin(input, weight, groups) or isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _REPLACEMENTS[torch.conv2d](input, _seen(weight), _seen(bias), stride, padding, dilation)
+    shape = Convolution(_each(stride, 2), _each(padding, 2), _each(dilation, 2), 1, last=True)
+    return Convolve.apply(input, _seen(weight), _seen(bias), shape)
 
 
 def _to_pictures(
@@ -193,7 +194,7 @@ def _to_pictures(
         for i, (n, k) in enumerate(zip(input.shape[2:], weight.shape[2:], strict=True))
     ]
     like = input.new_empty(len(input), weight.shape[1], *size)
-    y = DataGradient.apply(input, _seen(weight), like, Convolution(s, p, d, 1))
+    y = DataGradient.apply(input, _seen(weight), like, Convolution(s, p, d, 1, last=True))
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
