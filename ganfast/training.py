@@ -163,7 +163,7 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep]:
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     return (
         make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1]),
-        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins),
+        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile_generator, twins),
     )
 
 

@@ -40,7 +40,9 @@ class Ours:
         self.critic_step = make_critic_step(
             self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False, computing=twins[1]
         )
-        self.generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile, twins)
+        self.generator_step = make_generator_step(
+            self.generator, self.critic, c.loss, problem.autocast, compile and device.type == "cuda", twins
+        )
         graphs = Graphs("on" if graph else "off", device)
         self.phases: dict[str, Step] = {
             "critic": self._turning("critic", c.penalty.active, graphs),
