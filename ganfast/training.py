@@ -201,8 +201,8 @@ class Writer:
             sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if sound:  # what was only just restored has proved nothing
-            due = self.scorer is not None and (finished or self._crossed(state.images, self.score_every))
+        if sound and not finished:  # what was only just restored has proved nothing; the last checkpoint waits for the last grid
+            due = self.scorer is not None and self._crossed(state.images, self.score_every)
             if due or self._crossed(state.images, self.save_every):
                 self.checkpoint(due)
 
@@ -247,7 +247,9 @@ class Writer:
             if self.tries > 1 and self.restored_at == state.images:
                 raise RunError(f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}")
         self.samples()
-        self.saver.save(state, self.log.position())
+        with self._apart():
+            kept = self._score() if self.scorer and not _left(state, self.plan.config) else None
+            self.saver.save(state, self.log.position(), kept)
         self.saver.flush()
 
     def close(self) -> None:

@@ -836,3 +836,19 @@ def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
     assert (record["engine"], record["compiled"]) == ("explicit", True)
     assert not [r for r in caplog.records if r.name == "ganfast"]  # a failed check would be one
     assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
+
+
+@pytest.mark.parametrize("save_kimg", [0.032, 1.0])
+def test_the_last_grid_is_there_before_the_last_checkpoint(save_kimg, data, tmp_path, monkeypatch):
+    """Or a run killed in between would be complete, and without it."""
+    there, real = [], training.Saver.save
+
+    def save(self, state, *rest):
+        there.append((state.images, (tmp_path / "run" / "samples" / f"{state.images:09d}.png").exists()))
+        real(self, state, *rest)
+
+    monkeypatch.setattr(training.Saver, "save", save)
+    config = tiny("r1", data, tmp_path / "run")
+    run = train(replace(config, log=replace(config.log, save_kimg=save_kimg)), quiet=True)
+    assert there[-1] == (int(run.latest().name), True)
+    assert all(found for images, found in there if images == there[-1][0])
