@@ -441,7 +441,7 @@ def test_steps_of_adam_are_compared_by_what_they_leave(wrong, monkeypatch):
     if not wrong:
         _agree(case, variants)
         return
-    with pytest.raises(RunError, match="triton and eager differ by 0.05"):
+    with pytest.raises(RunError, match=r"triton and eager differ by 0\.0(4[89]|5)"):  # 0.05, and what bfloat16 rounds
         _agree(case, variants)
 
 
