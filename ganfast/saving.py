@@ -7,6 +7,7 @@ optimizers, flat buffers and captured graphs go by their addresses.
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,9 +166,18 @@ class Saver:
                     raise
                 logger.warning("the checkpoint at %g kimg: %s; trying again", self.last.images / 1000, error)
                 time.sleep(pause)
-        try:
-            if then:
-                then(written)
-            checkpoints.prune(self.folder, self.keep)
-        except OSError as error:
-            logger.warning("old checkpoints stay in %s: %s", self.folder, error)
+        tidy(self.folder, self.keep, then and partial(then, written))
+
+
+def tidy(folder: Path, keep: int, first: Callable[[], None] | None = None) -> None:
+    """Remove old checkpoints and what is left half-written; that something cannot be is said, not raised, and then all stay.
+
+    Args:
+        first: called before; what it raises is taken likewise.
+    """
+    try:
+        if first:
+            first()
+        checkpoints.prune(folder, keep)
+    except OSError as error:
+        logger.warning("old checkpoints stay in %s: %s", folder, error)

@@ -32,7 +32,7 @@ from ganfast.loop import State, train_loop
 from ganfast.memory import batch_that_fits
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
-from ganfast.saving import Finish, Saver, restore
+from ganfast.saving import Finish, Saver, restore, tidy
 
 _SHEET = 64  # pictures in a sample grid, about
 
@@ -124,6 +124,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     if not found:
         _save_sheet(_sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
     if not _left(state, config):
+        tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)  # what the last save could not remove
         return run
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do

@@ -822,7 +822,7 @@ def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
         train(tiny("dcgan", data, tmp_path / compile, compile=compile, kimg=0.064), quiet=True)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 0
-    assert graphs[1] >= 2, "the critic's and the generator's step"
+    assert graphs[1] == 1, "the critic's step; the generator's is compiled on a GPU only"
     eager, compiled = (mathematics(tmp_path / name) for name in ("off", "on"))
     assert len(eager) == 4
     for one, other in zip(eager, compiled, strict=True):
