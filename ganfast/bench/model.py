@@ -17,7 +17,7 @@ from ganfast.bench.problem import Problem
 from ganfast.bench.records import Record, make, measurement
 from ganfast.bench.setting import Setting
 from ganfast.bench.stats import summary
-from ganfast.bench.timing import Clock, HostClock, ProcessorClock, interleaved, warm_up
+from ganfast.bench.timing import STEADY_SAMPLE, Clock, HostClock, ProcessorClock, interleaved, warm_up
 from ganfast.data.resident import ResidentData
 from ganfast.errors import InputError
 from ganfast.feed import Feed
@@ -215,7 +215,7 @@ def check(setting: Setting, rounds: int) -> Record:
     work, ours = count(setting), Ours(problem)
     calibration = calibrate.works(problem.device, problem.autocast or torch.float32)
     runs = ours.phases | {name: run for name, (run, _) in calibration.items()}
-    warm = {name: warm_up(run, clock) for name, run in runs.items()}
+    warm = {name: warm_up(run, clock, STEADY_SAMPLE) for name, run in runs.items()}
     seconds = interleaved(runs, rounds, clock, warm)
     rates = {name: amount / summary(seconds.pop(name))["median"] for name, (_, amount) in calibration.items()}
     phases = iteration(work, _machine("cpu", rates))

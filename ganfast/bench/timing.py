@@ -12,6 +12,8 @@ _AT_LEAST = 3  # calls before anything counts
 _AT_MOST = 20
 _STEADY = 1.2  # two calls in a row whose times differ by less than this factor end the warm-up
 _SAMPLE = 0.01  # seconds that a sample lasts at least, so that the clock and the last wait do not count
+STEADY_SAMPLE = 0.05  # of what trains for hours: several calls, as the first ones find the caches full of another variant's data
+_SHORT = 0.25  # seconds: behind other variants' turns, a call that takes less is made once before it counts
 
 
 class Clock(Protocol):
@@ -92,6 +94,8 @@ def interleaved(
 ) -> dict[str, list[float]]:  # fmt: skip
     """Samples of every variant, taking turns (A B C, B C A, ...), so that a slow minute of the machine hits all of them alike.
 
+    What is measured is the steady state of each: short calls are made once before they count.
+
     Args:
         warm: of each, from `warm_up`.
         compilations: how many there have been; one more while timing would leak into the figures.
@@ -105,6 +109,8 @@ def interleaved(
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rest()
+            if warm[name].call_s < _SHORT:
+                runs[name]()  # brings back its weights, its code and its threads
             seconds[name].append(sample(runs[name], warm[name].calls, clock))
     if compilations() != before:
         raise RunError(f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: the figures are void")

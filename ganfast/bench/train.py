@@ -16,7 +16,7 @@ from ganfast.bench.activity import device_activity
 from ganfast.bench.memory import peak_bytes
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
-from ganfast.bench.timing import HostClock, interleaved, warm_up
+from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount
@@ -78,7 +78,7 @@ def measure(
     for phase in PHASES:
         runs = {name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases}
         runs |= {"calibration": made_loop}
-        warm = {name: warm_up(run, clock) for name, run in runs.items()}
+        warm = {name: warm_up(run, clock, STEADY_SAMPLE) for name, run in runs.items()}
         rounds = plan.rounds if phase != "draw" else min(10, plan.rounds)  # once in many iterations
         samples = interleaved(runs, rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s))
         loops += samples.pop("calibration")
