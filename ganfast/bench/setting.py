@@ -54,7 +54,8 @@ class Setting:
         config = self.config()
         if config.conditional == "no":
             return 0
-        return self.classes if self.classes > 0 else 2 ** len(config.attributes) or _SHAPES[data_kind(self.data)][2]
+        of_data = 2 ** len(config.attributes) if config.attributes else _SHAPES[data_kind(self.data)][2]
+        return self.classes if self.classes > 0 else of_data
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
