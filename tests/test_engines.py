@@ -791,7 +791,8 @@ def test_an_unknown_first_layer_cannot_be_walked():
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("layer", [
-    nn.Dropout(0.3), nn.Dropout2d(0.3), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True), nn.Softplus(2.0),
+    nn.Dropout(0.3), nn.Dropout2d(0.3), nn.BatchNorm2d(4, momentum=None),
+    nn.InstanceNorm2d(4, track_running_stats=True), nn.Softplus(2.0),
     nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2, padding="same"),
     nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bicubic"), nn.LeakyReLU(-0.2),
 ], ids=lambda layer: type(layer).__name__)  # fmt: skip
@@ -815,16 +816,81 @@ def test_dropout_that_drops_nothing_is_walked():
     assert_engines_agree(loud(critic))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_batch_norm_scores_reals_and_fakes_apart_in_every_engine(engine):
+BATCH_NORMS = {
+    "default": lambda: nn.BatchNorm2d(4), "momentum": lambda: nn.BatchNorm2d(4, momentum=0.7, eps=0.3),
+    "no weights": lambda: nn.BatchNorm2d(4, affine=False), "no statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "neither": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+    "of all steps": lambda: nn.BatchNorm2d(4, momentum=None), "first": lambda: nn.Identity(),
+    "of features": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(80)),
+}  # fmt: skip
+
+
+def batch_normed(kind, norm=None):
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1)).double()
-    exact, _, stepped = run(critic, "reference", penalty="none")
-    found, _, other = run(critic, engine, penalty="none")
-    assert error(found, exact) <= ROUNDING
-    torch.testing.assert_close(other[1].running_mean, stepped[1].running_mean)
+    first = [nn.BatchNorm2d(3)] if kind == "first" else []
+    middle = norm or BATCH_NORMS[kind]()
+    critic = nn.Sequential(*first, nn.Conv2d(3, 4, 3, 2, 1), middle, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1))
+    for module in critic.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return critic.double()
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "compiled"])
+@pytest.mark.parametrize("kind", BATCH_NORMS)
+def test_batch_norm_scores_reals_and_fakes_apart_in_every_engine(kind, engine):
+    """Gradients, running statistics and counters are those of the definition, which takes reals first, then fakes."""
+    steps = []
+    for critic, how in ((batch_normed(kind), ("reference", False)), (batch_normed(kind), ("explicit", True))):
+        how = how if how[0] == "reference" or engine == "compiled" else (engine, False)
+        checked = engine == "compiled"  # which goes on without, where the tail has statistics
+        steps.append(make_critic_step(critic, "hinge", "none", engine=how[0], compile=how[1], check=checked))
+    for seed in range(2):
+        torch.manual_seed(seed)
+        real, fake = torch.randn(2, 6, *SHAPE, dtype=torch.float64).unbind()
+        exact, found = (step(real, fake) for step in steps)
+        torch.testing.assert_close(found, exact)
+        assert error(steps[1].gradients.flat, steps[0].gradients.flat) <= ROUNDING
+        torch.testing.assert_close(steps[1].critic.state_dict(), steps[0].critic.state_dict())
+
+
+def test_batch_norm_is_walked_where_its_halves_are_all_that_matters():
+    assert walk(batch_normed("default")).tail is None
+    assert not walk(batch_normed("default")).separable
+    assert walk(plain_critic()).separable
+    assert choose(batch_normed("default"), ()).engine == "explicit"
+    assert walk(batch_normed("default").eval()).refused == ["1 (BatchNorm2d)"]
     with pytest.raises(InputError, match="layer 1 of the critic is a batch norm"):
-        make_critic_step(critic, "hinge", "r1", engine=engine)
+        make_critic_step(batch_normed("default"), "hinge", "r1")
+
+
+def test_a_batch_norm_that_is_used_twice_is_left_to_the_tail():
+    """Its statistics move by the reals' first and second use, then by the fakes'."""
+    norm = nn.BatchNorm2d(4)
+    critics = [batch_normed("", nn.Sequential(norm, nn.LeakyReLU(0.1), norm)) for _ in range(2)]
+    assert walk(critics[0]).tail is not None
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, *SHAPE, dtype=torch.float64).unbind()
+    for critic, engine in zip(critics, ("reference", "explicit"), strict=True):
+        make_critic_step(critic, "hinge", "none", engine=engine, check=False)(real, fake)
+    torch.testing.assert_close(critics[1].state_dict(), critics[0].state_dict())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_check_compares_a_batch_norm_on_the_whole_batch(compile, caplog):
+    critic = batch_normed("default").float()
+    before = {name: value.clone() for name, value in critic.state_dict().items()}
+    step = make_critic_step(critic, "hinge", "none", engine="explicit", compile=compile)
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 24, *SHAPE).unbind()  # more than the check would take of separable pictures at once
+    step(real, fake)
+    assert step.choice.title == ("compiled explicit" if compile else "explicit")
+    assert not [record for record in caplog.records if record.name == "ganfast"]
+    twin = batch_normed("default").float()
+    twin.load_state_dict(before)
+    make_critic_step(twin, "hinge", "none", engine="reference")(real, fake)
+    torch.testing.assert_close(critic.state_dict(), twin.state_dict())  # the check itself moved nothing
 
 
 # Parameters.

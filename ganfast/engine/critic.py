@@ -99,7 +99,7 @@ def choose(
 
     "auto" is explicit where the critic can be walked; else autograd where it is compiled or penalised on a GPU; else the reference.
     On two CPU cores un-compiled autograd was slower than the reference for all the work it saves, compiled it was faster
-    (benchmarks/results).
+    (benchmarks/results); but first derivatives alone took longer compiled, so without a penalty they are not.
     """
     if engine not in get_args(EngineName):
         raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
@@ -120,7 +120,9 @@ def choose(
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")
     if found.tail is not None and not penalties:
-        return Choice("autograd" if compile else "reference", compile, f"no penalty, and {walked}")
+        quicker = compile and on_gpu
+        said = "; compiled it takes longer on a CPU" if compile and not on_gpu else ""
+        return Choice("autograd" if quicker else "reference", quicker, f"no penalty, and {walked}{said}")
     return Choice("explicit", compile, walked)
 
 
@@ -231,7 +233,7 @@ class CriticStep:
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
         try:
-            return walk(self.critic).tail is None
+            return walk(self.critic).separable
         except CannotWalk:
             return False
 
@@ -281,10 +283,18 @@ class CriticStep:
         twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
         ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
 
+        buffers, normed = dict(self.critic.named_buffers(remove_duplicate=False)), walked.normed
+        running = {name: buffers[name] for layer in normed for name in layer.running}
+        counts = [buffers[name] for name in (layer.counter for layer in normed) if name]
+
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
             effective = EffectiveWeights(self.critic)
             with torch.no_grad(), held_power_iteration(self.critic):
-                found, stats = steps[penalised](effective.values, inputs, ready)
+                found, stats = steps[penalised](effective.values | running, inputs, ready)
+                for name, buffer in running.items():
+                    buffer.copy_(found[name])
+                for count in counts:
+                    count += 2  # reals and fakes
             return effective.parameter_gradients(found), stats
 
         return run

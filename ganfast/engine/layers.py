@@ -36,7 +36,8 @@ class Layer:
     """A layer without weights and without curvature; subclasses say what differs."""
 
     curved = False
-    weights: tuple[str, ...] = ()  # names of what `gradients` returns
+    mixes = False  # whether samples meet
+    weights: tuple[str, ...] = ()  # names of what `gradients` and `settle` return
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         raise NotImplementedError
@@ -189,6 +190,59 @@ class Affine(Layer):
         if self.bias:
             found[self.bias] = torch.stack([self._summed(d, w[self.bias]) for d in bias_deltas]).sum(0)
         return found
+
+
+@dataclass
+class BatchNorm(Layer):
+    """Batch normalisation of reals and fakes, each half of the rows with statistics of its own; there is no penalty under which
+    samples may meet, so there is no tangent.
+
+    What it settles are its weights' gradients, and running statistics that have moved by the reals', then by the fakes'.
+    """
+
+    weight: str | None
+    bias: str | None
+    running: tuple[str, ...]  # buffers with mean and variance; () = none are kept
+    counter: str | None  # the buffer with the number of batches that they have seen
+    momentum: float
+    eps: float
+    mixes = True
+
+    def __post_init__(self) -> None:
+        self.weights = (*(name for name in (self.weight, self.bias) if name), *self.running)
+
+    def _affine(self, w: Weights) -> tuple[Tensor | None, Tensor | None]:
+        return w[self.weight] if self.weight else None, w[self.bias] if self.bias else None
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        running = [w[name] for name in self.running]
+        normed, statistics = [], []
+        for half in x[0].chunk(2):
+            given = (half, *self._affine(w))
+            if running:
+                y, mean, scale, *running = aten._native_batch_norm_legit_functional(*given, *running, True, self.momentum, self.eps)
+            else:
+                y, mean, scale = aten._native_batch_norm_legit(*given, True, self.momentum, self.eps)
+            normed.append(y)
+            statistics += [mean, scale]
+        return torch.cat(normed), (x[0], *statistics, *running)
+
+    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        x, statistics, running = kept[0], (kept[1:3], kept[3:5]), kept[5:]
+        wanted = [True, self.weight is not None, self.bias is not None]
+        deltas: list[Tensor] = []
+        found: dict[str, Tensor] = {}
+        for half, d, (mean, scale) in zip(x.chunk(2), laid_out_like(dy.to(x.dtype), x).chunk(2), statistics, strict=True):
+            weight, _ = self._affine(w)
+            dx, *own = aten.native_batch_norm_backward(d, half, weight, None, None, mean, scale, True, self.eps, wanted)
+            deltas.append(dx)
+            for name, gradient in zip((self.weight, self.bias), own, strict=True):
+                if name:
+                    found[name] = found[name] + gradient if name in found else gradient
+        return torch.cat(deltas), found | dict(zip(self.running, running, strict=True))
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy,)
 
 
 @dataclass

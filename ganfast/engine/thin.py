@@ -28,7 +28,8 @@ def overlapped(
 ) -> Tensor:
     """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
     taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
-    pictures = F.fold(taps, size, weight.shape[2:], dilation, padding, stride)
+    whole = taps.flatten(0, 1)[None]  # one picture of many channels: threads share channels, not pictures
+    pictures = F.fold(whole, size, weight.shape[2:], dilation, padding, stride).view(len(values), -1, *size)
     return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures
 
 

@@ -52,6 +52,16 @@ class Walk:
         return self.tail is not None or any(step.layer.curved for step in self.steps)
 
     @property
+    def separable(self) -> bool:
+        """Whether the samples are known not to meet."""
+        return self.tail is None and not any(step.layer.mixes for step in self.steps)
+
+    @property
+    def normed(self) -> list[L.BatchNorm]:
+        """The batch norms, whose running statistics a step moves."""
+        return [step.layer for step in self.steps if isinstance(step.layer, L.BatchNorm)]
+
+    @property
     def count(self) -> int:
         return 1 + max((step.output for step in self.steps), default=0)
 
@@ -138,6 +148,11 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
             return [L.Standardise(m.num_groups, m.eps), *_affine(m, weight, bias, True)]
         case nn.LayerNorm():
             return [L.Standardise(-len(m.normalized_shape), m.eps), *_affine(m, weight, bias, False)]
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() if m.training and m.momentum is not None:
+            own = (weight, bias) if m.affine else (None, None)
+            mean, variance, counter = (f"{here}{name}" for name in ("running_mean", "running_var", "num_batches_tracked"))
+            kept = m.track_running_stats
+            return [L.BatchNorm(own[0], own[1], (mean, variance) if kept else (), counter if kept else None, m.momentum, m.eps)]
         case nn.InstanceNorm2d() if not m.track_running_stats:
             return [L.Standardise(0, m.eps), *_affine(m, weight, bias, True)]
         case nn.AvgPool2d():
@@ -276,6 +291,8 @@ class _Walker:
             if len(inputs) != 1 or inputs[0] not in self.values:
                 return False
             found, name = module_layers(self.modules[str(node.target)], str(node.target)), str(node.target)
+            if any(layer.mixes for layer in found or ()) and any(step.name == name for step in self.found.steps):
+                return False  # used twice: the order in which its running statistics move is autograd's to keep
         elif inputs and inputs[0] in self.values:
             if node.target in (operator.add, torch.add, operator.iadd) and len(node.args) == 2 and not node.kwargs:
                 both = [self.values.get(n) for n in node.args if isinstance(n, fx.Node)]
