@@ -323,7 +323,7 @@ def test_the_model_adds_what_each_operation_is_bound_by():
     from ganfast.bench.model import Machine, predicted
     from ganfast.bench.operations import Operation
 
-    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, lanes=16, network_bytes_per_s=1e9)
+    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, 1e-7, lanes=16, network_bytes_per_s=1e9)
     work = [
         Operation("mm", 2e9, 1e3),  # 2 ms of products
         Operation("convolution", 1e8, 1e3, (32, 1)),  # 1 ms, on 1 of 16 channels: 16 ms

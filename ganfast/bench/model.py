@@ -33,7 +33,8 @@ class Machine:
     matrix_flops: float  # products
     convolution_flops: float
     pass_bytes_per_s: float  # read and written by an operation that does little else
-    launch_s: float  # of any operation
+    launch_s: float  # of an operation of a training step
+    plain_launch_s: float  # of one without autograd
     lanes: int  # of a vector or matrix unit: convolutions compute on whole multiples of channels
     network_bytes_per_s: float = 0.0  # of one device, in one direction; 0 = it is alone
     source: str = ""
@@ -66,9 +67,9 @@ def gpu(name: str, precision: str = "bf16", captured: bool = True) -> Machine:
         raise InputError(f"gpu is {name!r}; expected one of {', '.join(GPUS)}, or here for this machine, measured now")
     title, bf16, fp32, memory, link, source = _GPUS[name]
     flops = 1e12 * (bf16 if precision == "bf16" else fp32)
+    launch = _REPLAYED_S if captured else _LAUNCHED_S
     return Machine(
-        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, _REPLAYED_S if captured else _LAUNCHED_S,
-        8, _LINKS * link * 1e9, source,
+        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, launch, launch, 8, _LINKS * link * 1e9, source,
     )  # fmt: skip
 
 
@@ -80,8 +81,9 @@ def here(setting: Setting) -> Machine:
 
 def _machine(name: str, rates: dict[str, float]) -> Machine:
     flops, convolutions, passes = (rates[k] for k in ("matrix_flops", "convolution_flops", "pass_bytes_per_s"))
+    launch, plain = (1 / rates[k] for k in ("launches_per_s", "plain_launches_per_s"))
     lanes = 8 if name.startswith("cuda") else 16
-    return Machine(name, flops, convolutions, passes, 1 / rates["launches_per_s"], lanes, source="measured")
+    return Machine(name, flops, convolutions, passes, launch, plain, lanes, source="measured")
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,14 @@ def _matrix_s(operation: Operation, machine: Machine) -> float:
     return operation.flops * padded / machine.convolution_flops
 
 
-def predicted(operations: list[Operation], machine: Machine, gradient_bytes: int = 0, gpus: int = 1) -> dict[str, float]:
-    """Seconds of a phase by what bounds them: launch, memory, matrix, network."""
+def predicted(
+    operations: list[Operation], machine: Machine, gradient_bytes: int = 0, gpus: int = 1, plain: bool = False
+) -> dict[str, float]:
+    """Seconds of a phase by what bounds them: launch, memory, matrix, network. ``plain``: it trains nothing."""
     seconds = dict.fromkeys(BOUNDS, 0.0)
     for operation in operations:
         memory, matrix = operation.bytes / machine.pass_bytes_per_s, _matrix_s(operation, machine)
-        seconds["launch"] += machine.launch_s
+        seconds["launch"] += machine.plain_launch_s if plain else machine.launch_s
         seconds["memory" if memory > matrix else "matrix"] += max(memory, matrix)
     if gpus > 1 and gradient_bytes:
         if not machine.network_bytes_per_s:
@@ -161,7 +165,7 @@ def iteration(work: Work, machine: Machine, gpus: int = 1) -> dict[str, dict[str
     phases = {
         name: predicted(work.phases[name], machine, work.gradient_bytes.get(name, 0), gpus) for name in ("critic", "generator")
     }
-    phases["draw"] = predicted(work.phases["draw"], machine)
+    phases["draw"] = predicted(work.phases["draw"], machine, plain=True)
     times = {"critic": float(work.critic_steps), "generator": 1.0, "draw": 1 / work.ahead}
     phases["iteration"] = {b: sum(times[name] * phases[name][b] for name in times) for b in BOUNDS}
     return phases
