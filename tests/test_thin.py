@@ -5,6 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import weight_norm
 
 from ganfast.engine import lean
 from ganfast.engine.convolution import Convolution
@@ -41,10 +44,12 @@ def test_transposed_convolution_and_its_derivatives(geometry, channels, layout, 
     b = torch.randn(channels, dtype=torch.float64, requires_grad=True) if bias else None
     inputs = [t for t in (x, w, b) if t is not None]
     calls = counted(monkeypatch)
+    layer = nn.ConvTranspose2d(5, channels, kernel, stride, padding, output_padding, 1, bias, dilation)
+    state = {name: value for name, value in {"weight": w, "bias": b}.items() if value is not None}
 
     def derivatives(thin: bool):
-        with ThinConvolutions() if thin else torch.enable_grad():
-            y = F.conv_transpose2d(x, w, b, stride, padding, output_padding, 1, dilation)
+        with ThinConvolutions(layer) if thin else torch.enable_grad():
+            y = functional_call(layer, state, (x,))
         first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum(g.cos().sum() for g in first), inputs)
         return y, *first, *second
@@ -88,13 +93,39 @@ def test_a_pass_to_the_pictures_makes_no_weight_gradients(monkeypatch):
     made = []
     real = lean.WeightGradient.apply
     monkeypatch.setattr(lean.WeightGradient, "apply", lambda *a: (made.append(1), real(*a))[1])
-    x, w, b = torch.randn(2, 1, 6, 6, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True), torch.zeros(4)
-    with ThinConvolutions():
-        y = F.conv2d(x, w, b.requires_grad_())
+    x, layer = torch.randn(2, 1, 6, 6, requires_grad=True), nn.Conv2d(1, 4, 3)
+    with ThinConvolutions(layer):
+        y = layer(x)
     torch.autograd.grad(y.sum(), x, retain_graph=True)
     assert not made
-    torch.autograd.grad(y.sum(), w)
+    torch.autograd.grad(y.sum(), layer.weight)
     assert made
+
+
+class Own(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_modules_are_changed_for_as_long_as_asked_and_only_those_of_torch(monkeypatch):
+    """Hooks, a size that is asked for, a weight that is computed: all as without."""
+    calls = counted(monkeypatch)
+    net = nn.Sequential(
+        Own(1, 5, 3), nn.Conv2d(5, 4, 1, padding_mode="circular"),
+        weight_norm(nn.ConvTranspose2d(4, 2, 4, 2, 1)), nn.Conv2d(2, 4, 3),
+    ).double()  # fmt: skip
+    seen = []
+    net[2].register_forward_hook(lambda *a: seen.append(1))
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    exact = net(x)
+    assert not calls
+    with ThinConvolutions(net), ThinConvolutions(net):
+        torch.testing.assert_close(net(x), exact, rtol=1e-10, atol=1e-10)
+        assert net[2](torch.zeros(1, 4, 3, 3).double(), output_size=[7, 7]).shape == (1, 2, 7, 7)
+        assert ["forward" in vars(m) for m in net] == [False, False, True, True]
+    assert (len(calls), len(seen)) == (1, 3)
+    assert not any("forward" in vars(m) for m in net)
+    assert torch.equal(net(x), exact)
 
 
 def test_results_of_single_channel_pictures_stay_channels_last():

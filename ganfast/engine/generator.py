@@ -42,7 +42,7 @@ def make_generator_step(
 
     def whole_loss(z: Tensor, labels: Tensor | None, real: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
-        with computed, held_power_iteration(judged_by), thin_convolutions(z.device):
+        with computed, held_power_iteration(judged_by), thin_convolutions(z.device, judged_by):
             said = judge(judged_by, draw(drawn_by, z, labels), labels)
             paired = real if loss.kind == "relativistic" else None
             real_score = None if paired is None else judge(judged_by, paired, labels).score
@@ -81,10 +81,10 @@ def make_generator_step(
 
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """Pictures in float32 or more, whatever the generator computes in; labels only where there are classes."""
-    with thin_convolutions(z.device):
+    with thin_convolutions(z.device, generator):
         return full_precision(generator(z) if labels is None else generator(z, labels))
 
 
-def thin_convolutions(device: torch.device) -> AbstractContextManager[Any]:
+def thin_convolutions(device: torch.device, net: nn.Module) -> AbstractContextManager[Any]:
     """`ThinConvolutions` where they are the faster ones."""
-    return nullcontext() if device.type != "cpu" or torch.compiler.is_compiling() else ThinConvolutions()
+    return nullcontext() if device.type != "cpu" or torch.compiler.is_compiling() else ThinConvolutions(net)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ganfast.engine.convolution import Convolution
-from ganfast.engine.thin import is_thin
+from ganfast.engine.thin import MOST, is_thin
 from ganfast.models.parts import laid_out_like
 
 aten = torch.ops.aten
@@ -132,12 +132,42 @@ class LeanDerivatives(TorchFunctionMode):
         return (replacement or func)(*args, **(kwargs or {}))
 
 
-class ThinConvolutions(TorchFunctionMode):
-    """While active, the convolutions that `thin` speeds up are the ones of this file; any step of any network may run under it."""
+class ThinConvolutions:
+    """While active, the convolutions of some networks that `thin` speeds up are the ones of this file.
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replacements: dict[Any, Callable[..., Tensor]] = {torch.conv2d: _from_pictures, torch.conv_transpose2d: _to_pictures}
-        return replacements.get(func, func)(*args, **(kwargs or {}))
+    It is their modules that change, for so long: a mode that sees every operation costs more than it gains in a small network.
+    """
+
+    def __init__(self, *nets: nn.Module) -> None:
+        self._changed = [(m, _thin_forward(m)) for net in nets for m in net.modules() if _may_be_thin(m)]
+
+    def __enter__(self) -> None:
+        for module, forward in self._changed:
+            module.__dict__["forward"] = forward
+
+    def __exit__(self, *_error: object) -> None:
+        for module, *_ in self._changed:
+            module.__dict__.pop("forward", None)
+
+
+def _may_be_thin(m: nn.Module) -> bool:
+    """Whether torch's own class computes it, and its pictures are as few channels wide as `thin` takes."""
+    if isinstance(m, nn.Conv2d):
+        own = type(m).forward is nn.Conv2d.forward and type(m)._conv_forward is nn.Conv2d._conv_forward
+        return own and m.in_channels <= MOST and m.padding_mode == "zeros"
+    return isinstance(m, nn.ConvTranspose2d) and type(m).forward is nn.ConvTranspose2d.forward and m.out_channels <= MOST
+
+
+def _thin_forward(m: Any) -> Callable[..., Tensor]:
+    def from_pictures(x: Tensor) -> Tensor:
+        return _from_pictures(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+
+    def to_pictures(x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is not None:
+            return nn.ConvTranspose2d.forward(m, x, output_size)
+        return _to_pictures(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+
+    return from_pictures if isinstance(m, nn.Conv2d) else to_pictures
 
 
 def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:

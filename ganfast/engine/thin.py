@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MOST = 3  # channels of a picture
+MOST = 3  # channels of a picture
 
 
 def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
     plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
-    return plain and groups == 1 and values.dim() == 4 and weight.shape[1] <= _MOST
+    return plain and groups == 1 and values.dim() == 4 and weight.shape[1] <= MOST
 
 
 def overlapped(
