@@ -19,9 +19,9 @@ demo: $(STAMP)
 	$(BIN)/ganfast sample runs/demo.bundle -n 64 --seed 7 --out runs/demo/bundle.png
 	@echo "look at runs/demo/grid.png; runs/demo.bundle is the generator as a file"
 
-## the tests without trainings, under 10 minutes on two cores; their nets are too small for two threads, which wait for each other
+## the tests without trainings, under 10 minutes on two cores: a process and a thread for each, as two threads would wait for each other
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -m "not accept and not full and not gpu" $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8 --dist loadfile -m "not accept and not full and not gpu" $(ARGS)
 
 ## ruff and mypy
 check: $(STAMP)

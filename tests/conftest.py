@@ -26,11 +26,7 @@ def _own_cache(tmp_path_factory):
         yield
 
 
-def pytest_configure(config):
-    config.stash[_SKIPPED] = []
-
-
-_SKIPPED = pytest.StashKey[list[str]]()
+_skipped: list[str] = []  # data tests, told by the reports, which also reach a process that only hands out work
 
 
 def pytest_collection_modifyitems(items):
@@ -39,21 +35,18 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.data)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("data"):
-        item.config.stash[_SKIPPED].append(item.nodeid)
-    return report
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail") and "data" in report.keywords:
+        _skipped.append(report.nodeid)
 
 
 def pytest_sessionfinish(session):
-    if os.environ.get(_VARIABLE) and session.config.stash[_SKIPPED]:
+    if os.environ.get(_VARIABLE) and _skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if os.environ.get(_VARIABLE) and config.stash[_SKIPPED]:
+def pytest_terminal_summary(terminalreporter):
+    if os.environ.get(_VARIABLE) and _skipped:
         terminalreporter.section("data tests skipped although the data is there", red=True)
-        for name in config.stash[_SKIPPED]:
+        for name in _skipped:
             terminalreporter.write_line(name)
