@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ganfast.config import PenaltyConfig
 from ganfast.device import resolved
 from ganfast.engine import choose
 from ganfast.models import NetSpec, build_critic
@@ -49,3 +50,11 @@ def test_auto_picks_for_every_preset_on_a_gpu(name, classes):
     wanted = {"reference": "autograd"}.get(CHOSEN[name], CHOSEN[name])
     assert (choice.engine, choice.compiled) == (wanted, True)
     assert choice.title == f"compiled {wanted}"
+
+
+def test_first_derivatives_are_not_compiled_on_a_cpu():
+    unknown = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(64, 1))
+    choice = choose(unknown, (), compile=True)
+    assert (choice.title, "compiled it takes longer on a CPU" in choice.reason) == ("reference", True)
+    assert choose(unknown, [PenaltyConfig("r1")], compile=True).title == "compiled autograd"
+    assert choose(unknown, [PenaltyConfig("r1")]).title == "reference"

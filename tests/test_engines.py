@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import logging
 import re
 from dataclasses import replace
@@ -865,16 +866,76 @@ def test_batch_norm_is_walked_where_its_halves_are_all_that_matters():
         make_critic_step(batch_normed("default"), "hinge", "r1")
 
 
+def stepped(critic, engine="explicit", changes=(), batches=(6, 6)):
+    """State of a critic after steps, and the last gradient; each change comes behind a step."""
+    critic = critic.float()
+    step = make_critic_step(critic, "hinge", "none", engine=engine, compile=False, check=False)
+    torch.manual_seed(0)
+    for n, change in itertools.zip_longest(batches, changes):
+        step(*torch.randn(2, n, *SHAPE).unbind())
+        if change:
+            change(critic)
+    return critic.state_dict() | {"gradient": step.gradients.flat.clone()}
+
+
 def test_a_batch_norm_that_is_used_twice_is_left_to_the_tail():
     """Its statistics move by the reals' first and second use, then by the fakes'."""
-    norm = nn.BatchNorm2d(4)
-    critics = [batch_normed("", nn.Sequential(norm, nn.LeakyReLU(0.1), norm)) for _ in range(2)]
-    assert walk(critics[0]).tail is not None
-    torch.manual_seed(0)
-    real, fake = torch.randn(2, 6, *SHAPE, dtype=torch.float64).unbind()
-    for critic, engine in zip(critics, ("reference", "explicit"), strict=True):
-        make_critic_step(critic, "hinge", "none", engine=engine, check=False)(real, fake)
-    torch.testing.assert_close(critics[1].state_dict(), critics[0].state_dict())
+
+    def critic():
+        norm = nn.BatchNorm2d(4)
+        return batch_normed("", nn.Sequential(norm, nn.LeakyReLU(0.1), norm))
+
+    assert [step.name for step in walk(critic()).steps] == ["0"]
+    torch.testing.assert_close(stepped(critic()), stepped(critic(), "reference"))
+
+
+def replaced_statistics(critic):
+    critic[1].running_mean = torch.full((4,), 0.5)
+
+
+@pytest.mark.parametrize("change", [
+    lambda critic: critic.double().float(), replaced_statistics, lambda critic: setattr(critic[1], "momentum", 0.9),
+    lambda critic: setattr(critic[1], "eps", 0.5), lambda critic: critic[1].register_forward_hook(lambda m, x, y: 2 * y) and None,
+], ids=["moved", "replaced", "momentum", "eps", "hook"])  # fmt: skip
+def test_changes_of_a_batch_norm_between_two_steps_count(change):
+    found, exact = (stepped(batch_normed("default"), engine, [change]) for engine in ("explicit", "reference"))
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["running_mean running_var", "num_batches_tracked", "weight", "bias", "weight bias"])
+def test_a_batch_norm_may_lack_any_of_its_tensors(missing):
+    def critic():
+        made = batch_normed("default")
+        for name in missing.split():
+            setattr(made[1], name, None)
+        return made
+
+    torch.testing.assert_close(stepped(critic()), stepped(critic(), "reference"))
+
+
+def test_a_batch_norm_of_one_value_is_refused_like_torch_does():
+    def critic():
+        return batch_normed("of features")
+
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        stepped(critic(), "reference", batches=(6, 1))
+    with pytest.raises(InputError, match=r"one value a channel, \(1, 80\); expected 2 or more pictures"):
+        stepped(critic(), batches=(6, 1))
+
+
+def test_a_batch_norm_that_nobody_reads_is_not_walked():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm = plain_critic(), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            self.norm(x)
+            return self.body(x)
+
+    with pytest.raises(CannotWalk, match=r"nobody reads what norm \(BatchNorm2d\) gives"):
+        walk(Idle())
+    assert choose(Idle(), ()).engine == "reference"
 
 
 @pytest.mark.parametrize("compile", [False, True])

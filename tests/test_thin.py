@@ -1,5 +1,6 @@
 """Convolutions of pictures as a matrix product with overlaps summed, against torch's own in float64, and all their derivatives."""
 
+import copy
 import itertools
 
 import pytest
@@ -126,6 +127,30 @@ def test_modules_are_changed_for_as_long_as_asked_and_only_those_of_torch(monkey
     assert (len(calls), len(seen)) == (1, 3)
     assert not any("forward" in vars(m) for m in net)
     assert torch.equal(net(x), exact)
+
+
+def test_what_a_user_put_in_place_of_a_forward_stays():
+    layer = nn.ConvTranspose2d(4, 1, 4, 2, 1)
+    layer.forward = lambda x: torch.zeros(1)
+    with ThinConvolutions(layer), ThinConvolutions(layer):
+        assert layer(torch.ones(1, 4, 3, 3)) == 0
+    assert layer(torch.ones(1, 4, 3, 3)) == 0
+
+
+def test_a_copy_made_inside_is_one_of_its_own():
+    layer, x = nn.ConvTranspose2d(4, 1, 4, 2, 1), torch.ones(1, 4, 3, 3)
+    with ThinConvolutions(layer):
+        twin = copy.deepcopy(layer)
+    for p in twin.parameters():
+        nn.init.zeros_(p)
+    assert not twin(x).any()
+    assert layer(x).any()
+
+
+def test_no_pictures_are_drawn_as_none():
+    layer = nn.ConvTranspose2d(4, 1, 4, 2, 1)
+    with ThinConvolutions(layer):
+        assert layer(torch.ones(0, 4, 3, 3)).shape == (0, 1, 6, 6)
 
 
 def test_results_of_single_channel_pictures_stay_channels_last():

@@ -63,7 +63,8 @@ def make_critic_step(
         penalty: how the gradient is held, or its kind by name; several may be given; "none" or () = not at all.
         autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None = as it is.
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
-        compile: True = torch.compile; False = not; None = on a GPU only: on two CPU cores the explicit engine gains nothing by it.
+        compile: True = torch.compile, but on a CPU "auto" leaves first derivatives alone as they are, which it makes slower;
+            False = not; None = on a GPU only.
         check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
         computing: a twin of the critic whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`), which the
             explicit engine takes them from; None = they are cast in every step.
@@ -114,16 +115,27 @@ def choose(
     except CannotWalk as error:
         if engine == "explicit":
             raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
-        helps = compile or (on_gpu and bool(penalties))
-        return Choice("autograd" if helps else "reference", compile, f"the explicit engine cannot take this critic: {error}")
+        return _without_explicit(f"the explicit engine cannot take this critic: {error}", compile, on_gpu, bool(penalties))
     walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")
     if found.tail is not None and not penalties:
-        quicker = compile and on_gpu
-        said = "; compiled it takes longer on a CPU" if compile and not on_gpu else ""
-        return Choice("autograd" if quicker else "reference", quicker, f"no penalty, and {walked}{said}")
+        return _without_explicit(f"no penalty, and {walked}", compile, on_gpu, False)
     return Choice("explicit", compile, walked)
+
+
+def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) -> Choice:
+    if compile and not (on_gpu or penalised):
+        return Choice("reference", False, f"{why}; compiled it takes longer on a CPU")
+    return Choice("autograd" if compile or (on_gpu and penalised) else "reference", compile, why)
+
+
+def modes(critic: nn.Module) -> list[tuple[Any, ...]]:
+    """What a user may change of modules between two steps that an engine has taken into account when it was made."""
+    return [
+        (m.training, getattr(m, "momentum", None), getattr(m, "eps", None), len(m._forward_hooks), len(m._forward_pre_hooks))
+        for m in critic.modules()
+    ]
 
 
 class CriticStep:
@@ -141,7 +153,7 @@ class CriticStep:
         """Choice, buffers and engine for the critic as it stands."""
         self.choice = choose(self.critic, self.penalties, *self._asked)
         self.gradients = FlatGradients(self.critic)
-        self._modes = [m.training for m in self.critic.modules()]
+        self._modes = modes(self.critic)
         self._run = self._engine(self.choice)
         self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
 
@@ -168,8 +180,8 @@ class CriticStep:
             raise InputError(f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape")
         if getattr(self.critic, "takes_labels", False) and real_labels is None:
             raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
-        if not self.gradients.fits or self._modes != [m.training for m in self.critic.modules()]:
-            self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or put into another mode
+        if not self.gradients.fits or self._modes != modes(self.critic):
+            self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         inputs = Inputs(real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise))
@@ -283,18 +295,17 @@ class CriticStep:
         twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
         ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
 
-        buffers, normed = dict(self.critic.named_buffers(remove_duplicate=False)), walked.normed
-        running = {name: buffers[name] for layer in normed for name in layer.running}
-        counts = [buffers[name] for name in (layer.counter for layer in normed) if name]
-
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
             effective = EffectiveWeights(self.critic)
+            buffers = dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
+            running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
                 found, stats = steps[penalised](effective.values | running, inputs, ready)
                 for name, buffer in running.items():
                     buffer.copy_(found[name])
-                for count in counts:
-                    count += 2  # reals and fakes
+                for layer in walked.normed:
+                    if layer.counter:
+                        buffers[layer.counter] += 2  # reals and fakes
             return effective.parameter_gradients(found), stats
 
         return run

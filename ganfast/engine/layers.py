@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ganfast.engine.convolution import Convolution
+from ganfast.errors import InputError
 from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
 from ganfast.models.parts import full_precision, laid_out_like
 
@@ -218,6 +219,8 @@ class BatchNorm(Layer):
         running = [w[name] for name in self.running]
         normed, statistics = [], []
         for half in x[0].chunk(2):
+            if half.numel() == half.shape[1]:
+                raise InputError(f"a batch norm is given one value a channel, {tuple(half.shape)}; expected 2 or more pictures")
             given = (half, *self._affine(w))
             if running:
                 y, mean, scale, *running = aten._native_batch_norm_legit_functional(*given, *running, True, self.momentum, self.eps)

@@ -7,6 +7,7 @@ leaky ReLU's derivative is a product with a mask, whose own derivative is the sa
 """
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -139,35 +140,36 @@ class ThinConvolutions:
     """
 
     def __init__(self, *nets: nn.Module) -> None:
-        self._changed = [(m, _thin_forward(m)) for net in nets for m in net.modules() if _may_be_thin(m)]
+        self._changed = [m for net in nets for m in net.modules() if _may_be_thin(m)]
 
     def __enter__(self) -> None:
-        for module, forward in self._changed:
-            module.__dict__["forward"] = forward
+        for module in self._changed:
+            forward = _conv_forward if isinstance(module, nn.Conv2d) else _transposed_forward
+            module.__dict__["forward"] = MethodType(forward, module)  # a method, so that a copy gets one of its own
 
-    def __exit__(self, *_error: object) -> None:
-        for module, *_ in self._changed:
+    def __exit__(self, *_: object) -> None:
+        for module in self._changed:
             module.__dict__.pop("forward", None)
 
 
 def _may_be_thin(m: nn.Module) -> bool:
     """Whether torch's own class computes it, and its pictures are as few channels wide as `thin` takes."""
+    if vars(m).keys() & {"forward", "_conv_forward"}:
+        return False  # somebody's own, or changed already
     if isinstance(m, nn.Conv2d):
         own = type(m).forward is nn.Conv2d.forward and type(m)._conv_forward is nn.Conv2d._conv_forward
         return own and m.in_channels <= MOST and m.padding_mode == "zeros"
     return isinstance(m, nn.ConvTranspose2d) and type(m).forward is nn.ConvTranspose2d.forward and m.out_channels <= MOST
 
 
-def _thin_forward(m: Any) -> Callable[..., Tensor]:
-    def from_pictures(x: Tensor) -> Tensor:
-        return _from_pictures(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+def _conv_forward(m: Any, x: Tensor) -> Tensor:
+    return _from_pictures(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
 
-    def to_pictures(x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size is not None:
-            return nn.ConvTranspose2d.forward(m, x, output_size)
-        return _to_pictures(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
-    return from_pictures if isinstance(m, nn.Conv2d) else to_pictures
+def _transposed_forward(m: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    if output_size is not None:
+        return nn.ConvTranspose2d.forward(m, x, output_size)
+    return _to_pictures(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
 
 def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -15,7 +15,7 @@ MOST = 3  # channels of a picture
 def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
     plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
-    return plain and groups == 1 and values.dim() == 4 and weight.shape[1] <= MOST
+    return plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
 
 
 def overlapped(
@@ -29,7 +29,7 @@ def overlapped(
     """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
     taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
     whole = taps.flatten(0, 1)[None]  # one picture of many channels: threads share channels, not pictures
-    pictures = F.fold(whole, size, weight.shape[2:], dilation, padding, stride).view(len(values), -1, *size)
+    pictures = F.fold(whole, size, weight.shape[2:], dilation, padding, stride).view(len(values), weight.shape[1], *size)
     return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures
 
 

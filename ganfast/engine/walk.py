@@ -85,9 +85,19 @@ def walk(critic: nn.Module) -> Walk:
         raise CannotWalk(
             f"the forward of {type(critic).__name__} cannot be recorded: {' '.join(str(error).split())[:200]}"
         ) from error
+    _refuse_unread_statistics(critic, graph)
     fx.GraphModule(critic, graph)  # the graph asks its module which nodes have side effects
     graph.eliminate_dead_code()
     return _Walker(critic, graph, bool(getattr(critic, "takes_labels", False))).walk()
+
+
+def _refuse_unread_statistics(critic: nn.Module, graph: fx.Graph) -> None:
+    """A batch norm whose result nobody reads still counts what it is given, which a walk would not."""
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.users:
+            norm = critic.get_submodule(str(node.target))
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
+                raise CannotWalk(f"nobody reads what {node.target} ({type(norm).__name__}) gives")
 
 
 def _unused_arguments(critic: nn.Module) -> dict[str, Any]:
@@ -149,10 +159,15 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
         case nn.LayerNorm():
             return [L.Standardise(-len(m.normalized_shape), m.eps), *_affine(m, weight, bias, False)]
         case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() if m.training and m.momentum is not None:
-            own = (weight, bias) if m.affine else (None, None)
-            mean, variance, counter = (f"{here}{name}" for name in ("running_mean", "running_var", "num_batches_tracked"))
-            kept = m.track_running_stats
-            return [L.BatchNorm(own[0], own[1], (mean, variance) if kept else (), counter if kept else None, m.momentum, m.eps)]
+            mean, variance, counter = (
+                f"{here}{name}" if getattr(m, name) is not None else None
+                for name in ("running_mean", "running_var", "num_batches_tracked")
+            )
+            if m.track_running_stats and (mean is None or variance is None):
+                return None
+            running = (mean, variance) if m.track_running_stats and mean and variance else ()
+            own = weight if m.weight is not None else None
+            return [L.BatchNorm(own, bias, running, counter if running else None, m.momentum, m.eps)]
         case nn.InstanceNorm2d() if not m.track_running_stats:
             return [L.Standardise(0, m.eps), *_affine(m, weight, bias, True)]
         case nn.AvgPool2d():
@@ -291,8 +306,8 @@ class _Walker:
             if len(inputs) != 1 or inputs[0] not in self.values:
                 return False
             found, name = module_layers(self.modules[str(node.target)], str(node.target)), str(node.target)
-            if any(layer.mixes for layer in found or ()) and any(step.name == name for step in self.found.steps):
-                return False  # used twice: the order in which its running statistics move is autograd's to keep
+            if any(layer.mixes for layer in found or ()) and self._uses(node) > 1:
+                return False  # the order in which its running statistics move is autograd's to keep
         elif inputs and inputs[0] in self.values:
             if node.target in (operator.add, torch.add, operator.iadd) and len(node.args) == 2 and not node.kwargs:
                 both = [self.values.get(n) for n in node.args if isinstance(n, fx.Node)]
@@ -319,6 +334,9 @@ class _Walker:
         for layer in found:
             self._append(node, name, layer, (self.values[node],))
         return True
+
+    def _uses(self, node: fx.Node) -> int:
+        return sum(other.op == "call_module" and other.target == node.target for other in self.graph.nodes)
 
     def _overwrites(self, node: fx.Node) -> bool:
         """Whether the node changes its input in place, which matters to other readers of it."""
