@@ -62,8 +62,10 @@ class Checked:
 
 
 def _told(event: dict[str, Any]) -> str:
-    where = f"{event.get('when')}, at {event.get('images', 0) / 1000:g} kimg: {event.get('event')}"
-    of = f" of {event['of']}, checkpoint {event['checkpoint']}" if "of" in event else ""
+    images = event.get("images")
+    at = f"{images / 1000:g}" if isinstance(images, int) else "an unknown number of"
+    where = f"{event.get('when')}, at {at} kimg: {event.get('event')}"
+    of = f" of {event['of']}, checkpoint {event.get('checkpoint')}" if "of" in event else ""
     changed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in event.get("changed", {}).items())
     return where + of + (f" ({changed})" if changed else "")
 
@@ -78,7 +80,7 @@ def check_run(folder: Path | str) -> Checked:
     c, store = run.config, run.checkpoint_folder
     found = Checked(str(folder), c.preset, c.data, c.kimg, locks.held_by(run.folder / locks.NAME))
     records: list[checkpoints.Record] = []
-    for path in _named(store):
+    for path in checkpoints.listed(store):
         try:
             record, _ = checkpoints.read(path)
             records.append(record)
@@ -99,13 +101,11 @@ def check_run(folder: Path | str) -> Checked:
         found.history = resume.history(run.folder)
     except InputError as error:
         found.problems.append(str(error))
+    if edited := resume.since_trained(run):
+        listed = "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in edited.items())
+        found.problems.append(f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with ({listed})")
     _check_log(run, records, found)
     return found
-
-
-def _named(store: Path) -> list[Path]:
-    """Everything that is named like a checkpoint, also without the file that makes it one; oldest first."""
-    return sorted((p for p in store.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name))
 
 
 def _check_log(run: Run, records: list[checkpoints.Record], found: Checked) -> None:
@@ -115,7 +115,11 @@ def _check_log(run: Run, records: list[checkpoints.Record], found: Checked) -> N
         if records:
             found.problems.append(f"{path} is missing")
         return
-    counters = [images_of(line) for line in path.read_text(errors="replace").splitlines()]
+    try:
+        counters = [images_of(line) for line in path.read_text(errors="replace").splitlines()]
+    except OSError as error:
+        found.problems.append(f"{path} cannot be read: {error.strerror or error}")
+        return
     found.log_lines = len(counters)
     if not records:
         return

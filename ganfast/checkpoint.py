@@ -44,9 +44,12 @@ class Record:
     images: int  # real images shown when it was written
     log_lines: int | None  # of log.jsonl then; None in schema 1
     files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
+    trained_as: Mapping[str, Any] | None = None  # what it was trained with, as JSON holds it; None where nobody said
 
 
-def write(folder: Path, images: int, contents: Contents, log_lines: int) -> Path:
+def write(
+    folder: Path, images: int, contents: Contents, log_lines: int, trained_as: Mapping[str, Any] | None = None
+) -> Path:  # fmt: skip
     """Write ``folder/<images, 9 digits>``, beside it first and then renamed, so that a half-written one is never seen.
 
     Returns:
@@ -67,6 +70,7 @@ def write(folder: Path, images: int, contents: Contents, log_lines: int) -> Path
         disk.write_file(beside / f"{part}.safetensors", data)
         files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     facts = {"schema": SCHEMA, "images": images, "ganfast": ganfast.__version__, "torch": str(torch.__version__)}
+    facts |= {} if trained_as is None else {"trained_as": dict(trained_as)}
     disk.write_file(beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files}))
     if target.exists():
         set_aside(target, folder)
@@ -100,7 +104,8 @@ def read_record(checkpoint: Path) -> Record:
     lines, files = state.get("log_lines"), state.get("files")
     if not isinstance(files, dict) or not isinstance(lines, int) or lines < 0:
         raise Damaged(f"{path} lacks the files of the checkpoint, or its position in the log")
-    return Record(schema, images, lines, files)
+    trained_as = state.get("trained_as")
+    return Record(schema, images, lines, files, trained_as if isinstance(trained_as, dict) else None)
 
 
 def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[str, dict[str, Tensor]]]:
@@ -146,8 +151,8 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Checkpoint directories below ``folder``, oldest first."""
-    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and (p / "state.json").exists())
+    """Directories below ``folder`` that are named like checkpoints, oldest first, also those that lost what makes them one."""
+    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20 and p.is_dir())
     return sorted(found, key=lambda p: int(p.name))  # not by text: 10**9 images have ten digits
 
 
@@ -177,8 +182,8 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints and the best, 0 removes none of them, and what crashes left half-written."""
     for left in folder.glob(".*.part"):
         disk.remove(left)
-    spared = best(folder)
-    for old in listed(folder)[:-keep] if keep else []:
+    spared, whole = best(folder), [path for path in listed(folder) if (path / "state.json").exists()]
+    for old in whole[:-keep] if keep else []:
         if old != spared:
             beside = folder / f".{old.name}.part"  # gone at once: a crash half-way leaves no half checkpoint
             disk.remove(beside)
@@ -232,6 +237,6 @@ def _read_best(folder: Path) -> dict[str, Any] | None:
         return {"checkpoint": str(record["checkpoint"]), "score": float(record["score"]), "metric": str(record["metric"])}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         logger.warning("%s is damaged (%s): no checkpoint counts as the best", folder / BEST, error)
         return None

@@ -32,6 +32,10 @@ class _Checked:
                 raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{name} is {value}; expected a finite number")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise InputError(f"{name} is {value}; expected less than 2**63")
+            if isinstance(value, str) and "\0" in value:
+                raise InputError(f"{name} is {value!r}; expected no null byte")
         self.check()
 
     def check(self) -> None:

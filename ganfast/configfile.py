@@ -59,6 +59,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no file, not YAML, or not a mapping.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"config {path} is no regular file; expected YAML")
     try:
         loaded = yaml.load(path.read_text(), _Loader)
     except OSError as error:

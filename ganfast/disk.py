@@ -1,6 +1,6 @@
 """Files and directories that are there whole or not at all, also after a crash or a power cut.
 
-Every operation goes through `calls`, and through nothing else: a test that makes each of them fail in turn has tried them all.
+Every operation on a checkpoint goes through `calls`: a test that makes each of them fail in turn has tried them all.
 """
 
 import os

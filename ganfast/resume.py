@@ -15,6 +15,7 @@ from typing import Any
 
 from ganfast import __version__, configfile, disk, locks
 from ganfast import checkpoint as checkpoints
+from ganfast.config import flatten
 from ganfast.errors import InputError
 from ganfast.log import logger, split_log
 from ganfast.plan import Plan
@@ -58,9 +59,7 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
     if not (folder / "config.yaml").exists() or not checkpoints.listed(run.checkpoint_folder):
         return run, {}  # it failed before its first checkpoint: nothing to lose
     old = Run.open(folder)
-    changed = {
-        name: values for name, values in _changes(old, run).items() if name not in _FREE and not name.startswith(_FREE_GROUPS)
-    }
+    changed = since_trained(run) | {name: values for name, values in _changes(old, run).items() if _counts(name)}
     ways_out = "--force goes on with the new values, --fork NEWDIR begins a new run from here, or give another --out"
     if changed and not force:
         pictures = changed.pop(_PICTURES, None)
@@ -70,7 +69,33 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
             raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those; {ways_out}")
     if old.config.kimg != config.kimg and config.optim.decay_from < 1:
         logger.warning("kimg was %g, now %g: learning rates fall towards the new end", old.config.kimg, config.kimg)
+        changed["kimg"] = (old.config.kimg, config.kimg)
     return run, changed
+
+
+def mathematics(run: Run) -> dict[str, Any]:
+    """What a run's weights follow from, as JSON holds it: every field that must not change, and the pictures' hash."""
+    held = {name: value for name, value in flatten(run.config).items() if _counts(name)}
+    return json.loads(json.dumps(held | {"source_hash": run.data["source_hash"]}))
+
+
+def _counts(name: str) -> bool:
+    return name not in _FREE and not name.startswith(_FREE_GROUPS)
+
+
+def since_trained(run: Run) -> dict[str, tuple[Any, Any]]:
+    """What differs from the run that wrote the newest checkpoint, whose word is sealed: config.yaml is anybody's to edit."""
+    for path in reversed(checkpoints.listed(run.checkpoint_folder)):
+        try:
+            before = checkpoints.read_record(path).trained_as or {}
+        except InputError:
+            continue
+        now = mathematics(run)
+        changed = {name: (value, now[name]) for name, value in before.items() if name in now and now[name] != value}
+        if hashes := changed.pop("source_hash", None):
+            changed[_PICTURES] = tuple(f"those of hash {str(each)[:8]}" for each in hashes)  # type: ignore[assignment]
+        return changed
+    return {}
 
 
 _PICTURES = "the pictures"
@@ -114,6 +139,8 @@ def go_on_from(run: Run, found: Found, changed: Changes) -> None:
     later = [other for other in checkpoints.listed(run.checkpoint_folder) if int(other.name) > record.images]
     if later:
         _, rest = split_log(run.folder / "log.jsonl", record.images, record.log_lines)
+        if checkpoints.best(run.checkpoint_folder) in later:  # its score is not one of the checkpoint that will have its name
+            checkpoints.set_aside(run.checkpoint_folder / checkpoints.BEST, run.checkpoint_folder)
         if rest:
             cut = run.checkpoint_folder / f"log-after-{path.name}.jsonl"
             disk.replace_file(cut, _lines(rest))
@@ -126,12 +153,16 @@ def go_on_from(run: Run, found: Found, changed: Changes) -> None:
         )  # fmt: skip
         remember(run.folder, "return", images=record.images, set_aside=[p.name for p in later])
     if changed:
-        logger.warning("forced: %s", _listed(changed))
-        remember(run.folder, "force", images=record.images, changed=changed)
+        event = "length" if set(changed) == {"kimg"} else "force"  # of a run whose rates fall towards its end
+        if event == "force":
+            logger.warning("forced: %s", _listed(changed))
+        remember(run.folder, event, images=record.images, changed=changed)
 
 
 def refuse_as_fork(folder: Path) -> None:
     """Raises InputError where a fork cannot be made."""
+    if not folder.name or "\0" in str(folder):
+        raise InputError(f"--fork is {str(folder)!r}; expected the path of a new directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         go_on = f"; `ganfast train --out {folder}` goes on with it" if (folder / "config.yaml").exists() else ""
         raise InputError(f"{folder} exists; a fork begins in a new directory{go_on}")
@@ -167,7 +198,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
                 beside, "fork", images=record.images, of=str(parent.folder.resolve()), checkpoint=path.name,
                 state_sha256=hashlib.sha256((path / "state.json").read_bytes()).hexdigest(), changed=changed,
             )  # fmt: skip
-            checkpoints.write(beside / "checkpoints", record.images, contents, len(log))
+            checkpoints.write(beside / "checkpoints", record.images, contents, len(log), mathematics(run))
             write_record(dataclasses.replace(run, folder=beside))
             disk.publish(beside, folder)
     except OSError as error:
@@ -180,7 +211,7 @@ def write_record(run: Run) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         configfile.write(run.config, run.folder / "config.yaml")  # first: a folder that has it is a run's, if this ends half-way
-        disk.replace_file(run.folder / "data.json", (json.dumps(run.data, indent=1, ensure_ascii=False) + "\n").encode())
+        disk.replace_file(run.folder / "data.json", (json.dumps(run.data, indent=1) + "\n").encode())
         (run.folder / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
@@ -199,9 +230,14 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """What `remember` recorded, oldest first; InputError where it cannot be read."""
     path = folder / HISTORY
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    except (OSError, ValueError) as error:
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    for number, event in enumerate(events, start=1):
+        changed = event.get("changed", {}) if isinstance(event, dict) else None
+        if not isinstance(changed, dict) or any(not isinstance(pair, list) or len(pair) != 2 for pair in changed.values()):
+            raise InputError(f"{path} is damaged: line {number} is no event")
+    return events
 
 
 def _lines(lines: Any) -> bytes:

@@ -3,6 +3,7 @@
 config.yaml  log.jsonl  tensorboard/  samples/<images>.png  checkpoints/<images>/
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,10 @@ class Run:
         missing = {"size", "channels", "classes", "source_hash"} - set(data)
         if missing:
             raise InputError(f"{folder / 'data.json'} is damaged: it has no {', '.join(sorted(missing))}")
+        sides = all(type(data[name]) is int and data[name] > 0 for name in ("size", "channels"))
+        classes = isinstance(data["classes"], list) and all(isinstance(name, str) for name in data["classes"])
+        if not (sides and classes and isinstance(data["source_hash"], str)):
+            raise InputError(f"{folder / 'data.json'} is damaged: size, channels, classes or source_hash is of a wrong kind")
         return Run(folder, configfile.read(folder / "config.yaml"), data)
 
     @property
@@ -85,9 +90,9 @@ class Run:
             return best
         found = checkpoints.listed(self.checkpoint_folder)
         for path in found:
-            if which.isdecimal() and int(path.name) == int(which):
+            if which.isdecimal() and path.name.lstrip("0") == which.lstrip("0"):
                 return path
-        if Path(which).is_dir():
+        if os.path.isdir(which):  # False, too, for what can be no path
             return Path(which)
         names = ", ".join(p.name for p in found) or "none"
         raise InputError(f"no checkpoint {which} in {self.folder}; there: {names}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +108,13 @@ class Saver:
         keep: how many of the latest stay; 0 = all.
         finish: called in the thread with the host copy of the average, before it is written.
         flush_log: called in the thread before the checkpoint gets its name: the log must not end before the state does.
+        trained_as: what every checkpoint says of the run that it belongs to.
     """
 
-    def __init__(self, folder: Path, keep: int, finish: Finish | None, flush_log: Callable[[], None]) -> None:
-        self.folder, self.keep, self._finish, self._flush_log = folder, keep, finish, flush_log
+    def __init__(
+        self, folder: Path, keep: int, finish: Finish | None, flush_log: Callable[[], None], trained_as: Mapping[str, Any]
+    ) -> None:  # fmt: skip
+        self.folder, self.keep, self._finish, self._flush_log, self._trained_as = folder, keep, finish, flush_log, trained_as
         self.last = HostCopy()  # the state that a divergence falls back to
         self._thread = ThreadPoolExecutor(1, "ganfast-save")  # Python waits for it before it exits
         self._pending: Future[None] | None = None
@@ -159,7 +163,7 @@ class Saver:
         for pause in (*RETRY_AFTER, None):
             try:
                 self._flush_log()
-                written = checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines)
+                written = checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines, self._trained_as)
                 break
             except OSError as error:
                 if pause is None:

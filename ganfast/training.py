@@ -180,7 +180,7 @@ class Writer:
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
         self.said, self.restored_at = "", -1  # of the last divergence
-        self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync)
+        self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync, resume.mathematics(run))
         self.saver.remember(plan.state)
         self.score_every = c.score.every_kimg * 1000
         self.scorer = Scorer(c, plan.pack.info, plan.device) if self.score_every else None
@@ -283,10 +283,13 @@ class Writer:
         return False
 
     def _way_out(self) -> str:
+        lower = "lower --optim.lr-critic or --optim.lr-generator"
+        if not checkpoints.listed(self.run.checkpoint_folder):
+            return f"there is no checkpoint from before: {lower}, and train into another --out"
         return (
             f"checkpoints in {self.run.checkpoint_folder} are from before; "
             f"with `ganfast train --out {self.run.folder} --fork NEWDIR` a new run begins there: "
-            "lower --optim.lr-critic or --optim.lr-generator, or train into another --out"
+            f"{lower}, or train into another --out"
         )
 
     def _sheet(self) -> Pictures:

@@ -98,6 +98,17 @@ def test_any_changed_byte_is_refused(bundle, seed):
     open_bundle(bundle.folder)
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400 + "e9", "NaN", "[" * 3000 + "]" * 3000])
+def test_numbers_that_json_can_say_and_nobody_wrote_are_refused(bundle, number):
+    """As a coverage-guided fuzzer found: they can be read and not written."""
+    path = bundle.folder / MANIFEST
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"latent": ', b'"more": ' + number.encode() + b', "latent": '))
+    assert path.read_bytes() != data
+    with pytest.raises(InputError, match="was changed after the export|is damaged"):
+        open_bundle(bundle.folder)
+
+
 @pytest.mark.parametrize("path", [MODEL, GOLDEN, "engines/k1", MANIFEST])
 def test_missing_cut_and_lengthened_files_are_refused(bundle, path):
     file = bundle.folder / path

@@ -169,3 +169,29 @@ def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     assert main(["run", "check", "other"]) == 0
     out = capsys.readouterr().out
     assert f": fork of {Path('run').resolve()}, checkpoint 000000320 (kimg was 0.32, now 0.336; ema_kimg was" in out
+
+
+@pytest.mark.parametrize(("file", "text", "sentence"), [
+    ("history.jsonl", "5\n", "history.jsonl is damaged: line 1 is no event"),
+    ("history.jsonl", '{"event": "force", "changed": {"a": 1}}\n', "line 1 is no event"),
+    ("checkpoints/best.json", '{"checkpoint": "000000320", "score": 1' + "0" * 400 + ', "metric": "x"}', "names no checkpoint"),
+    ("data.json", '{"size": 16, "channels": 1, "classes": null, "source_hash": 5}', "is of a wrong kind"),
+    ("data.json", '{"size": "ab", "channels": 1, "classes": [], "source_hash": "x"}', "is of a wrong kind"),
+])  # fmt: skip
+def test_small_files_that_are_no_longer_what_they_were(file, text, sentence, run, check):
+    (run / file).write_text(text)
+    code, out, err = check()
+    assert code == (2 if file == "data.json" else 1)
+    assert sentence in out + err
+
+
+def test_a_fork_line_that_lost_a_word_is_still_told(run, check):
+    (run / "history.jsonl").write_text('{"event": "fork", "of": "x", "bheckpoint": "y", "images": 5}\n')
+    assert "of x, checkpoint None" in check()[1]
+
+
+def test_a_log_that_is_a_directory_is_a_problem_beside_others(run, check):
+    (run / "log.jsonl").unlink()
+    (run / "log.jsonl").mkdir()
+    code, out, _ = check()
+    assert (code, "log.jsonl cannot be read" in out, "resume " in out) == (1, True, True)

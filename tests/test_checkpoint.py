@@ -309,15 +309,15 @@ def test_networks_of_another_shape_are_refused_by_name(saved):
         load(saved, {"generator": nn.Linear(2, 2)})
 
 
-def test_listed_goes_by_number_and_sees_checkpoints_only(trained, saved, tmp_path):
+def test_listed_goes_by_number_and_sees_what_is_named_like_a_checkpoint(trained, saved, tmp_path):
     many = [0, 99_999, 999_999_999, 1_000_000_000, 20_000_000_000]  # past 10**9 the names grow longer
     for images in reversed(many):
         shutil.copytree(saved, tmp_path / f"{images:09d}")
     (tmp_path / ".000099999.part").mkdir()
-    (tmp_path / "000000001").mkdir()  # no state.json
+    (tmp_path / "000000001").mkdir()  # it lost its state.json, which is damage
     shutil.copytree(saved, tmp_path / "000012800.copy")
     (tmp_path / "7").write_text("a file")
-    assert [int(path.name) for path in checkpoints.listed(tmp_path)] == sorted([*many, 12800])
+    assert [int(path.name) for path in checkpoints.listed(tmp_path)] == sorted([*many, 1, 12800])
     assert checkpoints.listed(tmp_path / "nowhere") == []
 
 

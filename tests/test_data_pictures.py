@@ -229,3 +229,9 @@ def test_a_damaged_zip_is_refused(tmp_path):
 @pytest.mark.parametrize("make", [fill, fill_zip])
 def test_a_place_without_pictures_is_named(tmp_path, make):
     assert str(tmp_path / "set.zip") in refusal(open_data, make(tmp_path / "set.zip", {"a/b.txt": b""}), cache=tmp_path)
+
+
+def test_what_pillow_would_hand_to_another_program_is_refused():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n%%EOF\n"
+    with pytest.raises(InputError, match="page.png cannot be read as a picture"):
+        decode(eps, "page.png")

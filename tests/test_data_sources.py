@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ganfast.configfile import read_mapping
 from ganfast.data import open_data, recognise
 from ganfast.data.idx import read_idx
+from ganfast.data.source import recognise_path
 from ganfast.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -219,3 +222,11 @@ def test_real_mnist_has_its_published_counts_and_mean(real_data, tmp_path):
     assert len(train.info.classes) == 10
     raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[16:]  # a second way to the same mean
     assert train.images.mean() == pytest.approx(33.318, abs=1e-3) == np.frombuffer(raw, np.uint8).mean()
+
+
+def test_a_pipe_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(InputError, match="neither a folder nor a regular file"):
+        recognise_path(tmp_path / "pipe.npy")
+    with pytest.raises(InputError, match="no regular file; expected YAML"):
+        read_mapping(tmp_path / "pipe.npy")

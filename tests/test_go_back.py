@@ -274,3 +274,61 @@ def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(data, tm
     assert re.search(r"SIGTERM: saved run at .* kimg; `ganfast train --out run` goes on", said)
     assert not (tmp_path / "run" / ".lock").exists()
     assert main(["run", "check", str(tmp_path / "run")]) == 0
+
+
+# What nobody may lose or change unseen
+
+
+def test_a_checkpoint_without_its_record_is_damage_not_absence(run, straight, caplog, capsys):
+    (newest(run) / "state.json").unlink()
+    train(config_of(run), quiet=True)
+    assert "000000320 is not a checkpoint of ganfast: state.json is missing" in caplog.text
+    assert_same_run(straight, run)
+    for path in checkpoints.listed(run / "checkpoints"):
+        (path / "state.json").unlink()
+    log = (run / "log.jsonl").read_bytes()
+    assert main(["train", "--out", str(run)]) == 2
+    assert "every checkpoint in" in capsys.readouterr().err
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_a_config_edited_by_hand_is_refused_as_a_flag_is(run, capsys):
+    path = run / "config.yaml"
+    path.write_text(re.sub(r"beta1: .*", "beta1: 0.1", path.read_text()))
+    assert main(["train", "--out", str(run), "--kimg", "0.4"]) == 2
+    assert re.search(r"optim.beta1 was 0\.\d+, now 0\.1", capsys.readouterr().err)
+    assert main(["run", "check", str(run)]) == 1
+    assert "config.yaml is not what the newest checkpoint was trained with (optim.beta1" in capsys.readouterr().out
+    assert main(["train", "--out", str(run), "--kimg", "0.4", "--force", "--quiet"]) == 0
+    assert [event["changed"].keys() for event in history(run)] == [{"optim.beta1"}]
+    assert main(["run", "check", str(run)]) == 0
+    assert main(["train", "--out", str(run), "--kimg", "0.48", "--quiet"]) == 0
+
+
+def test_a_score_does_not_pass_to_other_weights_of_the_same_name(run):
+    checkpoints.keep_best(run / "checkpoints" / "000000320", 1.0, "test")
+    train(config_of(run), quiet=True, checkpoint="160")
+    assert checkpoints.best(run / "checkpoints") is None
+    assert (run / "checkpoints" / "set-aside" / "best.json").exists()
+
+
+def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_path):
+    decaying = tiny("dcgan", Run.open(straight).config.data, tmp_path / "run", optim=replace(STEADY, decay_from=0.5), kimg=0.08)
+    train(decaying, quiet=True)
+    train(replace(decaying, kimg=0.16), quiet=True)
+    (event,) = history(tmp_path / "run")
+    assert (event["event"], event["images"], event["changed"]) == ("length", 80, {"kimg": [0.08, 0.16]})
+
+
+@pytest.mark.parametrize(("args", "sentence"), [
+    (["--fork", ""], "--fork is empty"), (["--fork="], "--fork is empty"), (["--checkpoint", ""], "--checkpoint is empty"),
+    (["--fork", "."], "--fork is '.'; expected the path of a new directory"),
+    (["--checkpoint", "9" * 5000], "no checkpoint 999"), (["--optim.critic-steps", "1" + "0" * 20], "expected less than 2**63"),
+])  # fmt: skip
+def test_arguments_that_name_nothing_are_refused(args, sentence, run, tmp_path, monkeypatch, capsys):
+    before = files(run)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["train", "--out", str(run), "--kimg", "0.4", *args]) == 2
+    assert sentence in capsys.readouterr().err
+    assert files(run) == before

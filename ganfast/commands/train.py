@@ -12,6 +12,9 @@ from ganfast.errors import InputError
 def train(args: list[str]) -> None:
     config, found = configured(args, "train", "Train", _FLAGS, _SWITCHES, ("--checkpoint", "--fork"))
     parent = ""
+    for flag, value in (("--fork", found.fork), ("--checkpoint", found.checkpoint)):
+        if value == "":
+            raise InputError(f"{flag} is empty; expected a new directory for --fork, images shown or best for --checkpoint")
     if found.fork:
         parent, config = str(run_folder(config)), replace(config, out=found.fork)
     if found.dry_run:

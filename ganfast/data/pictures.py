@@ -11,6 +11,7 @@ from ganfast.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # Pillow hands others to programs that it finds, as EPS
 VERSION = 1  # of the policy in this file; packs made under another one are not reused
 
 
@@ -19,7 +20,7 @@ def open_picture(data: bytes, name: str) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
         if limit is None or pixels <= limit:
             return image

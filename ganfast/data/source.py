@@ -170,6 +170,10 @@ def recognise_path(path: Path) -> Source:
     from ganfast.data import arrays, celeba, files, folder, idx
 
     path = Path(os.path.abspath(path))  # "." and ".." have no name
+    if not path.is_dir() and not path.is_file():
+        raise InputError(
+            f"{path} is neither a folder nor a regular file: give a folder, a .zip, .npz or .npy file, or a name like digits"
+        )
     if path.is_dir():
         if idx.find_folder(path):
             return idx.Idx(path)
