@@ -276,9 +276,9 @@ MUTATIONS = {
         "bundle", "data = bundle.read(file)", "data = (folder / file).read_bytes()", changed_bytes_are_refused),
     "a pinned digest that nobody compares": (
         "bundle", "if digest is not None and manifest.digest != digest:", "if False:", only_the_pinned_bundle_opens),
-    "a manifest that may be changed": ("manifest", "if said != _digest(plain) or", "if False and", a_changed_manifest_is_refused),
+    "a manifest that may be changed": ("manifest", "said == _digest(plain) and", "True or", a_changed_manifest_is_refused),
     "white space that may be changed": (
-        "manifest", ' or _text({"digest": said} | plain) != data:', ":", a_changed_manifest_is_refused),
+        "manifest", ' and _text({"digest": said} | plain) == data', "", a_changed_manifest_is_refused),
     "a later schema taken for a damaged one": (
         "manifest", "schema > SCHEMA:", "schema > SCHEMA + 1:", a_later_schema_is_refused_as_such),
     "paths that climb": ("manifest", 'or ".." in parts or', "or", paths_that_leave_are_refused),
