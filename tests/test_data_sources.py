@@ -230,3 +230,6 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path):
         recognise_path(tmp_path / "pipe.npy")
     with pytest.raises(InputError, match="no regular file; expected YAML"):
         read_mapping(tmp_path / "pipe.npy")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe.png is no regular file"):
+        open_data(str(tmp_path))

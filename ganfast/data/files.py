@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -138,6 +139,8 @@ def _in_folder(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tup
                 yield from _in_folder(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
             elif is_picture(entry.name):
                 info = entry.stat()
+                if not stat.S_ISREG(info.st_mode):
+                    raise InputError(f"{entry.path} is no regular file, as a picture is; move it elsewhere")  # a pipe would wait
                 yield prefix + entry.name, (info.st_size, info.st_mtime_ns)
 
 
