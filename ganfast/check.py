@@ -66,7 +66,7 @@ def _told(event: dict[str, Any]) -> str:
     at = f"{images / 1000:g}" if isinstance(images, int) else "an unknown number of"
     where = f"{event.get('when')}, at {at} kimg: {event.get('event')}"
     of = f" of {event['of']}, checkpoint {event.get('checkpoint')}" if "of" in event else ""
-    changed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in event.get("changed", {}).items())
+    changed = resume.listed(event.get("changed", {}))
     return where + of + (f" ({changed})" if changed else "")
 
 
@@ -102,8 +102,8 @@ def check_run(folder: Path | str) -> Checked:
     except InputError as error:
         found.problems.append(str(error))
     if edited := resume.since_trained(run):
-        listed = "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in edited.items())
-        found.problems.append(f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with ({listed})")
+        changed = resume.listed(edited)
+        found.problems.append(f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with ({changed})")
     _check_log(run, records, found)
     return found
 

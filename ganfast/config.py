@@ -226,8 +226,6 @@ class Config(_Checked):
         self._at_least(0, "size", "seed", "ema_kimg")
         if self.kimg <= 0:
             raise InputError(f"kimg is {self.kimg}; expected thousand real images to train on, above 0")
-        if self.seed >= 2**63:
-            raise InputError(f"seed is {self.seed}; expected less than 2**63")
         if self.channels not in (0, 1, 3):
             raise InputError(f"channels is {self.channels}; expected 1 (grey), 3 (colour) or 0 (the data's own)")
         if self.size and not 8 <= self.size <= 1024:

@@ -64,7 +64,7 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
     if changed and not force:
         pictures = changed.pop(_PICTURES, None)
         if changed:
-            raise InputError(f"{folder} holds another run ({_listed(changed)}); give those values; {ways_out}")
+            raise InputError(f"{folder} holds another run ({listed(changed)}); give those values; {ways_out}")
         if pictures:
             raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those; {ways_out}")
     if old.config.kimg != config.kimg and config.optim.decay_from < 1:
@@ -108,7 +108,8 @@ def _changes(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
     return changed
 
 
-def _listed(changed: Changes) -> str:
+def listed(changed: Changes) -> str:
+    """What changed, as part of a sentence."""
     return "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items())
 
 
@@ -155,13 +156,13 @@ def go_on_from(run: Run, found: Found, changed: Changes) -> None:
     if changed:
         event = "length" if set(changed) == {"kimg"} else "force"  # of a run whose rates fall towards its end
         if event == "force":
-            logger.warning("forced: %s", _listed(changed))
+            logger.warning("forced: %s", listed(changed))
         remember(run.folder, event, images=record.images, changed=changed)
 
 
 def refuse_as_fork(folder: Path) -> None:
     """Raises InputError where a fork cannot be made."""
-    if not folder.name or "\0" in str(folder):
+    if not folder.name:
         raise InputError(f"--fork is {str(folder)!r}; expected the path of a new directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         go_on = f"; `ganfast train --out {folder}` goes on with it" if (folder / "config.yaml").exists() else ""
@@ -203,7 +204,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             disk.publish(beside, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --fork") from error
-    return f"{folder} is a fork of {path}" + (f" ({_listed(changed)})" if changed else "")
+    return f"{folder} is a fork of {path}" + (f" ({listed(changed)})" if changed else "")
 
 
 def write_record(run: Run) -> None:

@@ -130,7 +130,7 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
     return Choice("autograd" if compile or (on_gpu and penalised) else "reference", compile, why)
 
 
-def modes(critic: nn.Module) -> list[tuple[Any, ...]]:
+def _computed_by(critic: nn.Module) -> list[tuple[Any, ...]]:
     """What a user may change of modules between two steps that an engine has taken into account when it was made."""
     return [
         (m.training, getattr(m, "momentum", None), getattr(m, "eps", None), len(m._forward_hooks), len(m._forward_pre_hooks))
@@ -153,7 +153,7 @@ class CriticStep:
         """Choice, buffers and engine for the critic as it stands."""
         self.choice = choose(self.critic, self.penalties, *self._asked)
         self.gradients = FlatGradients(self.critic)
-        self._modes = modes(self.critic)
+        self._modes = _computed_by(self.critic)
         self._run = self._engine(self.choice)
         self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
 
@@ -180,7 +180,7 @@ class CriticStep:
             raise InputError(f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape")
         if getattr(self.critic, "takes_labels", False) and real_labels is None:
             raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
-        if not self.gradients.fits or self._modes != modes(self.critic):
+        if not self.gradients.fits or self._modes != _computed_by(self.critic):
             self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)

@@ -134,13 +134,13 @@ class LeanDerivatives(TorchFunctionMode):
 
 
 class ThinConvolutions:
-    """While active, the convolutions of some networks that `thin` speeds up are the ones of this file.
+    """While active, the convolutions of a network that `thin` speeds up are the ones of this file.
 
     It is their modules that change, for so long: a mode that sees every operation costs more than it gains in a small network.
     """
 
-    def __init__(self, *nets: nn.Module) -> None:
-        self._changed = [m for net in nets for m in net.modules() if _may_be_thin(m)]
+    def __init__(self, net: nn.Module) -> None:
+        self._changed = [m for m in net.modules() if _may_be_thin(m)]
 
     def __enter__(self) -> None:
         for module in self._changed:
