@@ -61,7 +61,7 @@ def write(
     target = folder / f"{images:09d}"
     if target.exists() and not problem_of(target):
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.ensure_directory(folder)
     beside = folder / f".{target.name}.part"
     disk.make_directory(beside)
     files = {}
@@ -194,7 +194,7 @@ def prune(folder: Path, keep: int) -> None:
 def set_aside(path: Path, folder: Path) -> Path:
     """Move a checkpoint, or a file that belongs to one, out of the way of a run that goes on without it; returns where it is."""
     aside = folder / ASIDE
-    aside.mkdir(exist_ok=True)
+    disk.ensure_directory(aside)
     number, target = 1, aside / path.name
     while target.exists():
         number, target = number + 1, aside / f"{path.stem}-{number + 1}{path.suffix}"

@@ -165,7 +165,9 @@ class ScoreConfig(_Checked):
 
 @dataclass(frozen=True)
 class GuardConfig(_Checked):
-    """When a training has diverged, and how often it may go back to the last good state (the last checkpoint, or the start).
+    """When a training has diverged, and how often it may go back to the last state that the guard passed.
+
+    Where that one leads to another divergence at once, it goes back to the last checkpoint, or the start.
 
     The limits are out of a healthy run's reach and in that of an explosion, which is exponential. In 12 kimg of MNIST by any preset
     weights grew at most 1.01-fold from look to look, no gradient had a norm above 51, no number of the log was above 32
@@ -177,7 +179,7 @@ class GuardConfig(_Checked):
     growth: float = 100.0  # times that the norm of a network's weights may grow from one look to the next; 0 = no limit
     gradient: float = 1e8  # norm that the gradient of one weight tensor may have; 0 = no limit
     statistic: float = 1e8  # magnitude that a number in the log may have; 0 = no limit
-    tries: int = 3  # times the run goes back to one state before it gives up; 0 = gives up at once
+    tries: int = 3  # times the run goes back from one checkpoint to the next before it gives up; 0 = gives up at once
 
     def check(self) -> None:
         self._at_least(0, "every", "gradient", "statistic", "tries")

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ganfast import disk
 from ganfast.config import Config, flatten
 from ganfast.errors import InputError
 
@@ -44,13 +45,12 @@ def to_yaml(config: Config) -> str:
 
 
 def write(config: Config, path: Path) -> None:
-    """Write beside, then rename: a config is never half there."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w") as file:
-        file.write(to_yaml(config))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """A config is never half there.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    disk.replace_file(path, to_yaml(config).encode())
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

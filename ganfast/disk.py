@@ -1,10 +1,11 @@
 """Files and directories that are there whole or not at all, also after a crash or a power cut.
 
-Every operation on a checkpoint goes through `calls`: a test that makes each of them fail in turn has tried them all.
+Every operation of a run on its directory goes through `calls`: a test that makes each of them fail in turn has tried them all.
 """
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,16 @@ def write_file(path: Path, data: bytes) -> None:
     """A new file that has reached the disk; its name has not until `sync` of its directory."""
     handle = calls.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        left = memoryview(data)
-        while left:
-            left = left[calls.write(handle, left[:_CHUNK]) :]
+        _write_all(handle, data)
         calls.fsync(handle)
     finally:
         calls.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[calls.write(handle, left[:_CHUNK]) :]
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -46,6 +51,65 @@ def replace_file(path: Path, data: bytes) -> None:
     write_file(beside, data)
     calls.rename(beside, path)
     sync(path.parent)
+
+
+class Appended:
+    """A file that grows. What has not surely reached the disk stays in memory, and a write that failed is made again from there.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle = calls.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._end = os.lseek(self._handle, 0, os.SEEK_END)  # of what has reached the disk
+        self._held, self._written = bytearray(), 0  # what comes after it, and how much of that the system has taken
+        self._lock = threading.Lock()
+
+    def add(self, data: bytes) -> None:
+        """Hand data to the system. After an OSError it is held: the next call hands it over again."""
+        with self._lock:
+            self._held += data
+            self._hand_over()
+
+    def sync(self) -> None:
+        """Wait until all of it has reached the disk; after an OSError call it again."""
+        with self._lock:
+            self._hand_over()
+            try:
+                calls.fsync(self._handle)
+            except OSError:
+                self._written = 0  # some systems forget, with this answer, what they failed to write
+                raise
+            self._end, self._held, self._written = self._end + len(self._held), bytearray(), 0
+
+    def _hand_over(self) -> None:
+        if self._written < len(self._held):
+            os.lseek(self._handle, self._end + self._written, os.SEEK_SET)  # a failed write may have written a part
+            _write_all(self._handle, bytes(self._held[self._written :]))
+            self._written = len(self._held)
+
+    def close(self) -> None:
+        """Let the file go, once more handing over what is held; a second call does nothing."""
+        with self._lock:
+            if self._handle < 0:
+                return
+            try:
+                self._hand_over()
+            finally:
+                handle, self._handle = self._handle, -1
+                calls.close(handle)
+
+
+def ensure_directory(path: Path) -> None:
+    """A directory, with those above it; one that is there stays."""
+    if path.is_dir():
+        return
+    ensure_directory(path.parent)
+    try:
+        calls.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
 def make_directory(path: Path) -> None:

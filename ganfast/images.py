@@ -1,5 +1,6 @@
 """Pictures on disk: grids and PNG files from uint8 arrays. Needs numpy and Pillow only."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,20 @@ def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:
 
 def save_png(picture: Pictures, path: Path | str, enlarge: int = 1) -> None:
     """Write one picture (H, W, 1 or 3) as PNG, each pixel ``enlarge`` times as large; folders are made."""
+    path, data = Path(path), png(picture, enlarge)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(data)
+    beside.replace(path)
+
+
+def png(picture: Pictures, enlarge: int = 1) -> bytes:
+    """One picture (H, W, 1 or 3) as the bytes of a PNG, each pixel ``enlarge`` times as large."""
     from PIL import Image
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = picture[:, :, 0] if picture.shape[2] == 1 else picture
-    pixels = pixels.repeat(enlarge, 0).repeat(enlarge, 1)
-    beside = path.with_name(path.name + ".part")
-    Image.fromarray(pixels).save(beside, format="PNG")
-    beside.replace(path)
+    pixels, file = picture[:, :, 0] if picture.shape[2] == 1 else picture, io.BytesIO()
+    Image.fromarray(pixels.repeat(enlarge, 0).repeat(enlarge, 1)).save(file, format="PNG")
+    return file.getvalue()
 
 
 def comfortable_scale(size: int) -> int:

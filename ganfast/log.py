@@ -3,15 +3,16 @@
 import json
 import logging
 import math
-import os
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ganfast import disk
 
 _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/loss": "critic",
@@ -37,33 +38,42 @@ class JsonLines:
         position: lines that the log had then, where the checkpoint says so; all others go.
     """
 
+    _failed = False  # the last write did
+
     def __init__(self, path: Path, images: int, position: int | None = None) -> None:
         kept, rest = split_log(path, images, position)
-        if rest:
-            beside = path.with_suffix(".part")
-            beside.write_text("".join(line + "\n" for line in kept))
-            beside.replace(path)
-        elif kept and not path.read_bytes().endswith(b"\n"):  # cut off just before its end
-            with path.open("a") as file:
-                file.write("\n")
-        self._count = len(kept)
-        self._file: TextIO = path.open("a")
+        if rest or (kept and not path.read_bytes().endswith(b"\n")):  # cut off just before its end
+            disk.replace_file(path, "".join(line + "\n" for line in kept).encode())
+        self._count, self._path, self._file = len(kept), path, disk.Appended(path)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({k: _plain(v) for k, v in record.items()}) + "\n")
-        self._file.flush()
+        """Add a line. Where it cannot be written that is said once, and it is tried again with the next; `sync` insists."""
         self._count += 1
+        try:
+            self._file.add((json.dumps({k: _plain(v) for k, v in record.items()}) + "\n").encode())
+            self._failed = False
+        except OSError as error:
+            self._warn(error)
 
     def position(self) -> int:
         """Lines written so far: unlike bytes, which times lengthen, the same in equal runs."""
         return self._count
 
     def sync(self) -> None:
-        """Wait until every line has reached the disk."""
-        os.fsync(self._file.fileno())
+        """Wait until every line has reached the disk. Raises OSError where one cannot; a later call tries again."""
+        self._file.sync()
 
     def close(self) -> None:
-        self._file.close()
+        """Lines that still cannot be written are lost; no checkpoint counts on them, as saving one syncs."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            logger.warning("%s cannot be written: %s; its lines wait for the next try", self._path, error.strerror or error)
+        self._failed = True
 
 
 def split_log(path: Path, images: float, position: int | None = None) -> tuple[list[str], list[str]]:

@@ -34,7 +34,7 @@ def hold(folder: Path, held: ExitStack) -> None:
     """Lock a run directory, which is made if need be; what is no run directory is refused before anything is written there."""
     _refuse_foreign(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.ensure_directory(folder)
         held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
@@ -189,7 +189,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
     log, _ = split_log(parent.folder / "log.jsonl", record.images, record.log_lines)
     beside = folder.with_name(f".{folder.name}.part")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        disk.ensure_directory(folder.parent)
         with locks.locked(folder.with_name(f".{folder.name}.lock"), str(folder)):
             refuse_as_fork(folder)
             disk.make_directory(beside)
@@ -210,10 +210,10 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
 def write_record(run: Run) -> None:
     """The run directory with its config and the manifest of its pictures."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        disk.ensure_directory(run.folder)
         configfile.write(run.config, run.folder / "config.yaml")  # first: a folder that has it is a run's, if this ends half-way
         disk.replace_file(run.folder / "data.json", (json.dumps(run.data, indent=1) + "\n").encode())
-        (run.folder / "samples").mkdir(exist_ok=True)
+        disk.ensure_directory(run.folder / "samples")
     except OSError as error:
         raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from ganfast.errors import InputError, RunError, cannot_write
 from ganfast.log import logger
 from ganfast.loop import State
 
-RETRY_AFTER = (1.0, 5.0)  # seconds after which a failed write is tried again; then the run ends
+RETRY_AFTER = (1.0, 5.0)  # seconds after which a failed write of a run is tried again; then the run ends
+T = TypeVar("T")
 Finish = Callable[[dict[str, Tensor]], None]  # completes the tensors of the average on the host, in place
 
 
@@ -75,27 +76,33 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": entries})
 
 
-class HostCopy:
-    """A state on the host. Its memory is used again for the next copy, and page-locked where the state lies on a GPU."""
+class Copy:
+    """A state as it was. The memory is used again for the next copy.
 
-    def __init__(self) -> None:
+    Args:
+        on_host: keep it on the host, page-locked where the state lies on a GPU; else where the state lies.
+    """
+
+    def __init__(self, on_host: bool) -> None:
+        self._on_host = on_host
         self.images = -1  # nothing held yet
         self.contents: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def take(self, state: State) -> None:
-        """Copy the state; returns when it is on the host."""
-        before, self.contents, on_gpu = self.contents, {}, False
+        """Copy the state; returns when a copy for the host is there."""
+        before, self.contents, to_host = self.contents, {}, False
         for part, tensors in contents_of(state).items():
             held = before.get(part, {})
             copies = self.contents[part] = {}
             for name, tensor in tensors.items():
-                host = held.get(name)
-                if host is None:
-                    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                copies[name] = host.copy_(tensor, non_blocking=True)
-                on_gpu = on_gpu or tensor.is_cuda
-        if on_gpu:
+                copy, crosses = held.get(name), tensor.is_cuda and self._on_host
+                if copy is None:
+                    device = "cpu" if self._on_host else tensor.device
+                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=crosses)
+                copies[name] = copy.copy_(tensor, non_blocking=True)
+                to_host = to_host or crosses
+        if to_host:
             torch.cuda.synchronize()
         self.images = state.images
 
@@ -115,7 +122,7 @@ class Saver:
         self, folder: Path, keep: int, finish: Finish | None, flush_log: Callable[[], None], trained_as: Mapping[str, Any]
     ) -> None:  # fmt: skip
         self.folder, self.keep, self._finish, self._flush_log, self._trained_as = folder, keep, finish, flush_log, trained_as
-        self.last = HostCopy()  # the state that a divergence falls back to
+        self.last = Copy(on_host=True)  # the state of the last checkpoint, or that training began with
         self._thread = ThreadPoolExecutor(1, "ganfast-save")  # Python waits for it before it exits
         self._pending: Future[None] | None = None
 
@@ -160,17 +167,25 @@ class Saver:
     def _write(self, log_lines: int, then: Callable[[Path], None] | None) -> None:
         if self._finish:
             self._finish(self.last.contents["ema"])
-        for pause in (*RETRY_AFTER, None):
-            try:
-                self._flush_log()
-                written = checkpoints.write(self.folder, self.last.images, self.last.contents, log_lines, self._trained_as)
-                break
-            except OSError as error:
-                if pause is None:
-                    raise
-                logger.warning("the checkpoint at %g kimg: %s; trying again", self.last.images / 1000, error)
-                time.sleep(pause)
+        last = self.last
+
+        def write() -> Path:
+            self._flush_log()
+            return checkpoints.write(self.folder, last.images, last.contents, log_lines, self._trained_as)
+
+        written = insist(f"the checkpoint at {last.images / 1000:g} kimg", write)
         tidy(self.folder, self.keep, then and partial(then, written))
+
+
+def insist(what: str, write: Callable[[], T]) -> T:
+    """What ``write`` returns; after an OSError it is tried again, as often as `RETRY_AFTER` has pauses. The last one is raised."""
+    for pause in RETRY_AFTER:
+        try:
+            return write()
+        except OSError as error:
+            logger.warning("%s: %s; trying again", what, error)
+            time.sleep(pause)
+    return write()
 
 
 def tidy(folder: Path, keep: int, first: Callable[[], None] | None = None) -> None:

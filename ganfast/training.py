@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ganfast import checkpoint as checkpoints
-from ganfast import resume
+from ganfast import disk, resume
 from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
@@ -25,14 +25,14 @@ from ganfast.evaluate.during import Scorer
 from ganfast.export.latents import latents
 from ganfast.guard import Guard
 from ganfast.host_memory import keep_freed_memory
-from ganfast.images import Pictures, comfortable_scale, grid, save_png
+from ganfast.images import Pictures, comfortable_scale, grid, png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
 from ganfast.memory import batch_that_fits
 from ganfast.plan import Plan, make_plan
 from ganfast.run import Run
-from ganfast.saving import Finish, Saver, restore, tidy
+from ganfast.saving import Copy, Finish, Saver, insist, restore, tidy
 
 _SHEET = 64  # pictures in a sample grid, about
 
@@ -179,11 +179,12 @@ class Writer:
         self.score_every = c.score.every_kimg * 1000
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
-        self.said, self.restored_at = "", -1  # of the last divergence
+        self.good = Copy(on_host=False)  # the state that the guard passed last
+        self.said, self.restored_at, self.back_at = "", -1, -1  # of the last divergence: sentence, and counters of both its ends
         self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync, resume.mathematics(run))
         self.saver.remember(plan.state)
-        self.score_every = c.score.every_kimg * 1000
-        self.scorer = Scorer(c, plan.pack.info, plan.device) if self.score_every else None
+        self.good.take(plan.state)
+        self.guard.state_problem(plan.state)  # norms to compare with, as in a run that was not stopped here
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
         self.log.progress.tick(state.images)
@@ -257,7 +258,10 @@ class Writer:
         self.saver.close()
 
     def _hold(self, problem: str | None) -> bool:
-        """Whether the state is sound; if not, it is replaced by the last good one, and the counter goes on.
+        """Whether the state is sound; if not, it is replaced by the last one that was, and the counter goes on.
+
+        A state that was gone back to once, and led to another divergence before the guard passed a later one, may have been ill
+        already: then the state of the last checkpoint is gone back to.
 
         Raises:
             RunError: that was tried as often as the config allows.
@@ -265,17 +269,21 @@ class Writer:
         state, images = self.plan.state, self.plan.state.images
         tensor = self.guard.state_problem(state)
         if not (problem or tensor):
+            self.good.take(state)
             return True
         said = "; ".join(text for text in (problem, tensor) if text) + f" at {images / 1000:g} kimg"
         self.tries, self.said, self.restored_at = self.tries + 1, said, images
         if self.tries > self.plan.config.guard.tries:
             raise RunError(f"{said}, after going back {self.tries - 1} times; {self._way_out()}")
-        self.saver.flush()
-        good = self.saver.last
+        again = self.good.images == self.back_at
+        if again:
+            self.saver.flush()  # as the thread completes what it writes
+        good, self.back_at = self.saver.last if again else self.good, self.good.images
         restore(state, good.contents, images, str(self.run.folder))  # the counter goes on: the same pictures would diverge again
         for parameter in (*state.generator.parameters(), *state.critic.parameters()):
             if parameter.grad is not None:
                 parameter.grad.zero_()  # in place, as captured phases know it; the next look must not blame the old one
+        self.guard.state_problem(state)  # the norms to compare with are those of this state
         logger.warning(
             "%s: back to the state of %g kimg, on with the pictures from here (%d of %d times)",
             said, good.images / 1000, self.tries, self.plan.config.guard.tries,
@@ -332,9 +340,11 @@ def _average_finisher(plan: Plan, run: Run) -> Finish | None:
 def _save_sheet(sheet: Pictures, path: Path, size: int) -> None:
     """A training goes on where Pillow is missing, as in an un-installed checkout on a machine that has little more than torch."""
     try:
-        save_png(sheet, path, comfortable_scale(size))
+        data = png(sheet, comfortable_scale(size))
     except ImportError as error:
         logger.warning("%s is not written: %s; pip install Pillow", path.name, error)
+        return
+    insist(path.name, lambda: disk.replace_file(path, data))
 
 
 def sheet_columns(classes: int) -> int:
@@ -354,7 +364,8 @@ def _left(state: State, config: Config) -> bool:
 def _write_engine(run: Run, choice: Choice) -> None:
     """What computed the critic's gradients in the end, for whoever compares runs."""
     record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason, "torch": torch.__version__}
-    (run.folder / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
+    data = (json.dumps(record, indent=1) + "\n").encode()
+    insist("engine.json", lambda: disk.replace_file(run.folder / "engine.json", data))
 
 
 @contextmanager

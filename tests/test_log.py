@@ -1,15 +1,18 @@
 """The log: whole lines only, none twice after a resume, and a progress line that reads well without a terminal."""
 
 import builtins
+import errno
 import json
 import logging
 import math
+import os
 import sys
+import threading
 
 import pytest
 import torch
 
-from ganfast import log
+from ganfast import disk, log
 from ganfast.log import JsonLines, Progress, RunLog, read_log
 
 
@@ -79,6 +82,80 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     lines.write({"images": 1})
     assert images(tmp_path / "log.jsonl") == [1], "a killed process would have lost it"
     lines.close()
+
+
+class Faults:
+    """A disk that, while it is armed, takes a part of what is written, or forgets what it took when it is told to keep it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.armed, write, fsync = "", disk.calls.write, disk.calls.fsync
+
+        def faulty_write(handle, data):
+            if self.armed == "write":
+                write(handle, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "made to fail")
+            return write(handle, data)
+
+        def faulty_fsync(handle):
+            if self.armed == "fsync":
+                os.ftruncate(handle, kept[0])
+                raise OSError(errno.EIO, "made to fail")
+            fsync(handle)
+            kept[0] = os.fstat(handle).st_size
+
+        kept = [0]
+        patch.setattr(disk.calls, "write", faulty_write)
+        patch.setattr(disk.calls, "fsync", faulty_fsync)
+
+
+def test_a_line_that_could_not_be_written_is_written_whole_with_the_next(tmp_path, monkeypatch, caplog):
+    faults, path = Faults(monkeypatch), tmp_path / "log.jsonl"
+    lines = JsonLines(path, 0)
+    for number, faults.armed in enumerate(("", "write", "write", "", "write")):
+        lines.write({"images": number})
+    assert caplog.text.count("made to fail") + caplog.text.count("No space") == 2, "said once a failure, not once a line"
+    with pytest.raises(OSError, match="made to fail"):
+        lines.sync()
+    faults.armed = ""
+    lines.sync()
+    lines.close()
+    assert path.read_text() == "".join(f'{{"images": {number}}}\n' for number in range(5))
+    assert lines.position() == 5
+
+
+def test_what_the_system_forgot_when_it_failed_to_keep_it_is_written_again(tmp_path, monkeypatch):
+    faults, path = Faults(monkeypatch), tmp_path / "log.jsonl"
+    lines = JsonLines(path, 0)
+    lines.write({"images": 1})
+    lines.sync()
+    lines.write({"images": 2})
+    faults.armed = "fsync"
+    with pytest.raises(OSError, match="made to fail"):
+        lines.sync()
+    assert images(path) == [1]
+    faults.armed = ""
+    lines.write({"images": 3})
+    lines.sync()
+    assert images(path) == [1, 2, 3]
+    lines.close()
+    lines.close()
+
+
+def test_lines_and_syncs_of_two_threads_do_not_mix(tmp_path):
+    lines, done = JsonLines(tmp_path / "log.jsonl", 0), threading.Event()
+
+    def sync():
+        while not done.is_set():
+            lines.sync()
+
+    thread = threading.Thread(target=sync)
+    thread.start()
+    for number in range(2000):
+        lines.write({"images": number})
+    done.set()
+    thread.join()
+    lines.close()
+    assert images(tmp_path / "log.jsonl") == list(range(2000))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -136,8 +136,8 @@ def test_a_changed_byte_is_seen_by_its_hash_alone(mistake, two, monkeypatch):
 
 ORDER = {
     "a name before the files are on disk": (
-        disk, "        calls.fsync(handle)\n    finally:\n        calls.close(handle)\n\n\ndef replace_file",
-        "    finally:\n        calls.close(handle)\n\n\ndef replace_file"),
+        disk, "        calls.fsync(handle)\n    finally:\n        calls.close(handle)\n\n\ndef _write_all",
+        "    finally:\n        calls.close(handle)\n\n\ndef _write_all"),
     "a name before the directory is on disk": (
         disk, "    sync(beside)\n    calls.rename(beside, target)\n", "    calls.rename(beside, target)\n    sync(target)\n"),
     "a name that is not on disk": (

@@ -29,6 +29,7 @@ from ganfast.images import grid
 from ganfast.log import read_log
 from ganfast.presets import PRESETS, preset_config
 from ganfast.run import Run
+from ganfast.saving import Copy
 from ganfast.training import Interrupted, train
 
 CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
@@ -789,15 +790,55 @@ GUARDED = GuardConfig(every=1, tries=2)
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
-def test_a_planted_nan_is_rolled_back_and_the_run_ends_well(where, data, tmp_path, planted, caplog):
+def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(where, data, tmp_path, planted, caplog):
     planted(where, {208})
-    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    every = 1 if where == "gradient" else 3  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
+    train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
     assert newest(tmp_path / "run").name == "000000320"
-    assert re.search(
-        r"of the (critic|generator) is not a finite number.* at 0.208 kimg: back to the state of 0.16 kimg", caplog.text
-    )
+    said = r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: back to the state of 0.192 kimg.*1 of 2 times"
+    assert re.search(said, caplog.text)
     assert all(value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values())
     assert [line["images"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(16, 336, 16)), "no replay"
+
+
+def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp_path, planted, monkeypatch):
+    planted("weight", {208})
+    on_step, seen = training.Writer.on_step, {}
+
+    def watched(self, state, *stats):
+        on_step(self, state, *stats)
+        copy = Copy(on_host=True)
+        copy.take(state)
+        seen[state.images] = copy.contents
+
+    monkeypatch.setattr(training.Writer, "on_step", watched)
+    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    assert seen[208].keys() == seen[192].keys()
+    for part, before in seen[192].items():
+        assert all(torch.equal(seen[208][part][name], value) for name, value in before.items()), part
+    assert any(not torch.equal(seen[224]["critic"][name], value) for name, value in seen[192]["critic"].items())
+
+
+def test_a_state_that_diverges_twice_gives_way_to_that_of_the_last_checkpoint(data, tmp_path, planted, caplog):
+    planted("weight", {208, 224})
+    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    assert re.findall(r"at 0.2\d+ kimg: back to the state of 0.1\d+ kimg", caplog.text) == [
+        "at 0.208 kimg: back to the state of 0.192 kimg", "at 0.224 kimg: back to the state of 0.16 kimg",
+    ]  # fmt: skip
+    assert newest(tmp_path / "run").name == "000000320"
+
+
+def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_at):
+    planted("weight", {208, 272})
+    config = tiny("dcgan", data, tmp_path / "whole", guard=replace(GUARDED, growth=1.5), optim=STEADY)
+    train(config, quiet=True)
+    again = replace(config, out=str(tmp_path / "parts"))
+    for images in (176, 256):
+        stop_at(images)
+        with pytest.raises(Interrupted):
+            train(again, quiet=True)
+    train(again, quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
