@@ -100,6 +100,8 @@ def _layers(plan: Plan, found: Walk) -> list[str]:
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and labels is not None:
                 x.append(step.label_index(labels))
+            if step.layer.draws:
+                x.append(step.layer.draw(x[0]))
             with FlopCount() as count:
                 values[step.output], _ = step.layer.forward(weights, *x)
             lines.append(f"{step.name:24}{type(step.layer).__name__:14}{'yes':12}{count.total / 2 / 1e6:16.3f}")

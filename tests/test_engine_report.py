@@ -4,7 +4,9 @@ import re
 import shlex
 
 import pytest
+from torch import nn
 
+import ganfast.engine.walk as walk_module
 from ganfast.cli import main
 
 
@@ -44,10 +46,22 @@ def test_the_flops_of_a_layer_are_counted_by_hand(engines):
     assert 6 < costs(out)["explicit"][1] < 7
 
 
-def test_a_layer_that_is_not_walked_is_named(engines):
+def without(unknown):
+    known = walk_module.module_layers
+    return lambda m, name: None if isinstance(m, unknown) else known(m, name)
+
+
+def test_a_layer_that_is_not_walked_is_named(engines, monkeypatch):
+    monkeypatch.setattr(walk_module, "module_layers", without(nn.Dropout))
     out = engines("gan --batch 4")
     assert "critic step: reference engine" in out
     assert re.search(r"^trunk.3 \(Dropout\) +no", out, re.M), out
+
+
+def test_a_layer_that_draws_is_walked(engines):
+    out = engines("gan --batch 4")
+    assert "critic step: explicit engine (all 12 layers walked)" in out
+    assert re.search(r"^trunk.3 +Dropout +yes", out, re.M), out
 
 
 def test_an_engine_can_be_asked_for(engines):

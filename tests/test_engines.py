@@ -792,7 +792,7 @@ def test_an_unknown_first_layer_cannot_be_walked():
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("layer", [
-    nn.Dropout(0.3), nn.Dropout2d(0.3), nn.BatchNorm2d(4, momentum=None),
+    nn.AlphaDropout(0.3), nn.BatchNorm2d(4, momentum=None),
     nn.InstanceNorm2d(4, track_running_stats=True), nn.Softplus(2.0),
     nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2, padding="same"),
     nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bicubic"), nn.LeakyReLU(-0.2),
@@ -810,11 +810,69 @@ def test_layers_that_are_not_known_are_left_to_the_tail(layer):
             assert error(run(critic, engine, penalty="wgan-gp")[0], exact) <= ROUNDING, engine
 
 
-def test_dropout_that_drops_nothing_is_walked():
+def test_dropout_that_drops_nothing_is_no_layer():
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Dropout(0.5), nn.Dropout(0.0), nn.Flatten(), nn.Linear(80, 1))
-    assert walk(critic).refused == ["1 (Dropout)"]
-    assert walk(critic.eval()).tail is None
+    assert (len(walk(critic).steps), walk(critic).draws) == (4, True)
+    assert (len(walk(critic.eval()).steps), walk(critic).draws) == (3, False)
     assert_engines_agree(loud(critic))
+
+
+def dropping(first=nn.Dropout):
+    """Two layers that draw, so that the order counts, the first of them on pictures in channels-last layout."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(LEAK), first(0.3), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(LEAK), nn.Flatten(),
+        nn.Dropout(0.5),
+    )  # fmt: skip
+    return loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary")).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("first", [nn.Dropout, nn.Dropout2d])
+@pytest.mark.parametrize("penalty", ["none", *KINDS])
+def test_dropout_is_walked_with_the_numbers_that_the_reference_draws(penalty, first):
+    critic = dropping(first)
+    assert walk(critic).tail is None
+    inputs = pictures() | {"real_labels": LABELS}
+    found, states = {}, []
+    for engine in ENGINES:
+        torch.manual_seed(7)
+        found[engine], _, _ = run(critic, engine, penalty=penalty, inputs=inputs)
+        states.append(torch.random.get_rng_state())
+        assert error(found[engine], found["reference"]) <= ROUNDING, engine
+        assert torch.equal(states[-1], states[0]), engine
+    torch.manual_seed(8)
+    other, _, _ = run(critic, "explicit", penalty=penalty, inputs=inputs)
+    assert error(other, found["explicit"]) > 0.1, "other numbers, another gradient"
+
+
+def test_dropout_draws_anew_in_every_step_and_as_often_as_the_reference():
+    critics = {engine: dropping() for engine in ("reference", "explicit")}
+    for engine, critic in critics.items():
+        step = make_critic_step(critic, "hinge", "r1", engine=engine, compile=False)
+        torch.manual_seed(3)
+        gradients = []
+        for _ in range(3):
+            step(**pictures() | {"real_labels": LABELS})
+            gradients.append(step.gradients.flat.clone())
+        critics[engine] = gradients
+    for ours, theirs in zip(critics["explicit"], critics["reference"], strict=True):
+        assert error(ours, theirs) <= ROUNDING
+    assert error(critics["explicit"][0], critics["explicit"][1]) > 0.1
+
+
+def test_dropout_is_not_compiled():
+    choice = choose(dropping(), (), compile=True)
+    assert (choice.title, "not compiled, as a compiler's dropout draws other numbers" in choice.reason) == ("explicit", True)
+
+
+def test_dropout_in_a_tail_behind_a_walked_one_is_seen_and_left_to_the_reference(caplog):
+    critic = dropping()
+    critic.trunk.insert(5, nn.AlphaDropout(0.3))
+    assert walk(critic).draws
+    step = make_critic_step(critic, "hinge", "r1", engine="explicit", compile=False)
+    step(**pictures() | {"real_labels": LABELS})
+    assert step.choice.engine == "reference"
+    assert "explicit engine: gave gradients" in caplog.text
 
 
 BATCH_NORMS = {

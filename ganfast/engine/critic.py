@@ -117,6 +117,8 @@ def choose(
             raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
         return _without_explicit(f"the explicit engine cannot take this critic: {error}", compile, on_gpu, bool(penalties))
     walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
+    if compile and found.draws:
+        compile, walked = False, f"{walked}; not compiled, as a compiler's dropout draws other numbers"
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")
     if found.tail is not None and not penalties:

@@ -45,11 +45,12 @@ class ExplicitStep:
         self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
         self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
+        self._dropped: dict[tuple[torch.Size, torch.dtype], ByValue] = {}  # see `_drawn`
 
     def __call__(self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({})) -> tuple[dict[str, Tensor], Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         w = self._cast(weights, ready)
-        values, kept = self._forward(w, rows)
+        values, kept = self._forward(w, rows, self._drawn(w, rows) if walk.draws else {})
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
         shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
@@ -100,12 +101,34 @@ class ExplicitStep:
         names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
         return {name: ready.get(name, value).to(self.compute) if name in names else value for name, value in weights.items()}
 
-    def _forward(self, w: Weights, rows: "Rows") -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
+    def _drawn(self, w: Weights, rows: "Rows") -> ByValue:
+        """The random numbers of a step by the layer's output: all of the reals', all of the fakes', and so on, which is the order
+        in which the reference draws them. Shapes and types of what they are for are found out once, by a forward pass."""
+        layers = {step.output: step.layer for step in self.walk.steps if step.layer.draws}
+        known = rows.pictures.shape, rows.pictures.dtype
+        if known not in self._dropped:
+            found: ByValue = {}
+            with torch.random.fork_rng([rows.pictures.device] if rows.pictures.is_cuda else []):
+                self._forward(w, rows, {}, found)
+            self._dropped[known] = {out: torch.empty_like(x[: rows.count], device="meta") for out, x in found.items()}
+        likes = {out: torch.empty_like(x, device=rows.pictures.device) for out, x in self._dropped[known].items()}
+        blocks = {group.start: {out: layer.draw(likes[out]) for out, layer in layers.items()} for group in rows.groups}
+        return {out: torch.cat([blocks[start][out] for start in sorted(blocks)]) for out in layers}
+
+    def _forward(
+        self, w: Weights, rows: "Rows", drawn: ByValue, seen: ByValue | None = None
+    ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:  # fmt: skip
+        """Values and what was kept of them. A layer that draws finds its numbers in ``drawn``, or makes them, and ``seen`` then
+        gets what it was given."""
         values, kept = {0: rows.pictures}, {}
         for k, step in enumerate(self.walk.steps):
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and rows.labels is not None:
                 x.append(step.label_index(rows.labels))
+            if step.layer.draws:
+                if seen is not None:
+                    seen[step.output] = x[0]
+                x.append(drawn[step.output] if step.output in drawn else step.layer.draw(x[0]))
             values[step.output], kept[step.output] = step.layer.forward(w, *x)
             del x
             self._let_go(values, k)

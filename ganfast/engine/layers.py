@@ -38,6 +38,7 @@ class Layer:
 
     curved = False
     mixes = False  # whether samples meet
+    draws = False  # whether `forward` also takes random numbers, made by `draw`
     weights: tuple[str, ...] = ()  # names of what `gradients` and `settle` return
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
@@ -51,6 +52,10 @@ class Layer:
         raise NotImplementedError
 
     def second(self, kept: Kept, t: Tensor, dy: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def draw(self, like: Tensor) -> Tensor:
+        """Random numbers for an input such as ``like``, from torch's generator."""
         raise NotImplementedError
 
     def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -266,6 +271,27 @@ class LeakyReLU(Layer):
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._through(kept, t[0])
+
+
+@dataclass
+class Dropout(Layer):
+    """x times a mask of 0 and 1 / (1 - p) (Srivastava 2014); the second input is that mask."""
+
+    p: float
+    channels: bool  # whole channels are dropped
+    draws = True
+
+    def draw(self, like: Tensor) -> Tensor:
+        return (F.dropout2d if self.channels else F.dropout)(torch.ones_like(like), self.p)
+
+    def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
+        return x[0] * x[1], (x[1],)
+
+    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
+        return (dy * kept[0],)
+
+    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        return t[0] * kept[0]
 
 
 @dataclass

@@ -53,8 +53,13 @@ class Walk:
 
     @property
     def separable(self) -> bool:
-        """Whether the samples are known not to meet."""
-        return self.tail is None and not any(step.layer.mixes for step in self.steps)
+        """Whether the samples are known not to meet, so that any of them can be taken without the others."""
+        return self.tail is None and not self.draws and not any(step.layer.mixes for step in self.steps)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a layer draws random numbers: those of a sample then depend on the batch it is in."""
+        return any(step.layer.draws for step in self.steps)
 
     @property
     def normed(self) -> list[L.BatchNorm]:
@@ -184,6 +189,8 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
             return [L.Reshape(lambda x: x.unflatten(1, m.unflattened_size))]
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() if isinstance(m, nn.Identity) or m.p == 0 or not m.training:
             return []
+        case nn.Dropout() | nn.Dropout2d():
+            return [L.Dropout(m.p, isinstance(m, nn.Dropout2d))]
     return None
 
 
