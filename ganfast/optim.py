@@ -1,6 +1,7 @@
 """The optimizer of both networks: Adam and the moving average of the weights over one flat buffer each, with nothing read back.
 
-One pass over memory as a Triton kernel (`ganfast.kernels.adam_ema`); elsewhere torch's fused Adam over the same buffers.
+One pass over memory as a Triton kernel (`ganfast.kernels.adam_ema`); elsewhere what torch's fused Adam calls, on the same buffers:
+its own bookkeeping takes as long as a small network's update.
 """
 
 from collections.abc import Mapping
@@ -54,17 +55,9 @@ class FlatAdam(torch.optim.Optimizer):
         if average is not None:  # frozen ones never move, so their copies need not follow
             follow = [a for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.requires_grad]
             self.average = _moved_into_one([a.data for a in follow], follow)
-        self._torch = self._of_torch()
         self._low = None if compute is None else self.flat.to(compute)
         low = {} if self._low is None else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
         self.computing = computing_copy(net, low) if low else net
-
-    def _of_torch(self) -> torch.optim.Adam:
-        whole = nn.Parameter(self.flat)  # the same memory
-        group = self.param_groups[0]
-        adam = torch.optim.Adam([whole], group["lr"], group["betas"], _EPS, fused=True, capturable=self.flat.is_cuda)
-        adam.state[whole] = {"step": self._steps, "exp_avg": self._moments[0], "exp_avg_sq": self._moments[1]}
-        return adam
 
     @torch.no_grad()
     def step(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:  # type: ignore[override]
@@ -91,10 +84,11 @@ class FlatAdam(torch.optim.Optimizer):
                 self.flat.clamp_(-limit, limit)
                 self.renew()
             return
-        (whole,) = self._torch.param_groups[0]["params"]
-        whole.grad = gradient
-        self._torch.param_groups[0] |= {"lr": rate.float() if rate.is_cuda else rate, "eps": eps}
-        self._torch.step()
+        self._steps.add_(1)
+        torch._fused_adam_(
+            [self.flat], [gradient], [m], [v], [], [self._steps], lr=rate.float() if rate.is_cuda else rate,
+            beta1=beta1, beta2=beta2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
         if self.average is not None and decay is not None:
             self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
         if limit:

@@ -860,9 +860,21 @@ def test_dropout_draws_anew_in_every_step_and_as_often_as_the_reference():
     assert error(critics["explicit"][0], critics["explicit"][1]) > 0.1
 
 
-def test_dropout_is_not_compiled():
-    choice = choose(dropping(), (), compile=True)
-    assert (choice.title, "not compiled, as a compiler's dropout draws other numbers" in choice.reason) == ("explicit", True)
+@pytest.mark.parametrize("penalty", ["none", "r1", "wgan-gp"])
+def test_compiled_dropout_draws_what_the_reference_draws(penalty):
+    gradients = {}
+    for compile in (True, False):
+        critic = dropping()
+        engine = "explicit" if compile else "reference"
+        step = make_critic_step(critic, "hinge", penalty, engine=engine, compile=compile, check=False)
+        torch.manual_seed(3)
+        gradients[engine] = []
+        for _ in range(2):
+            step(**pictures() | {"real_labels": LABELS})
+            gradients[engine].append(step.gradients.flat.clone())
+        assert step.choice.title == ("compiled explicit" if compile else "reference")
+    for ours, theirs in zip(gradients["explicit"], gradients["reference"], strict=True):
+        assert error(ours, theirs) <= ROUNDING
 
 
 def test_dropout_in_a_tail_behind_a_walked_one_is_seen_and_left_to_the_reference(caplog):

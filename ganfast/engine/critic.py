@@ -117,8 +117,6 @@ def choose(
             raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
         return _without_explicit(f"the explicit engine cannot take this critic: {error}", compile, on_gpu, bool(penalties))
     walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
-    if compile and found.draws:
-        compile, walked = False, f"{walked}; not compiled, as a compiler's dropout draws other numbers"
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")
     if found.tail is not None and not penalties:
@@ -287,12 +285,8 @@ class CriticStep:
         if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
             with held_power_iteration(self.critic):  # only the shapes are looked at
                 walked = fused(walked, EffectiveWeights(self.critic).values)
-        steps: dict[bool, Any] = {
-            penalised: ExplicitStep(walked, self.loss, self.penalties if penalised else (), self.autocast)
-            for penalised in (True, False)
-        }
-        if compile:
-            steps = {penalised: compiled(step) for penalised, step in steps.items()}
+        plain = {p: ExplicitStep(walked, self.loss, self.penalties if p else (), self.autocast) for p in (True, False)}
+        steps: dict[bool, Any] = {p: compiled(step) if compile else step for p, step in plain.items()}
 
         twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
         ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
@@ -302,7 +296,9 @@ class CriticStep:
             buffers = dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
-                found, stats = steps[penalised](effective.values | running, inputs, ready)
+                weights = effective.values | running
+                drawn = plain[penalised].drawn(weights, inputs, ready)  # out here: a compiler would draw other numbers
+                found, stats = steps[penalised](weights, inputs, ready, drawn)
                 for name, buffer in running.items():
                     buffer.copy_(found[name])
                 for layer in walked.normed:

@@ -34,7 +34,8 @@ ALL = slice(None)
 class ExplicitStep:
     """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing.
 
-    A third argument may bring weights that are in the type to compute in already.
+    A third argument may bring weights that are in the type to compute in already; a fourth brings the numbers of layers that draw,
+    as `drawn` makes them.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class ExplicitStep:
         self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
         self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
-        self._dropped: dict[tuple[torch.Size, torch.dtype], ByValue] = {}  # see `_drawn`
+        self._dropped: dict[tuple[torch.Size, torch.dtype], tuple[ByValue, list[int]]] = {}  # see `drawn`
 
-    def __call__(self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({})) -> tuple[dict[str, Tensor], Stats]:
+    def __call__(
+        self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({}), drawn: ByValue | None = None
+    ) -> tuple[dict[str, Tensor], Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         w = self._cast(weights, ready)
-        values, kept = self._forward(w, rows, self._drawn(w, rows) if walk.draws else {})
+        values, kept = self._forward(w, rows, drawn or {})
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
         shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
@@ -101,18 +104,23 @@ class ExplicitStep:
         names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
         return {name: ready.get(name, value).to(self.compute) if name in names else value for name, value in weights.items()}
 
-    def _drawn(self, w: Weights, rows: "Rows") -> ByValue:
+    def drawn(self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({})) -> ByValue:
         """The random numbers of a step by the layer's output: all of the reals', all of the fakes', and so on, which is the order
         in which the reference draws them. Shapes and types of what they are for are found out once, by a forward pass."""
         layers = {step.output: step.layer for step in self.walk.steps if step.layer.draws}
-        known = rows.pictures.shape, rows.pictures.dtype
+        if not layers:
+            return {}
+        known, device = (inputs.real.shape, inputs.real.dtype), inputs.real.device
         if known not in self._dropped:
-            found: ByValue = {}
-            with torch.random.fork_rng([rows.pictures.device] if rows.pictures.is_cuda else []):
-                self._forward(w, rows, {}, found)
-            self._dropped[known] = {out: torch.empty_like(x[: rows.count], device="meta") for out, x in found.items()}
-        likes = {out: torch.empty_like(x, device=rows.pictures.device) for out, x in self._dropped[known].items()}
-        blocks = {group.start: {out: layer.draw(likes[out]) for out, layer in layers.items()} for group in rows.groups}
+            rows = Rows.of(inputs, self.penalties)
+            seen: ByValue = {}
+            with torch.random.fork_rng([device] if inputs.real.is_cuda else []):
+                self._forward(self._cast(weights, ready), rows, {}, seen)
+            likes = {out: torch.empty_like(x[: rows.count], device="meta") for out, x in seen.items()}
+            self._dropped[known] = likes, [group.start for group in rows.groups]
+        likes, starts = self._dropped[known]
+        like = {out: torch.empty_like(x, device=device) for out, x in likes.items()}
+        blocks = {start: {out: layer.draw(like[out]) for out, layer in layers.items()} for start in starts}
         return {out: torch.cat([blocks[start][out] for start in sorted(blocks)]) for out in layers}
 
     def _forward(

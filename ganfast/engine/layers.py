@@ -275,14 +275,13 @@ class LeakyReLU(Layer):
 
 @dataclass
 class Dropout(Layer):
-    """x times a mask of 0 and 1 / (1 - p) (Srivastava 2014); the second input is that mask."""
+    """x times a random mask (Srivastava 2014), which is the second input."""
 
-    p: float
-    channels: bool  # whole channels are dropped
+    mask: Callable[[Tensor], Tensor]  # one that is shaped as its argument
     draws = True
 
     def draw(self, like: Tensor) -> Tensor:
-        return (F.dropout2d if self.channels else F.dropout)(torch.ones_like(like), self.p)
+        return self.mask(like)
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return x[0] * x[1], (x[1],)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ganfast.engine import layers as L
 from ganfast.engine.convolution import Convolution
+from ganfast.models.dropout import Dropout
 
 Value = int  # an entry of the list of values that a walk fills; 0 is the picture
 
@@ -132,7 +133,8 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
     """The layers that compute what the module does; None for one that is not known. ``name`` is its place, as in the state dict."""
     if m._forward_hooks or m._forward_pre_hooks:
         return None  # somebody changes what goes in or comes out
-    if any(not getattr(type(m), name, m.forward).__module__.startswith("torch.nn.") for name in ("forward", "_conv_forward")):
+    origins = (getattr(type(m), name, m.forward).__module__ for name in ("forward", "_conv_forward"))
+    if type(m) is not Dropout and not all(name.startswith("torch.nn.") for name in origins):
         return None  # a class of somebody's own that only began as the one of torch
     here = f"{name}." if name else ""
     weight, bias = f"{here}weight", f"{here}bias" if getattr(m, "bias", None) is not None else None
@@ -189,8 +191,12 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
             return [L.Reshape(lambda x: x.unflatten(1, m.unflattened_size))]
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() if isinstance(m, nn.Identity) or m.p == 0 or not m.training:
             return []
-        case nn.Dropout() | nn.Dropout2d():
-            return [L.Dropout(m.p, isinstance(m, nn.Dropout2d))]
+        case Dropout():
+            return [L.Dropout(m.mask)]
+        case nn.Dropout():
+            return [L.Dropout(lambda x: F.dropout(torch.ones_like(x), m.p))]
+        case nn.Dropout2d():
+            return [L.Dropout(lambda x: F.dropout2d(torch.ones_like(x), m.p))]
     return None
 
 

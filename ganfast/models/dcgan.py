@@ -6,6 +6,7 @@ Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel a
 
 from torch import nn
 
+from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, Generator, norm_layer
 
 
@@ -32,7 +33,7 @@ def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, 
         normalise = norm_layer(norm, after) if stage > 1 else []
         # A batch norm right behind subtracts any bias again.
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not (normalise and norm == "batch"))]
-        layers += [*normalise, nn.LeakyReLU(LEAK), *([nn.Dropout(dropout)] if dropout else [])]
+        layers += [*normalise, nn.LeakyReLU(LEAK), *([Dropout(dropout)] if dropout else [])]
         before = after
     return Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
 

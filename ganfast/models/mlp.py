@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, Generator, norm_layer_1d
 
 
@@ -11,7 +12,7 @@ def mlp_critic(size: int, channels: int, width: int, norm: str, classes: int, co
     before = channels * size * size
     for stage, after in enumerate((16 * width, 8 * width)):
         layers += [nn.Linear(before, after), *(norm_layer_1d(norm, after) if stage else []), nn.LeakyReLU(LEAK)]
-        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [Dropout(dropout)] if dropout else []
         before = after
     return Critic(nn.Sequential(*layers), before, classes, conditional)
 
