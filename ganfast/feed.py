@@ -12,7 +12,7 @@ from torch import Tensor
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.ema import ema_decay
-from ganfast.random import Purpose, normal, uniform
+from ganfast.random import Purpose, noise, normal, uniform
 
 _NUMBERS = 2**17  # about as many latent numbers are drawn at once, for 64 generator steps at most
 
@@ -114,7 +114,7 @@ class Feed:
         if c.penalty.kind != "dragan" or not c.penalty.active:
             return None
         index = self.clock + self._offsets[: c.batch]
-        return uniform(c.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)
+        return noise(c.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)
 
 
 def _row(table: Tensor, row: Tensor) -> Tensor:

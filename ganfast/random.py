@@ -41,6 +41,13 @@ def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     return (uniforms(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
 
 
+def noise(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
+    """As `uniform`, in multiples of 2**-13: four numbers a word, where they need be no finer than a picture's greys."""
+    words = (uniforms(seed, purpose, index, -(-dim // 4)) * 2.0**52).to(torch.int64)
+    parts = torch.stack([(words >> shift) & 0x1FFF for shift in (39, 26, 13, 0)], dim=2)
+    return parts.flatten(1)[:, :dim].float() * 2.0**-13
+
+
 def device_generator(device: torch.device) -> torch.Generator:
     """The generator that layers on a device draw from. To seed it takes 1 us, `torch.manual_seed`, which seeds them all, 150."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import torch
 
 from ganfast.export import latents as host
 from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
-from ganfast.random import Purpose, normal, permute, scalar_seed, uniform
+from ganfast.random import Purpose, noise, normal, permute, scalar_seed, uniform
 
 SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]  # halves and sign of a 64-bit word
 INDEX = [0, 1, 2, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1]
@@ -49,6 +49,17 @@ def test_words_are_those_of_numpys_philox(seed, stream):
 def test_known_words(seed, stream, index, words):
     assert philox_words(seed, stream, torch.tensor([index]), 4).numpy().view(np.uint64)[0].tolist() == words
     assert host.philox_words(seed, stream, np.array([index]), 4)[0].tolist() == words
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 784])
+def test_noise_is_thirteen_bits_at_a_time_of_numpys_words_from_the_top(count):
+    words = np.stack([numpy_words(42, 5, i, -(-count // 4)) for i in INDEX])
+    expected = (
+        np.stack([(words >> np.uint64(51 - 13 * k)) & np.uint64(0x1FFF) for k in range(4)], 2).reshape(len(INDEX), -1) / 2**13
+    )
+    drawn = noise(42, Purpose.NOISE, torch.tensor(INDEX), count)
+    assert (drawn.shape, drawn.dtype) == ((len(INDEX), count), torch.float32)
+    np.testing.assert_array_equal(drawn.numpy(), expected[:, :count])
 
 
 def test_known_latents():

@@ -10,13 +10,17 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
-from ganfast.engine import lean
+from ganfast.engine import convolution, lean
 from ganfast.engine.convolution import Convolution
 from ganfast.engine.lean import ThinConvolutions
+from ganfast.engine.small import is_small
 from ganfast.engine.thin import is_thin
 
 GEOMETRIES = [  # kernel, stride, padding, output padding, dilation
     (4, 2, 1, 0, 1),
+    (4, 2, 1, 1, 1),  # the last of what the padding leaves
+    (4, 2, 0, 1, 1),  # one more than the taps reach
+    ((2, 6), (2, 3), (0, 2), (0, 1), 1),
     (5, 2, 2, 1, 1),
     (3, 1, 1, 0, 1),
     (3, 3, 0, 2, 2),
@@ -163,3 +167,43 @@ def test_results_of_single_channel_pictures_stay_channels_last():
     assert again.stride() == h.stride()
     three = torch.randn(4, 3, 4, 4).to(memory_format=torch.channels_last)
     assert shape.data_gradient(h, three, torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+# Weight gradients over small maps
+
+
+SMALL = [  # picture, kernel, stride, padding, dilation
+    ((7, 7), (4, 4), (2, 2), (1, 1), (1, 1)),
+    ((5, 6), (3, 2), (2, 3), (0, 1), (1, 2)),
+    ((3, 3), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((2, 9), (1, 4), (1, 2), (0, 0), (2, 1)),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("geometry", SMALL, ids=str)
+def test_weight_gradient_over_a_small_map(geometry, layout, monkeypatch):
+    size, kernel, stride, padding, dilation = geometry
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, *size, dtype=torch.float64).to(memory_format=layout)
+    w = torch.randn(4, 5, *kernel, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, w, None, stride, padding, dilation)
+    dy = torch.randn_like(y).to(memory_format=layout)
+    (exact,) = torch.autograd.grad(y, w, dy)
+    calls, product = [], convolution.patch_product
+    monkeypatch.setattr(convolution, "patch_product", lambda *given: (calls.append(1), product(*given))[1])
+    found = Convolution(stride, padding, dilation, 1).weight_gradient(dy, x, w)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+    assert len(calls) == 1, "the map has nine positions or fewer"
+
+
+@pytest.mark.parametrize(("shape", "weight", "groups", "small"), [
+    ((2, 4, 3, 3), (4, 5, 4, 4), 1, True), ((2, 4, 1, 9), (4, 5, 4, 4), 1, True), ((2, 4, 3, 4), (4, 5, 4, 4), 1, False),
+    ((2, 256, 4, 4), (256, 128, 4, 4), 1, True), ((2, 256, 4, 4), (256, 127, 4, 4), 1, False),
+    ((2, 256, 4, 5), (256, 128, 4, 4), 1, False), ((2, 4, 3, 3), (4, 1, 4, 4), 4, False), ((0, 4, 3, 3), (4, 5, 4, 4), 1, False),
+    ((2, 4, 9), (4, 5, 4), 1, False),
+])  # fmt: skip
+def test_which_maps_are_small(shape, weight, groups, small):
+    assert is_small(torch.zeros(shape), torch.zeros(weight), groups) is small
+    assert not is_small(torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(weight), groups)
+    assert not is_small(torch.zeros(shape, device="meta"), torch.zeros(weight, device="meta"), groups)

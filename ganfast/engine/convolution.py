@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ganfast.engine.small import is_small, patch_product
 from ganfast.engine.thin import is_thin, overlapped, told_last
 
 
@@ -32,6 +33,8 @@ class Convolution(NamedTuple):
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """``weight`` gives the shape only."""
+        if is_small(dy, weight, self.groups):
+            return patch_product(dy, x, weight, self.stride, self.padding, self.dilation)
         return self._backward(dy, x, weight, [False, True, False])[1]
 
     def _backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
