@@ -8,6 +8,7 @@ channel, and half of it for three (one and two cores, float32, batches of 32 and
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 MOST = 3  # channels of a picture
 
@@ -32,7 +33,8 @@ def overlapped(
     whole = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
     inside = all(p + wanted <= there for p, wanted, there in zip(padding, size, whole, strict=True))
     if inside and set(dilation) == {1} and not any(k % s for k, s in zip(kernel, stride, strict=True)):
-        pictures = _by_phases(values, weight, size, stride, padding)
+        traced = isinstance(values, FakeTensor)
+        pictures = (_opaque if traced else _by_phases)(values, weight, list(size), list(stride), list(padding))
     else:
         taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
         one = taps.flatten(0, 1)[None]  # one picture of many channels: threads share channels, not pictures
@@ -40,8 +42,8 @@ def overlapped(
     return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures.contiguous()
 
 
-def _by_phases(values: Tensor, weight: Tensor, size: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps."""
+def _by_phases(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps. Channels last."""
     (n, c, h, w), few, (sy, sx) = values.shape, weight.shape[1], stride
     qy, qx = weight.shape[2] // sy, weight.shape[3] // sx
     by_tap = weight.reshape(c, few, qy, sy, qx, sx).permute(2, 4, 1, 3, 5, 0).reshape(-1, c)
@@ -51,7 +53,16 @@ def _by_phases(values: Tensor, weight: Tensor, size: tuple[int, ...], stride: tu
         for x in range(qx):
             phases[..., y : y + h, x : x + w] += taps[y, x]
     whole = phases.permute(3, 0, 4, 1, 5, 2).reshape(n, few, (h + qy - 1) * sy, (w + qx - 1) * sx)
-    return whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    inside = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return inside.clone(memory_format=torch.channels_last)
+
+
+_opaque = torch.library.custom_op("ganfast::by_phases", _by_phases, mutates_args=())  # a compiler takes minutes to make it slower
+
+
+@_opaque.register_fake
+def _(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    return values.new_empty(len(values), *size, weight.shape[1]).permute(0, 3, 1, 2)
 
 
 def told_last(x: Tensor) -> Tensor:
