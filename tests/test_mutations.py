@@ -13,12 +13,14 @@ from types import ModuleType
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import ganfast.engine
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.check import check
 from ganfast.engine.critic import points_of
 from ganfast.engine.objective import Inputs
+from ganfast.models.dropout import Dropout
 from ganfast.models.parts import spectral
 from tests.test_engines import LABELS, Residual, norm_critic, pictures, plain_critic, spread_critic
 
@@ -27,7 +29,9 @@ ROOT = Path(__file__).parents[1]
 CHAIN = {
     "ganfast.kernels.gradient_penalty": "kernels/gradient_penalty.py",
     "ganfast.engine.objective": "ganfast/engine/objective.py",
+    "ganfast.engine.spectral": "ganfast/engine/spectral.py",
     "ganfast.engine.weights": "ganfast/engine/weights.py",
+    "ganfast.engine.small": "ganfast/engine/small.py",
     "ganfast.engine.convolution": "ganfast/engine/convolution.py",
     "ganfast.engine.layers": "ganfast/engine/layers.py",
     "ganfast.engine.walk": "ganfast/engine/walk.py",
@@ -60,12 +64,26 @@ def verdict(make, critic, penalty, engine="explicit", loss="non-saturating", lab
     penalties = [PenaltyConfig(p) if isinstance(p, str) else p for p in (penalty if isinstance(penalty, tuple) else (penalty,))]
     given = pictures(dtype=dtype)
     step = make(critic, loss, [p for p in penalties if p.active], engine=engine, compile=False, check=False)
+    torch.manual_seed(0)  # as the check does, for critics that draw numbers
     step(given["real"], given["fake"], labels, labels, given["eps"], given["noise"])
     points = points_of(penalties, *given.values())
     inputs = Inputs(given["real"], given["fake"], labels, labels, points)
     config = loss if isinstance(loss, LossConfig) else LossConfig(loss)
     found = [p.grad for p in critic.parameters()]
     return check(critic, config, [p for p in penalties if p.active], inputs, found, None, separable=False)
+
+
+def weight_normed():
+    critic = plain_critic()
+    weight_norm(critic.trunk[2])
+    return critic
+
+
+def dropping_critic():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(80, 6), Dropout(0.3), nn.Linear(6, 1)
+    )
 
 
 def residual_critic():
@@ -92,6 +110,7 @@ def twice_critic():
 
 
 EXPLICIT, LAYERS, PENALTY = "ganfast/engine/explicit.py", "ganfast/engine/layers.py", "kernels/gradient_penalty.py"
+SPECTRAL, SMALL = "ganfast/engine/spectral.py", "ganfast/engine/small.py"
 WALK, LEAN, WEIGHTS = "ganfast/engine/walk.py", "ganfast/engine/lean.py", "ganfast/engine/weights.py"
 EXCESS = "excess = norm - target\n        excess = excess.relu()"  # with its next line: kernels compute one too
 NORM = "torch.linalg.vector_norm(exact.flatten(1), dim=1)"
@@ -203,7 +222,19 @@ MUTATIONS = {
     "the gradients of a tail forgotten": (EXPLICIT, "self.gradients = dict(zip", "dict(zip", spread_critic, "r1"),
     # Parametrised weights.
     "gradients that do not go through the normalisation": (
-        WEIGHTS, "        if made:\n", "        if False:\n", lambda: spectral(plain_critic()), "wgan-gp"),
+        WEIGHTS, "        if made:\n", "        if False:\n", weight_normed, "wgan-gp"),
+    "gradients that leave the largest singular value where it is": (
+        SPECTRAL, "return (gradient - shaped) / sigma", "return gradient / sigma", lambda: spectral(plain_critic()), "wgan-gp"),
+    "a singular value that is 1% too large": (
+        SPECTRAL, "sigma = u.dot(matrix @ v)", "sigma = 1.01 * u.dot(matrix @ v)", lambda: spectral(plain_critic()), "r1"),
+    # Dropout.
+    "a delta that dropout lets through": (LAYERS, "return (dy * kept[0],)", "return (dy,)", dropping_critic, "wgan-gp"),
+    "a tangent that dropout lets through": (LAYERS, "return t[0] * kept[0]", "return t[0]", dropping_critic, "wgan-gp"),
+    "the reals' masks on the fakes": (
+        EXPLICIT, "for start in sorted(blocks)]", "for start in sorted(blocks, reverse=True)]", dropping_critic, "r1"),
+    # Small maps.
+    "patches of another stride": (SMALL, "stride[0] * row", "row", plain_critic, "wgan-gp"),
+    "patches without their borders": (SMALL, "padding[0] : padding[0] + h", ": h", plain_critic, "wgan-gp"),
 }  # fmt: skip
 
 # Of the lean autograd.

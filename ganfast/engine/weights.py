@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ganfast.engine.spectral import Back, normalised, spectral_of
+
 _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -39,10 +41,16 @@ class EffectiveWeights:
         self.net = net
         self.values = {name: p.detach() for name, p in net.named_parameters(remove_duplicate=False)}
         self._made: dict[str, Tensor] = {}
+        self._normed: dict[str, tuple[nn.Parameter, Back]] = {}
         for path, module in net.named_modules():
             if is_parametrized(module):
                 for tensor in module.parametrizations:
                     name = f"{path}.{tensor}" if path else tensor
+                    if norm := spectral_of(module, tensor):
+                        original = module.parametrizations[tensor].original
+                        self.values[name], back = normalised(original, norm)
+                        self._normed[name] = original, back
+                        continue
                     with torch.enable_grad():
                         self._made[name] = getattr(module, tensor)
                     self.values[name] = self._made[name].detach()
@@ -65,6 +73,9 @@ class EffectiveWeights:
             outputs = [self._made[name] for name in made]
             for p, gradient in zip(originals, torch.autograd.grad(outputs, originals, cotangents, allow_unused=True), strict=True):
                 add(p, gradient)
+        for name, (original, back) in self._normed.items():
+            if name in gradients and original.requires_grad:
+                add(original, back(gradients[name].to(original.dtype)))
         for name, p in self.net.named_parameters(remove_duplicate=False):
             add(p, gradients.get(name))
         return [total.get(id(p)) for p in self.net.parameters() if p.requires_grad]
