@@ -226,7 +226,7 @@ MUTATIONS = {
     "gradients that leave the largest singular value where it is": (
         SPECTRAL, "return (gradient - shaped) / sigma", "return gradient / sigma", lambda: spectral(plain_critic()), "wgan-gp"),
     "a singular value that is 1% too large": (
-        SPECTRAL, "sigma = u.dot(matrix @ v)", "sigma = 1.01 * u.dot(matrix @ v)", lambda: spectral(plain_critic()), "r1"),
+        SPECTRAL, "sigma = u.dot(", "sigma = 1.01 * u.dot(", lambda: spectral(plain_critic()), "r1"),
     # Dropout.
     "a delta that dropout lets through": (LAYERS, "return (dy * kept[0],)", "return (dy,)", dropping_critic, "wgan-gp"),
     "a tangent that dropout lets through": (LAYERS, "return t[0] * kept[0]", "return t[0]", dropping_critic, "wgan-gp"),

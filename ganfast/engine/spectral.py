@@ -37,12 +37,12 @@ def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
     u = norm._u
     if norm.training:
         for _ in range(norm.n_power_iterations):
-            u = F.normalize(matrix @ v, dim=0, eps=norm.eps)
-            v = F.normalize(u @ matrix, dim=0, eps=norm.eps)
+            u = F.normalize(torch.mv(matrix, v), dim=0, eps=norm.eps)
+            v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=norm.eps)
         norm._u.copy_(u)
         norm._v.view(weight.shape[1:]).copy_(v.view(*weight.shape[2:], -1).permute(2, 0, 1) if last else v.view(weight.shape[1:]))
     u, v = u.clone(), v.clone()  # the buffers move on
-    sigma = u.dot(matrix @ v)
+    sigma = u.dot(torch.mv(matrix, v))
     quotient = weight / sigma
 
     @torch.no_grad()
