@@ -167,7 +167,7 @@ class ScoreConfig(_Checked):
 class GuardConfig(_Checked):
     """When a training has diverged, and how often it may go back to the last state that the guard passed.
 
-    Where that one leads to another divergence at once, it goes back to the last checkpoint, or the start.
+    The second time, and later, since a checkpoint it goes back to that checkpoint, or the start.
 
     The limits are out of a healthy run's reach and in that of an explosion, which is exponential. In 12 kimg of MNIST by any preset
     weights grew at most 1.01-fold from look to look, no gradient had a norm above 51, no number of the log was above 32

@@ -1,6 +1,7 @@
 """Files and directories that are there whole or not at all, also after a crash or a power cut.
 
-Every operation of a run on its directory goes through `calls`: a test that makes each of them fail in turn has tried them all.
+What a run does to its directory goes through `calls`, but for its lock and TensorBoard's events: a test that makes each of them fail
+in turn has tried them all.
 """
 
 import os
@@ -61,7 +62,7 @@ class Appended:
 
     def __init__(self, path: Path) -> None:
         self._handle = calls.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self._end = os.lseek(self._handle, 0, os.SEEK_END)  # of what has reached the disk
+        self._end = os.lseek(self._handle, 0, os.SEEK_END)  # of what has reached the disk, or was there before
         self._held, self._written = bytearray(), 0  # what comes after it, and how much of that the system has taken
         self._lock = threading.Lock()
 
@@ -72,15 +73,19 @@ class Appended:
             self._hand_over()
 
     def sync(self) -> None:
-        """Wait until all of it has reached the disk; after an OSError call it again."""
+        """Wait until all of it has reached the disk; after an OSError call it again. `add` does not wait for it."""
         with self._lock:
             self._hand_over()
-            try:
-                calls.fsync(self._handle)
-            except OSError:
+            length = len(self._held)
+        try:
+            calls.fsync(self._handle)
+        except OSError:
+            with self._lock:
                 self._written = 0  # some systems forget, with this answer, what they failed to write
-                raise
-            self._end, self._held, self._written = self._end + len(self._held), bytearray(), 0
+            raise
+        with self._lock:
+            del self._held[:length]
+            self._end, self._written = self._end + length, max(0, self._written - length)
 
     def _hand_over(self) -> None:
         if self._written < len(self._held):

@@ -62,13 +62,14 @@ class JsonLines:
     def sync(self) -> None:
         """Wait until every line has reached the disk. Raises OSError where one cannot; a later call tries again."""
         self._file.sync()
+        self._failed = False
 
     def close(self) -> None:
-        """Lines that still cannot be written are lost; no checkpoint counts on them, as saving one syncs."""
+        """Lines that still cannot be written are lost, which is said; no checkpoint counts on them, as saving one syncs."""
         try:
             self._file.close()
         except OSError as error:
-            self._warn(error)
+            logger.warning("%s cannot be written: %s; its last lines are lost", self._path, error.strerror or error)
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:

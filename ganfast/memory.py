@@ -13,6 +13,7 @@ from ganfast.errors import is_out_of_memory
 from ganfast.host_memory import give_back_freed_memory
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, count_cost
+from ganfast.saving import Copy
 
 MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep]]
 _STEPS = 5  # until phases are captured as graphs
@@ -61,9 +62,11 @@ def _free_bytes() -> float:
 def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     c, state = plan.config, plan.state
     torch.cuda.empty_cache()
+    back = Copy(on_host=False)  # as a run holds one to go back to
     few = replace(c, batch=batch, kimg=_STEPS * batch * c.optim.critic_steps / 1000)
     state.images = 0  # where a lazy penalty is due
     try:
+        back.take(state)
         train_loop(state, plan.data, few, *make_steps(plan), lambda: False, lambda *_: None, plan.autocast)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -115,7 +115,7 @@ class Cost:
     """What training costs, counted on two real pictures and scaled."""
 
     flops_per_image: float  # floating-point operations per real image shown, all steps together
-    state_bytes: int  # weights, gradients, Adam's moments and the average
+    state_bytes: int  # weights, gradients, Adam's moments and the average; and the state that a divergence goes back to
     activation_bytes: int  # the most that one step has alive beside the state
     data_bytes: int  # pictures
 
@@ -154,7 +154,9 @@ def count_cost(plan: Plan) -> Cost:
     activations = peak_2 + (peak_4 - peak_2) * (c.batch - 2) // 2
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
     average = sum(p.nbytes for p in state.average.parameters())
-    return Cost((flops_4 - flops_2) / 2 / c.optim.critic_steps, 4 * weights + average, max(0, activations), plan.pack.images.nbytes)
+    return Cost(
+        (flops_4 - flops_2) / 2 / c.optim.critic_steps, 7 * weights + 2 * average, max(0, activations), plan.pack.images.nbytes
+    )
 
 
 def figure(value: float) -> str:

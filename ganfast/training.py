@@ -128,14 +128,18 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
         return run
 
     torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
-    log = RunLog(folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None)
-    critic_step, generator_step = _make_steps(plan)
-    if not quiet:
-        say(f"critic step: {critic_step.choice}")
-    _write_engine(run, critic_step.choice)
-    writer = Writer(plan, run, log, scorer)
     began, first = time.monotonic(), state.images
-    try:
+    with ExitStack() as held:
+        log = RunLog(
+            folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None
+        )  # fmt: skip
+        held.callback(log.close)
+        critic_step, generator_step = _make_steps(plan)
+        if not quiet:
+            say(f"critic step: {critic_step.choice}")
+        _write_engine(run, critic_step.choice)
+        writer = Writer(plan, run, log, scorer)
+        held.callback(writer.close)
         with signals() as stopped:
             if not found:
                 writer.samples()
@@ -143,9 +147,6 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
             train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
             writer.finish()
         _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
-    finally:
-        writer.close()
-        log.close()
     if stopped:
         name = signal.Signals(stopped[0]).name
         say(f"{name}: saved {folder} at {state.images / 1000:g} kimg; `ganfast train --out {folder}` goes on")
@@ -180,11 +181,11 @@ class Writer:
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
         self.good = Copy(on_host=False)  # the state that the guard passed last
-        self.said, self.restored_at, self.back_at = "", -1, -1  # of the last divergence: sentence, and counters of both its ends
+        self.said, self.restored_at = "", -1  # of the last divergence
         self.saver = Saver(run.checkpoint_folder, c.log.keep, _average_finisher(plan, run), log.sync, resume.mathematics(run))
         self.saver.remember(plan.state)
         self.good.take(plan.state)
-        self.guard.state_problem(plan.state)  # norms to compare with, as in a run that was not stopped here
+        self.guard.state_problem(plan.state)  # norms to compare with
 
     def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
         self.log.progress.tick(state.images)
@@ -260,8 +261,7 @@ class Writer:
     def _hold(self, problem: str | None) -> bool:
         """Whether the state is sound; if not, it is replaced by the last one that was, and the counter goes on.
 
-        A state that was gone back to once, and led to another divergence before the guard passed a later one, may have been ill
-        already: then the state of the last checkpoint is gone back to.
+        The second time since a checkpoint, what the guard passed last may have been ill already: then it is that checkpoint's.
 
         Raises:
             RunError: that was tried as often as the config allows.
@@ -275,10 +275,9 @@ class Writer:
         self.tries, self.said, self.restored_at = self.tries + 1, said, images
         if self.tries > self.plan.config.guard.tries:
             raise RunError(f"{said}, after going back {self.tries - 1} times; {self._way_out()}")
-        again = self.good.images == self.back_at
-        if again:
+        if self.tries > 1:
             self.saver.flush()  # as the thread completes what it writes
-        good, self.back_at = self.saver.last if again else self.good, self.good.images
+        good = self.saver.last if self.tries > 1 else self.good
         restore(state, good.contents, images, str(self.run.folder))  # the counter goes on: the same pictures would diverge again
         for parameter in (*state.generator.parameters(), *state.critic.parameters()):
             if parameter.grad is not None:
@@ -344,7 +343,12 @@ def _save_sheet(sheet: Pictures, path: Path, size: int) -> None:
     except ImportError as error:
         logger.warning("%s is not written: %s; pip install Pillow", path.name, error)
         return
-    insist(path.name, lambda: disk.replace_file(path, data))
+
+    def write() -> None:
+        disk.ensure_directory(path.parent)
+        disk.replace_file(path, data)
+
+    insist(path.name, write)
 
 
 def sheet_columns(classes: int) -> int:

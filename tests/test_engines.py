@@ -21,6 +21,7 @@ from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.explicit import ExplicitStep
 from ganfast.engine.walk import CannotWalk, walk
 from ganfast.errors import InputError
+from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
 
 ENGINES = ["reference", "autograd", "explicit"]
@@ -817,17 +818,24 @@ def test_dropout_that_drops_nothing_is_no_layer():
     assert_engines_agree(loud(critic))
 
 
-def dropping(first=nn.Dropout):
-    """Two layers that draw, so that the order counts, the first of them on pictures in channels-last layout."""
+DROPPERS = {
+    "torch's": lambda: nn.Dropout(0.3), "of channels": lambda: nn.Dropout2d(0.3), "ours": lambda: Dropout(0.3),
+    "behind GroupNorm": lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Dropout(0.3)),
+    "behind InstanceNorm": lambda: nn.Sequential(nn.InstanceNorm2d(4), Dropout(0.3)),
+}  # fmt: skip
+
+
+def dropping(first="torch's"):
+    """Two layers that draw, so that the order counts, the first of them on pictures in whatever layout comes there."""
     torch.manual_seed(0)
     trunk = nn.Sequential(
-        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(LEAK), first(0.3), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(LEAK), nn.Flatten(),
+        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(LEAK), DROPPERS[first](), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(LEAK), nn.Flatten(),
         nn.Dropout(0.5),
     )  # fmt: skip
     return loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary")).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("first", [nn.Dropout, nn.Dropout2d])
+@pytest.mark.parametrize("first", DROPPERS)
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_dropout_is_walked_with_the_numbers_that_the_reference_draws(penalty, first):
     critic = dropping(first)
@@ -877,14 +885,42 @@ def test_compiled_dropout_draws_what_the_reference_draws(penalty):
         assert error(ours, theirs) <= ROUNDING
 
 
-def test_dropout_in_a_tail_behind_a_walked_one_is_seen_and_left_to_the_reference(caplog):
+def test_where_a_tail_may_draw_as_well_the_walk_ends_before_the_first_layer_that_draws(caplog):
     critic = dropping()
     critic.trunk.insert(5, nn.AlphaDropout(0.3))
-    assert walk(critic).draws
+    found = walk(critic)
+    assert (len(found.steps), found.draws, found.refused) == (2, False, ["trunk.2 (Dropout)"])
     step = make_critic_step(critic, "hinge", "r1", engine="explicit", compile=False)
     step(**pictures() | {"real_labels": LABELS})
-    assert step.choice.engine == "reference"
-    assert "explicit engine: gave gradients" in caplog.text
+    assert step.choice.engine == "explicit"
+    assert not warnings_of(caplog)
+
+
+def test_the_check_passes_with_dropout_behind_every_norm_in_the_layout_of_training(caplog):
+    for first in DROPPERS:
+        step = make_critic_step(dropping(first).float(), "hinge", "r1", compile=False)
+        step(**pictures(dtype=torch.float32) | {"real_labels": LABELS})
+        assert step.choice.engine == "explicit", first
+    assert not warnings_of(caplog)
+
+
+def test_our_dropout_compiles_in_autograd_too():
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Dropout(0.3), nn.Flatten(), nn.Linear(80, 1))
+    step = make_critic_step(critic, "hinge", "r1", engine="autograd", compile=True, check=False)
+    step(**pictures(dtype=torch.float32))
+    assert step.gradients.flat.isfinite().all()
+
+
+def test_a_probability_that_is_changed_counts_from_the_next_step():
+    critic = dropping()
+    for module in (critic.trunk[2], critic.trunk[6]):
+        module.p = 0.0
+    step = make_critic_step(critic, "hinge", "r1", engine="explicit", compile=False)
+    step(**pictures() | {"real_labels": LABELS})
+    still = step.gradients.flat.clone()
+    critic.trunk[2].p = 0.5
+    step(**pictures() | {"real_labels": LABELS})
+    assert error(step.gradients.flat, still) > 0.1
 
 
 BATCH_NORMS = {

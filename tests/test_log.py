@@ -141,6 +141,32 @@ def test_what_the_system_forgot_when_it_failed_to_keep_it_is_written_again(tmp_p
     lines.close()
 
 
+def test_a_line_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    lines, inside, done = JsonLines(tmp_path / "log.jsonl", 0), threading.Event(), threading.Event()
+    lines.write({"images": 1})
+    monkeypatch.setattr(disk.calls, "fsync", lambda handle: (inside.set(), done.wait(60)))
+    thread = threading.Thread(target=lines.sync)
+    thread.start()
+    assert inside.wait(60)
+    lines.write({"images": 2})  # would hang
+    assert images(tmp_path / "log.jsonl") == [1, 2]
+    done.set()
+    thread.join()
+    lines.write({"images": 3})
+    lines.close()
+    assert images(tmp_path / "log.jsonl") == [1, 2, 3]
+
+
+def test_lines_that_are_lost_at_the_end_are_said_to_be(tmp_path, monkeypatch, caplog):
+    faults = Faults(monkeypatch)
+    lines = JsonLines(tmp_path / "log.jsonl", 0)
+    faults.armed = "write"
+    lines.write({"images": 1})
+    lines.close()
+    assert "its lines wait for the next try" in caplog.text
+    assert "its last lines are lost" in caplog.text
+
+
 def test_lines_and_syncs_of_two_threads_do_not_mix(tmp_path):
     lines, done = JsonLines(tmp_path / "log.jsonl", 0), threading.Event()
 

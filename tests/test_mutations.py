@@ -38,6 +38,7 @@ CHAIN = {
     "ganfast.engine.lean": "ganfast/engine/lean.py",
     "ganfast.engine.autograd": "ganfast/engine/autograd.py",
     "ganfast.engine.explicit": "ganfast/engine/explicit.py",
+    "ganfast.engine.draws": "ganfast/engine/draws.py",
     "ganfast.engine.critic": "ganfast/engine/critic.py",
 }
 
@@ -110,7 +111,7 @@ def twice_critic():
 
 
 EXPLICIT, LAYERS, PENALTY = "ganfast/engine/explicit.py", "ganfast/engine/layers.py", "kernels/gradient_penalty.py"
-SPECTRAL, SMALL = "ganfast/engine/spectral.py", "ganfast/engine/small.py"
+SPECTRAL, SMALL, DRAWS = "ganfast/engine/spectral.py", "ganfast/engine/small.py", "ganfast/engine/draws.py"
 WALK, LEAN, WEIGHTS = "ganfast/engine/walk.py", "ganfast/engine/lean.py", "ganfast/engine/weights.py"
 EXCESS = "excess = norm - target\n        excess = excess.relu()"  # with its next line: kernels compute one too
 NORM = "torch.linalg.vector_norm(exact.flatten(1), dim=1)"
@@ -214,7 +215,7 @@ MUTATIONS = {
     "penalised rows without their delta": (
         EXPLICIT, "([values[i][reached], tangent[i]], [a, delta.pop(out)], [a])", "([values[i][reached]], [a], [a])",
         lambda: norm_critic("SiLU"), "r1"),
-    "reals taken for fakes": (EXPLICIT, "[each[1], each[0], *each[2:]]", "each", plain_critic, "r1"),
+    "reals taken for fakes": (EXPLICIT, "else [second, first, *points]", "else [first, second, *points]", plain_critic, "r1"),
     "a tail that knows nothing of the penalty": (
         EXPLICIT, "whole = whole + (t.detach() * d[self.rows.penalised]).sum()", "pass", spread_critic, "wgan-gp"),
     "a tail that is not penalised on all of its rows": (
@@ -231,7 +232,7 @@ MUTATIONS = {
     "a delta that dropout lets through": (LAYERS, "return (dy * kept[0],)", "return (dy,)", dropping_critic, "wgan-gp"),
     "a tangent that dropout lets through": (LAYERS, "return t[0] * kept[0]", "return t[0]", dropping_critic, "wgan-gp"),
     "the reals' masks on the fakes": (
-        EXPLICIT, "for start in sorted(blocks)]", "for start in sorted(blocks, reverse=True)]", dropping_critic, "r1"),
+        DRAWS, "for at in sorted(blocks)]", "for at in sorted(blocks, reverse=True)]", dropping_critic, "r1"),
     # Small maps.
     "patches of another stride": (SMALL, "stride[0] * row", "row", plain_critic, "wgan-gp"),
     "patches without their borders": (SMALL, "padding[0] : padding[0] + h", ": h", plain_critic, "wgan-gp"),

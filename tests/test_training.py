@@ -819,13 +819,39 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp
     assert any(not torch.equal(seen[224]["critic"][name], value) for name, value in seen[192]["critic"].items())
 
 
-def test_a_state_that_diverges_twice_gives_way_to_that_of_the_last_checkpoint(data, tmp_path, planted, caplog):
-    planted("weight", {208, 224})
+@pytest.mark.parametrize("again", [224, 240])
+def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_between(again, data, tmp_path, planted, caplog):
+    """A state that survives a look may be ill already."""
+    planted("weight", {208, again})
     train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
-    assert re.findall(r"at 0.2\d+ kimg: back to the state of 0.1\d+ kimg", caplog.text) == [
-        "at 0.208 kimg: back to the state of 0.192 kimg", "at 0.224 kimg: back to the state of 0.16 kimg",
+    assert re.findall(r"at (0.2\d+) kimg: back to the state of (0.1\d+) kimg", caplog.text) == [
+        ("0.208", "0.192"), (f"{again / 1000:g}", "0.16"),
     ]  # fmt: skip
     assert newest(tmp_path / "run").name == "000000320"
+
+
+def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch):
+    samples = training.Writer.samples
+
+    def spoiled(self):
+        shutil.rmtree(self.run.folder / "samples", ignore_errors=True)
+        samples(self)
+
+    monkeypatch.setattr(training.Writer, "samples", spoiled)
+    train(tiny("dcgan", data, tmp_path / "run", kimg=0.032), quiet=True)
+    assert (tmp_path / "run" / "samples" / "000000032.png").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_a_training_that_fails_early_leaves_no_file_open(data, tmp_path, monkeypatch):
+    def broken(*given):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(training, "_make_steps", broken)
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match="broken"):
+            train(tiny("dcgan", data, tmp_path / name), quiet=True)
+    assert not [path for path in Path("/proc/self/fd").iterdir() if path.exists() and path.resolve().name == "log.jsonl"]
 
 
 def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_at):

@@ -12,6 +12,7 @@ from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.check import check as verify
 from ganfast.engine.check import nothing_changed
 from ganfast.engine.compiled import compiled
+from ganfast.engine.draws import Draws
 from ganfast.engine.explicit import ExplicitStep
 from ganfast.engine.fuse import fused
 from ganfast.engine.gradients import FlatGradients
@@ -133,7 +134,12 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
 def _computed_by(critic: nn.Module) -> list[tuple[Any, ...]]:
     """What a user may change of modules between two steps that an engine has taken into account when it was made."""
     return [
-        (m.training, getattr(m, "momentum", None), getattr(m, "eps", None), len(m._forward_hooks), len(m._forward_pre_hooks))
+        (
+            m.training,
+            *(getattr(m, name, None) for name in ("momentum", "eps", "p")),
+            len(m._forward_hooks),
+            len(m._forward_pre_hooks),
+        )
         for m in critic.modules()
     ]
 
@@ -287,6 +293,7 @@ class CriticStep:
                 walked = fused(walked, EffectiveWeights(self.critic).values)
         plain = {p: ExplicitStep(walked, self.loss, self.penalties if p else (), self.autocast) for p in (True, False)}
         steps: dict[bool, Any] = {p: compiled(step) if compile else step for p, step in plain.items()}
+        draws = {p: Draws(self.critic, walked, self.penalties if p else (), self.autocast) for p in (True, False)}
 
         twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
         ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
@@ -297,7 +304,7 @@ class CriticStep:
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
                 weights = effective.values | running
-                drawn = plain[penalised].drawn(weights, inputs, ready)  # out here: a compiler would draw other numbers
+                drawn = draws[penalised](inputs)  # out here: a compiler would draw other numbers
                 found, stats = steps[penalised](weights, inputs, ready, drawn)
                 for name, buffer in running.items():
                     buffer.copy_(found[name])

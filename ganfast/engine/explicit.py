@@ -35,7 +35,7 @@ class ExplicitStep:
     """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing.
 
     A third argument may bring weights that are in the type to compute in already; a fourth brings the numbers of layers that draw,
-    as `drawn` makes them.
+    as `draws.Draws` makes them.
     """
 
     def __init__(
@@ -46,14 +46,17 @@ class ExplicitStep:
         self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
         self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
-        self._dropped: dict[tuple[torch.Size, torch.dtype], tuple[ByValue, list[int]]] = {}  # see `drawn`
 
     def __call__(
-        self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({}), drawn: ByValue | None = None
+        self,
+        weights: Weights,
+        inputs: Inputs,
+        ready: Weights = MappingProxyType({}),
+        drawn: Mapping[Value, Tensor] = MappingProxyType({}),
     ) -> tuple[dict[str, Tensor], Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         w = self._cast(weights, ready)
-        values, kept = self._forward(w, rows, drawn or {})
+        values, kept = self._forward(w, rows, drawn)
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
         shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
@@ -104,39 +107,15 @@ class ExplicitStep:
         names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
         return {name: ready.get(name, value).to(self.compute) if name in names else value for name, value in weights.items()}
 
-    def drawn(self, weights: Weights, inputs: Inputs, ready: Weights = MappingProxyType({})) -> ByValue:
-        """The random numbers of a step by the layer's output: all of the reals', all of the fakes', and so on, which is the order
-        in which the reference draws them. Shapes and types of what they are for are found out once, by a forward pass."""
-        layers = {step.output: step.layer for step in self.walk.steps if step.layer.draws}
-        if not layers:
-            return {}
-        known, device = (inputs.real.shape, inputs.real.dtype), inputs.real.device
-        if known not in self._dropped:
-            rows = Rows.of(inputs, self.penalties)
-            seen: ByValue = {}
-            with torch.random.fork_rng([device] if inputs.real.is_cuda else []):
-                self._forward(self._cast(weights, ready), rows, {}, seen)
-            likes = {out: torch.empty_like(x[: rows.count], device="meta") for out, x in seen.items()}
-            self._dropped[known] = likes, [group.start for group in rows.groups]
-        likes, starts = self._dropped[known]
-        like = {out: torch.empty_like(x, device=device) for out, x in likes.items()}
-        blocks = {start: {out: layer.draw(like[out]) for out, layer in layers.items()} for start in starts}
-        return {out: torch.cat([blocks[start][out] for start in sorted(blocks)]) for out in layers}
-
-    def _forward(
-        self, w: Weights, rows: "Rows", drawn: ByValue, seen: ByValue | None = None
-    ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:  # fmt: skip
-        """Values and what was kept of them. A layer that draws finds its numbers in ``drawn``, or makes them, and ``seen`` then
-        gets what it was given."""
+    def _forward(self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
+        """Values, and what was kept of them."""
         values, kept = {0: rows.pictures}, {}
         for k, step in enumerate(self.walk.steps):
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and rows.labels is not None:
                 x.append(step.label_index(rows.labels))
             if step.layer.draws:
-                if seen is not None:
-                    seen[step.output] = x[0]
-                x.append(drawn[step.output] if step.output in drawn else step.layer.draw(x[0]))
+                x.append(drawn[step.output])
             values[step.output], kept[step.output] = step.layer.forward(w, *x)
             del x
             self._let_go(values, k)
@@ -234,18 +213,27 @@ class Rows:
     labels: Tensor | None
     count: int  # N
     segments: tuple[str | int, ...]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
-    real_first: bool
+    penalties: Sequence[PenaltyConfig]
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
-        on_real, on_fake = holds(penalties, "r1"), holds(penalties, "r2")
-        real_first = not (on_real and not on_fake)
+        real_first = Rows._real_first(penalties)
         pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
         both = [*(pair if real_first else pair[::-1]), *((p, inputs.real_labels) for p in inputs.points)]
         labels = None if inputs.real_labels is None else torch.cat([label for _, label in both if label is not None])
         held = tuple(name for name, kind in HELD if holds(penalties, kind))
         segments = (*held, *range(len(inputs.points)))
-        return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, real_first)
+        return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, penalties)
+
+    @staticmethod
+    def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:
+        return not (holds(penalties, "r1") and not holds(penalties, "r2"))
+
+    @staticmethod
+    def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:
+        """Where the rows of the reals, the fakes, then of each batch of points begin, ``count`` each."""
+        first, second, *points = (k * count for k in range(groups))
+        return [first, second, *points] if Rows._real_first(penalties) else [second, first, *points]
 
     @property
     def loss(self) -> int:
@@ -264,9 +252,7 @@ class Rows:
     @property
     def groups(self) -> list[slice]:
         """Reals, fakes, then each batch of points."""
-        n = self.count
-        each = [slice(k * n, (k + 1) * n) for k in range(len(self.pictures) // n)]
-        return each if self.real_first else [each[1], each[0], *each[2:]]
+        return [slice(at, at + self.count) for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)]
 
 
 class _Logits:

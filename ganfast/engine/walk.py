@@ -94,7 +94,11 @@ def walk(critic: nn.Module) -> Walk:
     _refuse_unread_statistics(critic, graph)
     fx.GraphModule(critic, graph)  # the graph asks its module which nodes have side effects
     graph.eliminate_dead_code()
-    return _Walker(critic, graph, bool(getattr(critic, "takes_labels", False))).walk()
+    takes_labels = bool(getattr(critic, "takes_labels", False))
+    found = _Walker(critic, graph, takes_labels).walk()
+    if found.draws and found.tail is not None:  # which may draw as well, between what the layers draw
+        found = _Walker(critic, graph, takes_labels, draws=False).walk()
+    return found
 
 
 def _refuse_unread_statistics(critic: nn.Module, graph: fx.Graph) -> None:
@@ -276,8 +280,8 @@ _POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None
 class _Walker:
     """Turns the recorded graph into steps until a node cannot be walked; that one, and all that needs it, is the tail."""
 
-    def __init__(self, critic: nn.Module, graph: fx.Graph, takes_labels: bool) -> None:
-        self.critic, self.graph, self.takes_labels = critic, graph, takes_labels
+    def __init__(self, critic: nn.Module, graph: fx.Graph, takes_labels: bool, draws: bool = True) -> None:
+        self.critic, self.graph, self.takes_labels, self.draws = critic, graph, takes_labels, draws
         self.modules = dict(critic.named_modules())
         self.values: dict[fx.Node, Value] = {}
         self.label_nodes: set[fx.Node] = set()
@@ -321,6 +325,8 @@ class _Walker:
             found, name = module_layers(self.modules[str(node.target)], str(node.target)), str(node.target)
             if any(layer.mixes for layer in found or ()) and self._uses(node) > 1:
                 return False  # the order in which its running statistics move is autograd's to keep
+            if any(layer.draws for layer in found or ()) and not self.draws:
+                return False
         elif inputs and inputs[0] in self.values:
             if node.target in (operator.add, torch.add, operator.iadd) and len(node.args) == 2 and not node.kwargs:
                 both = [self.values.get(n) for n in node.args if isinstance(n, fx.Node)]

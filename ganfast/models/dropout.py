@@ -22,7 +22,7 @@ class Dropout(nn.Dropout):
         if like.device.type != "cpu":
             return F.dropout(torch.ones_like(like), self.p)
         dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
-        numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)
         mask = torch.empty_like(like)
         mask.as_strided((like.numel(),), (1,)).copy_(numbers[: like.numel()] >= dropped - _LEVELS // 2)
         return mask.mul_(_LEVELS / (_LEVELS - dropped))
