@@ -1,7 +1,7 @@
 """Files and directories that are there whole or not at all, also after a crash or a power cut.
 
-What a run does to its directory goes through `calls`, but for its lock and TensorBoard's events: a test that makes each of them fail
-in turn has tried them all.
+What a run does to its directory goes through `calls`, but for its lock and TensorBoard's events: a test that makes each of these
+fail in turn has tried them all.
 """
 
 import os

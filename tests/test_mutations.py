@@ -190,7 +190,7 @@ MUTATIONS = {
         EXPLICIT, "torch.cat([s[: rows.start], one])", "torch.cat([torch.ones_like(s[: rows.start]), one])",
         plain_critic, "wgan-gp"),
     "reals held in place of fakes": (
-        EXPLICIT, "real_first = not (on_real and not on_fake)", "real_first = on_real and not on_fake", plain_critic, "r2"),
+        EXPLICIT, "return not (holds(penalties, \"r1\")", "return (holds(penalties, \"r1\")", plain_critic, "r2"),
     "unit deltas not 1": (EXPLICIT, "return [torch.ones_like(score),", "return [torch.full_like(score, 1.01),", plain_critic, "r1"),
     "a class head held by the penalty": (
         EXPLICIT, "*(torch.zeros_like(c) for c in classes)]", "*(torch.ones_like(c) for c in classes)]",
