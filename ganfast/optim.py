@@ -76,15 +76,14 @@ class FlatAdam(torch.optim.Optimizer):
         rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device) if rate is None else rate
         if self.average is not None and decay is None:
             raise ValueError("this optimizer moves an average: give its decay")
+        self._steps.add_(1)
         if use_triton(self.flat) and self.flat.dtype == torch.float32:
-            self._steps.add_(1)
             rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
             adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, None if limit else self._low)
             if limit:
                 self.flat.clamp_(-limit, limit)
                 self.renew()
             return
-        self._steps.add_(1)
         torch._fused_adam_(
             [self.flat], [gradient], [m], [v], [], [self._steps], lr=rate.float() if rate.is_cuda else rate,
             beta1=beta1, beta2=beta2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -167,6 +168,20 @@ def test_results_of_single_channel_pictures_stay_channels_last():
     assert again.stride() == h.stride()
     three = torch.randn(4, 3, 4, 4).to(memory_format=torch.channels_last)
     assert shape.data_gradient(h, three, torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(28, 28), (8, 11)], ids=str)
+def test_what_a_compiler_is_told_of_the_sum_over_phases_is_what_it_gets(size, channels):
+    h, w = ((length + 1) // 2 for length in size)
+    given = (torch.randn(3, 5, h, w), torch.randn(5, channels, 4, 4), list(size), [2, 2], [1, 1])
+    torch.library.opcheck(torch.ops.ganfast.by_phases.default, given, test_utils=("test_schema", "test_faketensor"))
+    told = torch.empty(3, channels, *size).contiguous(memory_format=torch.channels_last).stride()
+    found = torch.ops.ganfast.by_phases(*given)
+    assert (found.shape, found.stride()[2:]) == ((3, channels, *size), told[2:])
+    with FakeTensorMode() as mode:
+        fake = torch.ops.ganfast.by_phases(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given))
+    assert fake.stride() == found.stride()
 
 
 # Weight gradients over small maps

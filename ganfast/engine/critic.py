@@ -291,9 +291,12 @@ class CriticStep:
         if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
             with held_power_iteration(self.critic):  # only the shapes are looked at
                 walked = fused(walked, EffectiveWeights(self.critic).values)
-        plain = {p: ExplicitStep(walked, self.loss, self.penalties if p else (), self.autocast) for p in (True, False)}
-        steps: dict[bool, Any] = {p: compiled(step) if compile else step for p, step in plain.items()}
-        draws = {p: Draws(self.critic, walked, self.penalties if p else (), self.autocast) for p in (True, False)}
+        steps: dict[bool, Any] = {}
+        draws = {}
+        for penalised, penalties in ((True, self.penalties), (False, ())):
+            step = ExplicitStep(walked, self.loss, penalties, self.autocast)
+            steps[penalised] = compiled(step) if compile else step
+            draws[penalised] = Draws(self.critic, walked, penalties, self.autocast)
 
         twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
         ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
@@ -303,9 +306,8 @@ class CriticStep:
             buffers = dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
-                weights = effective.values | running
                 drawn = draws[penalised](inputs)  # out here: a compiler would draw other numbers
-                found, stats = steps[penalised](weights, inputs, ready, drawn)
+                found, stats = steps[penalised](effective.values | running, inputs, ready, drawn)
                 for name, buffer in running.items():
                     buffer.copy_(found[name])
                 for layer in walked.normed:

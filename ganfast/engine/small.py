@@ -24,13 +24,13 @@ def patch_product(
     dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> Tensor:  # fmt: skip
     """The gradient of ``weight``, which gives the shape only, for results ``dy`` of pictures ``x``; laid out channels last."""
-    (n, _, h, w), (out, few, *kernel) = x.shape, weight.shape
-    padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], few)
+    (n, _, h, w), (out, channels, *kernel) = x.shape, weight.shape
+    padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], channels)
     padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x.permute(0, 2, 3, 1)
     picture, row, column, channel = padded.stride()
     patches = padded.as_strided(
-        (n, *dy.shape[2:], *kernel, few),
+        (n, *dy.shape[2:], *kernel, channels),
         (picture, stride[0] * row, stride[1] * column, dilation[0] * row, dilation[1] * column, channel),
     ).reshape(n * dy.shape[2] * dy.shape[3], -1)
     product = dy.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
-    return product.view(out, *kernel, few).permute(0, 3, 1, 2)
+    return product.view(out, *kernel, channels).permute(0, 3, 1, 2)

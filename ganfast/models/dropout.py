@@ -1,6 +1,6 @@
 """Dropout (Srivastava 2014) whose random numbers cost little beside the layers around it, also on a CPU.
 
-There torch's own draws one number an element, in sequence: a fifth of a step of the original GAN on two cores. Sixteen bits an
+There torch's own draws one number an element, in sequence: a fifth of the original GAN's critic phase on two cores. Sixteen bits an
 element are enough, and torch's generator gives sixty-four at a time.
 """
 
