@@ -1,6 +1,7 @@
 """Back ends on ONNX Runtime: the CPU, and CUDA with bound buffers and one CUDA graph a bucket; that one never ran on a GPU."""
 
 import os
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -28,17 +29,24 @@ def need_onnxruntime() -> Any:
     return onnxruntime
 
 
+_SPIN_US = 100  # how long a thread that has nothing to do waits awake; between the operations of one picture it is less
+_SPIN_SINCE = (1, 26)  # the first ONNX Runtime that lets one say how long: before, it was until the next request
+
+
 def usable_threads() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _session(model: bytes, threads: int, providers: list[Any], spin: bool) -> Any:
+def _session(model: bytes, threads: int, providers: list[Any]) -> Any:
     ort = need_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
+    spin = threads > 1 and tuple(map(int, ort.__version__.split(".")[:2])) >= _SPIN_SINCE
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     try:
         return ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its own types for what it cannot run
@@ -50,7 +58,8 @@ def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
 
 
 class OnnxRuntimeCpu:
-    """Small batches are shared by all threads; of large ones each thread draws its part alone, which wastes less."""
+    """All threads share a small batch that comes alone; beside others a request keeps to its own thread, which wastes less, and of
+    a large batch each thread draws a part."""
 
     name, exact = "onnxruntime-cpu", True
 
@@ -58,17 +67,27 @@ class OnnxRuntimeCpu:
         self.threads = threads or usable_threads()
         self.lanes = max(2, self.threads)
         self._pool = ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime") if self.threads > 1 else None
+        self._counting, self._requests = threading.Lock(), 0
         self._open(model)
 
     def _open(self, model: bytes) -> None:
         providers = ["CPUExecutionProvider"]
-        # Threads that spin wait 15% less for a single picture (two cores), but keep both busy: no way to share a machine.
-        self._together = _session(model, self.threads, providers, spin=False)
-        self._alone = self._together if self._pool is None else _session(model, 1, providers, spin=False)
+        self._together = _session(model, self.threads, providers)
+        self._alone = self._together if self._pool is None else _session(model, 1, providers)
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+        with self._counting:
+            self._requests += 1
+            by_itself = self._requests == 1
+        try:
+            return self._drawn(z, labels, psi, by_itself)
+        finally:
+            with self._counting:
+                self._requests -= 1
+
+    def _drawn(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
         if self._pool is None or len(z) < _SPLIT * self.threads:
-            return self._run(self._together, z, labels, psi)
+            return self._run(self._together if by_itself else self._alone, z, labels, psi)
         edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
         parts = [(z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)]
         others = [self._pool.submit(self._run, self._alone, *part) for part in parts[1:]]
@@ -107,7 +126,7 @@ class OnnxRuntimeCuda:
         tf32 = "1" if self.manifest.precision == "tf32" else "0"
         options = {"device_id": str(self.device), "use_tf32": tf32, "enable_cuda_graph": "1"}
         chosen = [("CUDAExecutionProvider", options)] if self.where == "cuda" else ["CPUExecutionProvider"]
-        self.session = _session(model, 1, chosen, spin=False)
+        self.session = _session(model, 1, chosen)
         if self.where == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise InputError("ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log")
         self._lane = _BoundLane(self)

@@ -195,6 +195,65 @@ def test_requests_of_many_threads_are_not_mixed_up(name, bundle):
     assert 0 < stats["seconds"]["p50"] <= stats["seconds"]["p99.9"]
 
 
+def test_a_request_beside_another_keeps_to_its_own_thread_and_one_by_itself_takes_all(plain):
+    backend, took = OnnxRuntimeCpu(plain.model_bytes(), 2), []
+    inside, go_on = threading.Event(), threading.Event()
+    sessions = {"all": backend._together, "one": backend._alone}
+    feed = latents(0, np.arange(1), LATENT), None, np.ones(1, np.float32)
+
+    class Told:
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, *args):
+            took.append(self.name)
+            if len(took) == 1:
+                inside.set()
+                go_on.wait(10)
+            return sessions[self.name].run(*args)
+
+    backend._together, backend._alone = Told("all"), Told("one")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(backend.run, *feed)
+        assert inside.wait(10)
+        beside = backend.run(*feed)
+        go_on.set()
+        np.testing.assert_array_equal(first.result(), beside)
+    np.testing.assert_array_equal(backend.run(*feed), beside)
+    assert took == ["all", "one", "all"]
+    with pytest.raises(Exception, match="dimension"):
+        backend.run(np.zeros((1, LATENT + 1), np.float32), None, np.ones(1, np.float32))
+    backend.run(*feed)
+    assert took[-2:] == ["all", "all"]  # one that failed is over
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "threads", "expected"),
+    [("1.26.0", 2, ("1", "100")), ("2.0.1", 2, ("1", "100")), ("1.26.0", 1, ("0", "")), ("1.25.1", 2, ("0", ""))],
+)
+def test_threads_wait_awake_only_where_one_can_say_how_long(version, threads, expected, monkeypatch):
+    """Before 1.26 ONNX Runtime does not know the second entry: its threads would keep the cores of other processes busy."""
+    import onnxruntime
+
+    class Session:
+        def __init__(self, model, options, providers):
+            self.options = options
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    backend = OnnxRuntimeCpu(b"", threads)
+
+    def entry(name):
+        try:
+            return backend._together.options.get_session_config_entry(f"session.intra_op.{name}")
+        except RuntimeError:
+            return ""
+
+    assert (entry("allow_spinning"), entry("spin_duration_us")) == expected
+    backend.close()
+
+
 @pytest.mark.accept
 def test_ten_thousand_requests_leave_memory_flat(bundle):
     psutil = pytest.importorskip("psutil")
