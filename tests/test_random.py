@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ganfast import random
 from ganfast.export import latents as host
 from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
 from ganfast.random import Purpose, noise, normal, permute, scalar_seed, uniform
@@ -193,6 +194,18 @@ def test_permute_is_a_permutation_for_every_seed_purpose_and_epoch(size):
 def test_a_known_shuffle():
     """A resumed run goes on in the order it began with, also with a later version: these numbers must not change."""
     assert shuffled(10, seed=7, epoch=3).tolist() == [5, 4, 3, 0, 6, 2, 7, 1, 8, 9]
+
+
+@pytest.mark.parametrize("size", [1, 7, 60_000, 2**31 - 1, "each its own"])
+@pytest.mark.parametrize("epochs", [1, 2, 37])
+def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
+    """One in words of 32 bits, the other in int64: sizes up to the largest, more rows than are taken at once."""
+    count, rng = 40_000, torch.Generator().manual_seed(epochs)
+    sizes = torch.randint(1, 2**31, (count,), generator=rng) if size == "each its own" else torch.full((count,), size)
+    position = torch.randint(0, 2**62, (count,), generator=rng) % sizes
+    epoch = torch.randint(0, epochs, (count,), generator=rng)
+    given = position, sizes if size == "each its own" else size, 2**63 - 1, Purpose.ORDER, epoch
+    assert torch.equal(random._permuted_on_host(*given), random._permuted_on_device(*given))
 
 
 def test_permute_is_elementwise():

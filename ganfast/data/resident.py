@@ -94,7 +94,7 @@ class ResidentData:
 
     def labels_at(self, position: Tensor) -> Tensor | None:
         """Classes int64 (N,), or None for a set without."""
-        return None if self.labels is None else self.labels[position]
+        return None if self.labels is None else self.labels.index_select(0, position)
 
     @property
     def resident(self) -> bool:
@@ -123,7 +123,7 @@ class ResidentData:
 
     def _stored(self, position: Tensor) -> Tensor:
         if self.resident:
-            return self.images[position]
+            return self.images.index_select(0, position)  # whole pictures at a time: a tenth of what indexing takes on a CPU
         host = position.cpu()
         order = torch.argsort(host)  # rising addresses: pages of a memory map are read once, in order
         picked = torch.empty(len(host), *self.images.shape[1:], dtype=torch.uint8, pin_memory=True)
