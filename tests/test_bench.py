@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ganfast.bench import compare, records, stats
 from ganfast.bench.activity import covered
@@ -323,7 +324,7 @@ def test_the_model_adds_what_each_operation_is_bound_by():
     from ganfast.bench.model import Machine, predicted
     from ganfast.bench.operations import Operation
 
-    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, 1e-7, lanes=16, network_bytes_per_s=1e9)
+    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, 1e-7, 1e10, lanes=16, network_bytes_per_s=1e9)
     work = [
         Operation("mm", 2e9, 1e3),  # 2 ms of products
         Operation("convolution", 1e8, 1e3, (32, 1)),  # 1 ms, on 1 of 16 channels: 16 ms
@@ -335,6 +336,20 @@ def test_the_model_adds_what_each_operation_is_bound_by():
         "network": pytest.approx(2 * 3 / 4 * 4e-3, rel=0.01),
     }  # fmt: skip
     assert predicted(work, machine, 4_000_000)["network"] == 0
+    drawn = predicted(work[2:], machine, plain=True)  # cheaper to launch, and read while it is still near
+    assert (drawn["launch"], drawn["memory"]) == (pytest.approx(1e-7), pytest.approx(3e-4))
+
+
+def test_plain_operations_are_calibrated_by_what_they_move():
+    """Each call moves the bytes, and launches the operations, that its rate is computed from."""
+    from ganfast.bench.calibrate import works
+    from ganfast.bench.operations import OperationCount
+
+    for name, what in (("plain_bytes_per_s", "bytes"), ("plain_launches_per_s", "launches")):
+        run, amount = works(torch.device("cpu"), torch.float32)[name]
+        with OperationCount() as count:
+            run()
+        assert amount == (sum(o.bytes for o in count.operations) if what == "bytes" else len(count.operations))
 
 
 def test_kernels_that_overlap_count_once():

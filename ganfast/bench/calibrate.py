@@ -47,7 +47,8 @@ def works(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[
         "matrix_flops": (partial(torch.mm, a, b), 2.0 * n**3), "convolution_flops": _convolution(device, dtype),
         "copy_bytes_per_s": (lambda: target.copy_(source), 2.0 * source.numel()),
         "pass_bytes_per_s": (passes, 2.0 * source.numel()),  # into memory as it comes
-        "launches_per_s": _launches(device), "plain_launches_per_s": _plain_launches(device),
+        "launches_per_s": _launches(device), "plain_launches_per_s": _plain(device, 64)[::2],
+        "plain_bytes_per_s": _plain(device, _DRAWN)[:2],
     }  # fmt: skip
 
 
@@ -92,16 +93,19 @@ def _launches(device: torch.device) -> tuple[Callable[[], object], float]:
     return run, float(len(count.operations))
 
 
-def _plain_launches(device: torch.device) -> tuple[Callable[[], object], float]:
-    """Operations on a few numbers without autograd, as random numbers are made of."""
-    x = torch.ones(64, dtype=torch.int64, device=device)
+_DRAWN = 2**17  # numbers: about as many latents are drawn at once
+
+
+def _plain(device: torch.device, numbers: int) -> tuple[Callable[[], object], float, float]:
+    """Operations without autograd, as random numbers are made of; their bytes, and how many there are."""
+    x = torch.ones(numbers, dtype=torch.int64, device=device)
     rounds = 20
 
     def run() -> None:
         for _ in range(rounds):
             (((x + 3) * x) >> 2) ^ x
 
-    return run, 4.0 * rounds
+    return run, 10.0 * rounds * x.nbytes, 4.0 * rounds
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ class Machine:
     pass_bytes_per_s: float  # read and written by an operation that does little else
     launch_s: float  # of an operation of a training step
     plain_launch_s: float  # of one without autograd
+    plain_bytes_per_s: float  # of a pass by one: what is drawn ahead is small and soon read again
     lanes: int  # of a vector or matrix unit: convolutions compute on whole multiples of channels
     network_bytes_per_s: float = 0.0  # of one device, in one direction; 0 = it is alone
     source: str = ""
@@ -69,7 +70,8 @@ def gpu(name: str, precision: str = "bf16", captured: bool = True) -> Machine:
     flops = 1e12 * (bf16 if precision == "bf16" else fp32)
     launch = _REPLAYED_S if captured else _LAUNCHED_S
     return Machine(
-        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, launch, launch, 8, _LINKS * link * 1e9, source,
+        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, launch, launch, _COPIES * memory * 1e12, 8,
+        _LINKS * link * 1e9, source,
     )  # fmt: skip
 
 
@@ -80,10 +82,11 @@ def here(setting: Setting) -> Machine:
 
 
 def _machine(name: str, rates: dict[str, float]) -> Machine:
-    flops, convolutions, passes = (rates[k] for k in ("matrix_flops", "convolution_flops", "pass_bytes_per_s"))
+    names = "matrix_flops", "convolution_flops", "pass_bytes_per_s", "plain_bytes_per_s"
+    flops, convolutions, passes, plain_passes = (rates[k] for k in names)
     launch, plain = (1 / rates[k] for k in ("launches_per_s", "plain_launches_per_s"))
     lanes = 8 if name.startswith("cuda") else 16
-    return Machine(name, flops, convolutions, passes, launch, plain, lanes, source="measured")
+    return Machine(name, flops, convolutions, passes, launch, plain, plain_passes, lanes, source="measured")
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,11 @@ def predicted(
 ) -> dict[str, float]:
     """Seconds of a phase by what bounds them: launch, memory, matrix, network. ``plain``: it trains nothing."""
     seconds = dict.fromkeys(BOUNDS, 0.0)
+    launch = machine.plain_launch_s if plain else machine.launch_s
+    rate = machine.plain_bytes_per_s if plain else machine.pass_bytes_per_s
     for operation in operations:
-        memory, matrix = operation.bytes / machine.pass_bytes_per_s, _matrix_s(operation, machine)
-        seconds["launch"] += machine.plain_launch_s if plain else machine.launch_s
+        memory, matrix = operation.bytes / rate, _matrix_s(operation, machine)
+        seconds["launch"] += launch
         seconds["memory" if memory > matrix else "matrix"] += max(memory, matrix)
     if gpus > 1 and gradient_bytes:
         if not machine.network_bytes_per_s:
