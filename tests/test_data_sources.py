@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ganfast.configfile import read_mapping
 from ganfast.data import open_data, recognise
 from ganfast.data.idx import read_idx
-from ganfast.data.source import recognise_path
+from ganfast.data.lookup import recognise_path
 from ganfast.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -16,8 +16,9 @@ import numpy as np
 
 from ganfast.data import pictures
 from ganfast.data.build import Progress, build
+from ganfast.data.lookup import recognise
 from ganfast.data.manifest import SCHEMA, Pack, PackInfo, load_pack, verify_pack
-from ganfast.data.source import Source, Wanted, cache_dir, counted, recognise
+from ganfast.data.source import Source, Wanted, cache_dir, counted
 from ganfast.errors import InputError
 
 __all__ = ["Pack", "PackInfo", "load_pack", "open_data", "pack_preview", "verify_pack"]

@@ -1,6 +1,6 @@
-"""What a source of pictures is, and which source a name or a path means.
+"""What a source of pictures is.
 
-A source knows its files and how to read them, and nothing of packs, batches or devices. `pack.py` reads it once.
+It knows its files and how to read them, and nothing of packs, batches or devices. `pack.py` reads it once.
 """
 
 import difflib
@@ -113,79 +113,3 @@ def cache_dir(cache: str | Path | None = None) -> Path:
     if chosen := cache or os.environ.get("GANFAST_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganfast"
-
-
-def places(root: str | Path | None = None, cache: str | Path | None = None) -> list[Path]:
-    """The folders in which a bare name such as "mnist" is looked up, first one first."""
-    chosen = [Path(p).expanduser() for p in (root, os.environ.get("GANFAST_DATA")) if p]
-    return [*chosen, cache_dir(cache) / "data"]
-
-
-def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None) -> Source:
-    """The source that a name ("digits", "mnist", "celeba", a folder in one of the `places`) or a path means.
-
-    Raises:
-        InputError: nothing of that name, or nothing in it that is recognised.
-    """
-    text = str(name_or_path)
-    if not text:
-        raise InputError("the data was given as an empty text: give a path, or a name like digits")
-    if text == "digits":
-        from ganfast.data.digits import Digits
-
-        return Digits()
-    try:
-        if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
-            return _recognise_name(text, places(root, cache))
-        path = Path(text).expanduser()
-        if not path.exists():
-            raise InputError(f"{path} does not exist: give a folder, a .zip, .npz or .npy file, or a name like digits")
-        return recognise_path(path)
-    except (OSError, ValueError, RuntimeError) as error:  # unreadable, a null byte in the path, no such ~user
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{text!r} cannot be opened as data: {error}") from error
-
-
-def _recognise_name(name: str, folders: list[Path]) -> Source:
-    spellings = {"mnist": ("mnist", "MNIST"), "celeba": ("celeba", "CelebA")}.get(name, (name,))
-    kind = {"mnist": "idx", "celeba": "celeba"}.get(name)  # a folder "mnist" with something else in it is passed over
-    for path in [folder / spelling for folder in folders for spelling in spellings] + [Path(name)]:
-        if path.exists():
-            source = recognise_path(path)
-            if kind in (None, source.kind):
-                return source
-    present = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if not p.name.startswith(".")}
-    looked = ", ".join(str(folder / name) for folder in folders)
-    fetch = "`ganfast data fetch mnist` downloads MNIST" if name == "mnist" else "`digits` needs no files"
-    near = did_you_mean(name, sorted({*present, "digits", "mnist", "celeba"} - {name}))
-    raise InputError(
-        f"no data named {name!r}{near}: looked for {looked} and ./{name}; "
-        f"give a path with --data PATH, or the folder that holds it with --data-root; {fetch}"
-    )
-
-
-def recognise_path(path: Path) -> Source:
-    """The source that lies at an existing path."""
-    from ganfast.data import arrays, celeba, files, folder, idx
-
-    path = Path(os.path.abspath(path))  # "." and ".." have no name
-    if not path.is_dir() and not path.is_file():
-        raise InputError(
-            f"{path} is neither a folder nor a regular file: give a folder, a .zip, .npz or .npy file, or a name like digits"
-        )
-    if path.is_dir():
-        if idx.find_folder(path):
-            return idx.Idx(path)
-        faces = celeba.find_pictures(path)
-        return celeba.CelebA(faces) if faces else folder.Folder(path)
-    if path.suffix.lower() == ".zip":
-        return celeba.CelebA(path) if path.name == celeba.ZIP_NAME else folder.Folder(path)
-    if path.suffix.lower() in (".npy", ".npz"):
-        return arrays.Arrays(path)
-    if "ubyte" in path.name:
-        raise InputError(f"{path} is one file of an IDX set: give the folder it lies in, {path.parent}")
-    if path.suffix.lower() in files.SUFFIXES:
-        raise InputError(f"{path} is a single picture: give a folder or a .zip of pictures")
-    found = files.first_bytes(path)
-    raise InputError(f"{path} is {found}: expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy")
