@@ -1,7 +1,9 @@
 """Benchmarks: what is timed is right, what is counted is all of it, and what is called different is."""
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -154,10 +156,29 @@ def test_every_committed_record_can_be_read():
 def test_records_come_back_as_they_were_and_others_are_refused(tmp_path):
     record = made()
     assert records.read(records.write(record, tmp_path)) == record
-    for text, sentence in (("{", "cannot be read"), ('{"schema": 9}', "schema 9; expected 1 to 2"), ('{"schema": 2}', "lacks")):
-        (tmp_path / "bad.json").write_text(text)
+    whole, (first, *_) = "is no whole benchmark record", record["measurements"]
+    for content, sentence in (
+        ("{", "cannot be read"), ({"schema": 9}, "schema 9; expected 1 to 2"), ({"schema": 2}, whole), ({"schema": 1}, whole),
+        (record | {"measurements": 5}, whole), (record | {"measurements": [first | {"samples": []}]}, whole),
+        (record | {"measurements": [first | {"summary": {}}]}, whole), (record | {"conditions": None}, whole),
+    ):  # fmt: skip
+        (tmp_path / "bad.json").write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(InputError, match=sentence):
             records.read(tmp_path / "bad.json")
+
+
+def test_a_record_that_is_there_is_never_replaced(tmp_path):
+    keep = records.keeper(tmp_path)
+    first, second = made(), made() | {"calibration": {"again": 1.0}}
+    keep(first | {"measurements": []})
+    (stopped,) = tmp_path.iterdir()
+    one = records.write(first, tmp_path)
+    assert not stopped.exists()  # it is whole now
+    keep(second)
+    assert records.read(one) == first
+    two = records.write(second, tmp_path)
+    assert (records.read(one), records.read(two)) == (first, second)
+    assert sorted(tmp_path.iterdir()) == sorted([one, two])
 
 
 # Gradients: a wrong baseline proves nothing
@@ -395,13 +416,14 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
 
 def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
     assert main(shlex.split(f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}")) == 0
-    (path,) = tmp_path.glob("*-kernels-cpu.json")
+    (path,) = tmp_path.glob("*-kernels-cpu-t1-to_uint8.json")
     record = records.read(path)
     assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("cold", "eager"), ("hot", "eager")}
     for m in record["measurements"]:
         assert m["bytes_per_s"] == pytest.approx(m["least_bytes"] / m["summary"]["median"])
     small = next(m for m in record["measurements"] if m["case"] == "to_uint8 64x1x28x28")
     assert small["least_bytes"] == 64 * 28 * 28 * 5  # float32 in, uint8 out
+    assert compare.of_records(record, record)["to_uint8 64x1x28x28", "hot", "eager"].verdict == "same"
 
 
 def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(tmp_path, monkeypatch, capsys):
@@ -429,7 +451,98 @@ def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(tmp_pa
     capsys.readouterr()
     assert main(shlex.split(line)) == 0
     assert "measured before" not in capsys.readouterr().err
+    (path,) = tmp_path.glob("*.json")
     assert "partial" not in records.read(path)
+
+
+def test_only_a_record_of_the_same_setting_and_plan_is_taken_for_it(tmp_path, monkeypatch):
+    from ganfast.bench import train
+    from ganfast.bench.problem import Problem
+
+    made_of = []
+
+    def measure(setting, plan, said, keep):
+        made_of.append((setting, plan))
+        problem = Problem(setting)
+        one = records.measurement("critic", "ganfast", [1.0] * 5, **({"peak_bytes": 1} if plan.memory else {}))
+        return records.make("train", train.name_of(problem), train._conditions(problem, plan), [one])
+
+    monkeypatch.setattr(train, "measure", measure)
+    plain, plan = Setting("r1", **SMALL), train.Plan(("ganfast",), 5)
+    for setting, wanted, again in (
+        (plain, plan, True), (plain, plan, False),
+        (replace(plain, classes=0), plan, True), (replace(plain, classes=0), plan, False),
+        (plain, replace(plan, memory=True), True), (plain, replace(plan, memory=True), False),
+        (plain, replace(plan, rest_s=0.5), True),
+    ):  # fmt: skip
+        before = len(made_of)
+        train.run([setting], wanted, tmp_path, False, lambda _: None)
+        assert (len(made_of) > before) is again, (setting, wanted)
+    said = []
+    (tmp_path / "2026-01-01-train-x.json").write_text("{")
+    train.run([plain], plan, tmp_path, False, said.append)
+    assert "2026-01-01-train-x.json cannot be read" in said[0]
+    assert "measured before" in said[1]
+
+
+def train_record(preset: str, batch: int, **conditions) -> records.Record:
+    given = {"preset": preset, "size": 16, "width": 8, "batch": batch, "images": batch, "threads": 1, "precision": "fp32"}
+    seconds = [records.measurement("iteration", "ganfast", [batch * 1.0, batch * 1.1])]
+    return records.make("train", f"train-{preset}-{batch}", given | {"device": "cpu"} | conditions, seconds)
+
+
+def test_curves_go_through_records_that_differ_in_nothing_else(tmp_path):
+    pytest.importorskip("matplotlib")
+    from ganfast.bench.report import sweeps, write_report
+
+    found = [train_record(*each) for each in (("r1", 8), ("r1", 4), ("r1", 16), ("gan", 4), ("gan", 8), ("gan", 16))]
+    found += [train_record("r1", batch, threads=8) for batch in (4, 8, 16)] + [train_record("r1", 32, threads=2)]
+    curves = sweeps(found)
+    assert {name: [(r["conditions"]["batch"], r["conditions"]["threads"]) for r in group] for name, group in curves.items()} == {
+        "batch-r1": [(4, 1), (8, 1), (16, 1)], "batch-gan": [(4, 1), (8, 1), (16, 1)], "batch-r1-2": [(4, 8), (8, 8), (16, 8)],
+    }  # fmt: skip
+    stopped = train_record("r1", 64) | {"partial": True, "measurements": []}
+    written = {path.name for path in write_report([*found, stopped], tmp_path)}
+    assert {"scaling-batch-r1.png", "scaling-batch-gan.svg", "scaling-batch-r1-2.png", "bars.png"} < written
+    assert "**stopped before its end**" in (tmp_path / "report.md").read_text()
+    assert [path.name for path in write_report([stopped], tmp_path / "alone")] == ["report.md"]
+
+
+@pytest.mark.parametrize(("line", "sentence", "code"), [
+    ("train --sweep batch=16,,32", "sweep is 'batch=16,,32'", 2), ("train --sweep batch=²", "sweep is", 2),
+    ("train --sweep batch=0", "sweep is", 2), ("train --data nope", "data is 'nope'", 2),
+    ("train --classes -7", "classes is -7", 2), ("model r1 --out x", "--out is for the records of --check", 2),
+    ("train --data digits --width 8 --batch 4 --rounds 5 --device cpu --variants tuned-graph", "tuned-graph: needs an NVIDIA GPU", 1),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_said(line, sentence, code, capsys):
+    assert main(["bench", *shlex.split(line)]) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_presets_are_swept_too(monkeypatch):
+    from ganfast.bench import train
+
+    seen = []
+    monkeypatch.setattr(train, "run", lambda settings, *_: seen.extend((s.preset, s.batch) for s in settings) or [])
+    assert main(shlex.split("bench train --all-presets --data digits --sweep batch=4,8")) == 0
+    assert seen == [(preset, batch) for preset in PRESETS for batch in (4, 8)]
+
+
+def test_sigterm_leaves_no_worktree_behind(monkeypatch):
+    """As a scheduler ends a comparison that takes too long."""
+    seen = []
+
+    def worker(checkout, setting, threads):
+        seen.append(checkout)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(compare, "Worker", worker)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        compare.with_base("HEAD", Setting("r1", **SMALL), 3, 5, 1)
+    assert ended.value.code == 143
+    assert not seen[0].exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_kernel_that_fails_leaves_the_others_measured(tmp_path, monkeypatch, capsys):

@@ -1,8 +1,11 @@
 """`ganfast bench compare`: two records, or this checkout against another revision in interleaved fresh processes."""
 
+import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +20,7 @@ from ganfast.bench.worker import Worker
 from ganfast.errors import InputError
 
 Key = tuple[str, str, str]
+PHASES = ("critic", "generator", "draw")  # of --base: all that an iteration consists of
 _NOT_CONDITIONS = ("load_1min", "rounds", "proof")
 
 
@@ -35,7 +39,9 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
         )
     loops = [record["calibration"].get("loop_s") for record in (old, new)]
     if not all(loops):
-        raise InputError("not comparable: a record has no calibration loop (schema 1); measure again, or use --base REV")
+        raise InputError(
+            f"not comparable: a record of {old['name']} has no calibration loop, as those of bench train and kernels have it"
+        )
     gap = float(np.median(loops[1]) / np.median(loops[0]))
     if abs(np.log(gap)) >= np.log1p(stats.CALIBRATIONS):
         raise InputError(
@@ -81,10 +87,21 @@ def with_base(
     """This checkout over another revision of it, which is put into a git worktree for as long as it is measured."""
     here = checkout or Path(__file__).resolve().parents[2]
     given: dict[str, Any] = setting.asdict()
-    with worktree(here, revision) as base:
-        return interleave(
-            lambda: Worker(base, given, threads), lambda: Worker(here, given, threads), ("critic", "generator"), starts, rounds
-        )
+    with _ended_by_signals(), worktree(here, revision) as base:
+        return interleave(lambda: Worker(base, given, threads), lambda: Worker(here, given, threads), PHASES, starts, rounds)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, so that nothing is left behind; elsewhere than in the main thread as it does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -116,8 +133,9 @@ def worktree(checkout: Path, revision: str) -> Any:
 
 
 def table(found: Mapping[Key, Ratio]) -> str:
-    lines = [f"{'phase':12}{'variant':26}{'new / old':>10}   {stats.CONFIDENCE:.0%} interval"]
-    for (case, phase, variant), r in found.items():
-        name = f"{case} {phase}".strip()
-        lines.append(f"{name:12}{variant:26}{r.value:10.3f}   [{r.low:.3f}, {r.high:.3f}]  {r.verdict}")
+    names = {key: f"{key[0]} {key[1]}".strip() for key in found}
+    width = max(12, *(len(name) + 2 for name in names.values()))
+    lines = [f"{'phase':{width}}{'variant':26}{'new / old':>10}   {stats.CONFIDENCE:.0%} interval"]
+    for key, r in found.items():
+        lines.append(f"{names[key]:{width}}{key[2]:26}{r.value:10.3f}   [{r.low:.3f}, {r.high:.3f}]  {r.verdict}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ganfast.bench import calibrate, records
 from ganfast.bench.activity import device_activity
 from ganfast.bench.operations import OperationCount
-from ganfast.bench.timing import HostClock, device_times
+from ganfast.bench.timing import HostClock, device_times, sample
 from ganfast.errors import RunError
 from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
 from ganfast.kernels._triton import use_triton
@@ -23,6 +23,7 @@ _LEAK = 0.2
 _LAYERS = [(192, 64, 14, 14), (384, 64, 32, 32), (384, 256, 8, 8), (1536, 128, 32, 32)]  # outputs of convolutions
 _PICTURES = [(64, 1, 28, 28), (128, 3, 64, 64), (4096, 3, 64, 64), (512, 3, 256, 256)]
 _SMALL_LAYERS, _SMALL_PICTURES = [(96, 32, 14, 14)], [(64, 1, 28, 28), (32, 3, 64, 64)]
+_LOOPS = 5  # calibration loops a sample
 _AGREE = 2e-2  # of the largest value: roundings to bf16
 
 
@@ -162,13 +163,17 @@ def measure(
         "device": device.type, "gpu": torch.cuda.get_device_name() if on_gpu else None, "threads": torch.get_num_threads(),
         "rounds": rounds,
     }  # fmt: skip
-    record = records.make("kernels", f"kernels-{device.type}", conditions, [], peaks)
+    where = device.type if on_gpu else f"cpu-t{torch.get_num_threads()}"
+    loop, loops = calibrate.calibration_loop(device), list[float]()
+    calibration = peaks | {"loop_s": loops}
+    record = records.make("kernels", "-".join(("kernels", where, *names)), conditions, []) | {"calibration": calibration}
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for case in cases(device, small=not on_gpu):
         if names and case.kernel not in names:
             continue
         variants = {k: run for k, run in case.variants.items() if (k != "triton" or has_kernels) and (k != "compile" or compile)}
+        loops.append(sample(loop, _LOOPS, clock))
         try:
             _agree(case, variants)
             measured += _timed(case, variants, rounds, device, copy)

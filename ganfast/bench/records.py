@@ -8,13 +8,15 @@
      "noise": {"spread": ..., "drift": ..., "noisy": ...},
      "measurements": [{"case": "", "phase": "critic", "variant": "jax", "unit": "s", "samples": [...], "summary": {...}, ...}],
      "failed": {"variant": "why"},
-     "partial": true}         only while it is being measured, or where that was stopped: what was measured until then
+     "partial": true}         only while it is being measured, or where that was stopped: what was measured until then, in
+                              <name>.partial.json
 
 Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `read` makes the above of it.
 """
 
 import datetime
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -66,18 +68,29 @@ def code() -> str:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """As <folder>/<date>-<name>.json, put in place when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['utc'][:10]}-{record['name']}.json"
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(record, indent=1) + "\n")
-    beside.replace(path)
+    """As <folder>/<date>-<name>.json, or with -2, -3 and so on behind it: a record that is there is never replaced."""
+    stem = f"{record['utc'][:10]}-{record['name']}"
+    numbered = (folder / f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+    path = _put(record, next(each for each in numbered if not each.exists()))
+    _partial(record, folder).unlink(missing_ok=True)
     return path
 
 
 def keeper(folder: Path | None) -> Callable[[Record], object]:
     """What writes a record that is still being measured, so that a stop loses nothing; None = nothing is written."""
-    return lambda record: folder and write(record | {"partial": True}, folder)
+    return lambda record: folder and _put(record | {"partial": True}, _partial(record, folder))
+
+
+def _partial(record: Record, folder: Path) -> Path:
+    return folder / f"{record['utc'][:10]}-{record['name']}.partial.json"
+
+
+def _put(record: Record, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(record, indent=1) + "\n")
+    beside.replace(path)
+    return path
 
 
 def read(path: Path) -> Record:
@@ -91,14 +104,28 @@ def read(path: Path) -> Record:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote") from error
     schema = record.get("schema") if isinstance(record, dict) else None
-    if schema == 1:
-        record = _from_1(record)
-    elif schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise InputError(f"{path} has schema {schema!r}; expected 1 to {SCHEMA}: a record of another ganfast, or no record")
-    missing = {"kind", "name", "utc", "environment", "conditions", "calibration", "noise", "measurements"} - record.keys()
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: no whole benchmark record")
+    try:
+        record = _from_1(record) if schema == 1 else record
+        _check(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again") from error
     return record
+
+
+def _check(record: Record) -> None:
+    """Raises what Python raises where something that every reader takes for granted is not there."""
+    texts = record["kind"], record["name"], record["utc"]
+    tables = record["environment"], record["conditions"], record["calibration"], record["noise"]
+    if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, dict) for x in tables):
+        raise TypeError("kind, name, utc, environment, conditions, calibration or noise is of another type")
+    bool(record["noise"]["noisy"])
+    for m in record["measurements"]:
+        if not all(isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")) or not m["samples"]:
+            raise ValueError(f"a measurement without samples, or without a name: {m.get('variant')}")
+        for number in (*m["samples"], *(m["summary"][name] for name in ("p20", "median", "p80"))):
+            float(number)
 
 
 def _from_1(old: Record) -> Record:

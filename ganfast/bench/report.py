@@ -1,5 +1,6 @@
 """`ganfast bench report`: a Markdown table and plots of records."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ def write_report(found: Sequence[Record], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "report.md"]
     written[0].write_text(markdown(found))
-    trains = [r for r in found if r["kind"] == "train"]
+    known = {"preset", "size", "width", "batch", "images"}
+    trains = [r for r in found if r["kind"] == "train" and r["measurements"] and known <= r["conditions"].keys()]
     if trains:
         written += _saved(_bars(trains), folder / "bars")
-        if any("flops_per_s" in m for r in trains for m in r["measurements"]):
-            written += _saved(_roofline(trains), folder / "roofline")
+        counted = [r for r in trains if "matrix_flops" in r["calibration"] and any("flops_per_s" in m for m in r["measurements"])]
+        if counted:
+            written += _saved(_roofline(counted), folder / "roofline")
         for name, group in sweeps(trains).items():
-            written += _saved(_scaling(name, group), folder / f"scaling-{name}")
+            written += _saved(_scaling(name.partition("-")[0], group), folder / f"scaling-{name}")
     return written
 
 
@@ -40,7 +43,8 @@ def markdown(found: Sequence[Record]) -> str:
         lines += [
             f"### {r['name']}",
             "",
-            f"{where}, {c.get('threads', e.get('threads'))} threads, torch {e.get('torch')}, commit {e.get('commit')}, {r['utc']}"
+            ("**stopped before its end**; " if r.get("partial") else "")
+            + f"{where}, {c.get('threads', e.get('threads'))} threads, torch {e.get('torch')}, commit {e.get('commit')}, {r['utc']}"
             + (f"; **noisy** (spread {r['noise']['spread']:.0%}, drift {r['noise']['drift']:.0%})" if r["noise"]["noisy"] else ""),
             "",
             "| case | phase | variant | median | 20% | 80% | images/s | s/kimg | of matrix peak | first call |",
@@ -57,19 +61,24 @@ def markdown(found: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+_DEPENDS = {"images", "load_1min"}  # on what is swept, or on the moment
+
+
 def sweeps(trains: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records that differ in nothing but batch, width or size, three or more of them."""
+    """Records of one machine and code that differ in nothing but batch, width or size, three or more; by axis and preset."""
     found: dict[str, list[Record]] = {}
     for axis in ("batch", "width", "size"):
         groups: dict[Any, list[Record]] = {}
         for r in trains:
-            same = tuple(
-                (k, r["conditions"].get(k)) for k in ("preset", "batch", "width", "size", "precision", "device") if k != axis
-            )
-            groups.setdefault(same, []).append(r)
+            same = {name: value for name, value in r["conditions"].items() if name not in {axis, *_DEPENDS}}
+            machine = [r["environment"].get(name) for name in ("cpu", "gpu", "torch")]
+            groups.setdefault(json.dumps([same, machine, r.get("code")], sort_keys=True), []).append(r)
         for group in groups.values():
-            if len({r["conditions"][axis] for r in group}) >= 3:
-                found[axis] = sorted(group, key=lambda r: r["conditions"][axis])
+            if len({r["conditions"].get(axis) for r in group}) >= 3:
+                name = stem = f"{axis}-{group[0]['conditions']['preset']}"
+                while name in found:
+                    name = f"{stem}-{1 + int(name.removeprefix(stem).lstrip('-') or 1)}"
+                found[name] = sorted(group, key=lambda r: r["conditions"][axis])
     return found
 
 
@@ -149,6 +158,9 @@ def _scaling(axis: str, group: Sequence[Record]) -> Any:
             x = [at for at, _ in points]
             axes.plot(x, [s["median"] * 1e3 for _, s in points], marker="o", ms=4, color=colour, label=name)
             axes.fill_between(x, [s["p20"] * 1e3 for _, s in points], [s["p80"] * 1e3 for _, s in points], color=colour, alpha=0.2)
+    first = group[0]["conditions"]
+    others = [f"{name} {first[name]}" for name in ("size", "width", "batch", "precision", "device", "threads") if name != axis]
+    axes.set_title(f"{first['preset']}: {', '.join(others)}", fontsize=9)
     axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms an iteration")
     ticks = [r["conditions"][axis] for r in group]
     axes.set_xticks(ticks, [str(t) for t in ticks])

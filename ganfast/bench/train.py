@@ -18,7 +18,7 @@ from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
-from ganfast.errors import InputError
+from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 
 PHASES = ("draw", "critic", "generator", "critic without penalty")  # in the order in which a stop loses least
@@ -62,6 +62,7 @@ def measure(
     for name in plan.variants:
         if VARIANTS[name].gpu and not on_gpu:
             failed[name] = "needs an NVIDIA GPU"
+            said(f"  {name}: {failed[name]}")
             continue
         try:
             made[name], facts[name] = _prepared(problem, name, plan.memory)
@@ -69,6 +70,8 @@ def measure(
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             said(f"  {name}: {failed[name]}")
         keep(so_far())
+    if not made:
+        raise RunError(f"nothing was measured: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
     record["ahead"] = {name: variant.ahead for name, variant in made.items()}
     clock = HostClock(*(variant.wait for variant in made.values()))
     peaks = calibrate.peaks(problem.device, problem.autocast or torch.float32, clock)
@@ -185,7 +188,8 @@ def compilations() -> int:
 def name_of(problem: Problem) -> str:
     c = problem.config
     where = f"cpu-t{torch.get_num_threads()}" if problem.device.type == "cpu" else problem.device.type
-    return f"train-{c.preset}-{c.size}x{c.channels}-w{c.net.width}-b{c.batch}-{c.precision}-{where}"
+    classes = f"-c{problem.classes}" if problem.setting.classes >= 0 else ""
+    return f"train-{c.preset}-{c.size}x{c.channels}{classes}-w{c.net.width}-b{c.batch}-{c.precision}-{where}"
 
 
 def _load() -> float:
@@ -227,7 +231,7 @@ def run(
     settings: Sequence[Setting], plan: Plan, out: Path | None, again: bool, said: Callable[[str], None]
 ) -> list[records.Record]:
     """Measure settings, each written as soon as it is measured; what ``out`` already holds of this code is not measured again."""
-    done = {} if out is None or again else _done(out, plan)
+    done = {} if out is None or again else _done(settings, out, plan, said)
     found: list[records.Record] = []
     spent: list[float] = []
     for i, setting in enumerate(settings):
@@ -248,20 +252,36 @@ def run(
     return found
 
 
-def _done(folder: Path, plan: Plan) -> dict[str, records.Record]:
-    """Records by name that this code and these versions made with the same plan."""
+def _done(
+    settings: Sequence[Setting], folder: Path, plan: Plan, said: Callable[[str], None]
+) -> dict[str, records.Record]:  # fmt: skip
+    """Records by name that this code and these versions made of the same settings with the same plan."""
     from ganfast.environment import environment
 
+    problems = [Problem(setting) for setting in settings]
+    wanted = {name_of(problem): _comparable(_conditions(problem, plan)) for problem in problems}
     here, found = environment(), {}
     for path in sorted(folder.glob("*-train-*.json")):
-        old = records.read(path)
+        try:
+            old = records.read(path)
+        except InputError as error:
+            said(f"{error}: passed over")
+            continue
         names = {m["variant"] for m in old["measurements"]} | set(old["failed"])
         rounds = max((len(m["samples"]) for m in old["measurements"]), default=0)
         versions = all(old["environment"].get(k) == here[k] for k in ("torch", "jax", "cpu", "gpu"))
-        whole = not old.get("partial") and rounds >= plan.rounds
-        if whole and versions and old.get("code") == records.code() and names >= set(plan.variants):
+        whole = not old.get("partial") and rounds >= plan.rounds and names >= set(plan.variants)
+        if plan.memory:
+            whole = whole and all("peak_bytes" in m for m in old["measurements"] if m["phase"] == "critic")
+        same = _comparable(old["conditions"]) == wanted.get(old["name"])
+        if whole and same and versions and old.get("code") == records.code():
             found[old["name"]] = old
     return found
+
+
+def _comparable(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs from run to run of one setting."""
+    return {name: value for name, value in conditions.items() if name != "load_1min"}
 
 
 def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:

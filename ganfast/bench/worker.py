@@ -68,10 +68,16 @@ def serve(setting: str, threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    problem = Problem(Setting(**json.loads(setting)), proof=True)
-    variant, clock = VARIANTS["ganfast"].prepare(problem), HostClock()
-    first_calls(variant, clock.now)
-    errors = prove(problem, variant)
+    asked, clock = Setting(**json.loads(setting)), HostClock()
+
+    def prepared(proof: bool) -> tuple[Any, Any]:
+        problem = Problem(asked, proof)
+        variant = VARIANTS["ganfast"].prepare(problem)
+        first_calls(variant, clock.now)
+        return problem, variant
+
+    errors = prove(*prepared(proof=True))
+    _, variant = prepared(proof=False)  # with dropout, where the preset has it
     warm = {phase: warm_up(run, clock, STEADY_SAMPLE) for phase, run in variant.phases.items()}
     print(json.dumps({"errors": errors}), file=out, flush=True)
     for line in sys.stdin:

@@ -65,9 +65,9 @@ def _train(args: list[str]) -> None:
 
     if given.sweep:
         name, _, values = given.sweep.partition("=")
-        if not values.replace(",", "").isdigit():
+        if not all(word.isdecimal() and int(word) for word in values.split(",")):
             raise InputError(f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=...")
-        settings = train.swept(setting, name, [int(v) for v in values.split(",")])
+        settings = [each for one in settings for each in train.swept(one, name, [int(word) for word in values.split(",")])]
     chosen = tuple(given.variants.split(",")) if given.variants else DEFAULT
     if given.variants == "all" or (not given.variants and torch.cuda.is_available() and given.device != "cpu"):
         chosen = tuple(VARIANTS)

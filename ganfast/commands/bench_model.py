@@ -36,6 +36,8 @@ def model(args: list[str]) -> None:
     use_threads(given.threads)
     from ganfast.bench import model as costs
 
+    if given.out and not given.check:
+        raise InputError("--out is for the records of --check; give both, or neither")
     if given.check:
         from ganfast.bench.records import write
 

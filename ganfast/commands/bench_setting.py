@@ -23,7 +23,12 @@ def setting_flags(parser: Any, preset: bool = True) -> None:
 def setting_of(given: Any) -> Any:
     """The setting that was asked for; InputError where it makes no sense."""
     from ganfast.bench.setting import Setting
+    from ganfast.presets import data_kind
 
+    if data_kind(given.data) == "other":
+        raise InputError(f"data is {given.data!r}; expected digits, mnist or celeba: whose shape and batch to take")
+    if given.classes < -1:
+        raise InputError(f"classes is {given.classes}; expected how many there are, 0 for none, or -1 for the data's")
     for name in ("size", "channels", "width", "batch", "threads"):
         if getattr(given, name) < 0:
             raise InputError(f"{name} is {getattr(given, name)}; expected 1 or more, or 0 to leave it")
