@@ -519,6 +519,24 @@ def test_what_cannot_be_measured_is_said(line, sentence, code, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_a_speed_is_that_of_rounds_in_which_both_took_their_turn():
+    """The machine slows down by half in the middle: medians of all samples would say 1.5."""
+    from ganfast.bench.train import speed_over
+
+    rival = records.measurement("iteration", "jax", [2.0, 2.0, 3.0, 3.0, 3.0])
+    assert speed_over(rival, records.measurement("iteration", "ganfast", [1.0, 1.0, 1.5, 1.5, 1.5])) == 2
+    assert speed_over(rival, records.measurement("iteration", "ganfast", [1.0, 2.0, 2.0])) == 1.5
+
+
+def test_comparing_says_which_record_is_noisy(tmp_path, capsys):
+    record = made() | {"calibration": {"loop_s": [1.0]}}
+    quiet = records.write(record, tmp_path)
+    noisy = records.write(record | {"noise": {"spread": 0.25, "drift": 0.0, "noisy": True}}, tmp_path)
+    assert main(["bench", "compare", str(quiet), str(noisy)]) == 0
+    assert f"{noisy} is flagged noisy: samples 25% apart" in (said := capsys.readouterr().err)
+    assert str(quiet) + " " not in said
+
+
 def test_presets_are_swept_too(monkeypatch):
     from ganfast.bench import train
 

@@ -204,6 +204,11 @@ def fastest(record: records.Record, names: Sequence[str], phase: str = "iteratio
     return min(found, key=lambda m: m["summary"]["median"], default=None)
 
 
+def speed_over(rival: dict[str, Any], one: dict[str, Any]) -> float:
+    """How many times as fast ``one`` is: the median of the rounds, in each of which both took their turn."""
+    return float(np.median([a / b for a, b in zip(rival["samples"], one["samples"], strict=False)]))
+
+
 def table(record: records.Record) -> str:
     """Medians with percentiles, and ratios over naive, tuned and JAX, of one setting."""
     lines = [f"{record['name']}: {record['conditions']['threads']} threads{', NOISY' if record['noise']['noisy'] else ''}"]
@@ -217,8 +222,7 @@ def table(record: records.Record) -> str:
             for base in ("naive", "tuned", "jax"):
                 other = by.get(("", phase, base))
                 if other is not None:
-                    pairs = np.array(other["samples"]) / np.array(m["samples"][: len(other["samples"])])
-                    row += f" {np.median(pairs):6.2f}x {base}"
+                    row += f" {speed_over(other, m):6.2f}x {base}"
             if "images_per_s" in m:
                 row += f"  {m['images_per_s']:,.0f} img/s"
             if "share_of_matrix_peak" in m:
@@ -302,6 +306,6 @@ def overview(found: Sequence[records.Record]) -> str:
         cells = [record["name"].removeprefix("train-"), f"{best['images_per_s']:,.0f}"]
         for family in (("naive",), ("tuned", "tuned-graph", "compiled", "compiled-graph"), ("jax",)):
             rival = fastest(record, family)
-            cells.append("-" if rival is None else f"{rival['summary']['median'] / best['summary']['median']:.2f}x")
+            cells.append("-" if rival is None else f"{speed_over(rival, best):.2f}x")
         lines.append(f"| {' | '.join(cells)} | {'yes' if record['noise']['noisy'] else 'no'} |")
     return "\n".join(lines)

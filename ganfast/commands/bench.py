@@ -88,6 +88,7 @@ def _compare(args: list[str]) -> None:
     setting_flags(parser)
     given = parser.parse_args(args)
     from ganfast.bench import compare
+    from ganfast.log import say
 
     if given.base:
         if given.records:
@@ -98,7 +99,13 @@ def _compare(args: list[str]) -> None:
     elif len(given.records) == 2:
         from ganfast.bench.records import read
 
-        found = compare.of_records(*(read(Path(name)) for name in given.records))
+        both = [read(Path(name)) for name in given.records]
+        for name, record in zip(given.records, both, strict=True):
+            if record["noise"]["noisy"]:
+                say(
+                    f"{name} is flagged noisy: samples {record['noise']['spread']:.0%} apart, halves {record['noise']['drift']:.0%}"
+                )
+        found = compare.of_records(*both)
     else:
         raise InputError(f"{len(given.records)} records; expected two, or --base REV")
     print(compare.table(found))
