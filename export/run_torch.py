@@ -60,7 +60,10 @@ class TorchBackend:
             yield
 
     def lane(self) -> Lane:
-        return _StaticLane(self) if self._static else HostLane(self)
+        return _StaticLane(self) if self._static else HostLane(self.run, self.exact)
+
+    def ways(self) -> list[Lane]:
+        return [self.lane()]
 
     def refit(self, model: bytes) -> None:
         if self._cuda:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -27,6 +28,7 @@ from ganfast.export.rows import Labels, Rows, ask, given, plan, refuse_huge
 logger = logging.getLogger("ganfast")
 
 _KEPT = 4096  # latencies that percentiles are taken of
+_thread = threading.local()  # .works_for: the mark of the sampler whose thread this is
 
 
 def load_sampler(
@@ -55,19 +57,20 @@ def load_sampler(
 
 
 def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
-    """Raises InputError where a back end does not draw the bundle's golden rows."""
+    """Raises InputError where a back end, in any of its ways, does not draw the bundle's golden rows."""
     golden, m = bundle.golden(), bundle.manifest
     count = len(golden["images"])
     rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
-    drawn = np.empty_like(golden["images"])
-    lane, start = backend.lane(), 0
-    for bucket in plan(count, bucket_costs(bundle, backend.name), backend.exact):
-        lane.launch(rows.part(start, start + bucket), bucket)
-        lane.collect(drawn[start : start + bucket])
-        start += bucket
-    missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
-    if missed:
-        raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
+    parts = plan(count, bucket_costs(bundle, backend.name), backend.exact)
+    for lane in backend.ways():
+        drawn, start = np.empty_like(golden["images"]), 0
+        for bucket in parts:
+            lane.launch(rows.part(start, start + bucket), bucket)
+            lane.collect(drawn[start : start + bucket])
+            start += bucket
+        missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
+        if missed:
+            raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
 
 
 class Sampler:
@@ -81,8 +84,9 @@ class Sampler:
         self._lanes: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(backend.lanes):
             self._lanes.put(backend.lane())
-        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler")
-        self._closed = False
+        self._mark = object()  # a thread that held the sampler itself would keep it alive
+        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler", setattr, (_thread, "works_for", self._mark))
+        self._closing = self._closed = False
         self._refitting = threading.Lock()
         self._counting = threading.Lock()
         self._requests = self._pictures = self._drawn = 0
@@ -169,19 +173,14 @@ class Sampler:
         """
         bundle = open_bundle(source, digest)
         _refuse_other(self.bundle, bundle)
-        with self._refitting:
-            held = [self._take() for _ in range(self._backend.lanes)]  # nothing is being drawn now
+        with self._refitting, self._every_lane():
             try:
                 self._backend.refit(bundle.model_bytes())
-                try:
-                    check_golden(bundle, self._backend)
-                except Exception:
-                    self._backend.refit(self.bundle.model_bytes())
-                    raise
+                check_golden(bundle, self._backend)
                 self.bundle = bundle
-            finally:
-                for _ in held:
-                    self._lanes.put(self._backend.lane())
+            except BaseException:  # Ctrl-C too
+                self._backend.refit(self.bundle.model_bytes())
+                raise
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -198,20 +197,17 @@ class Sampler:
         """Finish what was submitted and give everything back; more calls do nothing.
 
         Raises:
-            RunError: called by a callback of one of its own futures, which it would have to wait for.
+            RunError: called by a callback of one of its own futures, which it would have to wait for; it stays open.
         """
+        if getattr(_thread, "works_for", None) is self._mark:
+            raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread")
+        self._closing = True
+        self._workers.shutdown(wait=True)  # without the lock: a callback may be refitting
         with self._refitting:
             if self._closed:
                 return
-            try:
-                self._workers.shutdown(wait=True)
-            except RuntimeError as error:  # a thread cannot wait for itself
-                raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread") from error
-            for _ in range(self._backend.lanes):
-                self._lanes.get()
-            self._closed = True
-            for _ in range(self._backend.lanes):
-                self._lanes.put(_Closed())
+            with self._every_lane():
+                self._closed = True
             self._backend.close()
 
     def __enter__(self) -> "Sampler":
@@ -232,6 +228,18 @@ class Sampler:
             self._lanes.put(lane)
             raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
         return lane
+
+    @contextmanager
+    def _every_lane(self) -> Iterator[None]:
+        """Inside, nothing is being drawn."""
+        held: list[Lane] = []
+        try:
+            while len(held) < self._backend.lanes:
+                held.append(self._take())
+            yield
+        finally:
+            for _ in held:
+                self._lanes.put(_Closed() if self._closed else self._backend.lane())
 
     def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None) -> Any:
         """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""

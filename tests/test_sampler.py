@@ -337,9 +337,77 @@ def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plai
         for lane in lanes:
             sampler._lanes.put(lane)
         assert len(later.result()) == 3
-    assert told
+        while not told:  # a result is there before its callbacks are called
+            time.sleep(0.001)
+        assert sampler.submit(1).result().shape == (1, 8, 8, 1), "and it stays open"
     with pytest.raises(RunError, match="is closed"):
         sampler.sample(1)
+
+
+def finishes(call, *args):
+    """What a call gives; fails in place of a test that hangs."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(call, *args).result(20)
+        except TimeoutError:
+            import faulthandler
+
+            faulthandler.dump_traceback()
+            pytest.exit("deadlock", 1)
+
+
+@pytest.mark.parametrize("what", ["close", "refit"])
+def test_a_callback_that_closes_or_refits_while_the_sampler_is_closed_holds_nobody_up(what, plain):
+    sampler, told = load_sampler(plain.folder, threads=1), []
+    lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+    later = sampler.submit(3)
+
+    def callback(_):
+        while not sampler._closing:
+            time.sleep(0.001)
+        try:
+            told.append(sampler.close() if what == "close" else sampler.refit(plain.folder))
+        except RunError as error:
+            told.append(str(error))
+
+    later.add_done_callback(callback)
+    for lane in lanes:
+        sampler._lanes.put(lane)
+    finishes(sampler.close)
+    assert (told[0] is None) == (what == "refit")
+    finishes(sampler.close)
+    with pytest.raises(RunError, match="is closed"):
+        sampler.sample(1)
+
+
+def test_several_threads_may_close_a_sampler(plain):
+    sampler = load_sampler(plain.folder, threads=1)
+    pending = [sampler.submit(16) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(sampler.close) for _ in range(4)]:
+            each.result(20)
+    assert all(len(each.result(timeout=0)) == 16 for each in pending)
+
+
+@pytest.mark.parametrize("what", ["close", "refit"])
+def test_an_interrupt_while_lanes_are_collected_loses_none(what, plain, monkeypatch):
+    """Ctrl-C reaches whoever waits for the second lane."""
+    with load_sampler(plain.folder, threads=1) as sampler:
+        taken, take = [], sampler._take
+
+        def interrupted():
+            if taken:
+                raise KeyboardInterrupt
+            taken.append(take())
+            return taken[0]
+
+        monkeypatch.setattr(sampler, "_take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.close() if what == "close" else sampler.refit(plain.folder)
+        monkeypatch.undo()
+        assert sampler._lanes.qsize() == sampler.stats["lanes"] == 2
+        assert len(sampler.sample(3)) == 3
+        finishes(sampler.close)
 
 
 def test_close_waits_for_requests_that_other_threads_are_drawing(plain):
@@ -400,6 +468,67 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
             sampler.refit(mixed.folder)
         np.testing.assert_array_equal(sampler.sample(20, seed=7), expected)
         assert sampler.manifest.digest == bundle.manifest.digest
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["second session", "golden rows"])
+def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path, monkeypatch):
+    """Two sessions draw small requests and large ones: both must have the old weights, or pictures depend on the load."""
+    import ganfast.export.run_onnxruntime as module
+    import ganfast.export.sampler as sampler_module
+
+    other, calls = small_bundle(tmp_path / "other", seed=1), []
+
+    def failing(real, at):
+        def call(*args):
+            calls.append(args)
+            if len(calls) == at:
+                raise error("not now")
+            return real(*args)
+
+        return call
+
+    with load_sampler(plain.folder, threads=2, backend="onnxruntime") as sampler:
+        expected = sampler.sample(40, seed=7)
+        target, name, at = (module, "_session", 2) if where == "second session" else (sampler_module, "check_golden", 1)
+        monkeypatch.setattr(target, name, failing(getattr(target, name), at))
+        with pytest.raises(error):
+            sampler.refit(other.folder)
+        monkeypatch.undo()
+        for n in (4, 40):
+            np.testing.assert_array_equal(sampler.sample(n, seed=7), expected[:n])
+        sampler.refit(other.folder)
+        assert apart(sampler.sample(4, seed=7), expected[:4]) > 20
+
+
+def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, monkeypatch):
+    import ganfast.export.run_onnxruntime as module
+
+    backend, real = OnnxRuntimeCpu(plain.model_bytes(), 2), module._session
+    before = backend._together, backend._alone
+    made = []
+
+    def second_fails(*args):
+        if made:
+            raise MemoryError
+        made.append(real(*args))
+        return made[0]
+
+    monkeypatch.setattr(module, "_session", second_fails)
+    with pytest.raises(MemoryError):
+        backend.refit(small_model(1))
+    assert (backend._together, backend._alone) == before
+    backend.close()
+
+
+def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkeypatch):
+    import ganfast.export.run_onnxruntime as module
+
+    real, other = module._session, small_model(5)
+    for wrong in (1, 2):  # threads of the session whose file is another's
+        monkeypatch.setattr(module, "_session", lambda model, n, p, wrong=wrong: real(other if n == wrong else model, n, p))
+        with pytest.raises(InputError, match="onnxruntime-cpu: .*golden samples differ"):
+            load_sampler(plain.folder, threads=2, backend="onnxruntime", strict=True)
 
 
 def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
@@ -484,10 +613,10 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
 
 
 def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain, monkeypatch, caplog):
-    def run(self, *_):
+    def run(*_):
         raise MemoryError("no memory\nleft")
 
-    monkeypatch.setattr(OnnxRuntimeCpu, "run", run)
+    monkeypatch.setattr(OnnxRuntimeCpu, "_run", staticmethod(run))
     with load_sampler(plain.folder, device="cpu", threads=1) as sampler:
         assert sampler.backend_name == "torch-cpu"
         assert sampler.refused == ["onnxruntime-cpu: MemoryError: no memory left"]
@@ -669,15 +798,12 @@ def test_filling_follows_measured_costs(tmp_path):
 def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(bundle):
     seen = []
 
-    class Padded:
-        exact = False
-
-        def run(self, z, labels, psi):
-            seen.append((z.copy(), labels.copy(), psi.copy()))
-            return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
+    def run(z, labels, psi):
+        seen.append((z.copy(), labels.copy(), psi.copy()))
+        return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
 
     asked = rows_module.ask(bundle.manifest, 3, None, 5, 0, [2, 1, 2], 0.5)
-    lane = HostLane(Padded())
+    lane = HostLane(run, exact=False)
     lane.launch(asked, 8)
     z, labels, psi = seen[0]
     np.testing.assert_array_equal(z[:3], latents(5, np.arange(3), LATENT))
