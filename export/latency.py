@@ -51,7 +51,7 @@ def _measured(bundle: Bundle, back_end: str) -> dict[int, float]:
     try:
         rows = [row for row in bundle.latency()["rows"] if row["back_end"] == back_end and row["concurrency"] == 1]
         found = {int(row["batch"]): float(row["p50"]) for row in rows}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return {}
     if not all(0 < value < 3600 for value in found.values()) or not set(bundle.manifest.buckets) <= set(found):
         return {}

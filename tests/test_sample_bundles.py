@@ -59,6 +59,7 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
         (["--psi", "3"], "psi is 3.0"),
         (["--checkpoint", "12"], "leave --checkpoint out"),
         (["--digest", "sha256:12"], "expected sha256:12"),
+        (["--digest", ""], "another bundle, or a changed one"),
         (["--backend", "fast"], "backend is 'fast'"),
         (["--device", "tpu"], "device is 'tpu'"),
     ],
@@ -70,7 +71,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, bundle, capsys):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--backend", "torch"], ["--strict"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--digest", ""], ["--backend", "torch"], ["--strict"]], ids=" ".join)
 def test_a_run_takes_no_flags_of_bundles(tmp_path, flags, capsys):
     assert main(["sample", str(tmp_path), *flags]) == 2
     assert "go with a bundle" in capsys.readouterr().err
