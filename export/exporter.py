@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -122,7 +121,7 @@ def write_compared(
         precision=precision, buckets=buckets, crop=str(run.data.get("preparation", "")),
         golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints, network=network(run),
         engines={engine.key: engine.facts for engine in built},
-        versions={package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
+        versions={each.__name__: str(each.__version__) for each in need("torch", "onnx", "onnxruntime", "numpy")},
         training={
             "preset": run.config.preset, "images": int(path.name) if path.name.isdecimal() else 0, "config_sha256": config_hash,
             "data_sha256": run.data["source_hash"], "weights_sha256": _sha256(path / "ema.safetensors"),

@@ -4,6 +4,7 @@ Picture (seed, index) is the same, within the bundle's gate, however many are dr
 """
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from ganfast.export.lanes import Lane, LaneBackend, Pictures
 from ganfast.export.latency import bucket_costs
 from ganfast.export.manifest import Manifest
 from ganfast.export.parity import GATES, compare
-from ganfast.export.rows import Labels, Rows, ask, given, plan, refuse_huge
+from ganfast.export.rows import Labels, Rows, ask, given, is_one, picture_range, plan, refuse_huge
 
 logger = logging.getLogger("ganfast")
 
@@ -87,6 +88,7 @@ class Sampler:
         self._mark = object()  # a thread that held the sampler itself would keep it alive
         self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler", setattr, (_thread, "works_for", self._mark))
         self._closing = self._closed = False
+        self._process = os.getpid()
         self._refitting = threading.Lock()
         self._counting = threading.Lock()
         self._requests = self._pictures = self._drawn = 0
@@ -123,13 +125,13 @@ class Sampler:
         if on_device:
             if out is not None:
                 raise InputError("out is memory of the host; give out or on_device, not both")
-            return self._on_lane(self._left_there, rows, None)
+            return self._on_lane(self._left_there, rows, None, time.perf_counter())
         self._check(rows, out)
-        return self._on_lane(self._draw, rows, out)
+        return self._on_lane(self._draw, rows, out, time.perf_counter())
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
         """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
-        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None)
+        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None, time.perf_counter())
         return drawn
 
     def submit(
@@ -139,20 +141,31 @@ class Sampler:
         """`sample` on a thread of the sampler; arguments are checked at once."""
         rows = self._ask(n, indices, seed, first, labels, psi)
         self._check(rows, out)
+        self._refuse_forked()
+        asked = self._draw, rows, out, time.perf_counter()
         try:
-            return self._workers.submit(self._on_lane, self._draw, rows, out)
+            return self._workers.submit(self._on_lane, *asked)
         except RuntimeError as error:
-            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again") from error
+            if self._closing:
+                raise self._is_closed() from error
+        done: Future[Pictures] = Future()  # the program is ending, and no thread takes more work
+        try:
+            done.set_result(self._on_lane(*asked))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def stream(
         self, n: int, seed: int = 0, labels: int | str | None = None, psi: float = 1.0, *, first: int = 0, chunk: int = 0
     ) -> Iterator[Pictures]:  # fmt: skip
         """The pictures of ``sample(n, ...)`` in parts of ``chunk`` (0 = the largest bucket), one drawn ahead; for any large n."""
-        if not isinstance(n, int | np.integer) or not 1 <= n < 2**63:
-            raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more, below 2**63")
-        size = chunk or max(self.manifest.buckets)
-        if size < 1:
-            raise InputError(f"chunk is {chunk}; expected how many pictures a part has, 1 or more, or 0 to choose")
+        n, first = picture_range(n, seed, first)
+        if not isinstance(chunk, int | np.integer) or chunk < 0:
+            raise InputError(f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, or 0 to choose")
+        for name, value in (("labels", labels), ("psi", psi)):
+            if not is_one(value):
+                raise InputError(f"{name} of a stream are one for all its pictures; draw them with sample, in parts of your own")
+        size = int(chunk) or max(self.manifest.buckets)
         ahead = self.submit(min(size, n), seed, labels, psi, first=first)
 
         def parts(ahead: "Future[Pictures]") -> Iterator[Pictures]:
@@ -165,11 +178,14 @@ class Sampler:
         return parts(ahead)
 
     def refit(self, source: Path | str, digest: str | None = None) -> None:
-        """Take the weights of another bundle with the same graph, between two requests; its golden rows decide.
+        """Take the weights of another bundle, between two requests; its golden rows decide.
+
+        Its pictures, latents, classes, precision and buckets must be alike. Its graph must be, too, for an engine and for torch;
+        ONNX Runtime, which loads the graph anew, takes any.
 
         Raises:
-            InputError: another generator, precision or graph; int8, whose scales belong to its weights; golden rows that
-                differ, and then the weights from before are back.
+            InputError: a bundle of other pictures or inputs, or weights that do not fit the graph; int8, whose scales belong to
+                its weights; golden rows that differ. Whatever is raised, the weights from before are back.
         """
         bundle = open_bundle(source, digest)
         _refuse_other(self.bundle, bundle)
@@ -201,6 +217,8 @@ class Sampler:
         """
         if getattr(_thread, "works_for", None) is self._mark:
             raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread")
+        if os.getpid() != self._process:
+            return  # forked: everything belongs to the other process
         self._closing = True
         self._workers.shutdown(wait=True)  # without the lock: a callback may be refitting
         with self._refitting:
@@ -223,11 +241,22 @@ class Sampler:
         return ask(self.manifest, n, indices, seed, first, labels, psi)
 
     def _take(self) -> Lane:
+        self._refuse_forked()
         lane = self._lanes.get()
         if self._closed:
             self._lanes.put(lane)
-            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
+            raise self._is_closed()
         return lane
+
+    def _is_closed(self) -> RunError:
+        return RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
+
+    def _refuse_forked(self) -> None:
+        if os.getpid() != self._process:
+            raise RunError(
+                f"the sampler of {self.bundle.folder} was loaded before this process was forked from another, where "
+                "its threads stayed; load it here"
+            )
 
     @contextmanager
     def _every_lane(self) -> Iterator[None]:
@@ -241,9 +270,8 @@ class Sampler:
             for _ in held:
                 self._lanes.put(_Closed() if self._closed else self._backend.lane())
 
-    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None) -> Any:
+    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None, began: float) -> Any:
         """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""
-        began = time.perf_counter()
         lane = self._take()
         try:
             drawn = draw(lane, rows, out)

@@ -156,7 +156,21 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
+    (tmp_path / "empty.onnx").touch()
+    assert main(["lint", str(tmp_path / "empty.onnx")]) == 2
+    assert "empty.onnx holds no graph" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    wrong = {".": "is no name of its own", "..": "is no name of its own", str(tmp_path / "link"): "is a link, to"}
+    for out, sentence in wrong.items():
+        assert main(["export", str(run.folder), "--out", out, "--overwrite"]) == 2
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_the_versions_are_those_of_the_modules(run, tmp_path, monkeypatch):
+    """The package that brings the module onnxruntime may be called onnxruntime-gpu."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
+    assert export_bundle(run, tmp_path / "b").manifest.versions["onnxruntime"] == "1.99.0"
 
 
 def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
