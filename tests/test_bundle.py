@@ -321,6 +321,19 @@ def can_exchange(folder: Path) -> bool:
     return done
 
 
+def test_where_the_system_can_exchange_nothing_is_ever_renamed_away(bundle, monkeypatch):
+    if not can_exchange(bundle.folder.parent):
+        pytest.skip("this file system cannot exchange two directories")
+
+    def fail(*_):
+        raise AssertionError("for a moment there would be no bundle")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
+    assert open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name]
+
+
 def test_exchange_says_so_where_it_cannot(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     assert not disk.exchange(tmp_path / "one", tmp_path / "nothing")
