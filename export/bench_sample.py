@@ -1,5 +1,6 @@
 """How fast a bundle draws here: every back end that opens, every bucket, taking turns; the table is stored beside the bundle."""
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,9 @@ def measure(
     Raises:
         InputError: none could; arguments out of range.
     """
-    if seconds <= 0 or min(concurrency, default=1) < 1 or min(batches, default=1) < 1:
-        raise InputError(f"seconds {seconds:g}, concurrency {list(concurrency)} and batches {list(batches)} must be above 0")
+    if not 0 < seconds < math.inf or min(concurrency, default=1) < 1 or min(batches, default=1) < 1:
+        asked = f"seconds {seconds:g}, concurrency {list(concurrency)} and batches {list(batches)}"
+        raise InputError(f"{asked} must be above 0, and no endless time")
     samplers, refused = _opened(bundle, back_ends, device, threads)
     try:
         rows = [

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from ganfast.locks import Held, holder, locked
 
 LATENCY = "latency.json"
 _ATTEMPTS = 20  # to read one bundle whole while others replace it
+_LONGEST = 16 << 20  # bytes of a manifest, and of latencies: a thousand times what they have
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
-    # Of the ONNX file, once they were checked: read once, and there for a refit to go back to when the folder is another bundle's.
-    model: bytes = field(default=b"", repr=False, compare=False)
+    # The ONNX file and the golden rows, once they were checked: read once, and there when the folder is another bundle's.
+    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def model_path(self) -> Path:
@@ -47,7 +49,7 @@ class Bundle:
 
     def model_bytes(self) -> bytes:
         """The ONNX file."""
-        return self.model or self.read(MODEL)
+        return self._kept_or_read(MODEL)
 
     def engine(self, key: str) -> bytes:
         """An engine by its key in ``manifest.engines``; InputError where there is none."""
@@ -59,7 +61,7 @@ class Bundle:
         """Rows whose pictures are known: z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8."""
         m = self.manifest
         try:
-            arrays = read_tensors(self.read(GOLDEN))
+            arrays = read_tensors(self._kept_or_read(GOLDEN))
         except ValueError as error:
             raise InputError(f"{self.folder / GOLDEN} is damaged: {error}") from error
         count = m.golden["count"]
@@ -69,15 +71,18 @@ class Bundle:
             raise InputError(f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; export again")
         return arrays
 
+    def _kept_or_read(self, path: str) -> bytes:
+        return self.kept[path] if path in self.kept else self.read(path)
+
     def read(self, path: str) -> bytes:
         """A file that the manifest names, its hash checked on these very bytes; InputError where they are others."""
         facts = self.manifest.files[path]
         try:
-            data = _inside(self.folder, path).read_bytes()
+            data = _content(_inside(self.folder, path), facts.bytes)
         except FileNotFoundError as error:
             raise InputError(f"{self.folder} has no {path}, which its manifest names; copy the bundle again") from error
-        except OSError as error:
-            raise InputError(f"{self.folder / path} cannot be read: {error.strerror or error}") from error
+        except _UNREADABLE as error:
+            raise _unreadable(self.folder / path, error) from error
         if FileFacts.of(data) != facts:
             raise InputError(f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; copy the bundle again")
         return data
@@ -85,7 +90,7 @@ class Bundle:
     def latency(self) -> dict[str, Any]:
         """What `write_latency` stored; {} where nothing was, or where it is damaged: it only ever chooses between back ends."""
         try:
-            kept = json.loads((self.folder / LATENCY).read_bytes())
+            kept = json.loads(_content(self.folder / LATENCY, _LONGEST))
             table = kept["table"]
             return dict(table) if kept["sha256"] == _json_hash(table) else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -110,19 +115,24 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
     folder = Path(path)
     for attempt in range(_ATTEMPTS):  # one that is replaced meanwhile is read again
         before = _identity(folder)
-        manifest = _read_manifest(folder)
-        if digest is not None and manifest.digest != digest:
-            raise InputError(f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one")
-        bundle = Bundle(folder, manifest)
         try:
-            for file in manifest.files:
-                data = bundle.read(file)
-                bundle = replace(bundle, model=data) if file == MODEL else bundle
-            return bundle
+            return _checked(folder, digest)
         except InputError:
             if attempt == _ATTEMPTS - 1 or _identity(folder) == before:
                 raise
     raise AssertionError("unreachable")
+
+
+def _checked(folder: Path, digest: str | None) -> Bundle:
+    manifest = _read_manifest(folder)
+    if digest is not None and manifest.digest != digest:
+        raise InputError(f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one")
+    bundle, kept = Bundle(folder, manifest), {}
+    for file in manifest.files:
+        data = bundle.read(file)
+        if file in (MODEL, GOLDEN):
+            kept[file] = data
+    return replace(bundle, kept=kept)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -136,13 +146,31 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        return Manifest.from_bytes((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+        return Manifest.from_bytes(_content(folder / MANIFEST, _LONGEST), str(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"{folder} is not a bundle (it has no {MANIFEST}); make one with `ganfast export RUN --out {folder}`"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{folder / MANIFEST} cannot be read: {error.strerror or error}") from error
+        told = f"{folder} is not a bundle (it has no {MANIFEST})"
+        if is_bundle(old := _beside(folder, "old")):
+            raise InputError(f"{told}; {old} is the one from before, left by an export that was stopped: rename it back") from error
+        raise InputError(f"{told}; make one with `ganfast export RUN --out {folder}`") from error
+    except _UNREADABLE as error:
+        raise _unreadable(folder / MANIFEST, error) from error
+
+
+_UNREADABLE = (OSError, MemoryError)
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    return InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or str(error) or 'it does not fit into memory'}")
+
+
+def _content(path: Path, most: int) -> bytes:
+    """Of a plain file: a pipe would be waited for, and a huge file would take all memory, before a hash could tell."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is no plain file; copy the bundle again")
+    if found.st_size > most:
+        raise InputError(f"{path} has {found.st_size:,} bytes; expected {most:,} at most, as exported; copy the bundle again")
+    return path.read_bytes()
 
 
 def is_bundle(path: Path | str) -> bool:
@@ -170,23 +198,27 @@ def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes]
     try:
         with exclusive(out):
             refuse_occupied(out, overwrite)
-            beside = out.with_name(f".{out.name}.part")
+            beside = _beside(out, "part")
             shutil.rmtree(beside, ignore_errors=True)
             for path, data in {**files, MANIFEST: content}.items():
                 write_file(beside / path, data)
             _swap(beside, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    return Bundle(out, manifest, files[MODEL])
+    return Bundle(out, manifest, {path: files[path] for path in (MODEL, GOLDEN)})
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Raises InputError where `write_bundle` would have to remove something it may not."""
+    """Raises InputError where `write_bundle` would have to remove something it may not, or could not rename what it wrote."""
+    if out.name in ("", ".."):
+        raise InputError(f"{out} is no name of its own; give the directory of the bundle by its name, such as {out / 'my.bundle'}")
+    if out.is_symlink():
+        raise InputError(f"{out} is a link, to {out.readlink()}; choose --out {os.path.realpath(out)}, or remove the link")
     if out.is_dir() and not any(out.iterdir()):
         return
     if is_bundle(out) and not overwrite:
         raise InputError(f"{out} is a bundle already; replace it with --overwrite, or choose another --out")
-    if not is_bundle(out) and (out.exists() or out.is_symlink()):
+    if not is_bundle(out) and out.exists():
         raise InputError(f"{out} exists and is not a bundle; choose another --out")
 
 
@@ -203,7 +235,7 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         RunError: another process holds it, unless ``wait``.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _beside(path, "lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
@@ -216,26 +248,41 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
 def write_file(path: Path, data: bytes) -> None:
     """Write beside, sync, rename: a file is never half there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path, f"{os.getpid()}.part")
     disk.write_file(beside, data)
     beside.replace(path)
 
 
+def _beside(place: Path, ending: str) -> Path:
+    return place.parent / f".{place.name}.{ending}"
+
+
 def _swap(new: Path, place: Path) -> None:
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
+    """A reader finds the old bundle or the new one; but for a moment neither where the system cannot exchange directories."""
+    old = _beside(place, "old")
+    if not is_bundle(place):  # nothing, or an empty directory
+        new.rename(place)
+    elif not disk.exchange(new, place):
+        shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
-    new.rename(place)
+        try:
+            new.rename(place)
+        except BaseException:
+            old.rename(place)
+            raise
     disk.sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in (old, new):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """A file of the bundle; InputError where a link leads out of it."""
+    """A file of the bundle; InputError where a link leads out of it, or nowhere."""
     target = folder / path
-    if not target.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{target} leads out of the bundle, to {target.resolve()}; do not use it")
+    try:
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{target} leads out of the bundle, to {target.resolve()}; do not use it")
+    except RuntimeError as error:  # as Python up to 3.12 says it
+        raise InputError(f"{target} is a link that leads to itself; copy the bundle again") from error
     return target
 
 

@@ -1,6 +1,7 @@
 """What a sampler asks of a back end: lanes, each of which draws one request at a time."""
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,10 @@ class LaneBackend(Backend, Protocol):
 
     def lane(self) -> Lane: ...
 
+    def ways(self) -> Sequence[Lane]:
+        """A lane for each way in which it may draw a request, as load and other requests decide: what has to be checked."""
+        ...
+
     def refit(self, model: bytes) -> None:
         """Take the weights of another ONNX file of the same graph; called while no lane is busy."""
         ...
@@ -46,17 +51,20 @@ class LaneBackend(Backend, Protocol):
 
 
 class HostLane:
-    """Lane of a back end whose `run` takes and gives NumPy arrays, and may be called from several threads."""
+    """Lane of a back end that takes and gives NumPy arrays, from any thread.
+
+    ``run`` is `Backend.run` or one of the ways it goes, ``exact`` what `LaneBackend.exact` says.
+    """
 
     depth = 1
 
-    def __init__(self, backend: LaneBackend) -> None:
-        self._backend = backend
+    def __init__(self, run: Callable[..., Pictures], exact: bool) -> None:
+        self._run, self._exact = run, exact
         self._drawn: deque[Pictures] = deque()
 
     def launch(self, rows: Rows, bucket: int) -> None:
-        z, labels, psi = filled(rows, len(rows) if self._backend.exact else bucket)
-        drawn = self._backend.run(z, labels, psi)
+        z, labels, psi = filled(rows, len(rows) if self._exact else bucket)
+        drawn = self._run(z, labels, psi)
         self._drawn.append(drawn if len(drawn) == len(rows) else drawn[: len(rows)])
 
     def collect(self, out: Pictures | None = None) -> Pictures:

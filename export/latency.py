@@ -2,12 +2,13 @@
 
     {"machine": "...", "threads": 2, "rows": [{"back_end", "batch", "concurrency", "p50", "p90", "p99", "p99.9", ...}, ...]}
 
-Seconds. Rows of several machines never mix: a measurement replaces the table of another machine.
+Seconds. Rows of several machines or thread counts never mix: a measurement replaces the table of another.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,19 +28,37 @@ def machine(gpu: str = "") -> str:
     return ", ".join(part for part in (processor, gpu) if part)
 
 
+def store(bundle: Bundle, table: Mapping[str, Any]) -> None:
+    """Keep a table beside the bundle, with what was measured before on the same machine with as many threads; a row replaces the
+    one of the same back end, batch and concurrency."""
+    before = bundle.latency()
+    same = all(before.get(name) == table[name] for name in ("machine", "threads"))
+    try:
+        rows = {_setting(row): row for row in before["rows"]} if same else {}
+    except (KeyError, TypeError):
+        rows = {}
+    rows |= {_setting(row): row for row in table["rows"]}
+    bundle.write_latency({**table, "rows": [rows[setting] for setting in sorted(rows)]})
+
+
+def _setting(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return str(row["back_end"]), int(row["batch"]), int(row["concurrency"])
+
+
 def bucket_costs(bundle: Bundle, back_end: str) -> dict[int, float]:
     """Seconds of a batch by bucket, as measured on any machine: proportions are what a plan needs. A guess where nothing was."""
     return _measured(bundle, back_end) or prior_cost(bundle.manifest.buckets)
 
 
 def in_order_of_speed(bundle: Bundle, back_ends: Sequence[str], gpu: str, threads: int) -> list[str]:
-    """The back ends as they come, but the fastest on this machine first, if it was measured: geometric mean over the buckets."""
+    """The back ends as they come, but the fastest on this machine first, if two or more were measured: geometric mean over the
+    buckets."""
     table = bundle.latency()
     if table.get("machine") != machine(gpu) or table.get("threads") != threads:
         return list(back_ends)
     costs = {name: measured for name in back_ends if (measured := _measured(bundle, name))}
     means = {name: float(np.exp(np.mean(np.log(list(cost.values()))))) for name, cost in costs.items()}
-    if not means:
+    if len(means) < 2:
         return list(back_ends)
     fastest = min(means.values())
     best = next(name for name in back_ends if name in means and means[name] <= _MARGIN * fastest)
@@ -51,7 +70,7 @@ def _measured(bundle: Bundle, back_end: str) -> dict[int, float]:
     try:
         rows = [row for row in bundle.latency()["rows"] if row["back_end"] == back_end and row["concurrency"] == 1]
         found = {int(row["batch"]): float(row["p50"]) for row in rows}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return {}
     if not all(0 < value < 3600 for value in found.values()) or not set(bundle.manifest.buckets) <= set(found):
         return {}

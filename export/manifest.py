@@ -157,6 +157,8 @@ class Manifest:
             raise ValueError(f"channels is {self.channels!r}")
         if not all(isinstance(name, str) for name in self.classes):
             raise ValueError("classes are no names")
+        if not all(isinstance(facts, dict) for facts in self.engines.values()):
+            raise ValueError("engines have no facts")
         check_buckets(self.buckets)
 
 
@@ -170,7 +172,7 @@ def check_buckets(buckets: tuple[int, ...]) -> None:
 def refuse_outside(path: str, source: str) -> None:
     """Raises InputError for a path that is not plainly inside the bundle."""
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or ".." in parts or re.search(r"[\\:\0]", path):
+    if not parts or path != "/".join(parts) or ".." in parts or re.search(r"[\\:\0\ud800-\udfff]", path):
         raise InputError(f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it")
 
 

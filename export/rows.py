@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,6 +66,8 @@ def ask(
 def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
     """Rows of latents z (N, latent) in place of those of a seed; labels are needed where there are classes."""
     try:
+        if np.iscomplexobj(z):
+            raise TypeError
         latent = np.ascontiguousarray(z, np.float32)
         if latent.ndim != 2 or latent.shape[1] != manifest.latent or not len(latent) or not np.isfinite(latent).all():
             raise ValueError(f"{latent.shape}")
@@ -101,14 +104,20 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed is {seed!r}; expected 0 or more, below 2**64")
 
 
-def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
-    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+def picture_range(n: Any, seed: Any, first: Any) -> tuple[int, int]:
+    """``n`` and ``first`` as Python's integers, which never overflow; InputError for what names no picture."""
     if not isinstance(n, int | np.integer) or n < 1:
         raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
     check_seed(seed)
-    if not isinstance(first, int | np.integer) or not 0 <= first < 2**63 - int(n):
-        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, below 2**63")
-    return np.arange(first, int(first) + int(n), dtype=np.int64)
+    if not isinstance(first, int | np.integer) or not 0 <= int(first) < 2**63 - int(n):
+        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63")
+    return int(n), int(first)
+
+
+def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
+    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+    n, first = picture_range(n, seed, first)
+    return np.arange(first, first + n, dtype=np.int64)
 
 
 def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
@@ -136,13 +145,20 @@ def chosen_labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.
         return None
     if labels is None:
         return random_classes(seed, index, count)
-    one = isinstance(labels, str) or not np.iterable(labels)
-    numbers = np.asarray([_number(manifest, each) for each in ([labels] if one else labels)], np.int64)
+    one = is_one(labels)
+    each_one = [labels] if one else islice(labels, len(index) + 1)  # an iterator may be endless
+    numbers = np.asarray([_number(manifest, each) for each in each_one], np.int64)
     if one:
         return np.broadcast_to(numbers, len(index))
     if len(numbers) != len(index):
-        raise InputError(f"labels are {len(numbers)} for {len(index)} pictures; expected one for all, or one for each")
+        given = len(labels) if hasattr(labels, "__len__") else len(numbers) if len(numbers) < len(index) else "more"
+        raise InputError(f"labels are {given} for {len(index)} pictures; expected one for all, or one for each")
     return numbers
+
+
+def is_one(value: Any) -> bool:
+    """Whether a label or psi is one for all pictures."""
+    return isinstance(value, str) or not np.iterable(value)
 
 
 def _number(manifest: Manifest, label: Any) -> int:
@@ -164,8 +180,10 @@ def _psi(psi: Any, count: int) -> NDArray[np.float32]:
         same.fill(psi)  # in a tenth of the time that np.full takes for one
         return same
     try:
-        values = np.asarray(psi, np.float32)
-    except (TypeError, ValueError):
+        if np.iscomplexobj(psi):
+            raise TypeError
+        values = np.array(psi, np.float32)  # a copy: the caller's own may change before it is drawn
+    except (TypeError, ValueError, OverflowError):
         values = np.full(1, np.nan, np.float32)
     if values.ndim > 1 or not (np.isfinite(values) & (values >= 0) & (values <= 2)).all():
         raise InputError(f"psi is {_short(psi)}; expected 0 (one picture) to 2, where 1 is as trained")

@@ -3,7 +3,9 @@
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -72,8 +74,9 @@ class OnnxRuntimeCpu:
 
     def _open(self, model: bytes) -> None:
         providers = ["CPUExecutionProvider"]
-        self._together = _session(model, self.threads, providers)
-        self._alone = self._together if self._pool is None else _session(model, 1, providers)
+        together = _session(model, self.threads, providers)
+        alone = together if self._pool is None else _session(model, 1, providers)
+        self._together, self._alone = together, alone  # both or, where one cannot be made, neither
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
         with self._counting:
@@ -90,8 +93,16 @@ class OnnxRuntimeCpu:
             return self._run(self._together if by_itself else self._alone, z, labels, psi)
         edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
         parts = [(z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)]
-        others = [self._pool.submit(self._run, self._alone, *part) for part in parts[1:]]
-        return np.concatenate([self._run(self._alone, *parts[0]), *(each.result() for each in others)])
+        others: list[Future[Pictures]] = []
+        try:
+            with suppress(RuntimeError):  # where the program is ending no thread takes more work: the rest is drawn here
+                for part in parts[1:]:
+                    others.append(self._pool.submit(self._run, self._alone, *part))
+            own = [self._run(self._alone, *part) for part in (parts[0], *parts[1 + len(others) :])]
+            return np.concatenate([own[0], *(each.result() for each in others), *own[1:]])
+        except BaseException:
+            wait(others)  # they are this request's until they end
+            raise
 
     @staticmethod
     def _run(session: Any, z: Any, labels: Any, psi: Any) -> Pictures:
@@ -99,7 +110,10 @@ class OnnxRuntimeCpu:
         return pictures
 
     def lane(self) -> HostLane:
-        return HostLane(self)
+        return HostLane(self.run, self.exact)
+
+    def ways(self) -> list[HostLane]:
+        return [HostLane(partial(self._drawn, by_itself=each), self.exact) for each in ([True, False] if self._pool else [True])]
 
     def refit(self, model: bytes) -> None:
         self._open(model)  # takes as long as exchanging initializers, and checks the graph
@@ -126,9 +140,10 @@ class OnnxRuntimeCuda:
         tf32 = "1" if self.manifest.precision == "tf32" else "0"
         options = {"device_id": str(self.device), "use_tf32": tf32, "enable_cuda_graph": "1"}
         chosen = [("CUDAExecutionProvider", options)] if self.where == "cuda" else ["CPUExecutionProvider"]
-        self.session = _session(model, 1, chosen)
-        if self.where == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+        session = _session(model, 1, chosen)
+        if self.where == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             raise InputError("ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log")
+        self.session = session
         self._lane = _BoundLane(self)
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
@@ -140,6 +155,9 @@ class OnnxRuntimeCuda:
     def lane(self) -> "_BoundLane":
         self._lane.launched.clear()
         return self._lane
+
+    def ways(self) -> list["_BoundLane"]:
+        return [self.lane()]
 
     def refit(self, model: bytes) -> None:
         self._open(model)

@@ -57,6 +57,9 @@ class TensorRT:
         self._launched.clear()
         return self
 
+    def ways(self) -> list["TensorRT"]:
+        return [self.lane()]
+
     def launch(self, rows: Rows, bucket: int) -> None:
         self._cuda.use()
         slot = self._buckets[bucket]

@@ -18,6 +18,7 @@ from ganfast.export.onnx_torch import Program
 from ganfast.export.rows import Rows
 from ganfast.kernels.latents import latents
 
+_thread_count = threading.Lock()  # it is the process's: whoever changes it draws, and puts it back, before another does
 _LANES, _DEPTH = 2, 2  # on a GPU: one lane's copies run beside the other's kernels; a batch is drawn while the last is copied out
 
 
@@ -54,13 +55,17 @@ class TorchBackend:
                 before = torch.backends.cuda.matmul.allow_tf32
                 torch.backends.cuda.matmul.allow_tf32 = tf32
                 stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
-            elif self._threads and self._threads != torch.get_num_threads():
+            elif self._threads:
+                stack.enter_context(_thread_count)
                 stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(self._threads)
             yield
 
     def lane(self) -> Lane:
-        return _StaticLane(self) if self._static else HostLane(self)
+        return _StaticLane(self) if self._static else HostLane(self.run, self.exact)
+
+    def ways(self) -> list[Lane]:
+        return [self.lane()]
 
     def refit(self, model: bytes) -> None:
         if self._cuda:

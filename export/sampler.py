@@ -4,11 +4,13 @@ Picture (seed, index) is the same, within the bundle's gate, however many are dr
 """
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,11 +24,12 @@ from ganfast.export.lanes import Lane, LaneBackend, Pictures
 from ganfast.export.latency import bucket_costs
 from ganfast.export.manifest import Manifest
 from ganfast.export.parity import GATES, compare
-from ganfast.export.rows import Labels, Rows, ask, given, plan, refuse_huge
+from ganfast.export.rows import Labels, Rows, ask, given, is_one, picture_range, plan, refuse_huge
 
 logger = logging.getLogger("ganfast")
 
 _KEPT = 4096  # latencies that percentiles are taken of
+_thread = threading.local()  # .works_for: the mark of the sampler whose thread this is
 
 
 def load_sampler(
@@ -55,19 +58,20 @@ def load_sampler(
 
 
 def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
-    """Raises InputError where a back end does not draw the bundle's golden rows."""
+    """Raises InputError where a back end, in any of its ways, does not draw the bundle's golden rows."""
     golden, m = bundle.golden(), bundle.manifest
     count = len(golden["images"])
     rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
-    drawn = np.empty_like(golden["images"])
-    lane, start = backend.lane(), 0
-    for bucket in plan(count, bucket_costs(bundle, backend.name), backend.exact):
-        lane.launch(rows.part(start, start + bucket), bucket)
-        lane.collect(drawn[start : start + bucket])
-        start += bucket
-    missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
-    if missed:
-        raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
+    parts = plan(count, bucket_costs(bundle, backend.name), backend.exact)
+    for lane in backend.ways():
+        drawn, start = np.empty_like(golden["images"]), 0
+        for bucket in parts:
+            lane.launch(rows.part(start, start + bucket), bucket)
+            lane.collect(drawn[start : start + bucket])
+            start += bucket
+        missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
+        if missed:
+            raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
 
 
 class Sampler:
@@ -81,8 +85,10 @@ class Sampler:
         self._lanes: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(backend.lanes):
             self._lanes.put(backend.lane())
-        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler")
-        self._closed = False
+        self._mark = object()  # a thread that held the sampler itself would keep it alive
+        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler", setattr, (_thread, "works_for", self._mark))
+        self._closing = self._closed = False
+        self._process = os.getpid()
         self._refitting = threading.Lock()
         self._counting = threading.Lock()
         self._requests = self._pictures = self._drawn = 0
@@ -119,13 +125,13 @@ class Sampler:
         if on_device:
             if out is not None:
                 raise InputError("out is memory of the host; give out or on_device, not both")
-            return self._on_lane(self._left_there, rows, None)
+            return self._on_lane(self._left_there, rows, None, time.perf_counter())
         self._check(rows, out)
-        return self._on_lane(self._draw, rows, out)
+        return self._on_lane(self._draw, rows, out, time.perf_counter())
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
         """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
-        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None)
+        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None, time.perf_counter())
         return drawn
 
     def submit(
@@ -135,20 +141,31 @@ class Sampler:
         """`sample` on a thread of the sampler; arguments are checked at once."""
         rows = self._ask(n, indices, seed, first, labels, psi)
         self._check(rows, out)
+        self._refuse_forked()
+        asked = self._draw, rows, out, time.perf_counter()
         try:
-            return self._workers.submit(self._on_lane, self._draw, rows, out)
+            return self._workers.submit(self._on_lane, *asked)
         except RuntimeError as error:
-            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again") from error
+            if self._closing:
+                raise self._is_closed() from error
+        done: Future[Pictures] = Future()  # the program is ending, and no thread takes more work
+        try:
+            done.set_result(self._on_lane(*asked))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def stream(
         self, n: int, seed: int = 0, labels: int | str | None = None, psi: float = 1.0, *, first: int = 0, chunk: int = 0
     ) -> Iterator[Pictures]:  # fmt: skip
         """The pictures of ``sample(n, ...)`` in parts of ``chunk`` (0 = the largest bucket), one drawn ahead; for any large n."""
-        if not isinstance(n, int | np.integer) or not 1 <= n < 2**63:
-            raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more, below 2**63")
-        size = chunk or max(self.manifest.buckets)
-        if size < 1:
-            raise InputError(f"chunk is {chunk}; expected how many pictures a part has, 1 or more, or 0 to choose")
+        n, first = picture_range(n, seed, first)
+        if not isinstance(chunk, int | np.integer) or chunk < 0:
+            raise InputError(f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, or 0 to choose")
+        for name, value in (("labels", labels), ("psi", psi)):
+            if not is_one(value):
+                raise InputError(f"{name} of a stream are one for all its pictures; draw them with sample, in parts of your own")
+        size = int(chunk) or max(self.manifest.buckets)
         ahead = self.submit(min(size, n), seed, labels, psi, first=first)
 
         def parts(ahead: "Future[Pictures]") -> Iterator[Pictures]:
@@ -161,27 +178,25 @@ class Sampler:
         return parts(ahead)
 
     def refit(self, source: Path | str, digest: str | None = None) -> None:
-        """Take the weights of another bundle with the same graph, between two requests; its golden rows decide.
+        """Take the weights of another bundle, between two requests; its golden rows decide.
+
+        Its pictures, latents, classes, precision and buckets must be alike. Its graph must be, too, for an engine and for torch;
+        ONNX Runtime, which loads the graph anew, takes any.
 
         Raises:
-            InputError: another generator, precision or graph; int8, whose scales belong to its weights; golden rows that
-                differ, and then the weights from before are back.
+            InputError: a bundle of other pictures or inputs, or weights that do not fit the graph; int8, whose scales belong to
+                its weights; golden rows that differ. Whatever is raised, the weights from before are back.
         """
         bundle = open_bundle(source, digest)
         _refuse_other(self.bundle, bundle)
-        with self._refitting:
-            held = [self._take() for _ in range(self._backend.lanes)]  # nothing is being drawn now
+        with self._refitting, self._every_lane():
             try:
                 self._backend.refit(bundle.model_bytes())
-                try:
-                    check_golden(bundle, self._backend)
-                except Exception:
-                    self._backend.refit(self.bundle.model_bytes())
-                    raise
+                check_golden(bundle, self._backend)
                 self.bundle = bundle
-            finally:
-                for _ in held:
-                    self._lanes.put(self._backend.lane())
+            except BaseException:  # Ctrl-C too
+                self._backend.refit(self.bundle.model_bytes())
+                raise
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -198,20 +213,19 @@ class Sampler:
         """Finish what was submitted and give everything back; more calls do nothing.
 
         Raises:
-            RunError: called by a callback of one of its own futures, which it would have to wait for.
+            RunError: called by a callback of one of its own futures, which it would have to wait for; it stays open.
         """
+        if getattr(_thread, "works_for", None) is self._mark:
+            raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread")
+        if os.getpid() != self._process:
+            return  # forked: everything belongs to the other process
+        self._closing = True
+        self._workers.shutdown(wait=True)  # without the lock: a callback may be refitting
         with self._refitting:
             if self._closed:
                 return
-            try:
-                self._workers.shutdown(wait=True)
-            except RuntimeError as error:  # a thread cannot wait for itself
-                raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread") from error
-            for _ in range(self._backend.lanes):
-                self._lanes.get()
-            self._closed = True
-            for _ in range(self._backend.lanes):
-                self._lanes.put(_Closed())
+            with self._every_lane():
+                self._closed = True
             self._backend.close()
 
     def __enter__(self) -> "Sampler":
@@ -227,15 +241,37 @@ class Sampler:
         return ask(self.manifest, n, indices, seed, first, labels, psi)
 
     def _take(self) -> Lane:
+        self._refuse_forked()
         lane = self._lanes.get()
         if self._closed:
             self._lanes.put(lane)
-            raise RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
+            raise self._is_closed()
         return lane
 
-    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None) -> Any:
+    def _is_closed(self) -> RunError:
+        return RunError(f"the sampler of {self.bundle.folder} is closed; load it again")
+
+    def _refuse_forked(self) -> None:
+        if os.getpid() != self._process:
+            raise RunError(
+                f"the sampler of {self.bundle.folder} was loaded before this process was forked from another, where "
+                "its threads stayed; load it here"
+            )
+
+    @contextmanager
+    def _every_lane(self) -> Iterator[None]:
+        """Inside, nothing is being drawn."""
+        held: list[Lane] = []
+        try:
+            while len(held) < self._backend.lanes:
+                held.append(self._take())
+            yield
+        finally:
+            for _ in held:
+                self._lanes.put(_Closed() if self._closed else self._backend.lane())
+
+    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None, began: float) -> Any:
         """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""
-        began = time.perf_counter()
         lane = self._take()
         try:
             drawn = draw(lane, rows, out)

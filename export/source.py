@@ -15,10 +15,10 @@ class BundleSource:
     """What `ganfast.run.Run` offers for drawing, drawn from a bundle. Close it."""
 
     def __init__(
-        self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str = "", strict: bool = False
+        self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str | None = None, strict: bool = False
     ) -> None:  # fmt: skip
         self.folder = Path(path)
-        self._sampler = load_sampler(path, device, backend, digest or None, strict)
+        self._sampler = load_sampler(path, device, backend, digest, strict)
         self.classes, self.latent = self._sampler.manifest.classes, self._sampler.manifest.latent
 
     def sample_labelled(

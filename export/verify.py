@@ -14,13 +14,13 @@ from ganfast.export.parity import GATES, Parity, compare
 
 Draw = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs of the graph -> pictures
 BATCHES = (1, 3, 8, 64)
-_PSI = (1.0, 1.0, 1.0, 0.7)  # in turn
+_PSI = (1.0, 1.0, 1.0, 0.7)
 
 
-def rows(count: int, latent: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi, and labels where there are classes."""
+def rows(count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = _PSI) -> dict[str, np.ndarray]:
+    """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi in turn, and labels where there are classes."""
     index = np.arange(count)
-    arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(_PSI, np.float32), count)}
+    arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(psi, np.float32), count)}
     return arrays | ({"labels": random_classes(seed, index, classes)} if classes else {})
 
 

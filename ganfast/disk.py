@@ -4,8 +4,10 @@ What a run does to its directory goes through `calls`, but for its lock and Tens
 fail in turn has tried them all.
 """
 
+import ctypes
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,6 +130,23 @@ def publish(beside: Path, target: Path) -> None:
     sync(beside)
     calls.rename(beside, target)
     sync(target.parent)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Give two files or directories each other's name, in one step that readers and crashes see whole.
+
+    False, and nothing was done, where that cannot be: Linux has the call (renameat2), but not for every file system.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # an older C library
+        return False
+    return bool(renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0)
+
+
+_HERE, _EXCHANGE = -100, ctypes.c_uint(2)  # AT_FDCWD: relative to the working directory; RENAME_EXCHANGE
 
 
 def remove(path: Path) -> None:

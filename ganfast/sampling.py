@@ -37,7 +37,7 @@ class Request:
     checkpoint: str = ""
     device: str = "auto"
     backend: str = "auto"  # of a bundle
-    digest: str = ""  # of a bundle
+    digest: str | None = None  # of a bundle
     strict: bool = False  # of a bundle: refuse where the first back end cannot be used
 
 
@@ -60,7 +60,7 @@ def _opened(request: Request) -> "Run | BundleSource":
         if request.checkpoint:
             raise InputError(f"{request.run} is a bundle, which holds one checkpoint; leave --checkpoint out")
         return BundleSource(request.run, request.device, request.backend, request.digest, request.strict)
-    if request.digest or request.backend != "auto" or request.strict:
+    if request.digest is not None or request.backend != "auto" or request.strict:
         raise InputError(f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out")
     require_run(request.run)
     from ganfast.run import Run

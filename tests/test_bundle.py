@@ -145,6 +145,9 @@ def rewritten(bundle: Bundle, digest: bool = True, **changes) -> None:
         ({"more": 1}, "inputs and outputs are not those"),
         ({"files": {}}, "names no"),
         ({"golden": {}}, "no manifest of ganfast"),
+        ({"engines": {"k1": []}}, "no manifest of ganfast"),
+        ({"engines": {"k1": None}}, "no manifest of ganfast"),
+        ({"engines": []}, "no manifest of ganfast"),
         ({"parity": [{}]}, "no manifest of ganfast"),
     ],
     ids=str,
@@ -156,7 +159,7 @@ def test_manifests_that_cannot_be_are_refused(bundle, changes, sentence):
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret", "/etc/passwd", "engines/../../secret", "a\\b", "C:x", "./model.onnx", "a//b", "", "."]
+    "path", ["../secret", "/etc/passwd", "engines/../../secret", "a\\b", "C:x", "./model.onnx", "a//b", "", ".", "a\ud800"]
 )
 def test_paths_that_leave_the_bundle_are_refused(bundle, path):
     facts = json.loads((bundle.folder / MANIFEST).read_text())["files"]
@@ -176,6 +179,34 @@ def test_links_that_leave_the_bundle_are_refused_though_the_bytes_are_right(bund
     (bundle.folder / MODEL).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="leads out of the bundle"):
         open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("path", [MODEL, MANIFEST])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (os.mkfifo, "is no plain file"),  # it would be waited for, for ever
+        (Path.mkdir, "is no plain file"),
+        (lambda path: path.symlink_to(path.name), "leads to itself|symbolic links"),
+    ],
+    ids=["pipe", "folder", "link to itself"],
+)
+def test_what_is_no_plain_file_is_refused(bundle, path, make, sentence):
+    (bundle.folder / path).unlink()
+    make(bundle.folder / path)
+    with pytest.raises(InputError, match=sentence):
+        open_bundle(bundle.folder)
+
+
+@pytest.mark.parametrize("path", [MODEL, MANIFEST])
+def test_sizes_that_cannot_be_are_refused_unread(bundle, path):
+    with (bundle.folder / path).open("ab") as file:
+        file.truncate(1 << 40)  # it has holes: nothing is written
+    with pytest.raises(InputError, match=r"has 1,099,511,627,776 bytes; expected [\d,]+ at most"):
+        open_bundle(bundle.folder)
+    with (bundle.folder / "latency.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert bundle.latency() == {}
 
 
 def test_golden_rows_of_another_shape_are_refused(tmp_path):
@@ -238,8 +269,15 @@ def test_a_place_is_written_by_one_process_at_a_time(tmp_path):
     write_bundle(out, manifest(), files())
 
 
-def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(bundle):
-    digests = {bundle.manifest.digest, write_bundle(bundle.folder, manifest(), files(1), overwrite=True).manifest.digest}
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
+def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(bundle, exchange, monkeypatch):
+    if not exchange:
+        monkeypatch.setattr(disk, "exchange", lambda a, b: False)
+    elif not can_exchange(bundle.folder.parent):
+        pytest.skip("this file system cannot exchange two directories")
+    other = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
+    golden = {each.manifest.digest: each.golden()["images"] for each in (bundle, other)}
+    digests = set(golden)
     done = threading.Event()
 
     def replace_it() -> None:
@@ -252,11 +290,112 @@ def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(bundl
     seen = set()
     while not done.is_set():
         try:
-            seen.add(open_bundle(bundle.folder).manifest.digest)
+            opened = open_bundle(bundle.folder)
+            seen.add(opened.manifest.digest)
+            assert np.array_equal(opened.golden()["images"], golden[opened.manifest.digest])
         except InputError as error:  # between two renames there is none for a moment
+            assert not exchange
             assert "is not a bundle" in str(error)
     writer.join()
     assert seen == digests
+    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name], "nothing is left beside"
+
+
+def test_golden_rows_are_those_that_were_checked_though_the_bundle_was_replaced(bundle):
+    opened = open_bundle(bundle.folder)
+    expected = opened.golden()["images"]
+    new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
+    np.testing.assert_array_equal(opened.golden()["images"], expected)
+    np.testing.assert_array_equal(new.golden()["images"], open_bundle(bundle.folder).golden()["images"])
+    assert not np.array_equal(new.golden()["images"], expected)
+
+
+def can_exchange(folder: Path) -> bool:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / name).touch()
+    done = disk.exchange(folder / "one", folder / "two")
+    assert (folder / "one" / ("two" if done else "one")).exists()
+    for name in ("one", "two"):
+        shutil.rmtree(folder / name)
+    return done
+
+
+def test_where_the_system_can_exchange_nothing_is_ever_renamed_away(bundle, monkeypatch):
+    if not can_exchange(bundle.folder.parent):
+        pytest.skip("this file system cannot exchange two directories")
+
+    def fail(*_):
+        raise AssertionError("for a moment there would be no bundle")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
+    assert open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name]
+
+
+def test_exchange_says_so_where_it_cannot(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    assert not disk.exchange(tmp_path / "one", tmp_path / "nothing")
+    assert (tmp_path / "one").exists()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not disk.exchange(tmp_path / "one", tmp_path / "one")
+
+
+def test_a_kill_between_two_renames_leaves_the_old_bundle_and_says_where(bundle, monkeypatch):
+    code = (
+        "import os, pathlib, sys; from ganfast import disk; from ganfast.export.bundle import open_bundle, write_bundle\n"
+        "disk.exchange = lambda a, b: False\n"
+        "rename = pathlib.Path.rename\n"
+        "def killed(self, to): rename(self, to); os._exit(9)\n"
+        "b = open_bundle(sys.argv[1]); f = {path: b.read(path) for path in b.manifest.files}\n"
+        "pathlib.Path.rename = killed\n"
+        "write_bundle(sys.argv[1], b.manifest, f, overwrite=True)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(bundle.folder)]).returncode == 9
+    old = bundle.folder.with_name(".b.old")
+    with pytest.raises(InputError, match=r"b is not a bundle .*; .*\.b\.old is the one from before.*: rename it back"):
+        open_bundle(bundle.folder)
+    assert open_bundle(old).manifest == bundle.manifest
+    unsynced = disk.sync
+
+    def look(path):  # the new one is in place, and only then the old one goes
+        assert open_bundle(bundle.folder)
+        assert open_bundle(old)
+        unsynced(path)
+
+    monkeypatch.setattr(disk, "sync", look)
+    write_bundle(bundle.folder, manifest(), files(1))
+    assert not old.exists()
+
+
+def test_a_rename_that_fails_puts_the_old_bundle_back(bundle, monkeypatch):
+    monkeypatch.setattr(disk, "exchange", lambda a, b: False)
+    rename = Path.rename
+
+    def failing(self, to):
+        if self.name.endswith(".part"):
+            raise OSError(28, "No space left on device")
+        rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
+    assert open_bundle(bundle.folder).manifest == bundle.manifest
+
+
+def test_places_that_cannot_be_renamed_are_refused(bundle, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("b")
+    with pytest.raises(InputError, match=r"link is a link, to b; choose --out .*/b, or remove the link"):
+        write_bundle(tmp_path / "link", manifest(), files(1), overwrite=True)
+    assert open_bundle(bundle.folder).manifest == bundle.manifest
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out, instead in ((".", "my.bundle"), ("..", r"\.\./my.bundle")):
+        with pytest.raises(InputError, match=f"is no name of its own; .*such as {instead}"):
+            write_bundle(out, manifest(), files(1))
+    write_bundle(tmp_path / "empty", manifest(), files())
+    open_bundle(tmp_path / "empty")
 
 
 def test_latency_is_kept_beside_the_manifest_and_ignored_where_damaged(bundle):
@@ -264,7 +403,7 @@ def test_latency_is_kept_beside_the_manifest_and_ignored_where_damaged(bundle):
     bundle.write_latency({"cpu": {"1": 0.5}})
     assert open_bundle(bundle.folder, digest=bundle.manifest.digest).latency() == {"cpu": {"1": 0.5}}
     path = bundle.folder / "latency.json"
-    for text in (path.read_text().replace("0.5", "0.6"), "{", "[]", "[" * 100_000):
+    for text in (path.read_text().replace("0.5", "0.6"), "{", "[]", "[" * 100_000, "Infinity", '{"table": 1e999}'):
         path.write_text(text)
         assert bundle.latency() == {}
 

@@ -19,7 +19,7 @@ from ganfast.export.bundle import open_bundle
 from ganfast.export.cache import EngineCache
 from ganfast.export.deploy import deployable
 from ganfast.export.engines import build_engines
-from ganfast.export.parity import GATES, compare
+from ganfast.export.parity import GATES, Gate, compare
 from ganfast.export.vendor import Build, Flavour
 from ganfast.models import NetSpec, build_generator
 from ganfast.run import Run
@@ -50,7 +50,9 @@ def run(request, tmp_path_factory) -> Run:
 @pytest.mark.parametrize("precision", GATES)
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    assert [each.batch for each in bundle.manifest.parity] == [1, 3, 8, 64]
+    *usual, widest = bundle.manifest.parity
+    assert [each.batch for each in usual] == [1, 3, 8, 64]
+    assert (widest.back_end, widest.batch, widest.pictures) == (f"{usual[0].back_end} with psi 2", 64, 64)
     again, found = verify_bundle(bundle.folder, bundle.manifest.digest)
     assert not any(each.missed(GATES[precision]) for each in found)
     golden = again.golden()
@@ -60,6 +62,15 @@ def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_pat
     data = bundle.model_bytes()
     assert str(run.folder).encode() not in data, "nothing of the machine that exported"
     assert b"site-packages" not in data
+
+
+def test_int8_is_calibrated_and_judged_to_the_end_of_the_range_of_psi(run, tmp_path, monkeypatch):
+    """Calibrated at psi 1 alone it cuts off what psi 2 reaches, and loses 5 to 12 dB there."""
+    monkeypatch.setitem(GATES, "int8", Gate(psnr_db=36.5))
+    export_bundle(run, tmp_path / "b", "int8")
+    monkeypatch.setattr("ganfast.export.exporter._CALIBRATION_PSI", (1.0,))
+    with pytest.raises(RunError, match=r"int8 misses its gate: onnxruntime-cpu with psi 2 at batch 64: max"):
+        export_bundle(run, tmp_path / "c", "int8")
 
 
 def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
@@ -145,7 +156,21 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
+    (tmp_path / "empty.onnx").touch()
+    assert main(["lint", str(tmp_path / "empty.onnx")]) == 2
+    assert "empty.onnx holds no graph" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    wrong = {".": "is no name of its own", "..": "is no name of its own", str(tmp_path / "link"): "is a link, to"}
+    for out, sentence in wrong.items():
+        assert main(["export", str(run.folder), "--out", out, "--overwrite"]) == 2
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_the_versions_are_those_of_the_modules(run, tmp_path, monkeypatch):
+    """The package that brings the module onnxruntime may be called onnxruntime-gpu."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
+    assert export_bundle(run, tmp_path / "b").manifest.versions["onnxruntime"] == "1.99.0"
 
 
 def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
@@ -187,7 +212,7 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
 
 def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
     bundle = export_bundle(run, tmp_path / "b", "bf16")
-    assert {each.back_end for each in bundle.manifest.parity} == {"torch-cpu"}
+    assert {each.back_end.partition(" ")[0] for each in bundle.manifest.parity} == {"torch-cpu"}
     assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {t: t == "onnxruntime-cpu" for t in TARGETS}
     model = onnx.load_model_from_string(bundle.model_bytes())
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

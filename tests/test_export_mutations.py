@@ -177,7 +177,7 @@ class Filling:
     def __init__(self, m, bundle):
         self._session = m.run_onnxruntime.OnnxRuntimeCpu(bundle.model_bytes(), 1)
         self.run, self.close, self.seen = self._run, self._session.close, []
-        self._lane = m.lanes.HostLane(self)
+        self._lane = m.lanes.HostLane(self.run, False)
 
     def _run(self, z, labels, psi):
         self.seen.append((z, labels, psi))
@@ -185,6 +185,9 @@ class Filling:
 
     def lane(self):
         return self._lane
+
+    def ways(self):
+        return [self._lane]
 
     def refit(self, model):
         self._session.refit(model)

@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 from ganfast.cli import main
 from ganfast.export.bench_sample import measure
 from ganfast.export.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.latency import bucket_costs, machine
+from ganfast.export.latency import bucket_costs, machine, store
 from ganfast.export.manifest import GOLDEN
 from ganfast.export.source import BundleSource
 from tests.small_bundle import small_bundle
@@ -59,6 +59,7 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
         (["--psi", "3"], "psi is 3.0"),
         (["--checkpoint", "12"], "leave --checkpoint out"),
         (["--digest", "sha256:12"], "expected sha256:12"),
+        (["--digest", ""], "another bundle, or a changed one"),
         (["--backend", "fast"], "backend is 'fast'"),
         (["--device", "tpu"], "device is 'tpu'"),
     ],
@@ -70,7 +71,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, bundle, capsys):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--backend", "torch"], ["--strict"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--digest", ""], ["--backend", "torch"], ["--strict"]], ids=" ".join)
 def test_a_run_takes_no_flags_of_bundles(tmp_path, flags, capsys):
     assert main(["sample", str(tmp_path), *flags]) == 2
     assert "go with a bundle" in capsys.readouterr().err
@@ -114,6 +115,14 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     arguments = ["--device", "cpu", "--threads", "1", "--seconds", "0.01", "--backend", "onnxruntime", "--batches", "3"]
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--keep"]) == 0
     assert (bundle.folder / "latency.json").read_bytes() == before
+    assert main(["bench", "sample", str(bundle.folder), *arguments, "--concurrency", "1"]) == 0
+    more = bundle.latency()
+    assert [row for row in more["rows"] if row["batch"] != 3] == table["rows"], "what was measured before stays"
+    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == [("onnxruntime-cpu", 1)]
+    store(bundle, {**table, "rows": [{**table["rows"][0], "p50": 7.0}]})
+    assert bundle.latency()["rows"] == [{**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]]
+    store(bundle, {**table, "threads": 2, "rows": table["rows"][:1]})
+    assert bundle.latency() == {**table, "threads": 2, "rows": table["rows"][:1]}, "other threads are another table"
     content = json.loads(before)
     content["table"]["rows"][0]["p50"] = 1e-9
     (bundle.folder / "latency.json").write_text(json.dumps(content))
@@ -126,6 +135,8 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
         (["--backend", "tensorrt", "--device", "cpu"], "there is no GPU here"),
         (["--backend", "fast"], "backend is 'fast'"),
         (["--seconds", "0"], "seconds 0"),
+        (["--seconds", "inf"], "seconds inf"),
+        (["--seconds", "nan"], "seconds nan"),
         (["--concurrency", "0"], "must be above 0"),
         (["--batches", "1,x"], "batches is '1,x'; expected whole numbers"),
     ],

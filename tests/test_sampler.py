@@ -1,6 +1,9 @@
 """The sampler: one picture for (seed, index) however it is asked for, from many threads, on every back end; and what it refuses."""
 
+import itertools
 import logging
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +138,10 @@ def test_stream_gives_what_sample_gives_in_parts(plain):
         assert [len(part) for part in parts] == [16, 16, 16, 16, 6]
         np.testing.assert_array_equal(np.concatenate(parts), sampler.sample(70, seed=5, first=3))
         assert [len(part) for part in sampler.stream(5, chunk=3)] == [3, 2]
+        last = np.concatenate(list(sampler.stream(20, first=np.uint8(250), chunk=np.int8(7))))
+        np.testing.assert_array_equal(last, sampler.sample(20, first=250))
+        np.testing.assert_array_equal(last, sampler.sample(20, first=np.uint8(250)))
+        assert len(next(sampler.stream(16, first=2**63 - 17))) == 16
         endless = sampler.stream(2**62)
         assert len(next(endless)) == 16
         endless.close()
@@ -144,11 +151,127 @@ def test_latents_of_your_own(bundle):
     with load_sampler(bundle.folder, threads=1) as sampler:
         z, labels = latents(7, np.arange(20), LATENT), random_classes(7, np.arange(20), CLASSES)
         np.testing.assert_array_equal(sampler.draw(z, labels, 0.8), sampler.sample(20, seed=7, psi=0.8))
-        for wrong in (z[:, :3], z[0], np.full((2, LATENT), np.nan), "z", z[:0]):
+        for wrong in (z[:, :3], z[0], np.full((2, LATENT), np.nan), "z", z[:0], z + 1j):
             with pytest.raises(InputError, match=r"z is .*; expected finite numbers \(N, 6\)"):
                 sampler.draw(wrong, 0)
         with pytest.raises(InputError, match="small draws classes: give labels with z"):
             sampler.draw(z)
+
+
+def test_a_request_is_what_it_was_when_it_was_made(bundle):
+    """A caller may use his arrays again while `submit` waits for a lane."""
+    with load_sampler(bundle.folder, threads=1) as sampler:
+        arrays = {"psi": np.full(5, 0.5, np.float32), "labels": np.full(5, 2), "indices": np.arange(5)}
+        expected = sampler.sample(**arrays)
+        lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+        later = sampler.submit(**arrays)
+        for array in arrays.values():
+            array[:] = 1
+        for lane in lanes:
+            sampler._lanes.put(lane)
+        np.testing.assert_array_equal(later.result(), expected)
+
+
+def test_seconds_count_from_the_request_also_where_it_waits_for_a_thread(plain):
+    with load_sampler(plain.folder, threads=1) as sampler:
+        lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+        pending = [sampler.submit(1) for _ in range(5)]  # more than there are threads
+        time.sleep(0.05)
+        for lane in lanes:
+            sampler._lanes.put(lane)
+        for each in pending:
+            each.result()
+        assert min(sampler._seconds) > 0.05
+
+
+PROGRAM = """
+import os, sys, threading
+from concurrent.futures import thread
+from ganfast.errors import RunError
+from ganfast.export import load_sampler
+sampler = load_sampler(sys.argv[1], backend="onnxruntime", threads=2)
+expected = sampler.sample(40)
+"""
+
+
+def said_by(plain, program):
+    done = subprocess.run([sys.executable, "-c", PROGRAM + program, str(plain.folder)], capture_output=True, text=True, timeout=60)
+    return done.stdout.split("\n"), done.stderr
+
+
+def test_a_thread_that_outlives_the_main_one_still_draws(plain):
+    program = """
+def serve():
+    while not thread._shutdown:  # from when on no pool takes more work
+        pass
+    for draw in (lambda: sampler.sample(40), lambda: sampler.submit(40).result(), lambda: next(sampler.stream(40, chunk=40))):
+        print((draw() == expected).all(), flush=True)
+threading.Thread(target=serve).start()
+"""
+    lines, errors = said_by(plain, program)
+    assert [line for line in lines if line] == ["True"] * 3, errors
+
+
+def test_a_forked_process_is_told_to_load_its_own(plain):
+    program = """
+child = os.fork()
+if not child:
+    for draw in (lambda: sampler.sample(4), lambda: sampler.submit(4), lambda: sampler.refit(sys.argv[1])):
+        try:
+            draw()
+        except RunError as error:
+            print(error, flush=True)
+    sampler.close()
+    os._exit(0)
+os.waitpid(child, 0)
+print((sampler.sample(40) == expected).all())
+sampler.close()
+"""
+    lines, errors = said_by(plain, program)
+    assert len(lines) == 5, errors
+    assert all(
+        "was loaded before this process was forked from another, where its threads stayed; load it here" in x for x in lines[:3]
+    )
+    assert lines[3] == "True"
+
+
+def test_torch_keeps_its_thread_count_while_two_samplers_change_it(plain):
+    import torch
+
+    samplers = [TorchBackend(plain.model_bytes(), plain.manifest, "cpu", threads) for threads in (1, 3)]
+    before, inside, most = torch.get_num_threads(), [], []
+
+    def draw(backend):
+        for _ in range(5):
+            with backend.settings():
+                inside.append(torch.get_num_threads())
+                most.append(len(inside))
+                time.sleep(0.001)
+                assert torch.get_num_threads() == backend._threads
+                inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(draw, samplers * 2))
+    assert max(most) == 1, "the count is the process's: two at once would put back each other's"
+    with ThreadPoolExecutor(1) as pool:
+        assert {torch.get_num_threads(), pool.submit(torch.get_num_threads).result()} == {before}
+
+
+def test_the_parts_of_a_request_that_failed_are_over_before_it_is(plain):
+    backend, real, ended = OnnxRuntimeCpu(plain.model_bytes(), 2), OnnxRuntimeCpu._run, []
+
+    def run(session, z, labels, psi):
+        if threading.current_thread().name.startswith("ganfast"):
+            time.sleep(0.05)
+            ended.append(backend._requests)
+            return real(session, z, labels, psi)
+        raise RunError("out of order")
+
+    backend._run = run
+    with pytest.raises(RunError, match="out of order"):
+        backend.run(np.zeros((32, LATENT), np.float32), None, np.ones(32, np.float32))
+    assert ended == [1], "counted as a request until its last part ended"
+    backend.close()
 
 
 # Threads
@@ -337,9 +460,77 @@ def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plai
         for lane in lanes:
             sampler._lanes.put(lane)
         assert len(later.result()) == 3
-    assert told
+        while not told:  # a result is there before its callbacks are called
+            time.sleep(0.001)
+        assert sampler.submit(1).result().shape == (1, 8, 8, 1), "and it stays open"
     with pytest.raises(RunError, match="is closed"):
         sampler.sample(1)
+
+
+def finishes(call, *args):
+    """What a call gives; fails in place of a test that hangs."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(call, *args).result(20)
+        except TimeoutError:
+            import faulthandler
+
+            faulthandler.dump_traceback()
+            pytest.exit("deadlock", 1)
+
+
+@pytest.mark.parametrize("what", ["close", "refit"])
+def test_a_callback_that_closes_or_refits_while_the_sampler_is_closed_holds_nobody_up(what, plain):
+    sampler, told = load_sampler(plain.folder, threads=1), []
+    lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
+    later = sampler.submit(3)
+
+    def callback(_):
+        while not sampler._closing:
+            time.sleep(0.001)
+        try:
+            told.append(sampler.close() if what == "close" else sampler.refit(plain.folder))
+        except RunError as error:
+            told.append(str(error))
+
+    later.add_done_callback(callback)
+    for lane in lanes:
+        sampler._lanes.put(lane)
+    finishes(sampler.close)
+    assert (told[0] is None) == (what == "refit")
+    finishes(sampler.close)
+    with pytest.raises(RunError, match="is closed"):
+        sampler.sample(1)
+
+
+def test_several_threads_may_close_a_sampler(plain):
+    sampler = load_sampler(plain.folder, threads=1)
+    pending = [sampler.submit(16) for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(sampler.close) for _ in range(4)]:
+            each.result(20)
+    assert all(len(each.result(timeout=0)) == 16 for each in pending)
+
+
+@pytest.mark.parametrize("what", ["close", "refit"])
+def test_an_interrupt_while_lanes_are_collected_loses_none(what, plain, monkeypatch):
+    """Ctrl-C reaches whoever waits for the second lane."""
+    with load_sampler(plain.folder, threads=1) as sampler:
+        taken, take = [], sampler._take
+
+        def interrupted():
+            if taken:
+                raise KeyboardInterrupt
+            taken.append(take())
+            return taken[0]
+
+        monkeypatch.setattr(sampler, "_take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.close() if what == "close" else sampler.refit(plain.folder)
+        monkeypatch.undo()
+        assert sampler._lanes.qsize() == sampler.stats["lanes"] == 2
+        assert len(sampler.sample(3)) == 3
+        finishes(sampler.close)
 
 
 def test_close_waits_for_requests_that_other_threads_are_drawing(plain):
@@ -400,6 +591,67 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
             sampler.refit(mixed.folder)
         np.testing.assert_array_equal(sampler.sample(20, seed=7), expected)
         assert sampler.manifest.digest == bundle.manifest.digest
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["second session", "golden rows"])
+def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path, monkeypatch):
+    """Two sessions draw small requests and large ones: both must have the old weights, or pictures depend on the load."""
+    import ganfast.export.run_onnxruntime as module
+    import ganfast.export.sampler as sampler_module
+
+    other, calls = small_bundle(tmp_path / "other", seed=1), []
+
+    def failing(real, at):
+        def call(*args):
+            calls.append(args)
+            if len(calls) == at:
+                raise error("not now")
+            return real(*args)
+
+        return call
+
+    with load_sampler(plain.folder, threads=2, backend="onnxruntime") as sampler:
+        expected = sampler.sample(40, seed=7)
+        target, name, at = (module, "_session", 2) if where == "second session" else (sampler_module, "check_golden", 1)
+        monkeypatch.setattr(target, name, failing(getattr(target, name), at))
+        with pytest.raises(error):
+            sampler.refit(other.folder)
+        monkeypatch.undo()
+        for n in (4, 40):
+            np.testing.assert_array_equal(sampler.sample(n, seed=7), expected[:n])
+        sampler.refit(other.folder)
+        assert apart(sampler.sample(4, seed=7), expected[:4]) > 20
+
+
+def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, monkeypatch):
+    import ganfast.export.run_onnxruntime as module
+
+    backend, real = OnnxRuntimeCpu(plain.model_bytes(), 2), module._session
+    before = backend._together, backend._alone
+    made = []
+
+    def second_fails(*args):
+        if made:
+            raise MemoryError
+        made.append(real(*args))
+        return made[0]
+
+    monkeypatch.setattr(module, "_session", second_fails)
+    with pytest.raises(MemoryError):
+        backend.refit(small_model(1))
+    assert (backend._together, backend._alone) == before
+    backend.close()
+
+
+def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkeypatch):
+    import ganfast.export.run_onnxruntime as module
+
+    real, other = module._session, small_model(5)
+    for wrong in (1, 2):  # threads of the session whose file is another's
+        monkeypatch.setattr(module, "_session", lambda model, n, p, wrong=wrong: real(other if n == wrong else model, n, p))
+        with pytest.raises(InputError, match="onnxruntime-cpu: .*golden samples differ"):
+            load_sampler(plain.folder, threads=2, backend="onnxruntime", strict=True)
 
 
 def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
@@ -484,10 +736,10 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
 
 
 def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain, monkeypatch, caplog):
-    def run(self, *_):
+    def run(*_):
         raise MemoryError("no memory\nleft")
 
-    monkeypatch.setattr(OnnxRuntimeCpu, "run", run)
+    monkeypatch.setattr(OnnxRuntimeCpu, "_run", staticmethod(run))
     with load_sampler(plain.folder, device="cpu", threads=1) as sampler:
         assert sampler.backend_name == "torch-cpu"
         assert sampler.refused == ["onnxruntime-cpu: MemoryError: no memory left"]
@@ -551,12 +803,17 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
 
     assert measured(machine(), 1, 2.0, 1.0) == "torch-cpu"
     assert measured(machine(), 1, 1.0, 2.0) == "onnxruntime-cpu"
+    own.write_latency({**own.latency(), "rows": [row for row in own.latency()["rows"] if row["back_end"] == "torch-cpu"]})
+    with load_sampler(own.folder, device="cpu", threads=1) as sampler:
+        assert sampler.backend_name == "onnxruntime-cpu", "what was not measured may be faster"
     assert measured(machine(), 1, 1.04, 1.0) == "onnxruntime-cpu", "not for a difference that may be noise"
     assert measured(machine(), 2, 2.0, 1.0) == "onnxruntime-cpu", "measured with other threads"
     assert measured("another", 1, 2.0, 1.0) == "onnxruntime-cpu"
-    own.write_latency({"machine": machine(), "threads": 1, "rows": [{"back_end": 3}]})
-    with load_sampler(own.folder, device="cpu", threads=1) as sampler:
-        assert sampler.backend_name == "onnxruntime-cpu"
+    endless = {"back_end": "torch-cpu", "batch": float("inf"), "concurrency": 1, "p50": 1.0}
+    for row in ({"back_end": 3}, endless):
+        own.write_latency({"machine": machine(), "threads": 1, "rows": [row]})
+        with load_sampler(own.folder, device="cpu", threads=1) as sampler:
+            assert sampler.backend_name == "onnxruntime-cpu"
 
 
 # Requests
@@ -584,6 +841,9 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
         ({"n": 1, "psi": -0.1}, "psi is -0.1"),
         ({"n": 1, "psi": float("nan")}, "psi is nan"),
         ({"n": 1, "psi": "wide"}, "psi is 'wide'"),
+        ({"n": 1, "psi": 10**400}, "psi is 1000"),
+        ({"n": 1, "psi": 1j}, "psi is 1j"),
+        ({"n": 1, "psi": [1j]}, r"psi is \[1j\]"),
         ({"n": 3, "psi": [1, 1]}, "psi are 2 for 3 pictures"),
         ({"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)}, r"out is uint8 \(3, 8, .*expected a writeable uint8 array"),
         ({"n": 2, "out": np.zeros((2, 8, 8, 1))}, "out is float64"),
@@ -610,6 +870,9 @@ def test_bad_requests_are_sentences(options, sentence, plain):
         (1.5, "there is no class 1.5"),
         (np.array(7), r"there is no class array\(7\)"),
         (True, "there is no class True"),
+        (itertools.cycle([0, 1]), "labels are more for 4 pictures"),
+        (iter([0, 1]), "labels are 2 for 4 pictures"),
+        ([0] * 9, "labels are 9 for 4 pictures"),
         (object, "there is no class <class 'object'>"),
     ],
 )
@@ -620,7 +883,18 @@ def test_labels_out_of_range_are_sentences(labels, sentence, bundle):
 
 def test_streams_out_of_range_are_sentences(plain):
     with load_sampler(plain.folder, threads=1) as sampler:
-        for options, sentence in (({"n": 0}, "n is 0"), ({"n": 3, "chunk": -1}, "chunk is -1"), ({"n": 3, "psi": 9}, "psi is 9")):
+        for options, sentence in (
+            ({"n": 0}, "n is 0"),
+            ({"n": 3, "chunk": -1}, "chunk is -1"),
+            ({"n": 3, "chunk": 2.5}, "chunk is 2.5"),
+            ({"n": 3, "chunk": "2"}, "chunk is '2'"),
+            ({"n": 3, "psi": 9}, "psi is 9"),
+            ({"n": 16, "psi": [1.0] * 16}, "psi of a stream are one for all"),
+            ({"n": 16, "labels": [1] * 16}, "labels of a stream are one for all"),
+            ({"n": 2**63}, "first is 0"),
+            ({"n": 99, "first": 2**63 - 99}, "first is 9223372036854775709"),
+            ({"n": 3, "seed": -1}, "seed is -1"),
+        ):
             with pytest.raises(InputError, match=sentence):
                 sampler.stream(**options)
 
@@ -669,15 +943,12 @@ def test_filling_follows_measured_costs(tmp_path):
 def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(bundle):
     seen = []
 
-    class Padded:
-        exact = False
-
-        def run(self, z, labels, psi):
-            seen.append((z.copy(), labels.copy(), psi.copy()))
-            return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
+    def run(z, labels, psi):
+        seen.append((z.copy(), labels.copy(), psi.copy()))
+        return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
 
     asked = rows_module.ask(bundle.manifest, 3, None, 5, 0, [2, 1, 2], 0.5)
-    lane = HostLane(Padded())
+    lane = HostLane(run, exact=False)
     lane.launch(asked, 8)
     z, labels, psi = seen[0]
     np.testing.assert_array_equal(z[:3], latents(5, np.arange(3), LATENT))

@@ -7,8 +7,8 @@ from ganfast.errors import InputError
 def sample(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench sample",
-        "Latencies of a bundle on every back end that runs here, in turns. They are stored beside the bundle: `load_sampler` then "
-        "takes the fastest on this machine.",
+        "Latencies of a bundle on every back end that runs here, in turns. They are stored beside the bundle, with those "
+        "measured before: `load_sampler` then takes the fastest on this machine.",
     )
     parser.add_argument("bundle")
     parser.add_argument("--backend", default="", help="tensorrt,rtx,onnxruntime,torch; default all")
@@ -22,6 +22,7 @@ def sample(args: list[str]) -> None:
     concurrency, batches = (_numbers(given, name) for name in ("concurrency", "batches"))
     from ganfast.export.bench_sample import measure
     from ganfast.export.bundle import open_bundle
+    from ganfast.export.latency import store
 
     bundle = open_bundle(given.bundle)
     names = [word.strip() for word in given.backend.split(",") if word.strip()]
@@ -35,7 +36,7 @@ def sample(args: list[str]) -> None:
     for reason in refused:
         print(f"not measured: {reason}")
     if not given.keep:
-        bundle.write_latency(table)
+        store(bundle, table)
 
 
 def _numbers(given: object, name: str) -> list[int]:

@@ -100,6 +100,8 @@ def lint(args: list[str]) -> None:
         raise
     except Exception as error:  # protobuf's own type for what is no ONNX
         raise InputError(f"{given.model} cannot be read as ONNX: {error}") from error
+    if not model.graph.node or not model.graph.output:
+        raise InputError(f"{given.model} holds no graph, with nodes and outputs, to look at; give an ONNX model or a bundle")
     for target in (given.target,) if given.target else TARGETS:
         found = findings(model, target)
         print(f"{target}: {'nothing found' if not found else ''}")

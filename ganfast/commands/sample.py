@@ -29,7 +29,7 @@ def sample(args: list[str]) -> None:
     parser.add_argument("--checkpoint", default="", help="by images shown, as its directory is named; default the newest")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--backend", default="auto", help="of a bundle: auto, tensorrt, rtx, onnxruntime, torch")
-    parser.add_argument("--digest", default="", help="of a bundle: sha256:... as `ganfast export` printed it; another is refused")
+    parser.add_argument("--digest", default=None, help="of a bundle: sha256:... as `ganfast export` printed it; another is refused")
     parser.add_argument("--strict", action="store_true", help="of a bundle: refuse where its first back end cannot be used")
     given = parser.parse_args(args)
     from ganfast.sampling import Request, sample_to_files
