@@ -85,6 +85,7 @@ class Evaluation:
         self.other = held_out or pack
         order = _shuffled(len(pack.images), seed)
         half = len(order) // 2
+        self.divided = held_out is not None
         self.positions = order[:_MOST_REALS] if held_out else order[:half]
         self.held_out = _shuffled(len(held_out.images), seed)[:fakes] if held_out else order[half:]
         self.fakes = fakes if held_out else min(fakes, len(self.held_out))
@@ -197,16 +198,23 @@ class Evaluation:
         return classes_like(counts, self.seed, start, stop)
 
     def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
-        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs."""
-        reals = np.concatenate([p for p, _ in self._reals(self.other, self.held_out[: len(fakes)])])
+        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs.
+
+        Of a set that is not divided all was trained on: all is searched, and a held-out real is no neighbour of its own.
+        """
+        own = np.sort(self.held_out[: len(fakes)])
+        reals = np.asarray(self.other.images[own]).transpose(0, 2, 3, 1)
         flat = torch.from_numpy(np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)).float()
-        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, self.positions))
-        distance, where = nearest(flat, stored)
+        searched = np.sort(self.positions) if self.divided else np.arange(len(self.pack.images))
+        itself = torch.full((len(flat),), -1)
+        if not self.divided:
+            itself[len(fakes) :] = torch.from_numpy(own)
+        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, searched))
+        distance, where = nearest(flat, stored, itself)
         of_fakes = distance[: len(fakes)]
         closest = torch.argsort(of_fakes)[:32].numpy()
-        # Chunks are sorted within: positions follow.
-        ordered = np.concatenate([np.sort(self.positions[s : s + _CHUNK]) for s in range(0, len(self.positions), _CHUNK)])
-        pairs = [p for k in closest for p in (fakes[k], np.asarray(self.pack.images[ordered[where[k]]]).transpose(1, 2, 0))]
+        found = searched[where[closest].numpy()]
+        pairs = [p for k, row in zip(closest, found, strict=True) for p in (fakes[k], self.pack.images[row].transpose(1, 2, 0))]
         return float(of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)), np.stack(pairs)
 
     def _protocol(self, count: int, both: int, drawn: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def table(results: Sequence[Result]) -> str:
         rows.append([title, *cells, floor, format(results[0].ceiling, form) if key == "frechet" else ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows]
-    lines.append("floor: held-out reals; ceiling: a Gaussian of 300 components fitted to the reference's pixels")
+    reals = "held-out reals" + ("" if results[0].against.divided else ", which were trained on, too, as the set is not divided")
+    lines.append(f"floor: {reals}; ceiling: a Gaussian of 300 components fitted to the reference's pixels")
     if not results[0].protocol["published"]:
         lines.append("scores of a local extractor: they compare on this machine only" if "local" in results[0].protocol["extractor"]
                      else "scores of a file the user gave: they compare with those of the same file only")  # fmt: skip

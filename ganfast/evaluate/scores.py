@@ -124,15 +124,22 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
     }
 
 
-def nearest(x: Tensor, chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,)."""
+def nearest(x: Tensor, chunks: Iterable[Tensor], itself: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,).
+
+    ``itself``: the position at which each row of x is among them, int64 (N,), which is passed over; -1 where it is not.
+    """
     best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     where = torch.zeros(len(x), dtype=torch.long, device=x.device)
     start = 0
     for chunk in chunks:
         for first, d in squared_distances(x, chunk):
-            value, position = d.min(1)
             rows = slice(first, first + len(d))
+            if itself is not None:
+                own = itself[rows] - start
+                here = ((own >= 0) & (own < len(chunk))).nonzero()[:, 0]
+                d[here, own[here]] = torch.inf
+            value, position = d.min(1)
             closer = value < best[rows]
             best[rows] = torch.where(closer, value, best[rows])
             where[rows] = torch.where(closer, position + start, where[rows])
