@@ -1,6 +1,7 @@
 """Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from ganfast.cli import main
-from ganfast.data import open_data
+from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.evaluation import Evaluation
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
+from ganfast.evaluate.report import table
 from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Stored, classes_like
 from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
@@ -162,8 +164,23 @@ def digits():
     return pack, Evaluation(pack, None, find_extractor("auto", pack, CPU))
 
 
-def stored(pictures: np.ndarray, name: str = "fakes") -> Stored:
-    return Stored(name, pictures, None, {})
+def stored(pictures: np.ndarray, name: str = "fakes", labels: np.ndarray | None = None, classes: tuple[str, ...] = ()) -> Stored:
+    info = replace(open_data("digits").info, classes=classes, count=len(pictures), size=pictures.shape[2])
+    return Stored(name, Pack(pictures, labels, info), seed=0)
+
+
+class Asked:
+    """Draws pictures of a set, whatever class it is asked for, and remembers which it was."""
+
+    name, labels, count, facts = "asked", None, None, {}
+
+    def __init__(self, pack: Pack, classes: tuple[str, ...]) -> None:
+        self.pack, self.classes, self.shape = pack, classes, (pack.info.size, pack.info.size, pack.info.channels)
+        self.asked: list[int] = []
+
+    def pictures(self, start, stop, labels):
+        self.asked += list(labels)
+        return self.pack.images[start:stop].transpose(0, 2, 3, 1)
 
 
 def test_scores_move_the_right_way(digits):
@@ -202,6 +219,32 @@ def test_protocol_names_what_the_score_depends_on(digits):
     other = evaluation.score(stored(np.asarray(pack.images[:299])))
     assert other.protocol_id != result.protocol_id
     json.dumps(result.to_json())
+
+
+def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_the_reference(digits):
+    pack, evaluation = digits
+    by_class = np.argsort(pack.labels, kind="stable")
+    source = stored(pack.images[by_class], labels=pack.labels[by_class], classes=pack.info.classes)
+    assert (source.pictures(3, 9, None)[:, :, :, 0] == pack.images[by_class][source.order[3:9], 0]).all()
+    result = evaluation.score(source, fakes=300)
+    assert result.scores["modes"] == 10
+    assert result.scores["label_accuracy"] > 0.95
+    assert result.protocol["drawn"]["shuffled"] == 0
+    whole = stored(np.asarray(pack.images))  # the reference's own set: not its half, picture by picture
+    assert np.isin(whole.order[:300], evaluation.positions).mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_classes_are_those_of_the_reference_or_drawn_evenly_without_an_accuracy(digits):
+    pack, evaluation = digits
+    same, more = Asked(pack, pack.info.classes), Asked(pack, (*"abcdefghijklmnopqrst",))
+    first, second = (evaluation.score(source, fakes=400) for source in (same, more))
+    assert "label_accuracy" in first.scores
+    assert "classes" not in first.protocol["drawn"]
+    assert sorted(set(more.asked)) == list(range(20))
+    assert "label_accuracy" not in second.scores
+    assert "asked has classes of its own, drawn evenly, not those of digits: no label accuracy" in table([first, second])
+    other = stored(np.asarray(pack.images[:300]), labels=(np.asarray(pack.labels[:300]) + 1) % 10, classes=(*"abcdefghij",))
+    assert "label_accuracy" not in evaluation.score(other).scores
 
 
 def test_too_few_and_other_sizes_are_refused(digits):

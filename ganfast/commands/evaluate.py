@@ -109,5 +109,4 @@ def _opened(given: Any, runs: dict[str, Any], info: Any) -> Any:
                 yield Bundle(Path(source), given.seed, psi)
         else:
             pack = open_data(source, size=given.size, channels=info.channels, root=given.data_root)
-            labels = pack.labels if pack.info.classes == info.classes else None
-            yield Stored(source, pack.images, labels, {"pictures": pack.info.source_hash[:8]})
+            yield Stored(source, pack, given.seed)

@@ -16,9 +16,8 @@ from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
-from ganfast.evaluate.sources import Fakes, classes_like
+from ganfast.evaluate.sources import Fakes, classes_like, shuffled
 from ganfast.images import Pictures
-from ganfast.random import Purpose, permute
 
 NEIGHBOURS = 5  # k of precision, recall, density, coverage
 LEAST = 100  # pictures below which no score means anything
@@ -26,6 +25,7 @@ _MOST_REALS = 60_000  # reference pictures
 _MOST_NEIGHBOURS = 10_000  # features of each side whose neighbours are looked for
 _MOST_COPIES = 500  # fakes, and held-out reals, whose nearest real is looked for
 _CHUNK = 500
+_SPLIT = 2**31 - 1  # the shuffle that splits the reference
 VERSION = 1  # of the definitions below: part of the protocol
 
 
@@ -83,11 +83,11 @@ class Evaluation:
     def __init__(self, pack: Pack, held_out: Pack | None, extractor: Extractor, fakes: int = 10_000, seed: int = 0) -> None:
         self.pack, self.extractor, self.seed = pack, extractor, seed
         self.other = held_out or pack
-        order = _shuffled(len(pack.images), seed)
+        order = shuffled(len(pack.images), seed, _SPLIT)
         half = len(order) // 2
         self.divided = held_out is not None
         self.positions = order[:_MOST_REALS] if held_out else order[:half]
-        self.held_out = _shuffled(len(held_out.images), seed)[:fakes] if held_out else order[half:]
+        self.held_out = shuffled(len(held_out.images), seed, _SPLIT)[:fakes] if held_out else order[half:]
         self.fakes = fakes if held_out else min(fakes, len(self.held_out))
         self.frechet = Frechet(extractor.dim, _device_of(extractor))
         for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", self.fakes)):
@@ -176,25 +176,30 @@ class Evaluation:
             raise InputError(f"{source.name} has pictures of {width}x{height}x{channels} and {info.name} of {wanted}: give --size")
         count = min(fakes or self.fakes, source.count or 2**62)
         self._enough(source.name, count)
-        given = getattr(source, "labels", None)
+        same = source.classes == info.classes
+        drawn = source.facts
+        if source.classes and info.classes and not same:
+            drawn = drawn | {"classes": "its own, drawn evenly" if source.labels is None else "its own"}
 
         def chunks() -> Iterator[tuple[Pictures, np.ndarray | None]]:
             for start in range(0, count, _CHUNK):
                 stop = min(start + _CHUNK, count)
-                labels = self._asked(source.classes, start, stop) if source.classes else None
-                yield source.pictures(start, stop, labels), labels if given is None else given[start:stop]
+                labels = self._classes_of(source, start, stop)
+                yield source.pictures(start, stop, labels), labels if same else None
 
         first: list[Pictures] = []
         scores, both = self._scores(chunks(), first)
         some = np.concatenate(first)[:_MOST_COPIES]
         ratio, copies = self._memorised(some)
         scores["copy_ratio"] = ratio
-        return Result(source.name, self._protocol(count, both, source.facts), scores, self, some[:64], copies)
+        return Result(source.name, self._protocol(count, both, drawn), scores, self, some[:64], copies)
 
-    def _asked(self, classes: int, start: int, stop: int) -> np.ndarray:
-        """Classes as often as the reference has them."""
-        labels = self.pack.labels
-        counts = np.ones(classes) if labels is None else np.bincount(labels[self.positions], minlength=classes)
+    def _classes_of(self, source: Fakes, start: int, stop: int) -> np.ndarray | None:
+        """Those that pictures have, or else are asked for: as often as in the reference, evenly where its classes are others."""
+        if source.labels is not None or not source.classes:
+            return None if source.labels is None else source.labels[start:stop]
+        labels, count = self.pack.labels if source.classes == self.pack.info.classes else None, len(source.classes)
+        counts = np.ones(count) if labels is None else np.bincount(labels[self.positions], minlength=count)
         return classes_like(counts, self.seed, start, stop)
 
     def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
@@ -241,11 +246,6 @@ class _Rows:
         most = max(2, MOST // int(np.prod(self.images.shape[1:])))
         step = max(1, -(-len(self.rows) // most))
         return np.asarray(self.images[self.rows[::step]])
-
-
-def _shuffled(count: int, seed: int) -> np.ndarray:
-    position = torch.arange(count)
-    return permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, 2**31 - 1)).numpy()
 
 
 def _device_of(extractor: Extractor) -> torch.device:

@@ -27,6 +27,9 @@ def table(results: Sequence[Result]) -> str:
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in rows]
     reals = "held-out reals" + ("" if results[0].against.divided else ", which were trained on, too, as the set is not divided")
     lines.append(f"floor: {reals}; ceiling: a Gaussian of 300 components fitted to the reference's pixels")
+    for r in results:
+        if own := r.protocol["drawn"].get("classes"):
+            lines.append(f"{r.name} has classes of {own}, not those of {r.protocol['data']}: no label accuracy")
     if not results[0].protocol["published"]:
         lines.append("scores of a local extractor: they compare on this machine only" if "local" in results[0].protocol["extractor"]
                      else "scores of a file the user gave: they compare with those of the same file only")  # fmt: skip
