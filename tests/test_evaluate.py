@@ -15,6 +15,7 @@ from ganfast.errors import InputError
 from ganfast.evaluate.evaluation import Evaluation
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
+from ganfast.evaluate.names import numbered, shortened
 from ganfast.evaluate.report import table
 from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Stored, classes_like
@@ -91,7 +92,8 @@ def test_kernel_distance_equals_the_unbiased_definition_in_float64():
     expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
     mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)  # a subset is all there is
     assert mean == pytest.approx(expected, rel=1e-6)
-    assert deviation == pytest.approx(0, abs=1e-9)
+    assert deviation is None
+    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y[:59]), subsets=5)[1] > 0
 
 
 def test_kernel_distance_leaves_torch_random_numbers_alone():
@@ -247,6 +249,34 @@ def test_classes_are_those_of_the_reference_or_drawn_evenly_without_an_accuracy(
     assert "label_accuracy" not in evaluation.score(other).scores
 
 
+def test_floor_and_ceiling_are_made_of_as_many_pictures_as_are_scored(digits):
+    pack, evaluation = digits
+    few, many = (evaluation.score(stored(np.asarray(pack.images[:count]))) for count in (150, 600))
+    assert (few.to_json()["floor_pictures"], many.to_json()["floor_pictures"]) == (150, 600)
+    reals = evaluation.score(stored(np.asarray(pack.images[evaluation.held_out[:150]])))  # the same pictures in another order
+    assert few.floor["frechet"] == pytest.approx(reals.scores["frechet"], rel=1e-4)
+    assert few.floor["frechet"] > 1.5 * many.floor["frechet"]
+    assert few.ceiling > many.ceiling
+    heads = table([few, many]).splitlines()[0]
+    assert all(f"{what} of {count}" in heads for what in ("floor", "ceiling") for count in (150, 600))
+
+
+def test_json_holds_no_number_that_is_none(digits):
+    pack, evaluation = digits
+    result = evaluation.score(stored(np.asarray(pack.images[:200])))
+    result.scores["kl_data"] = np.inf
+    result.scores.pop("kernel_std")
+    told = json.loads(json.dumps(result.to_json(), allow_nan=False))["scores"]
+    assert told["kl_data"] is told["kernel_std"] is None
+    assert told["frechet"] == result.scores["frechet"]
+
+
+def test_names_are_as_short_as_tells_them_apart_and_never_equal():
+    assert shortened(["runs/a at 1 kimg", "runs/b/", "old/b"]) == ["a at 1 kimg", "runs/b", "old/b"]
+    assert numbered(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    assert len(set(numbered(["a (2)", "a", "a"]))) == 3
+
+
 def test_too_few_and_other_sizes_are_refused(digits):
     pack, evaluation = digits
     with pytest.raises(InputError, match="50 pictures .* 100 or more"):
@@ -390,7 +420,7 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     shown = capsys.readouterr().out
     for word in (
         "Frechet distance",
-        "floor: held-out reals, which were trained on, too",
+        "floor: 400 held-out reals, which were trained on, too",
         "ceiling",
         "label accuracy",
         "this machine only",

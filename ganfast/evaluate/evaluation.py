@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,13 +43,18 @@ class Result:
 
     @property
     def floor(self) -> dict[str, float]:
-        """The same scores of reals that are not the reference."""
-        return self.against.floor | {"copy_ratio": 1.0}
+        """The same scores of reals that are not the reference: as many as were scored, or all there are."""
+        return self.against.floor_of(self.protocol["fakes"]) | {"copy_ratio": 1.0}
+
+    @property
+    def floor_pictures(self) -> int:
+        """How many reals the floor is made of."""
+        return min(self.protocol["fakes"], self.protocol["held_out"])
 
     @property
     def ceiling(self) -> float:
-        """Frechet distance of a Gaussian fitted to the reference's pixels."""
-        return self.against.ceiling
+        """Frechet distance of as many pictures from a Gaussian fitted to the reference's pixels."""
+        return self.against.ceiling_of(self.protocol["fakes"])
 
     @property
     def protocol_id(self) -> str:
@@ -62,8 +68,15 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        named = {"name": self.name, "protocol": self.protocol, "scores": self.scores, "floor": self.floor, "ceiling": self.ceiling}
-        return named | {"protocol_id": self.protocol_id}
+        """Plain enough for JSON: null for what is infinite, or not given."""
+        return {
+            "name": self.name, "protocol": self.protocol, "scores": _plain(self.scores), "floor": _plain(self.floor),
+            "floor_pictures": self.floor_pictures, "ceiling": self.ceiling, "protocol_id": self.protocol_id,
+        }  # fmt: skip
+
+
+def _plain(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: scores[name] if math.isfinite(scores.get(name, math.inf)) else None for name in ("kernel_std", *scores)}
 
 
 class Evaluation:
@@ -92,6 +105,8 @@ class Evaluation:
         self.frechet = Frechet(extractor.dim, _device_of(extractor))
         for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", self.fakes)):
             self._enough(what, count)
+        self._floors: dict[int, dict[str, float]] = {}
+        self._ceilings: dict[int, float] = {}
         self._read_reference()
 
     def _enough(self, what: str, count: int) -> None:
@@ -131,19 +146,34 @@ class Evaluation:
     def _classes(self) -> int:
         return len(self.pack.info.classes) if self.extractor.judges_labels else 0
 
-    @cached_property
+    @property
     def floor(self) -> dict[str, float]:
-        """Scores of held-out reals."""
-        return self._scores(self._reals(self.other, self.held_out, labelled=True), [])[0]
+        """Scores of as many held-out reals as pictures are scored."""
+        return self.floor_of(self.fakes)
+
+    @property
+    def ceiling(self) -> float:
+        """Frechet distance of as many pictures from a Gaussian fitted to the reference's pixels."""
+        return self.ceiling_of(self.fakes)
+
+    def floor_of(self, count: int) -> dict[str, float]:
+        """Scores of so many held-out reals, or of all there are: distances depend on how many."""
+        count = min(count, len(self.held_out))
+        if count not in self._floors:
+            self._floors[count] = self._scores(self._reals(self.other, self.held_out[:count], labelled=True), [])[0]
+        return self._floors[count]
+
+    def ceiling_of(self, count: int) -> float:
+        """Frechet distance of so many pictures from the Gaussian."""
+        if count not in self._ceilings:
+            for start in range(0, count, _CHUNK):
+                self.frechet.add(self.extractor(self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)).features)
+            self._ceilings[count] = self.frechet.distance()
+        return self._ceilings[count]
 
     @cached_property
-    def ceiling(self) -> float:
-        """Frechet distance of a Gaussian fitted to the reference's pixels."""
-        rows = np.sort(self.positions)
-        gaussian = PixelGaussian(_Rows(self.pack.images, rows).some())
-        for start in range(0, self.fakes, _CHUNK):
-            self.frechet.add(self.extractor(gaussian.draw(start, min(start + _CHUNK, self.fakes), self.seed)).features)
-        return self.frechet.distance()
+    def _gaussian(self) -> PixelGaussian:
+        return PixelGaussian(_Rows(self.pack.images, np.sort(self.positions)).some())
 
     def _scores(self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]) -> tuple[dict[str, float], int]:
         def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
@@ -156,7 +186,7 @@ class Evaluation:
         features = self._seen(remembered(), self.frechet.add, classes)
         both = min(len(features), len(self.features))  # precision and density depend on how many there are of each
         mean, deviation = kernel_distance(self.features, features, self.seed)
-        scores = {"frechet": self.frechet.distance(), "kernel": mean, "kernel_std": deviation}
+        scores = {"frechet": self.frechet.distance(), "kernel": mean} | ({} if deviation is None else {"kernel_std": deviation})
         scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
         return scores | (classes.scores(self.class_counts) if self._classes else {}), both
 

@@ -69,9 +69,9 @@ def _gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (moments[:-1, :-1] - count * torch.outer(mean, mean)) / (count - 1)
 
 
-def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float]:
+def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float | None]:
     """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, mean and standard deviation over random subsets of at most 1,000
-    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D)."""
+    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D). No deviation where every subset is all."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -82,7 +82,7 @@ def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 
         metric.update(reals, real=True)
         metric.update(fakes, real=False)
         mean, deviation = metric.compute()
-    return float(mean), float(deviation)
+    return float(mean), None if size == len(reals) == len(fakes) else float(deviation)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
