@@ -2,17 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from ganfast.cli import main
 from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
-from ganfast.evaluate.evaluation import Evaluation
+from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
 from ganfast.evaluate.names import numbered, shortened
@@ -341,6 +343,8 @@ def test_torchscript_with_its_preprocessing(digits, tmp_path):
     expected = (pictures.reshape(5, -1)[:, :7].astype(float) - 100) / 50 * 2
     assert found(pictures).features.numpy() == pytest.approx(expected, rel=1e-6)
     assert found.dim == 7
+    with pytest.raises(InputError, match="expected the 64 hex digits"):
+        find_extractor(str(path), pack, CPU, sha256="0000000", preprocessing="channels=1")
     with pytest.raises(InputError, match="needs --preprocessing"):
         find_extractor(str(path), pack, CPU)
     with pytest.raises(InputError, match=r"flat.pt has sha256 .*; expected 00000000"):
@@ -365,6 +369,20 @@ def test_onnx_with_its_preprocessing(digits, tmp_path):
     (tmp_path / "text.onnx").write_text("<html>")
     with pytest.raises(InputError, match="text.onnx is no readable ONNX file"):
         find_extractor(str(tmp_path / "text.onnx"), digits[0], CPU, preprocessing="channels=1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "classes", "judges"),
+    [
+        ("idx", 1, "0123456789", True),
+        ("folder", 1, "ABCDEFGHIJ", False),
+        ("folder", 3, "0123456789", False),
+        ("stacked-mnist", 3, "many", True),
+    ],
+)
+def test_the_committed_classifier_judges_digits_only(digits, kind, channels, classes, judges):
+    pack = replace(digits[0], info=replace(digits[0].info, kind=kind, size=28, channels=channels, classes=tuple(classes)))
+    assert find_extractor("mnist", pack, CPU).judges_labels == judges
 
 
 @pytest.mark.parametrize("text", ["size=big", "colour=3", "channels=2", "mean=1/2", "std=0"])
@@ -409,6 +427,45 @@ def test_an_extractor_without_logits_gives_no_class_scores(digits):
     assert "modes" not in scores
 
 
+# ---- the reference ----------------------------------------------------------------------------------------------------
+
+
+def idx_set(folder: Path, count: int, prefix: str) -> None:
+    pictures, labels = np.zeros((count, 16, 16), np.uint8), (np.arange(count) % 10).astype(np.uint8)
+    folder.mkdir(exist_ok=True)
+    for array, name in ((pictures, "images-idx3-ubyte"), (labels, "labels-idx1-ubyte")):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+        (folder / f"{prefix}-{name}").write_bytes(header + array.tobytes())
+
+
+def test_a_damaged_test_split_is_no_missing_one(tmp_path):
+    idx_set(tmp_path, 30, "train")
+    assert open_reference(str(tmp_path))[1] is None
+    idx_set(tmp_path, 20, "t10k")
+    assert open_reference(str(tmp_path))[1].info.count == 20
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"):
+        open_reference(str(tmp_path))
+    labels.unlink()
+    with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
+        open_reference(str(tmp_path))
+
+
+def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_are_an_error(tmp_path):
+    (tmp_path / "img_align_celeba").mkdir()
+    for number in range(4):
+        Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(tmp_path / f"img_align_celeba/{number}.jpg")
+    table = tmp_path / "list_eval_partition.txt"
+    table.write_text("".join(f"{number}.jpg 0\n" for number in range(4)))
+    assert open_reference(str(tmp_path))[1] is None
+    table.write_text("0.jpg 0\n1.jpg 0\n2.jpg 2\n3.jpg 2\n")
+    assert open_reference(str(tmp_path))[1].info.count == 2
+    (tmp_path / "img_align_celeba/3.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="3.jpg"):
+        open_reference(str(tmp_path))
+
+
 # ---- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -438,24 +495,59 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
         (["x.npz"], "give --data"),
         (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
         (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
-        (["x.npz", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
+        (["few.npy", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
         (["few.npy", "--data", "digits"], "50 pictures (few.npy) are too few: with 64 features scores need 100 or more"),
-        (["large.npy", "--data", "digits"], "large.npy has pictures of 20x20x1 and digits of 16x16x1: give --size"),
+        (["large.npy", "--data", "digits"], "20x20x1 and digits of 16x16x1: give --size 20"),
+        (["bundle", "--data", "digits", "--size", "20"], "bundle has pictures of 8x8x1 and digits of 20x20x1"),
         (["few.npy", "--data", "large.npy", "--need-labels"], "large has no classes, which scores of labels need: sub-folders"),
-        (["few.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
+        (["large.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
         (["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"], "expected 00000000: another file, or a"),
-        (["few.npy", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
+        (
+            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "no hash"],
+            "is 'no hash'; expected the 64 hex digits",
+        ),
+        (["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
+        (["few.npz", "few.npy", "--data", "digits", "--need-labels"], "few.npy has no labels with the classes of digits"),
+        (["x.npz", "--json", "few.npy/r.json"], "few.npy/r.json cannot be written"),
+        (["x.npz", "--json", "."], "it is a folder"),
     ],
 )
 def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
+    np.savez("few.npz", images=RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8), labels=np.arange(50) % 10)
+    monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)  # all of this is said before one is trained
     np.save("large.npy", RNG.integers(0, 256, (300, 20, 20), dtype=np.uint8))
     if "s.npz" in arguments:
         np.savez("s.npz", **{name.replace(".", "/"): value.numpy() for name, value in SqueezeNet().state_dict().items()})
+    if "bundle" in arguments:
+        from .small_bundle import small_bundle
+
+        small_bundle(tmp_path / "bundle")
     assert main(["eval", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in said
+    assert "--size" in message or "--size" not in said
+
+
+def test_a_folder_of_pictures_gets_the_size_of_the_reference_and_results_a_folder(tmp_path, capsys):
+    drawn, out = tmp_path / "drawn", tmp_path / "new" / "r.json"
+    drawn.mkdir()
+    for number, picture in enumerate(open_data("digits").images[:120]):
+        Image.fromarray(picture[0]).save(drawn / f"{number}.png")
+    assert main(["eval", str(drawn), str(drawn), "--data", "digits", "--json", str(out)]) == 0
+    assert [record["name"] for record in json.loads(out.read_text())] == [str(drawn), f"{drawn} (2)"]
+    assert "120 fakes" in capsys.readouterr().out
+
+
+def test_a_bundle_is_scored_at_several_psi_under_different_names(tmp_path, capsys):
+    from .small_bundle import small_bundle
+
+    small_bundle(tmp_path / "bundle", classes=12)
+    assert main(["eval", str(tmp_path / "bundle"), "--data", "digits", "--size", "8", "-n", "120", "--psi", "1", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "bundle psi 1  bundle psi 0.5" in shown
+    assert shown.count("drawn evenly, not those of digits: no label accuracy") == 2
 
 
 def test_eval_and_plot_of_a_run(tmp_path, capsys):

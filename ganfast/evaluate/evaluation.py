@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganfast.data import Pack, open_data
+from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
@@ -200,10 +200,8 @@ class Evaluation:
             InputError: too few pictures, or of another size than the reference.
         """
         info = self.pack.info
-        if source.shape != (info.size, info.size, info.channels):
-            height, width, channels = source.shape
-            wanted = f"{info.size}x{info.size}x{info.channels}"
-            raise InputError(f"{source.name} has pictures of {width}x{height}x{channels} and {info.name} of {wanted}: give --size")
+        if problem := other_shape(source.name, source.shape, info):
+            raise InputError(problem)
         count = min(fakes or self.fakes, source.count or 2**62)
         self._enough(source.name, count)
         same = source.classes == info.classes
@@ -283,24 +281,41 @@ def _device_of(extractor: Extractor) -> torch.device:
     return device
 
 
+def other_shape(name: str, shape: tuple[int, ...], info: PackInfo) -> str:
+    """What is wrong with pictures (H, W, C) that are not of the reference's shape; "" where they are."""
+    if shape == (info.size, info.size, info.channels):
+        return ""
+    height, width, channels = shape
+    return f"{name} has pictures of {width}x{height}x{channels} and {info.name} of {info.size}x{info.size}x{info.channels}"
+
+
 def open_reference(
     data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None, skip_corrupt: bool = False
 ) -> tuple[Pack, Pack | None]:
-    """Training pictures, and those of the test split where the set has one."""
+    """Training pictures, and those of the test split where the set has one.
+
+    Raises:
+        InputError: the data cannot be used as asked for, or its test split is there and damaged.
+    """
     from ganfast.data import recognise
 
-    wanted: dict[str, Any] = {
-        "size": size,
-        "channels": channels,
-        "attributes": attributes,
-        "root": root,
-        "skip_corrupt": skip_corrupt,
-    }
-    splits = ("train", "test") if data == "stacked-mnist" else recognise(data, root).splits
-    pack = open_data(data, **wanted)
-    if "test" not in splits:
+    how: dict[str, Any] = {"attributes": attributes, "root": root, "skip_corrupt": skip_corrupt}
+    pack = open_data(data, size=size, channels=channels, **how)
+    if not _has_test(recognise("mnist" if data == "stacked-mnist" else data, root)):
         return pack, None
-    try:
-        return pack, open_data(data, split="test", **wanted)
-    except InputError:  # a set whose test files are not there: its own other half serves
-        return pack, None
+    return pack, open_data(data, split="test", size=pack.info.size, channels=pack.info.channels, **how)
+
+
+def _has_test(source: Source) -> bool:
+    """Whether there are pictures of a test split, of a source whose training pictures could be read. They may be damaged."""
+    if "test" not in source.splits:
+        return False
+    if isinstance(source, idx.Idx):
+        folder = idx.find_folder(source.path) or source.path
+        return any(idx.find_file(folder, "test", what) for what in idx.STEM)
+    if isinstance(source, celeba.CelebA):
+        try:
+            source.describe("test")
+        except InputError:  # the table of splits was read for the training pictures: it names none of the test split
+            return False
+    return True
