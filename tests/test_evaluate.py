@@ -1,6 +1,7 @@
 """Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy.spatial.distance import cdist
 from ganfast.cli import main
 from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
+from ganfast.evaluate.curves import draw_curves
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
@@ -22,6 +24,8 @@ from ganfast.evaluate.report import table
 from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Stored, classes_like
 from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
+from ganfast.presets import preset_config
+from ganfast.run import Run
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")
@@ -516,7 +520,8 @@ def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
     np.savez("few.npz", images=RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8), labels=np.arange(50) % 10)
-    monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)  # all of this is said before one is trained
+    if arguments[0] != "few.npy":  # all else is said before a classifier is trained
+        monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)
     np.save("large.npy", RNG.integers(0, 256, (300, 20, 20), dtype=np.uint8))
     if "s.npz" in arguments:
         np.savez("s.npz", **{name.replace(".", "/"): value.numpy() for name, value in SqueezeNet().state_dict().items()})
@@ -567,6 +572,30 @@ def test_eval_and_plot_of_a_run(tmp_path, capsys):
     assert main(["plot", str(out), "--out", "curves.gif"]) == 2
     assert main(["eval", str(out), "--psi", "3"]) == 2
     assert "psi is 3.0; expected 0 (one picture) to 2" in capsys.readouterr().err
+    names = ["a/_left", "b/_left", "$a_b$"]
+    for name in names:
+        shutil.copytree(out, tmp_path / name)
+    whole = (out / "log.jsonl").read_text().splitlines()
+    (tmp_path / "a/_left/log.jsonl").write_text(whole[0] + "\n[]\n3\nnull\n")
+    assert main(["plot", *(str(tmp_path / name) for name in names), "--out", str(tmp_path / "names.svg")]) == 0
+    drawn = (tmp_path / "names.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in names)
+    (tmp_path / "a/_left/log.jsonl").write_text('{"images": 3, "critic/loss": "nan"}\n[]\n')
+    assert main(["plot", str(tmp_path / "a/_left")]) == 2
+    assert "log.jsonl has none of the quantities that are drawn: critic/loss" in capsys.readouterr().err
+    shutil.rmtree(out / "checkpoints")
+    assert main(["eval", str(out), "--checkpoint", "all"]) == 2
+    assert "has no checkpoint yet; train it further" in capsys.readouterr().err
+
+
+def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
+    run = Run(tmp_path, preset_config("dcgan", "digits"), {})
+    monkeypatch.setattr(Run, "open", staticmethod(lambda folder: run))
+    (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n')
+    one = draw_curves([str(tmp_path)], str(tmp_path / "one.svg")).read_text()
+    (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n')
+    two = draw_curves([str(tmp_path)], str(tmp_path / "two.svg")).read_text()
+    assert ["<g clip-path" in text for text in (one, two)] == [True, False]  # how a marker is written
 
 
 # ---- real data --------------------------------------------------------------------------------------------------------
