@@ -98,14 +98,7 @@ def _results(given: Any) -> list[Any]:
             raise InputError(
                 f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"
             )
-        opened = {source: _open(source, given, pack.info) for source in given.sources if source not in runs}
-        for source in given.sources:
-            if source in runs:
-                run = runs[source]
-                run.find("" if given.checkpoint == "all" else given.checkpoint)
-                _check(source, (run.data["size"], run.data["size"], run.data["channels"]), run.classes, given, pack.info)
-            else:
-                _check(source, opened[source][0].shape, opened[source][0].classes, given, pack.info)
+        opened = _opened(given, runs, pack.info)
         extractor = find_extractor(given.extractor, pack, device, given.sha256, given.preprocessing, progress)
     if given.need_labels and not extractor.judges_labels:
         raise InputError(
@@ -117,16 +110,24 @@ def _results(given: Any) -> list[Any]:
     return [replace(result, name=name) for result, name in zip(results, numbered([r.name for r in results]), strict=True)]
 
 
-def _check(name: str, shape: tuple[int, ...], classes: tuple[str, ...], given: Any, info: Any) -> None:
-    """Whether pictures can be compared with the reference, before anything is computed from them."""
+def _opened(given: Any, runs: dict[str, Any], info: Any) -> dict[str, list[Any]]:
+    """Bundles and pictures on disk. What cannot be compared, runs included, is refused here: before anything is computed."""
     from ganfast.evaluate.evaluation import other_shape
 
-    if problem := other_shape(name, shape, info):
-        advice = f": give --size {shape[0]}" if shape[2] == info.channels and not given.size else ""
-        raise InputError(problem + advice)
-    if given.need_labels and classes != info.classes:
-        found = "other classes than" if classes else "no labels with the classes of"
-        raise InputError(f"{name} has {found} {info.name}, which scores of labels need: leave --need-labels out")
+    opened = {source: _open(source, given, info) for source in given.sources if source not in runs}
+    for source in given.sources:
+        if run := runs.get(source):
+            run.find("" if given.checkpoint == "all" else given.checkpoint)
+            shape, classes, size = (run.data["size"], run.data["size"], run.data["channels"]), run.classes, 0
+        else:
+            shape, classes, stored = opened[source][0].shape, opened[source][0].classes, opened[source][0].count
+            size = info.size if stored else 0 if runs else shape[0]  # that makes them equal
+        if problem := other_shape(source, shape, info):
+            raise InputError(problem + (f": give --size {size}" if size and not given.size and shape[2] == info.channels else ""))
+        if given.need_labels and classes != info.classes:
+            found = "other classes than" if classes else "no labels with the classes of"
+            raise InputError(f"{source} has {found} {info.name}, which scores of labels need: leave --need-labels out")
+    return opened
 
 
 def _of_run(run: Any, given: Any) -> Iterator[Any]:
