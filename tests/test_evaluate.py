@@ -456,6 +456,12 @@ def test_a_damaged_test_split_is_no_missing_one(tmp_path):
         open_reference(str(tmp_path))
 
 
+def test_a_test_split_gets_the_size_of_the_training_pictures(tmp_path):
+    np.savez(tmp_path / "two.npz", x_train=np.zeros((5, 16, 16), np.uint8), x_test=np.zeros((4, 20, 20, 3), np.uint8))
+    train, test = open_reference(str(tmp_path / "two.npz"))
+    assert (train.images.shape, test.images.shape) == ((5, 1, 16, 16), (4, 1, 16, 16))
+
+
 def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_are_an_error(tmp_path):
     (tmp_path / "img_align_celeba").mkdir()
     for number in range(4):
