@@ -72,8 +72,8 @@ class Judge:
 
     def __call__(self, plan: Plan) -> dict[str, float]:
         c, info = plan.config, self.pack.info
-        classes = len(info.classes) if c.conditional != "no" else 0
-        reestimate_batchnorm(plan.state.average, c.seed, c.net.latent, classes)
+        classes = info.classes if c.conditional != "no" else ()
+        reestimate_batchnorm(plan.state.average, c.seed, c.net.latent, len(classes))
         source = Generated(plan.state.average, c.net.latent, (info.size, info.size, info.channels), classes, 0, 1.0)
         found = ClassScores(len(info.classes))
         for start in range(0, self.count, CHUNK):

@@ -33,7 +33,7 @@ class Thumbnails(Extractor):
 def untrained(run: Run) -> Generated:
     """The generator that the run began with."""
     net = make_plan(run.config).state.average
-    return Generated(net, run.latent, (64, 64, 3), len(run.classes), seed=1, psi=1.0)
+    return Generated(net, run.latent, (64, 64, 3), run.classes, seed=1, psi=1.0)
 
 
 @pytest.mark.full

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ganfast import checkpoint as checkpoints
 from ganfast.cli import main
 from ganfast.config import LogConfig, ScoreConfig
+from ganfast.data import open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.during import Scorer
 from ganfast.log import read_log
@@ -36,6 +38,11 @@ def data(tmp_path_factory) -> str:
 
 def scores_of(folder: Path) -> list[dict]:
     return [line for line in read_log(folder / "log.jsonl") if any(key.startswith("score/") for key in line)]
+
+
+class First(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :7]
 
 
 def test_logged_scores_are_those_of_ganfast_eval_on_the_same_checkpoints(data, tmp_path, capsys):
@@ -122,11 +129,19 @@ def test_scoring_that_cannot_be_is_refused_before_anything_is_trained(changes, m
     assert not (tmp_path / "run/config.yaml").exists()
 
 
-def test_class_scores_need_an_extractor_that_names_classes(data, tmp_path):
-    class First(torch.nn.Module):
-        def forward(self, x):
-            return x.flatten(1)[:, :7]
+def test_a_run_that_skips_damaged_pictures_is_scored_without_them(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(210):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n")
+    torch.jit.script(First()).save(str(tmp_path / "first.pt"))
+    score = replace(SCORED, extractor=str(tmp_path / "first.pt"), preprocessing="channels=1", count=100)
+    config = tiny("dcgan", str(tmp_path), score=score, conditional="no", skip_corrupt=True)
+    pack = open_data(str(tmp_path), size=16, skip_corrupt=True)
+    assert Scorer(config, pack.info, torch.device("cpu")).evaluation.pack.info.skipped == pack.info.skipped != ()
 
+
+def test_class_scores_need_an_extractor_that_names_classes(data, tmp_path):
     torch.jit.script(First()).save(str(tmp_path / "first.pt"))
     score = replace(SCORED, extractor=str(tmp_path / "first.pt"), preprocessing="channels=1", by="modes")
     with pytest.raises(InputError, match="score.by is modes, but first names no classes of some: give frechet"):

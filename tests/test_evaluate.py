@@ -1,22 +1,31 @@
 """Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from ganfast.cli import main
-from ganfast.data import open_data
+from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
-from ganfast.evaluate.evaluation import Evaluation
+from ganfast.evaluate.curves import draw_curves
+from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
+from ganfast.evaluate.names import numbered, shortened
+from ganfast.evaluate.report import table
 from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Stored, classes_like
 from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
+from ganfast.presets import preset_config
+from ganfast.run import Run
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")
@@ -89,7 +98,8 @@ def test_kernel_distance_equals_the_unbiased_definition_in_float64():
     expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
     mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)  # a subset is all there is
     assert mean == pytest.approx(expected, rel=1e-6)
-    assert deviation == pytest.approx(0, abs=1e-9)
+    assert deviation is None
+    assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y[:59]), subsets=5)[1] > 0
 
 
 def test_kernel_distance_leaves_torch_random_numbers_alone():
@@ -125,6 +135,12 @@ def test_nearest_finds_copies_across_chunks():
     assert found.tolist() == pytest.approx([0, expected.min(), 0], abs=1e-6)
 
 
+def test_nearest_passes_over_a_row_itself_but_not_over_its_double():
+    stored = torch.tensor([[0.0], [3.0], [4.0], [4.0], [9.0]])
+    found, where = nearest(stored[[1, 2, 4]], stored.split(2), torch.tensor([1, 2, -1]))
+    assert (found.tolist(), where.tolist()) == ([1, 0, 0], [2, 3, 4])
+
+
 def test_class_scores_by_hand():
     logits = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 9, 0]]) * 100  # certain: 0, 0, 1
     scores = ClassScores(3)
@@ -156,8 +172,23 @@ def digits():
     return pack, Evaluation(pack, None, find_extractor("auto", pack, CPU))
 
 
-def stored(pictures: np.ndarray, name: str = "fakes") -> Stored:
-    return Stored(name, pictures, None, {})
+def stored(pictures: np.ndarray, name: str = "fakes", labels: np.ndarray | None = None, classes: tuple[str, ...] = ()) -> Stored:
+    info = replace(open_data("digits").info, classes=classes, count=len(pictures), size=pictures.shape[2])
+    return Stored(name, Pack(pictures, labels, info), seed=0)
+
+
+class Asked:
+    """Draws pictures of a set, whatever class it is asked for, and remembers which it was."""
+
+    name, labels, count, facts = "asked", None, None, {}
+
+    def __init__(self, pack: Pack, classes: tuple[str, ...]) -> None:
+        self.pack, self.classes, self.shape = pack, classes, (pack.info.size, pack.info.size, pack.info.channels)
+        self.asked: list[int] = []
+
+    def pictures(self, start, stop, labels):
+        self.asked += list(labels)
+        return self.pack.images[start:stop].transpose(0, 2, 3, 1)
 
 
 def test_scores_move_the_right_way(digits):
@@ -183,7 +214,8 @@ def test_scores_move_the_right_way(digits):
     assert found["noise"]["precision"] < 0.9 * good["precision"]
     assert (found["one"]["modes"], good["modes"]) == (1, 10)
     assert found["copies"]["copy_ratio"] == pytest.approx(0, abs=1e-3)
-    assert good["copy_ratio"] == pytest.approx(1, abs=0.2)
+    assert good["copy_ratio"] == pytest.approx(0, abs=1e-3), "the other half was trained on, too"
+    assert found["noise"]["copy_ratio"] > 1
     assert evaluation.floor["frechet"] < 0.1 * evaluation.ceiling
 
 
@@ -195,6 +227,60 @@ def test_protocol_names_what_the_score_depends_on(digits):
     other = evaluation.score(stored(np.asarray(pack.images[:299])))
     assert other.protocol_id != result.protocol_id
     json.dumps(result.to_json())
+
+
+def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_the_reference(digits):
+    pack, evaluation = digits
+    by_class = np.argsort(pack.labels, kind="stable")
+    source = stored(pack.images[by_class], labels=pack.labels[by_class], classes=pack.info.classes)
+    assert (source.pictures(3, 9, None)[:, :, :, 0] == pack.images[by_class][source.order[3:9], 0]).all()
+    result = evaluation.score(source, fakes=300)
+    assert result.scores["modes"] == 10
+    assert result.scores["label_accuracy"] > 0.95
+    assert result.protocol["drawn"]["shuffled"] == 0
+    whole = stored(np.asarray(pack.images))  # the reference's own set: not its half, picture by picture
+    assert np.isin(whole.order[:300], evaluation.positions).mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_classes_are_those_of_the_reference_or_drawn_evenly_without_an_accuracy(digits):
+    pack, evaluation = digits
+    same, more = Asked(pack, pack.info.classes), Asked(pack, (*"abcdefghijklmnopqrst",))
+    first, second = (evaluation.score(source, fakes=400) for source in (same, more))
+    assert "label_accuracy" in first.scores
+    assert "classes" not in first.protocol["drawn"]
+    assert sorted(set(more.asked)) == list(range(20))
+    assert "label_accuracy" not in second.scores
+    assert "asked has classes of its own, drawn evenly, not those of digits: no label accuracy" in table([first, second])
+    other = stored(np.asarray(pack.images[:300]), labels=(np.asarray(pack.labels[:300]) + 1) % 10, classes=(*"abcdefghij",))
+    assert "label_accuracy" not in evaluation.score(other).scores
+
+
+def test_floor_and_ceiling_are_made_of_as_many_pictures_as_are_scored(digits):
+    pack, evaluation = digits
+    few, many = (evaluation.score(stored(np.asarray(pack.images[:count]))) for count in (150, 600))
+    assert (few.to_json()["floor_pictures"], many.to_json()["floor_pictures"]) == (150, 600)
+    reals = evaluation.score(stored(np.asarray(pack.images[evaluation.held_out[:150]])))  # the same pictures in another order
+    assert few.floor["frechet"] == pytest.approx(reals.scores["frechet"], rel=1e-4)
+    assert few.floor["frechet"] > 1.5 * many.floor["frechet"]
+    assert few.ceiling > many.ceiling
+    heads = table([few, many]).splitlines()[0]
+    assert all(f"{what} of {count}" in heads for what in ("floor", "ceiling") for count in (150, 600))
+
+
+def test_json_holds_no_number_that_is_none(digits):
+    pack, evaluation = digits
+    result = evaluation.score(stored(np.asarray(pack.images[:200])))
+    result.scores["kl_data"] = np.inf
+    result.scores.pop("kernel_std")
+    told = json.loads(json.dumps(result.to_json(), allow_nan=False))["scores"]
+    assert told["kl_data"] is told["kernel_std"] is None
+    assert told["frechet"] == result.scores["frechet"]
+
+
+def test_names_are_as_short_as_tells_them_apart_and_never_equal():
+    assert shortened(["runs/a at 1 kimg", "runs/b/", "old/b"]) == ["a at 1 kimg", "runs/b", "old/b"]
+    assert numbered(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    assert len(set(numbered(["a (2)", "a", "a"]))) == 3
 
 
 def test_too_few_and_other_sizes_are_refused(digits):
@@ -261,6 +347,8 @@ def test_torchscript_with_its_preprocessing(digits, tmp_path):
     expected = (pictures.reshape(5, -1)[:, :7].astype(float) - 100) / 50 * 2
     assert found(pictures).features.numpy() == pytest.approx(expected, rel=1e-6)
     assert found.dim == 7
+    with pytest.raises(InputError, match="expected the 64 hex digits"):
+        find_extractor(str(path), pack, CPU, sha256="0000000", preprocessing="channels=1")
     with pytest.raises(InputError, match="needs --preprocessing"):
         find_extractor(str(path), pack, CPU)
     with pytest.raises(InputError, match=r"flat.pt has sha256 .*; expected 00000000"):
@@ -285,6 +373,20 @@ def test_onnx_with_its_preprocessing(digits, tmp_path):
     (tmp_path / "text.onnx").write_text("<html>")
     with pytest.raises(InputError, match="text.onnx is no readable ONNX file"):
         find_extractor(str(tmp_path / "text.onnx"), digits[0], CPU, preprocessing="channels=1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "classes", "judges"),
+    [
+        ("idx", 1, "0123456789", True),
+        ("folder", 1, "ABCDEFGHIJ", False),
+        ("folder", 3, "0123456789", False),
+        ("stacked-mnist", 3, "many", True),
+    ],
+)
+def test_the_committed_classifier_judges_digits_only(digits, kind, channels, classes, judges):
+    pack = replace(digits[0], info=replace(digits[0].info, kind=kind, size=28, channels=channels, classes=tuple(classes)))
+    assert find_extractor("mnist", pack, CPU).judges_labels == judges
 
 
 @pytest.mark.parametrize("text", ["size=big", "colour=3", "channels=2", "mean=1/2", "std=0"])
@@ -329,6 +431,51 @@ def test_an_extractor_without_logits_gives_no_class_scores(digits):
     assert "modes" not in scores
 
 
+# ---- the reference ----------------------------------------------------------------------------------------------------
+
+
+def idx_set(folder: Path, count: int, prefix: str) -> None:
+    pictures, labels = np.zeros((count, 16, 16), np.uint8), (np.arange(count) % 10).astype(np.uint8)
+    folder.mkdir(exist_ok=True)
+    for array, name in ((pictures, "images-idx3-ubyte"), (labels, "labels-idx1-ubyte")):
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+        (folder / f"{prefix}-{name}").write_bytes(header + array.tobytes())
+
+
+def test_a_damaged_test_split_is_no_missing_one(tmp_path):
+    idx_set(tmp_path, 30, "train")
+    assert open_reference(str(tmp_path))[1] is None
+    idx_set(tmp_path, 20, "t10k")
+    assert open_reference(str(tmp_path))[1].info.count == 20
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"):
+        open_reference(str(tmp_path))
+    labels.unlink()
+    with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
+        open_reference(str(tmp_path))
+
+
+def test_a_test_split_gets_the_size_of_the_training_pictures(tmp_path):
+    np.savez(tmp_path / "two.npz", x_train=np.zeros((5, 16, 16), np.uint8), x_test=np.zeros((4, 20, 20, 3), np.uint8))
+    train, test = open_reference(str(tmp_path / "two.npz"))
+    assert (train.images.shape, test.images.shape) == ((5, 1, 16, 16), (4, 1, 16, 16))
+
+
+def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_are_an_error(tmp_path):
+    (tmp_path / "img_align_celeba").mkdir()
+    for number in range(4):
+        Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(tmp_path / f"img_align_celeba/{number}.jpg")
+    table = tmp_path / "list_eval_partition.txt"
+    table.write_text("".join(f"{number}.jpg 0\n" for number in range(4)))
+    assert open_reference(str(tmp_path))[1] is None
+    table.write_text("0.jpg 0\n1.jpg 0\n2.jpg 2\n3.jpg 2\n")
+    assert open_reference(str(tmp_path))[1].info.count == 2
+    (tmp_path / "img_align_celeba/3.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="3.jpg"):
+        open_reference(str(tmp_path))
+
+
 # ---- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +485,14 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     arguments = ["eval", str(tmp_path / "drawn.npz"), "--data", "digits", "--sheet", str(tmp_path / "s.png")]
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
-    for word in ("Frechet distance", "floor", "ceiling", "label accuracy", "this machine only", "400 fakes"):
+    for word in (
+        "Frechet distance",
+        "floor: 400 held-out reals, which were trained on, too",
+        "ceiling",
+        "label accuracy",
+        "this machine only",
+        "400 fakes",
+    ):
         assert word in shown
     (record,) = json.loads((tmp_path / "r.json").read_text())
     assert record["scores"]["label_accuracy"] > 0.95
@@ -351,24 +505,61 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
         (["x.npz"], "give --data"),
         (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
         (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
-        (["x.npz", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
+        (["few.npy", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
         (["few.npy", "--data", "digits"], "50 pictures (few.npy) are too few: with 64 features scores need 100 or more"),
-        (["large.npy", "--data", "digits"], "large.npy has pictures of 20x20x1 and digits of 16x16x1: give --size"),
+        (["large.npy", "--data", "digits"], "20x20x1 and digits of 16x16x1: give --size 16"),
+        (["bundle", "--data", "digits"], "bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8"),
+        (["bundle", "--data", "digits", "--size", "20"], "bundle has pictures of 8x8x1 and digits of 20x20x1"),
         (["few.npy", "--data", "large.npy", "--need-labels"], "large has no classes, which scores of labels need: sub-folders"),
-        (["few.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
+        (["large.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
         (["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"], "expected 00000000: another file, or a"),
-        (["few.npy", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
+        (
+            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "no hash"],
+            "is 'no hash'; expected the 64 hex digits",
+        ),
+        (["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
+        (["few.npz", "few.npy", "--data", "digits", "--need-labels"], "few.npy has no labels with the classes of digits"),
+        (["x.npz", "--json", "few.npy/r.json"], "few.npy/r.json cannot be written"),
+        (["x.npz", "--json", "."], "it is a folder"),
     ],
 )
 def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
+    np.savez("few.npz", images=RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8), labels=np.arange(50) % 10)
+    if arguments[0] != "few.npy":  # all else is said before a classifier is trained
+        monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)
     np.save("large.npy", RNG.integers(0, 256, (300, 20, 20), dtype=np.uint8))
     if "s.npz" in arguments:
         np.savez("s.npz", **{name.replace(".", "/"): value.numpy() for name, value in SqueezeNet().state_dict().items()})
+    if "bundle" in arguments:
+        from .small_bundle import small_bundle
+
+        small_bundle(tmp_path / "bundle")
     assert main(["eval", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in said
+    assert "--size" in message or "--size" not in said
+
+
+def test_a_folder_of_pictures_gets_the_size_of_the_reference_and_results_a_folder(tmp_path, capsys):
+    drawn, out = tmp_path / "drawn", tmp_path / "new" / "r.json"
+    drawn.mkdir()
+    for number, picture in enumerate(open_data("digits").images[:120]):
+        Image.fromarray(picture[0]).save(drawn / f"{number}.png")
+    assert main(["eval", str(drawn), str(drawn), "--data", "digits", "--json", str(out)]) == 0
+    assert [record["name"] for record in json.loads(out.read_text())] == [str(drawn), f"{drawn} (2)"]
+    assert "120 fakes" in capsys.readouterr().out
+
+
+def test_a_bundle_is_scored_at_several_psi_under_different_names(tmp_path, capsys):
+    from .small_bundle import small_bundle
+
+    small_bundle(tmp_path / "bundle", classes=12)
+    assert main(["eval", str(tmp_path / "bundle"), "--data", "digits", "--size", "8", "-n", "120", "--psi", "1", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "bundle psi 1  bundle psi 0.5" in shown
+    assert shown.count("drawn evenly, not those of digits: no label accuracy") == 2
 
 
 def test_eval_and_plot_of_a_run(tmp_path, capsys):
@@ -388,6 +579,30 @@ def test_eval_and_plot_of_a_run(tmp_path, capsys):
     assert main(["plot", str(out), "--out", "curves.gif"]) == 2
     assert main(["eval", str(out), "--psi", "3"]) == 2
     assert "psi is 3.0; expected 0 (one picture) to 2" in capsys.readouterr().err
+    names = ["a/_left", "b/_left", "$a_b$"]
+    for name in names:
+        shutil.copytree(out, tmp_path / name)
+    whole = (out / "log.jsonl").read_text().splitlines()
+    (tmp_path / "a/_left/log.jsonl").write_text(whole[0] + "\n[]\n3\nnull\n")
+    assert main(["plot", *(str(tmp_path / name) for name in names), "--out", str(tmp_path / "names.svg")]) == 0
+    drawn = (tmp_path / "names.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in names)
+    (tmp_path / "a/_left/log.jsonl").write_text('{"images": 3, "critic/loss": "nan"}\n[]\n')
+    assert main(["plot", str(tmp_path / "a/_left")]) == 2
+    assert "log.jsonl has none of the quantities that are drawn: critic/loss" in capsys.readouterr().err
+    shutil.rmtree(out / "checkpoints")
+    assert main(["eval", str(out), "--checkpoint", "all"]) == 2
+    assert "has no checkpoint yet; train it further" in capsys.readouterr().err
+
+
+def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
+    run = Run(tmp_path, preset_config("dcgan", "digits"), {})
+    monkeypatch.setattr(Run, "open", staticmethod(lambda folder: run))
+    (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n')
+    one = draw_curves([str(tmp_path)], str(tmp_path / "one.svg")).read_text()
+    (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n')
+    two = draw_curves([str(tmp_path)], str(tmp_path / "two.svg")).read_text()
+    assert ["<g clip-path" in text for text in (one, two)] == [True, False]  # how a marker is written
 
 
 # ---- real data --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """ganfast eval."""
 
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +46,31 @@ def evaluate(args: list[str]) -> None:
     for path in (given.sheet, given.copies):
         if path and not path.lower().endswith(".png"):
             raise InputError(f"{path}: a sheet is written as FILE.png")
+    for path in (given.sheet, given.copies, given.json if given.json != "-" else ""):
+        if path:
+            _make_folder_of(Path(path))
     results = _results(given)
 
     from ganfast.evaluate.report import table
     from ganfast.images import comfortable_scale, grid, save_png
 
-    records = [result.to_json() for result in results]
+    text = json.dumps([result.to_json() for result in results], indent=1, allow_nan=False)
+    print(text if given.json == "-" else table(results))
     if given.json and given.json != "-":
-        Path(given.json).write_text(json.dumps(records, indent=1) + "\n")
-    print(json.dumps(records, indent=1) if given.json == "-" else table(results))
+        Path(given.json).write_text(text + "\n")
     for path, pictures, columns in ((given.sheet, results[0].sheet, 8), (given.copies, results[0].copies, 8)):
         if path:
             save_png(grid(pictures, columns), path, comfortable_scale(pictures.shape[1]))
+
+
+def _make_folder_of(path: Path) -> None:
+    """Before anything is computed. Raises InputError where a file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: it is a folder, or lies in one that may not be written")
 
 
 def _results(given: Any) -> list[Any]:
@@ -62,6 +78,7 @@ def _results(given: Any) -> list[Any]:
     from ganfast.device import find_device
     from ganfast.evaluate.evaluation import Evaluation, open_reference
     from ganfast.evaluate.extractors import find_extractor
+    from ganfast.evaluate.names import numbered
     from ganfast.run import Run
 
     runs = {source: Run.open(source) for source in given.sources if (Path(source) / "config.yaml").exists()}
@@ -81,33 +98,61 @@ def _results(given: Any) -> list[Any]:
             raise InputError(
                 f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"
             )
+        opened = _opened(given, runs, pack.info)
         extractor = find_extractor(given.extractor, pack, device, given.sha256, given.preprocessing, progress)
     if given.need_labels and not extractor.judges_labels:
         raise InputError(
             f"extractor {extractor.name} names no classes of {pack.info.name}, which scores of labels need: leave it out"
         )
     evaluation = Evaluation(pack, held_out, extractor, given.n)
-    return [evaluation.score(source) for source in _opened(given, runs, pack.info)]
+    fakes = (f for source in given.sources for f in (_of_run(runs[source], given) if source in runs else opened[source]))
+    results = [evaluation.score(f) for f in fakes]
+    return [replace(result, name=name) for result, name in zip(results, numbered([r.name for r in results]), strict=True)]
 
 
-def _opened(given: Any, runs: dict[str, Any], info: Any) -> Any:
-    from ganfast import checkpoint as checkpoints
-    from ganfast.data import open_data
-    from ganfast.evaluate.sources import Bundle, Stored, of_run
+def _opened(given: Any, runs: dict[str, Any], info: Any) -> dict[str, list[Any]]:
+    """Bundles and pictures on disk. What cannot be compared, runs included, is refused here: before anything is computed."""
+    from ganfast.evaluate.evaluation import other_shape
 
+    opened = {source: _open(source, given, info) for source in given.sources if source not in runs}
     for source in given.sources:
-        if source in runs:
-            run = runs[source]
-            listed = [p.name for p in checkpoints.listed(run.checkpoint_folder)]
-            for which in listed if given.checkpoint == "all" else [given.checkpoint]:
-                for psi in given.psi:
-                    made = of_run(run, which, given.seed, psi, given.device, not given.no_ema)
-                    made.name += f" psi {psi:g}" if len(given.psi) > 1 else ""
-                    yield made
-        elif (Path(source) / "manifest.json").exists() and (Path(source) / "model.onnx").exists():
-            for psi in given.psi:
-                yield Bundle(Path(source), given.seed, psi)
+        if run := runs.get(source):
+            run.find("" if given.checkpoint == "all" else given.checkpoint)
+            shape, classes, size = (run.data["size"], run.data["size"], run.data["channels"]), run.classes, 0
         else:
-            pack = open_data(source, size=given.size, channels=info.channels, root=given.data_root)
-            labels = pack.labels if pack.info.classes == info.classes else None
-            yield Stored(source, pack.images, labels, {"pictures": pack.info.source_hash[:8]})
+            shape, classes, stored = opened[source][0].shape, opened[source][0].classes, opened[source][0].count
+            size = info.size if stored else 0 if runs else shape[0]  # that makes them equal
+        if problem := other_shape(source, shape, info):
+            raise InputError(problem + (f": give --size {size}" if size and not given.size and shape[2] == info.channels else ""))
+        if given.need_labels and classes != info.classes:
+            found = "other classes than" if classes else "no labels with the classes of"
+            raise InputError(f"{source} has {found} {info.name}, which scores of labels need: leave --need-labels out")
+    return opened
+
+
+def _of_run(run: Any, given: Any) -> Iterator[Any]:
+    """Its checkpoints, one at a time: a long run has many."""
+    from ganfast import checkpoint as checkpoints
+    from ganfast.evaluate.sources import of_run
+
+    every = [path.name for path in checkpoints.listed(run.checkpoint_folder)]
+    for which in every if given.checkpoint == "all" else [given.checkpoint]:
+        for psi in given.psi:
+            yield _with_psi(of_run(run, which, given.seed, psi, given.device, not given.no_ema), given)
+
+
+def _open(source: str, given: Any, info: Any) -> list[Any]:
+    """A bundle, once for each psi, or pictures on disk."""
+    from ganfast.data import open_data, recognise
+    from ganfast.evaluate.sources import Bundle, Stored
+
+    if (Path(source) / "manifest.json").exists() and (Path(source) / "model.onnx").exists():
+        return [_with_psi(Bundle(Path(source), given.seed, psi), given) for psi in given.psi]
+    sizeless = source != "stacked-mnist" and recognise(source, given.data_root).kind in ("folder", "celeba")
+    size = given.size or (info.size if sizeless else 0)
+    return [Stored(source, open_data(source, size=size, channels=info.channels, root=given.data_root), given.seed)]
+
+
+def _with_psi(fakes: Any, given: Any) -> Any:
+    fakes.name += f" psi {fakes.psi:g}" if len(given.psi) > 1 else ""
+    return fakes

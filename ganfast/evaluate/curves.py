@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ganfast.errors import InputError
+from ganfast.evaluate.names import shortened
 from ganfast.log import read_log
 from ganfast.run import Run
 
@@ -17,30 +19,59 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
     """One panel for each quantity that some run logged, one line a run; writes .png or .svg.
 
     Raises:
-        InputError: a folder that is no run or has no log, or another kind of file asked for.
+        InputError: a folder that is no run or has logged nothing to be drawn, or another kind of file asked for.
     """
     path = Path(out)
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{out}: curves are written as FILE.png or FILE.svg")
-    logs = {}
-    for folder in folders:
-        records = read_log(Run.open(folder).folder / "log.jsonl")
-        if not records:
-            raise InputError(f"{folder} has logged nothing yet: train it further with `ganfast train --out {folder}`")
-        logs[folder] = records
+    logs = {str(Path(folder)): _logged(Path(folder)) for folder in folders}
     from matplotlib.figure import Figure
 
-    logged = {key for records in logs.values() for record in records for key in record}
-    panels = {k: v for k, v in _PANELS.items() if k in logged} | {k: k for k in sorted(logged) if k.startswith("score/")}
+    logged = {key for points in logs.values() for key in points}
+    panels = {k: v for k, v in _PANELS.items() if k in logged} | {k: k for k in sorted(logged - set(_PANELS))}
     figure = Figure(figsize=(5 * min(3, len(panels)), 3.2 * -(-len(panels) // 3)), layout="constrained")
     for number, (key, title) in enumerate(panels.items()):
         axes = figure.add_subplot(-(-len(panels) // 3), min(3, len(panels)), number + 1, title=title, xlabel="kimg")
-        for folder, records in logs.items():
-            points = [(r["images"] / 1000, r[key]) for r in records if isinstance(r.get(key), int | float)]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=Path(folder).name, linewidth=1)
+        for colour, points in enumerate(logs.values()):
+            found = points.get(key, [])  # one point makes no line
+            axes.plot(*zip(*found, strict=True), color=f"C{colour}", linewidth=1, marker="o" if len(found) == 1 else None)
         if number == 0:
-            axes.legend(fontsize="small")
+            _name_runs(axes, shortened(list(logs)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """(kimg, value) of each quantity that is drawn and that a run logged."""
+    path = Run.open(folder).folder / "log.jsonl"
+    try:
+        records = read_log(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not records:
+        raise InputError(f"{folder} has logged nothing yet: train it further with `ganfast train --out {folder}`")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if isinstance(record, dict) and _is_number(record.get("images")):
+            for key, value in record.items():
+                if (key in _PANELS or key.startswith("score/")) and _is_number(value):
+                    points.setdefault(key, []).append((record["images"] / 1000, value))
+    if not points:
+        raise InputError(f"{path} has none of the quantities that are drawn: {', '.join(_PANELS)}, score/...")
+    return points
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # neither infinite nor NaN
+
+
+def _name_runs(axes: Any, names: Sequence[str]) -> None:
+    """A legend with names as they are: matplotlib leaves out those that begin with "_" and reads those with two "$" as formulas."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=f"C{colour}") for colour in range(len(names))]
+    legend = axes.legend(lines, ["run"] * len(names), fontsize="small")
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)

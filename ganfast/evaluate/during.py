@@ -30,7 +30,8 @@ class Scorer:
 
     def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
         self.config, self.info, c = config, info, config.score
-        pack, held_out = open_reference(config.data, info.size, info.channels, config.attributes, config.data_root or None)
+        root = config.data_root or None
+        pack, held_out = open_reference(config.data, info.size, info.channels, config.attributes, root, config.skip_corrupt)
         extractor = find_extractor(c.extractor, pack, device, preprocessing=c.preprocessing)
         self.evaluation = Evaluation(pack, held_out, extractor, c.count)
         if c.by in CLASS_SCORES and not extractor.judges_labels:
@@ -45,7 +46,7 @@ class Scorer:
     def __call__(self, average: nn.Module, images: int) -> tuple[dict[str, float], str]:
         """Scores of a generator in evaluation mode that has been trained on so many images, and the protocol they were made by."""
         info, c = self.info, self.config
-        classes = len(info.classes) if c.conditional != "no" else 0
+        classes = info.classes if c.conditional != "no" else ()
         source = Generated(average, c.net.latent, (info.size, info.size, info.channels), classes, seed=0, psi=1.0)
         source.facts |= {"ema": True, "images": images}
         result = self.evaluation.score(source)

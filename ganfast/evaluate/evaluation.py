@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganfast.data import Pack, open_data
+from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
-from ganfast.evaluate.sources import Fakes, classes_like
+from ganfast.evaluate.sources import Fakes, classes_like, shuffled
 from ganfast.images import Pictures
-from ganfast.random import Purpose, permute
 
 NEIGHBOURS = 5  # k of precision, recall, density, coverage
 LEAST = 100  # pictures below which no score means anything
@@ -26,6 +26,7 @@ _MOST_REALS = 60_000  # reference pictures
 _MOST_NEIGHBOURS = 10_000  # features of each side whose neighbours are looked for
 _MOST_COPIES = 500  # fakes, and held-out reals, whose nearest real is looked for
 _CHUNK = 500
+_SPLIT = 2**31 - 1  # the shuffle that splits the reference
 VERSION = 1  # of the definitions below: part of the protocol
 
 
@@ -42,13 +43,18 @@ class Result:
 
     @property
     def floor(self) -> dict[str, float]:
-        """The same scores of reals that are not the reference."""
-        return self.against.floor | {"copy_ratio": 1.0}
+        """The same scores of reals that are not the reference: as many as were scored, or all there are."""
+        return self.against.floor_of(self.protocol["fakes"]) | {"copy_ratio": 1.0}
+
+    @property
+    def floor_pictures(self) -> int:
+        """How many reals the floor is made of."""
+        return min(self.protocol["fakes"], self.protocol["held_out"])
 
     @property
     def ceiling(self) -> float:
-        """Frechet distance of a Gaussian fitted to the reference's pixels."""
-        return self.against.ceiling
+        """Frechet distance of as many pictures from a Gaussian fitted to the reference's pixels."""
+        return self.against.ceiling_of(self.protocol["fakes"])
 
     @property
     def protocol_id(self) -> str:
@@ -62,8 +68,15 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        named = {"name": self.name, "protocol": self.protocol, "scores": self.scores, "floor": self.floor, "ceiling": self.ceiling}
-        return named | {"protocol_id": self.protocol_id}
+        """Plain enough for JSON: null for what is infinite, or not given."""
+        return {
+            "name": self.name, "protocol": self.protocol, "scores": _plain(self.scores), "floor": _plain(self.floor),
+            "floor_pictures": self.floor_pictures, "ceiling": self.ceiling, "protocol_id": self.protocol_id,
+        }  # fmt: skip
+
+
+def _plain(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: scores[name] if math.isfinite(scores.get(name, math.inf)) else None for name in ("kernel_std", *scores)}
 
 
 class Evaluation:
@@ -83,14 +96,17 @@ class Evaluation:
     def __init__(self, pack: Pack, held_out: Pack | None, extractor: Extractor, fakes: int = 10_000, seed: int = 0) -> None:
         self.pack, self.extractor, self.seed = pack, extractor, seed
         self.other = held_out or pack
-        order = _shuffled(len(pack.images), seed)
+        order = shuffled(len(pack.images), seed, _SPLIT)
         half = len(order) // 2
+        self.divided = held_out is not None
         self.positions = order[:_MOST_REALS] if held_out else order[:half]
-        self.held_out = _shuffled(len(held_out.images), seed)[:fakes] if held_out else order[half:]
+        self.held_out = shuffled(len(held_out.images), seed, _SPLIT)[:fakes] if held_out else order[half:]
         self.fakes = fakes if held_out else min(fakes, len(self.held_out))
         self.frechet = Frechet(extractor.dim, _device_of(extractor))
         for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", self.fakes)):
             self._enough(what, count)
+        self._floors: dict[int, dict[str, float]] = {}
+        self._ceilings: dict[int, float] = {}
         self._read_reference()
 
     def _enough(self, what: str, count: int) -> None:
@@ -130,19 +146,34 @@ class Evaluation:
     def _classes(self) -> int:
         return len(self.pack.info.classes) if self.extractor.judges_labels else 0
 
-    @cached_property
+    @property
     def floor(self) -> dict[str, float]:
-        """Scores of held-out reals."""
-        return self._scores(self._reals(self.other, self.held_out, labelled=True), [])[0]
+        """Scores of as many held-out reals as pictures are scored."""
+        return self.floor_of(self.fakes)
+
+    @property
+    def ceiling(self) -> float:
+        """Frechet distance of as many pictures from a Gaussian fitted to the reference's pixels."""
+        return self.ceiling_of(self.fakes)
+
+    def floor_of(self, count: int) -> dict[str, float]:
+        """Scores of so many held-out reals, or of all there are: distances depend on how many."""
+        count = min(count, len(self.held_out))
+        if count not in self._floors:
+            self._floors[count] = self._scores(self._reals(self.other, self.held_out[:count], labelled=True), [])[0]
+        return self._floors[count]
+
+    def ceiling_of(self, count: int) -> float:
+        """Frechet distance of so many pictures from the Gaussian."""
+        if count not in self._ceilings:
+            for start in range(0, count, _CHUNK):
+                self.frechet.add(self.extractor(self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)).features)
+            self._ceilings[count] = self.frechet.distance()
+        return self._ceilings[count]
 
     @cached_property
-    def ceiling(self) -> float:
-        """Frechet distance of a Gaussian fitted to the reference's pixels."""
-        rows = np.sort(self.positions)
-        gaussian = PixelGaussian(_Rows(self.pack.images, rows).some())
-        for start in range(0, self.fakes, _CHUNK):
-            self.frechet.add(self.extractor(gaussian.draw(start, min(start + _CHUNK, self.fakes), self.seed)).features)
-        return self.frechet.distance()
+    def _gaussian(self) -> PixelGaussian:
+        return PixelGaussian(_Rows(self.pack.images, np.sort(self.positions)).some())
 
     def _scores(self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]) -> tuple[dict[str, float], int]:
         def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
@@ -155,7 +186,7 @@ class Evaluation:
         features = self._seen(remembered(), self.frechet.add, classes)
         both = min(len(features), len(self.features))  # precision and density depend on how many there are of each
         mean, deviation = kernel_distance(self.features, features, self.seed)
-        scores = {"frechet": self.frechet.distance(), "kernel": mean, "kernel_std": deviation}
+        scores = {"frechet": self.frechet.distance(), "kernel": mean} | ({} if deviation is None else {"kernel_std": deviation})
         scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
         return scores | (classes.scores(self.class_counts) if self._classes else {}), both
 
@@ -169,44 +200,54 @@ class Evaluation:
             InputError: too few pictures, or of another size than the reference.
         """
         info = self.pack.info
-        if source.shape != (info.size, info.size, info.channels):
-            height, width, channels = source.shape
-            wanted = f"{info.size}x{info.size}x{info.channels}"
-            raise InputError(f"{source.name} has pictures of {width}x{height}x{channels} and {info.name} of {wanted}: give --size")
+        if problem := other_shape(source.name, source.shape, info):
+            raise InputError(problem)
         count = min(fakes or self.fakes, source.count or 2**62)
         self._enough(source.name, count)
-        given = getattr(source, "labels", None)
+        same = source.classes == info.classes
+        drawn = source.facts
+        if source.classes and info.classes and not same:
+            drawn = drawn | {"classes": "its own, drawn evenly" if source.labels is None else "its own"}
 
         def chunks() -> Iterator[tuple[Pictures, np.ndarray | None]]:
             for start in range(0, count, _CHUNK):
                 stop = min(start + _CHUNK, count)
-                labels = self._asked(source.classes, start, stop) if source.classes else None
-                yield source.pictures(start, stop, labels), labels if given is None else given[start:stop]
+                labels = self._classes_of(source, start, stop)
+                yield source.pictures(start, stop, labels), labels if same else None
 
         first: list[Pictures] = []
         scores, both = self._scores(chunks(), first)
         some = np.concatenate(first)[:_MOST_COPIES]
         ratio, copies = self._memorised(some)
         scores["copy_ratio"] = ratio
-        return Result(source.name, self._protocol(count, both, source.facts), scores, self, some[:64], copies)
+        return Result(source.name, self._protocol(count, both, drawn), scores, self, some[:64], copies)
 
-    def _asked(self, classes: int, start: int, stop: int) -> np.ndarray:
-        """Classes as often as the reference has them."""
-        labels = self.pack.labels
-        counts = np.ones(classes) if labels is None else np.bincount(labels[self.positions], minlength=classes)
+    def _classes_of(self, source: Fakes, start: int, stop: int) -> np.ndarray | None:
+        """Those that pictures have, or else are asked for: as often as in the reference, evenly where its classes are others."""
+        if source.labels is not None or not source.classes:
+            return None if source.labels is None else source.labels[start:stop]
+        labels, count = self.pack.labels if source.classes == self.pack.info.classes else None, len(source.classes)
+        counts = np.ones(count) if labels is None else np.bincount(labels[self.positions], minlength=count)
         return classes_like(counts, self.seed, start, stop)
 
     def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
-        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs."""
-        reals = np.concatenate([p for p, _ in self._reals(self.other, self.held_out[: len(fakes)])])
+        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs.
+
+        Of a set that is not divided all was trained on: all is searched, and a held-out real is no neighbour of its own.
+        """
+        own = np.sort(self.held_out[: len(fakes)])
+        reals = np.asarray(self.other.images[own]).transpose(0, 2, 3, 1)
         flat = torch.from_numpy(np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)).float()
-        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, self.positions))
-        distance, where = nearest(flat, stored)
+        searched = np.sort(self.positions) if self.divided else np.arange(len(self.pack.images))
+        itself = torch.full((len(flat),), -1)
+        if not self.divided:
+            itself[len(fakes) :] = torch.from_numpy(own)
+        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, searched))
+        distance, where = nearest(flat, stored, itself)
         of_fakes = distance[: len(fakes)]
         closest = torch.argsort(of_fakes)[:32].numpy()
-        # Chunks are sorted within: positions follow.
-        ordered = np.concatenate([np.sort(self.positions[s : s + _CHUNK]) for s in range(0, len(self.positions), _CHUNK)])
-        pairs = [p for k in closest for p in (fakes[k], np.asarray(self.pack.images[ordered[where[k]]]).transpose(1, 2, 0))]
+        found = searched[where[closest].numpy()]
+        pairs = [p for k, row in zip(closest, found, strict=True) for p in (fakes[k], self.pack.images[row].transpose(1, 2, 0))]
         return float(of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)), np.stack(pairs)
 
     def _protocol(self, count: int, both: int, drawn: dict[str, Any]) -> dict[str, Any]:
@@ -235,34 +276,46 @@ class _Rows:
         return np.asarray(self.images[self.rows[::step]])
 
 
-def _shuffled(count: int, seed: int) -> np.ndarray:
-    position = torch.arange(count)
-    return permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, 2**31 - 1)).numpy()
-
-
 def _device_of(extractor: Extractor) -> torch.device:
     device: torch.device = getattr(getattr(extractor, "of_one", extractor), "device", torch.device("cpu"))
     return device
 
 
+def other_shape(name: str, shape: tuple[int, ...], info: PackInfo) -> str:
+    """What is wrong with pictures (H, W, C) that are not of the reference's shape; "" where they are."""
+    if shape == (info.size, info.size, info.channels):
+        return ""
+    height, width, channels = shape
+    return f"{name} has pictures of {width}x{height}x{channels} and {info.name} of {info.size}x{info.size}x{info.channels}"
+
+
 def open_reference(
     data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None, skip_corrupt: bool = False
 ) -> tuple[Pack, Pack | None]:
-    """Training pictures, and those of the test split where the set has one."""
+    """Training pictures, and those of the test split where the set has one.
+
+    Raises:
+        InputError: the data cannot be used as asked for, or its test split is there and damaged.
+    """
     from ganfast.data import recognise
 
-    wanted: dict[str, Any] = {
-        "size": size,
-        "channels": channels,
-        "attributes": attributes,
-        "root": root,
-        "skip_corrupt": skip_corrupt,
-    }
-    splits = ("train", "test") if data == "stacked-mnist" else recognise(data, root).splits
-    pack = open_data(data, **wanted)
-    if "test" not in splits:
+    how: dict[str, Any] = {"attributes": attributes, "root": root, "skip_corrupt": skip_corrupt}
+    pack = open_data(data, size=size, channels=channels, **how)
+    if not _has_test(recognise("mnist" if data == "stacked-mnist" else data, root)):
         return pack, None
-    try:
-        return pack, open_data(data, split="test", **wanted)
-    except InputError:  # a set whose test files are not there: its own other half serves
-        return pack, None
+    return pack, open_data(data, split="test", size=pack.info.size, channels=pack.info.channels, **how)
+
+
+def _has_test(source: Source) -> bool:
+    """Whether there are pictures of a test split, of a source whose training pictures could be read. They may be damaged."""
+    if "test" not in source.splits:
+        return False
+    if isinstance(source, idx.Idx):
+        folder = idx.find_folder(source.path) or source.path
+        return any(idx.find_file(folder, "test", what) for what in idx.STEM)
+    if isinstance(source, celeba.CelebA):
+        try:
+            source.describe("test")
+        except InputError:  # the table of splits was read for the training pictures: it names none of the test split
+            return False
+    return True

@@ -5,6 +5,7 @@ pictures, and `published` is true only of the one that is committed with ganfast
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +154,10 @@ def sha256_of(path: Path) -> str:
 
 
 def check_hash(path: Path, wanted: str) -> str:
-    """The file's sha256. Raises InputError when another one is wanted; ``wanted`` may be a prefix of 8 digits or more."""
+    """The file's sha256. Raises InputError when another one is wanted; ``wanted`` may be its first 8 digits or more."""
+    if wanted and not re.fullmatch("[0-9a-fA-F]{8,64}", wanted):
+        raise InputError(f"sha256 is {wanted!r}; expected the 64 hex digits of the hash of {path}, or the first 8 of them or more")
     found = sha256_of(path)
-    if wanted and (len(wanted) < 8 or not found.startswith(wanted.lower())):
+    if not found.startswith(wanted.lower()):
         raise InputError(f"{path} has sha256 {found}; expected {wanted}: another file, or a damaged one")
     return found

@@ -55,7 +55,9 @@ def find_extractor(
         if info.size != 28:
             raise InputError(f"extractor mnist scores 28x28 pictures, and {info.name} has {info.size}x{info.size}: use local")
         digits = committed(device)
-        return StackedExtractor(digits) if info.channels == 3 else digits
+        found = StackedExtractor(digits) if info.channels == 3 else digits
+        found.judges_labels = info.kind == "stacked-mnist" if info.channels == 3 else info.classes == tuple("0123456789")
+        return found
     return _local(pack, device, progress)
 
 

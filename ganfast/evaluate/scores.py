@@ -69,9 +69,9 @@ def _gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (moments[:-1, :-1] - count * torch.outer(mean, mean)) / (count - 1)
 
 
-def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float]:
+def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float | None]:
     """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, mean and standard deviation over random subsets of at most 1,000
-    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D)."""
+    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D). No deviation where every subset is all."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -82,7 +82,7 @@ def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 
         metric.update(reals, real=True)
         metric.update(fakes, real=False)
         mean, deviation = metric.compute()
-    return float(mean), float(deviation)
+    return float(mean), None if size == len(reals) == len(fakes) else float(deviation)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
@@ -124,15 +124,22 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
     }
 
 
-def nearest(x: Tensor, chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,)."""
+def nearest(x: Tensor, chunks: Iterable[Tensor], itself: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,).
+
+    ``itself``: the position at which each row of x is among them, int64 (N,), which is passed over; -1 where it is not.
+    """
     best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     where = torch.zeros(len(x), dtype=torch.long, device=x.device)
     start = 0
     for chunk in chunks:
         for first, d in squared_distances(x, chunk):
-            value, position = d.min(1)
             rows = slice(first, first + len(d))
+            if itself is not None:
+                own = itself[rows] - start
+                here = ((own >= 0) & (own < len(chunk))).nonzero()[:, 0]
+                d[here, own[here]] = torch.inf
+            value, position = d.min(1)
             closer = value < best[rows]
             best[rows] = torch.where(closer, value, best[rows])
             where[rows] = torch.where(closer, position + start, where[rows])

@@ -1,6 +1,5 @@
 """Where pictures to be scored come from: a run or one of its checkpoints, a folder or array of pictures, an exported bundle."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from ganfast import checkpoint as checkpoints
+from ganfast.data import Pack
 from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
@@ -15,11 +15,12 @@ from ganfast.export.latents import latents, philox_words
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.models import build_generator
-from ganfast.random import Purpose
+from ganfast.random import Purpose, permute
 from ganfast.run import Run
 from ganfast.saving import load_module
 
 _CHUNK = 250  # pictures a forward pass
+_STORED = 2**31 - 2  # the shuffle of pictures on disk: another than that which splits the reference, in case they are the same
 
 
 class Fakes(Protocol):
@@ -29,7 +30,8 @@ class Fakes(Protocol):
     facts: dict[str, Any]  # of the protocol: what was drawn and how
     count: int | None  # None: as many as are asked for
     shape: tuple[int, int, int]  # (H, W, C)
-    classes: int  # classes asked for; 0 = none
+    classes: tuple[str, ...]  # what their classes are called; () = none
+    labels: np.ndarray | None  # int64 (count,) of pictures that have their classes; None where they are asked for, or none are
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
         """Pictures start .. stop, uint8 (N, H, W, C), of the classes int64 (N,) where there are any."""
@@ -39,7 +41,11 @@ class Fakes(Protocol):
 class Generated:
     """A generator of torch in evaluation mode, drawing from the stream of latents that users sample from."""
 
-    def __init__(self, net: torch.nn.Module, latent: int, shape: tuple[int, int, int], classes: int, seed: int, psi: float) -> None:
+    labels: np.ndarray | None = None
+
+    def __init__(
+        self, net: torch.nn.Module, latent: int, shape: tuple[int, int, int], classes: tuple[str, ...], seed: int, psi: float
+    ) -> None:  # fmt: skip
         if not 0 <= psi <= 2:
             raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
         self.net, self.latent, self.shape, self.classes, self.seed, self.psi = net, latent, shape, classes, seed, psi
@@ -69,38 +75,31 @@ def of_run(run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: b
     images = record.images
     net = prepared(net, find_device(device)).eval().requires_grad_(False)
     size, channels = run.data["size"], run.data["channels"]
-    made = Generated(net, run.config.net.latent, (size, size, channels), len(run.classes), seed, psi)
+    made = Generated(net, run.config.net.latent, (size, size, channels), run.classes, seed, psi)
     made.name = f"{run.folder}" + (f" at {images / 1000:g} kimg" if checkpoint else "")
     made.facts |= {"ema": ema, "images": images}
     return made
 
 
-@dataclass
 class Stored:
-    """Pictures on disk: a folder, zip or array, as `ganfast.data` reads them."""
+    """Pictures on disk: a folder, zip or array, as `ganfast.data` reads them; shuffled, for they often lie there class by class."""
 
-    name: str
-    stored: np.ndarray  # uint8 (N, C, H, W)
-    labels: np.ndarray | None
-    facts: dict[str, Any]
-
-    @property
-    def count(self) -> int:
-        return len(self.stored)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        _, channels, height, width = self.stored.shape
-        return height, width, channels
-
-    classes = 0
+    def __init__(self, name: str, pack: Pack, seed: int) -> None:
+        info = pack.info
+        self.name, self.classes, self.count = name, info.classes, len(pack.images)
+        self.shape = (info.size, info.size, info.channels)
+        self.stored, self.order = pack.images, shuffled(self.count, seed, _STORED)
+        self.labels = None if pack.labels is None else pack.labels[self.order]
+        self.facts: dict[str, Any] = {"pictures": info.source_hash[:8], "shuffled": seed}
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
-        return np.ascontiguousarray(np.asarray(self.stored[start:stop]).transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(np.asarray(self.stored[self.order[start:stop]]).transpose(0, 2, 3, 1))
 
 
 class Bundle:
     """An exported bundle, through its own sampler: whatever back end that takes."""
+
+    labels: np.ndarray | None = None
 
     def __init__(self, path: Path, seed: int, psi: float) -> None:
         from ganfast.export import load_sampler
@@ -109,7 +108,7 @@ class Bundle:
         m = self.sampler.manifest
         self.seed, self.psi, self.name, self.count = seed, psi, str(path), None
         self.shape = (m.size, m.size, m.channels)
-        self.classes = len(m.classes)
+        self.classes = tuple(m.classes)
         self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": self.sampler.backend_name, "bundle": m.digest}
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
@@ -124,3 +123,9 @@ def classes_like(counts: np.ndarray, seed: int, start: int, stop: int) -> np.nda
     words = philox_words(seed, Purpose.SAMPLE_CLASS, np.arange(start, stop), 1)[:, 0]
     u = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(np.cumsum(counts) / counts.sum(), u, side="right").clip(0, len(counts) - 1).astype(np.int64)
+
+
+def shuffled(count: int, seed: int, which: int) -> np.ndarray:
+    """0 .. count - 1, int64, in an order that (seed, which) names."""
+    position = torch.arange(count)
+    return permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, which)).numpy()
