@@ -74,7 +74,7 @@ def permute(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, e
 
     Swap-or-not (Hoang, Morris, Rogaway, CRYPTO 2012): round r pairs x with K_r - x mod size and swaps the pair or not by one
     keyed bit of the larger; each round is its own inverse, so any round function gives a permutation. Elementwise: no sort, no
-    table, no loop that depends on data, hence also inside a captured graph.
+    table, no loop that depends on data, hence also inside a captured graph; on a CPU, where nothing is captured, in NumPy.
 
     Args:
         position: int64 (N,), 0 <= position < size.
@@ -89,6 +89,7 @@ def permute(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, e
 
 
 def _permuted_on_device(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor) -> Tensor:
+    """The definition of `permute`, which a graph can capture."""
     key = philox_words(seed, purpose, epoch, 2) & _WORD
     x = position
     for round_ in range(_SHUFFLE_ROUNDS):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ganfast.bench import stats
-from ganfast.bench.records import Record, keyed
+from ganfast.bench.records import Record, keyed, lasting
 from ganfast.bench.setting import Setting
 from ganfast.bench.stats import Ratio
 from ganfast.bench.worker import Worker
@@ -21,7 +21,6 @@ from ganfast.errors import InputError
 
 Key = tuple[str, str, str]
 PHASES = ("critic", "generator", "draw")  # of --base: all that an iteration consists of
-_NOT_CONDITIONS = ("load_1min", "rounds", "proof")
 
 
 def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
@@ -30,8 +29,8 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
     Raises:
         InputError: they are about different things, or their calibration loops differ by 3% or more: not comparable.
     """
-    names = (set(old["conditions"]) | set(new["conditions"])) - set(_NOT_CONDITIONS)
-    differing = [n for n in sorted(names) if old["conditions"].get(n) != new["conditions"].get(n)]
+    before, after = (lasting(record["conditions"], "rounds", "proof") for record in (old, new))
+    differing = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
     if old["kind"] != new["kind"] or differing:
         raise InputError(
             f"not comparable: {old['name']} and {new['name']} differ in {', '.join(differing) or 'kind'}; "
@@ -40,7 +39,8 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
     loops = [record["calibration"].get("loop_s") for record in (old, new)]
     if not all(loops):
         raise InputError(
-            f"not comparable: a record of {old['name']} has no calibration loop, as those of bench train and kernels have it"
+            f"not comparable: a record of {old['name']} has no calibration loop, which those of bench train and kernels have; "
+            "measure again with these, or use --base REV"
         )
     gap = float(np.median(loops[1]) / np.median(loops[0]))
     if abs(np.log(gap)) >= np.log1p(stats.CALIBRATIONS):
@@ -48,11 +48,11 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
             f"not comparable: the calibration loop took {gap:.3f} times as long in the second record; expected within "
             f"{stats.CALIBRATIONS:.0%}: another machine, or a busier one; use --base REV, which interleaves"
         )
-    before, after = keyed(old), keyed(new)
-    common = [key for key in before if key in after and before[key]["unit"] == "s"]
+    was, now = keyed(old), keyed(new)
+    common = [key for key in was if key in now and was[key]["unit"] == "s"]
     if not common:
         raise InputError(f"not comparable: {old['name']} and {new['name']} have no measurement in common")
-    return {key: stats.unpaired_ratio(before[key]["samples"], after[key]["samples"]) for key in common}
+    return {key: stats.unpaired_ratio(was[key]["samples"], now[key]["samples"]) for key in common}
 
 
 class Side(Protocol):

@@ -165,8 +165,7 @@ def measure(
     }  # fmt: skip
     where = device.type if on_gpu else f"cpu-t{torch.get_num_threads()}"
     loop, loops = calibrate.calibration_loop(device), list[float]()
-    calibration = peaks | {"loop_s": loops}
-    record = records.make("kernels", "-".join(("kernels", where, *names)), conditions, []) | {"calibration": calibration}
+    record = records.make("kernels", "-".join(("kernels", where, *names)), conditions, [], peaks | {"loop_s": loops})
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for case in cases(device, small=not on_gpu):

@@ -141,6 +141,11 @@ def _from_1(old: Record) -> Record:
     }  # fmt: skip
 
 
+def lasting(conditions: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """Conditions without those of the moment, and without ``but``: what two records must share to be about the same thing."""
+    return {name: value for name, value in conditions.items() if name not in ("load_1min", *but)}
+
+
 def keyed(record: Record) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Measurements by (case, phase, variant)."""
     return {(m["case"], m["phase"], m["variant"]): m for m in record["measurements"]}

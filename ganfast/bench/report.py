@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ganfast.bench.records import Record
+from ganfast.bench.records import Record, lasting
 from ganfast.errors import InputError
 
 COLOURS = ("#9a9a9a", "#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#bab0ac")
@@ -61,24 +61,20 @@ def markdown(found: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-_DEPENDS = {"images", "load_1min"}  # on what is swept, or on the moment
-
-
 def sweeps(trains: Sequence[Record]) -> dict[str, list[Record]]:
     """Records of one machine and code that differ in nothing but batch, width or size, three or more; by axis and preset."""
     found: dict[str, list[Record]] = {}
     for axis in ("batch", "width", "size"):
         groups: dict[Any, list[Record]] = {}
         for r in trains:
-            same = {name: value for name, value in r["conditions"].items() if name not in {axis, *_DEPENDS}}
+            same = lasting(r["conditions"], axis, "images")  # of an iteration: as many as its batches hold
             machine = [r["environment"].get(name) for name in ("cpu", "gpu", "torch")]
             groups.setdefault(json.dumps([same, machine, r.get("code")], sort_keys=True), []).append(r)
         for group in groups.values():
             if len({r["conditions"].get(axis) for r in group}) >= 3:
-                name = stem = f"{axis}-{group[0]['conditions']['preset']}"
-                while name in found:
-                    name = f"{stem}-{1 + int(name.removeprefix(stem).lstrip('-') or 1)}"
-                found[name] = sorted(group, key=lambda r: r["conditions"][axis])
+                stem = f"{axis}-{group[0]['conditions']['preset']}"
+                names = (stem, *(f"{stem}-{number}" for number in range(2, len(found) + 2)))
+                found[next(name for name in names if name not in found)] = sorted(group, key=lambda r: r["conditions"][axis])
     return found
 
 

@@ -263,7 +263,7 @@ def _done(
     from ganfast.environment import environment
 
     problems = [Problem(setting) for setting in settings]
-    wanted = {name_of(problem): _comparable(_conditions(problem, plan)) for problem in problems}
+    wanted = {name_of(problem): records.lasting(_conditions(problem, plan)) for problem in problems}
     here, found = environment(), {}
     for path in sorted(folder.glob("*-train-*.json")):
         try:
@@ -277,15 +277,10 @@ def _done(
         whole = not old.get("partial") and rounds >= plan.rounds and names >= set(plan.variants)
         if plan.memory:
             whole = whole and all("peak_bytes" in m for m in old["measurements"] if m["phase"] == "critic")
-        same = _comparable(old["conditions"]) == wanted.get(old["name"])
+        same = records.lasting(old["conditions"]) == wanted.get(old["name"])
         if whole and same and versions and old.get("code") == records.code():
             found[old["name"]] = old
     return found
-
-
-def _comparable(conditions: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run of one setting."""
-    return {name: value for name, value in conditions.items() if name != "load_1min"}
 
 
 def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:

@@ -30,14 +30,14 @@ def model(args: list[str]) -> None:
 
     if bool(given.name) == given.all_presets:
         raise InputError("give a preset, as in ganfast bench model wgan-gp, or --all-presets")
+    if given.out and not given.check:
+        raise InputError("--out is for the records of --check; give both, or neither")
     given.preset = given.name or "wgan-gp"
     setting = setting_of(given)
     settings = [replace(setting, preset=name) for name in PRESETS] if given.all_presets else [setting]
     use_threads(given.threads)
     from ganfast.bench import model as costs
 
-    if given.out and not given.check:
-        raise InputError("--out is for the records of --check; give both, or neither")
     if given.check:
         from ganfast.bench.records import write
 
