@@ -9,7 +9,7 @@ from torch import nn
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.ema import average_of
-from ganfast.engine import CriticStep, GeneratorStep, draw
+from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.feed import Feed
 from ganfast.optim import FlatAdam
 from ganfast.phases import Graphs, Phase, Stats
@@ -46,9 +46,13 @@ class State:
 
 def train_loop(
     state: State, data: ResidentData, config: Config, critic_step: CriticStep, generator_step: GeneratorStep,
-    stop: Callable[[], bool], on_step: OnStep, autocast: torch.dtype | None = None,
+    stop: Callable[[], bool], on_step: OnStep, drawing: Drawing | None = None,
 ) -> None:  # fmt: skip
-    """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true."""
+    """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true.
+
+    ``drawing`` makes the critic's fakes; None = the generator as it is.
+    """
+    drawing = drawing or make_drawing(state.generator)
     feed, own = Feed(config, data), device_generator(data.device)
 
     def draw_ahead() -> Stats:
@@ -58,8 +62,7 @@ def train_loop(
     def critic_phase(with_penalty: bool) -> Stats:
         """Score reals above fakes of the same classes, and stay flat where the penalty asks for it."""
         given = feed.critic()
-        with torch.no_grad(), torch.autocast(data.device.type, autocast, enabled=autocast is not None):
-            fake = draw(state.optimizer_generator.computing, given.z, given.labels)
+        fake = drawing(given.z, given.labels)
         stats = critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
         state.optimizer_critic.step(given.rate, limit=config.loss.clip)
         feed.clock.add_(config.batch)

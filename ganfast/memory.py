@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ganfast.engine import CriticStep, GeneratorStep
+from ganfast.engine import CriticStep, Drawing, GeneratorStep
 from ganfast.errors import is_out_of_memory
 from ganfast.host_memory import give_back_freed_memory
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, count_cost
 from ganfast.saving import Copy
 
-MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep]]
+MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep, Drawing]]
 _STEPS = 5  # until phases are captured as graphs
 _ROOM = 0.5  # share of the free memory that counted bytes may take: what an operation borrows while it runs is not counted
 
@@ -67,7 +67,8 @@ def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     state.images = 0  # where a lazy penalty is due
     try:
         back.take(state)
-        train_loop(state, plan.data, few, *make_steps(plan), lambda: False, lambda *_: None, plan.autocast)
+        critic_step, generator_step, drawing = make_steps(plan)
+        train_loop(state, plan.data, few, critic_step, generator_step, lambda: False, lambda *_: None, drawing)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

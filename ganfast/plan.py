@@ -43,13 +43,8 @@ class Plan:
 
     @property
     def compile(self) -> bool:
-        """Whether the critic's steps are compiled."""
+        """Whether steps are compiled."""
         return self.device.type == "cuda" if self.config.compile == "auto" else self.config.compile == "on"
-
-    @property
-    def compile_generator(self) -> bool:
-        """The generator's step among them: on a GPU only, as on two CPU cores it took a quarter longer compiled."""
-        return self.compile and self.device.type == "cuda"
 
     def describe(self) -> str:
         """One line on what is about to run."""

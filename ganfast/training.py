@@ -19,7 +19,7 @@ from ganfast import disk, resume
 from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
 from ganfast.ema import reestimate_batchnorm
-from ganfast.engine import Choice, CriticStep, GeneratorStep, draw, make_critic_step, make_generator_step
+from ganfast.engine import Choice, CriticStep, Drawing, GeneratorStep, draw, make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
 from ganfast.export.latents import latents
@@ -134,7 +134,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
             folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None
         )  # fmt: skip
         held.callback(log.close)
-        critic_step, generator_step = _make_steps(plan)
+        critic_step, generator_step, drawing = _make_steps(plan)
         if not quiet:
             say(f"critic step: {critic_step.choice}")
         _write_engine(run, critic_step.choice)
@@ -144,7 +144,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
             if not found:
                 writer.samples()
             stop = lambda: bool(stopped)  # noqa: E731
-            train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, plan.autocast)
+            train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, drawing)
             writer.finish()
         _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
     if stopped:
@@ -160,12 +160,13 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     return run
 
 
-def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep]:
+def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     state, c = plan.state, plan.config
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     return (
         make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1]),
-        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile_generator, twins),
+        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins),
+        make_drawing(state.generator, plan.autocast, plan.compile, twins[0]),
     )
 
 

@@ -9,11 +9,15 @@ from torch import nn
 from ganfast.models.dropout import Dropout
 
 
+def masked(layer, like):
+    return layer.mask(layer.numbers(like), like)
+
+
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.9])
 def test_every_lane_of_the_random_words_drops_with_probability_p(p):
     torch.manual_seed(0)
     n = 1 << 18
-    kept = (Dropout(p).mask(torch.empty(4 * n)) != 0).view(n, 4).double()
+    kept = (masked(Dropout(p), torch.empty(4 * n)) != 0).view(n, 4).double()
     bound = 5 * math.sqrt(p * (1 - p) / n) + 2**-17
     assert ((1 - kept.mean(0)) - p).abs().max() <= bound
     centred = kept - kept.mean(0)
@@ -26,7 +30,7 @@ def test_every_lane_of_the_random_words_drops_with_probability_p(p):
 @pytest.mark.parametrize(("p", "level"), [(0.3, 19661), (0.5, 32768), (1e-9, 0), (1 - 1e-9, 65535), (0.25, 16384)])
 def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p, level):
     torch.manual_seed(1)
-    mask = Dropout(p).mask(torch.empty(1 << 18, dtype=torch.float64))
+    mask = masked(Dropout(p), torch.empty(1 << 18, dtype=torch.float64))
     assert {0.0, 65536 / (65536 - level)} >= set(mask.unique().tolist())
     assert (mask != 0).any()
 
@@ -36,8 +40,9 @@ def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p, level):
 def test_the_mask_is_shaped_typed_and_laid_out_as_what_it_is_for(shape, dtype):
     like = torch.zeros(shape, dtype=dtype)
     for layout in (like, like.to(memory_format=torch.channels_last) if like.dim() == 4 else like.t() if like.dim() == 2 else like):
-        mask = Dropout(0.3).mask(layout)
-        assert (mask.shape, mask.dtype, mask.stride()) == (layout.shape, dtype, layout.stride())
+        mask = masked(Dropout(0.3), layout)
+        assert (mask.shape, mask.dtype) == (layout.shape, dtype)
+        assert mask.stride() == layout.stride() or not mask.numel()
 
 
 def test_the_gradient_goes_where_the_value_went():

@@ -8,7 +8,7 @@ import torch
 
 from ganfast import loop
 from ganfast.config import Config, LogConfig, PenaltyConfig
-from ganfast.engine import make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError
 from ganfast.feed import Feed
 from ganfast.loop import train_loop
@@ -58,9 +58,10 @@ def trained(plan: Plan, twins: bool = True):
     twins = (state.optimizer_generator.computing, state.optimizer_critic.computing) if twins else (None, None)
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, computing=twins[1])
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, computing=twins[0] and twins)
+    drawing = make_drawing(state.generator, plan.autocast, computing=twins[0])
     before = addresses(plan)
     on_step = lambda _, critic, generator: seen.append([float(v) for v in (*critic.values(), *generator.values())])  # noqa: E731
-    train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, plan.autocast)
+    train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, drawing)
     assert addresses(plan) == before  # a captured phase knows no others
     return tensors(plan), seen
 

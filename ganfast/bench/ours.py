@@ -9,7 +9,7 @@ from ganfast.bench.problem import Inputs, Problem
 from ganfast.config import EngineName
 from ganfast.data.resident import ResidentData
 from ganfast.device import prepared
-from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.feed import CriticFeed, Feed, GeneratorFeed
 from ganfast.loop import State
 from ganfast.phases import Graphs, Phase, Stats
@@ -41,8 +41,9 @@ class Ours:
             self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False, computing=twins[1]
         )
         self.generator_step = make_generator_step(
-            self.generator, self.critic, c.loss, problem.autocast, compile and device.type == "cuda", twins
+            self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False
         )
+        self._drawn = make_drawing(self.generator, problem.autocast, compile, twins[0])
         graphs = Graphs("on" if graph else "off", device)
         self.phases: dict[str, Step] = {
             "critic": self._turning("critic", c.penalty.active, graphs),
@@ -89,9 +90,8 @@ class Ours:
         return {}
 
     def _critic_phase(self, with_penalty: bool) -> Stats:
-        c, given, device = self.problem.config, self.feed.critic(), self.problem.device
-        with torch.no_grad(), torch.autocast(device.type, self.problem.autocast, enabled=self.problem.autocast is not None):
-            fake = draw(self.adam_generator.computing, given.z, given.labels)
+        c, given = self.problem.config, self.feed.critic()
+        fake = self._drawn(given.z, given.labels)
         stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
         self.adam_critic.step(given.rate, limit=c.loss.clip)
         self.feed.clock.add_(c.batch)

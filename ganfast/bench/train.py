@@ -18,6 +18,7 @@ from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
+from ganfast.engine.compiled import graphs
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 
@@ -182,7 +183,7 @@ def compilations() -> int:
     """Graphs that torch.compile and ganfast's own recording have made so far in this process."""
     from torch._dynamo.utils import counters
 
-    return int(counters["stats"]["unique_graphs"]) + int(counters["inductor"]["fxgraph_cache_miss"])
+    return int(counters["stats"]["unique_graphs"]) + int(counters["inductor"]["fxgraph_cache_miss"]) + graphs.total()
 
 
 def name_of(problem: Problem) -> str:

@@ -23,6 +23,7 @@ from ganfast.engine.weights import EffectiveWeights
 from ganfast.errors import InputError, is_out_of_memory
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
+from ganfast.models.members import modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import interpolate, perturb
 
@@ -131,19 +132,6 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
     return Choice("autograd" if compile or (on_gpu and penalised) else "reference", compile, why)
 
 
-def _computed_by(critic: nn.Module) -> list[tuple[Any, ...]]:
-    """What a user may change of modules between two steps that an engine has taken into account when it was made."""
-    return [
-        (
-            m.training,
-            *(getattr(m, name, None) for name in ("momentum", "eps", "p")),
-            len(m._forward_hooks),
-            len(m._forward_pre_hooks),
-        )
-        for m in critic.modules()
-    ]
-
-
 class CriticStep:
     """Made by `make_critic_step`. ``choice`` says which engine it uses, ``gradients.flat`` is where all gradients lie."""
 
@@ -159,7 +147,7 @@ class CriticStep:
         """Choice, buffers and engine for the critic as it stands."""
         self.choice = choose(self.critic, self.penalties, *self._asked)
         self.gradients = FlatGradients(self.critic)
-        self._modes = _computed_by(self.critic)
+        self._modes = modes(self.critic)
         self._run = self._engine(self.choice)
         self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
 
@@ -186,7 +174,7 @@ class CriticStep:
             raise InputError(f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape")
         if getattr(self.critic, "takes_labels", False) and real_labels is None:
             raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
-        if not self.gradients.fits or self._modes != _computed_by(self.critic):
+        if not self.gradients.fits or self._modes != modes(self.critic):
             self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)

@@ -36,7 +36,8 @@ class Draws:
         known = inputs.real.shape, inputs.real.dtype
         if known not in self._likes:
             self._likes[known] = self._given(inputs)
-        likes = [torch.empty_like(x, device=inputs.real.device) for x in self._likes[known]]
+        device = inputs.real.device
+        likes = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in self._likes[known]]
         starts = Rows.starts(len(inputs.real), 2 + len(inputs.points), self.penalties)
         blocks = {at: [step.layer.draw(like) for step, like in zip(self._steps, likes, strict=True)] for at in starts}
         in_rows = [blocks[at] for at in sorted(blocks)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.errors import InputError
+from ganfast.models.members import parameters
 
 
 class FlatGradients:
@@ -24,7 +25,7 @@ class FlatGradients:
         self.views = views_of(self.flat, self.parameters)
 
     def _state(self) -> list[tuple[int, tuple[int, ...], torch.device]]:
-        return [(id(p), p.stride(), p.device) for p in self.net.parameters() if p.requires_grad]
+        return [(id(p), p.stride(), p.device) for p in parameters(self.net) if p.requires_grad]
 
     @property
     def fits(self) -> bool:

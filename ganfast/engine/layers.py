@@ -275,16 +275,18 @@ class LeakyReLU(Layer):
 
 @dataclass
 class Dropout(Layer):
-    """x times a random mask (Srivastava 2014), which is the second input."""
+    """x times a random mask (Srivastava 2014), made of the numbers that are the second input."""
 
-    mask: Callable[[Tensor], Tensor]  # one that is shaped as its argument
+    numbers: Callable[[Tensor], Tensor]  # random ones, shaped and laid out as its argument
+    mask: Callable[[Tensor, Tensor], Tensor]  # of numbers, for the tensor that it is to multiply
     draws = True
 
     def draw(self, like: Tensor) -> Tensor:
-        return self.mask(like)
+        return self.numbers(like)
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
-        return x[0] * x[1], (x[1],)
+        mask = self.mask(x[1], x[0])
+        return x[0] * mask, (mask,)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
         return (dy * kept[0],)

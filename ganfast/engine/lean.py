@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ganfast.engine.convolution import Convolution
 from ganfast.engine.thin import MOST, is_thin
+from ganfast.models.members import modules
 from ganfast.models.parts import laid_out_like
 
 aten = torch.ops.aten
@@ -140,7 +141,7 @@ class ThinConvolutions:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._changed = [m for m in net.modules() if _may_be_thin(m)]
+        self._changed = [m for m in modules(net) if _may_be_thin(m)]
 
     def __enter__(self) -> None:
         for module in self._changed:

@@ -196,12 +196,16 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() if isinstance(m, nn.Identity) or m.p == 0 or not m.training:
             return []
         case Dropout():
-            return [L.Dropout(m.mask)]
+            return [L.Dropout(m.numbers, m.mask)]
         case nn.Dropout():
-            return [L.Dropout(lambda x: F.dropout(torch.ones_like(x), m.p))]
+            return [L.Dropout(lambda x: F.dropout(torch.ones_like(x), m.p), _as_drawn)]
         case nn.Dropout2d():
-            return [L.Dropout(lambda x: F.dropout2d(torch.ones_like(x), m.p))]
+            return [L.Dropout(lambda x: F.dropout2d(torch.ones_like(x), m.p), _as_drawn)]
     return None
+
+
+def _as_drawn(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers
 
 
 def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> list[L.Layer]:

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ganfast.engine.spectral import Back, normalised, spectral_of
+from ganfast.models.members import named_parameters, parameters, paths
 
 _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
@@ -39,21 +41,22 @@ class EffectiveWeights:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self.values = {name: p.detach() for name, p in net.named_parameters(remove_duplicate=False)}
+        self._named = named_parameters(net)
+        self.values = {name: p.detach() for name, p in self._named}
         self._made: dict[str, Tensor] = {}
         self._normed: dict[str, tuple[nn.Parameter, Back]] = {}
-        for path, module in net.named_modules():
-            if is_parametrized(module):
-                for tensor in module.parametrizations:
-                    name = f"{path}.{tensor}" if path else tensor
-                    if norm := spectral_of(module, tensor):
-                        original = module.parametrizations[tensor].original
-                        self.values[name], back = normalised(original, norm)
-                        self._normed[name] = original, back
-                        continue
-                    with torch.enable_grad():
-                        self._made[name] = getattr(module, tensor)
-                    self.values[name] = self._made[name].detach()
+        for path, module in _parametrised(net):
+            made: Any = module.parametrizations
+            for tensor in made:
+                name = f"{path}.{tensor}" if path else tensor
+                if norm := spectral_of(module, tensor):
+                    original = made[tensor].original
+                    self.values[name], back = normalised(original, norm)
+                    self._normed[name] = original, back
+                    continue
+                with torch.enable_grad():
+                    self._made[name] = getattr(module, tensor)
+                self.values[name] = self._made[name].detach()
 
     def parameter_gradients(self, gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
         """From gradients of the effective weights to those of the trainable parameters, in their order; None = 0.
@@ -76,6 +79,12 @@ class EffectiveWeights:
         for name, (original, back) in self._normed.items():
             if name in gradients and original.requires_grad:
                 add(original, back(gradients[name].to(original.dtype)))
-        for name, p in self.net.named_parameters(remove_duplicate=False):
+        for name, p in self._named:
             add(p, gradients.get(name))
-        return [total.get(id(p)) for p in self.net.parameters() if p.requires_grad]
+        return [total.get(id(p)) for p in parameters(self.net) if p.requires_grad]
+
+
+def _parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """By its first path."""
+    found = {id(module): (path, module) for path, module in reversed(paths(net)) if "parametrizations" in module._modules}
+    return [(path, module) for path, module in reversed(found.values()) if is_parametrized(module)]

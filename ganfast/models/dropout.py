@@ -15,14 +15,21 @@ class Dropout(nn.Dropout):
     """`torch.nn.Dropout`; on a CPU with other numbers of torch's generator, and ``p`` as the nearest multiple of 2**-16 below 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask(x) if self.training and self.p > 0 else x
+        return x * self.mask(self.numbers(x), x) if self.training and self.p > 0 else x
 
-    def mask(self, like: Tensor) -> Tensor:
-        """0 with probability p, else 1 / (1 - p): shaped, typed and laid out as ``like``."""
+    def numbers(self, like: Tensor) -> Tensor:
+        """What `mask` is made of, laid out as ``like``: float32 whole numbers on a CPU, elsewhere the mask itself."""
         if like.device.type != "cpu":
             return F.dropout(torch.ones_like(like), self.p)
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)
+        return words.as_strided(like.shape, torch.empty_like(like, dtype=torch.int16).stride()).float()
+
+    def mask(self, numbers: Tensor, like: Tensor) -> Tensor:
+        """0 with probability p, else 1 / (1 - p): laid out as ``numbers``, typed as ``like``."""
+        if like.device.type != "cpu":
+            return numbers
         dropped = min(round(self.p * _LEVELS), _LEVELS - 1)
-        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)
-        mask = torch.empty_like(like)
-        mask.as_strided((like.numel(),), (1,)).copy_(numbers[: like.numel()] >= dropped - _LEVELS // 2)
-        return mask.mul_(_LEVELS / (_LEVELS - dropped))
+        numbers = numbers.double() if like.dtype == torch.float64 else numbers
+        scale = torch.full_like(numbers, _LEVELS / (_LEVELS - dropped))
+        # In a tenth of the time of a comparison and of what makes numbers of its truth values.
+        return torch.ops.aten.threshold_backward(scale, numbers, dropped - _LEVELS // 2 - 1).to(like.dtype)

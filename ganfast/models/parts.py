@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from ganfast.models.members import modules
+
 LEAK = 0.2  # slope of the critic's leaky ReLU, DCGAN section 3
 
 
@@ -111,7 +113,7 @@ def spectral(module: nn.Module) -> nn.Module:
 @contextmanager
 def held_power_iteration(net: nn.Module) -> Iterator[None]:
     """Spectral normalisation uses its estimates inside without improving them: one power iteration a critic step is enough."""
-    estimates = [m for m in net.modules() if isinstance(m, _SpectralNorm) and m.training]
+    estimates = [m for m in modules(net) if isinstance(m, _SpectralNorm) and m.training]
     for estimate in estimates:
         estimate.eval()
     try:

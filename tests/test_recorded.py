@@ -1,0 +1,276 @@
+"""Compiled generator steps and drawings: one graph each that computes what the networks compute, in every step that follows."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from ganfast.bench.problem import Problem
+from ganfast.bench.setting import Setting
+from ganfast.config import LossConfig
+from ganfast.engine import make_drawing, make_generator_step
+from ganfast.engine.check import relative_error
+from ganfast.engine.compiled import compiled, graphs
+from ganfast.engine.recorded import Recorded
+from ganfast.models.dropout import Dropout
+from ganfast.models.members import modules, named_buffers, named_parameters, parameters, paths
+from ganfast.models.parts import spectral
+from ganfast.presets import PRESETS
+from tests.test_engine_reference import CLASSES, LABELS, given, latents, small_critic, small_generator
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, inside torch
+QUICK = ("gan", "acgan", "rpgan")  # dropout and batch norms; a class head; two judgements in one step
+
+
+def pair(preset):
+    problem = Problem(Setting(preset, size=16, width=4, batch=6, classes=3))
+    return problem.config, *problem.networks(0)
+
+
+def fed(config, n=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z, real = torch.randn(n, config.net.latent, generator=g), torch.rand(n, 1, 16, 16, generator=g) * 2 - 1
+    return z, torch.arange(n) % 3, real if config.loss.kind == "relativistic" else None
+
+
+def of(generator, critic):
+    """All that a generator step changes, and where torch's generator stands."""
+    return [p.grad for p in generator.parameters()], [*generator.buffers(), *critic.buffers()], torch.random.get_rng_state()
+
+
+def assert_alike(mine, theirs, tolerance=2e-5):
+    assert relative_error(mine[0], theirs[0]) <= tolerance
+    for found, exact in zip(mine[0], theirs[0], strict=True):  # a bias before a batch norm has rounding for a gradient
+        assert (found - exact).norm() <= tolerance * exact.norm() + 1e-6
+    for found, exact in zip(mine[1], theirs[1], strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+    assert torch.equal(mine[2], theirs[2]), "as many numbers are drawn"
+
+
+@pytest.mark.parametrize("preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.accept) for p in PRESETS])
+def test_a_compiled_step_is_the_step_that_is_not(preset, caplog):
+    config, *nets = pair(preset)
+    found = {}
+    for compile in (True, False):
+        generator, critic = copy.deepcopy(nets)
+        step = make_generator_step(generator, critic, config.loss, compile=compile)
+        torch.manual_seed(5)
+        found[compile] = []
+        for seed in (1, 2):
+            stats = step(*fed(config, seed=seed))
+            found[compile].append((*copy.deepcopy(of(generator, critic)), stats))
+        assert step.compiled == compile
+    for mine, theirs in zip(found[True], found[False], strict=True):
+        assert_alike(mine[:3], theirs[:3])
+        assert mine[3].keys() == theirs[3].keys()
+        for name, value in mine[3].items():
+            assert value.item() == pytest.approx(theirs[3][name].item(), rel=1e-5, abs=1e-6)
+    assert any(b.dtype == torch.int64 and b > 0 for b in found[True][0][1]) == any(
+        b.dtype == torch.int64 for b in nets[0].buffers()
+    )
+    assert not [r for r in caplog.records if r.name == "ganfast"]
+
+
+@pytest.mark.parametrize("preset", ["gan", "wgan-gp"])
+def test_a_compiled_drawing_is_the_drawing_and_moves_the_statistics_of_batch_norms_as_it_does(preset):
+    config, generator, _ = pair(preset)
+    twin = copy.deepcopy(generator)
+    draw, plain = make_drawing(generator, compile=True), make_drawing(twin)
+    before = graphs.total()
+    for seed in (1, 2):
+        z, labels, _ = fed(config, seed=seed)
+        mine, theirs = draw(z, labels), plain(z, labels)
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert graphs.total() == before + 1
+    for one, other in zip(generator.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert [b.item() for b in generator.buffers() if b.dtype == torch.int64] == [2] * sum(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in generator.modules()
+    )
+
+
+def changed_batch(generator, critic):
+    return None
+
+
+def frozen(generator, critic):
+    generator.project.weight.requires_grad_(False)
+
+
+def other_dropout(generator, critic):
+    next(m for m in critic.modules() if isinstance(m, Dropout)).p = 0.7
+
+
+def judged_in_eval_mode(generator, critic):
+    critic.eval()
+
+
+def laid_out_anew(generator, critic):
+    layer = generator.layers[-2]
+    layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def moved_weights(generator, critic):
+    with torch.no_grad():
+        for p in (*generator.parameters(), *critic.parameters()):
+            p.mul_(1.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [(changed_batch, 1), (frozen, 1), (other_dropout, 1), (judged_in_eval_mode, 1), (laid_out_anew, 1), (moved_weights, 0)],
+)
+def test_what_changes_between_two_steps_is_seen(change, anew):
+    config, *nets = pair("gan")
+    found, made = [], []
+    for compile in (True, False):
+        generator, critic = copy.deepcopy(nets)
+        step = make_generator_step(generator, critic, config.loss, compile=compile)
+        torch.manual_seed(5)
+        step(*fed(config))
+        change(generator, critic)
+        before = graphs.total()
+        step(*fed(config, n=4 if change is changed_batch else 6, seed=3))
+        made.append(graphs.total() - before)
+        found.append(([p.grad for p in generator.parameters() if p.requires_grad], *of(generator, critic)[1:]))
+    assert_alike(*found)
+    assert made == [anew, 0]
+
+
+@pytest.mark.accept
+def test_twins_in_bf16_are_what_is_computed_with(caplog):
+    config, *nets = pair("wgan-gp")
+    exact = copy.deepcopy(nets)
+    make_generator_step(*exact, config.loss)(*fed(config))
+    errors = {}
+    for compile in (True, False):
+        generator, critic = copy.deepcopy(nets)
+        twins = tuple(copy.deepcopy(net).to(torch.bfloat16) for net in (generator, critic))
+        step = make_generator_step(generator, critic, config.loss, torch.bfloat16, compile, twins)
+        step(*fed(config))
+        found = [p.grad for p in generator.parameters()]
+        errors[compile] = relative_error(found, [p.grad for p in exact[0].parameters()])
+        assert step.compiled == compile
+        assert {g.dtype for g in found} == {torch.float32}
+    assert 1e-4 < errors[True] < 1.5 * errors[False]
+    assert not [r for r in caplog.records if r.name == "ganfast"]
+
+
+class Growing(nn.Module):
+    """What it computes depends on how often it was called."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.calls * x
+
+
+def hooked():
+    layer = nn.Identity()
+    layer.register_forward_hook(lambda module, given, found: found * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Growing, "Growing is a class of its own"),
+        (hooked, "Identity has hooks"),
+        (lambda: nn.Dropout(0.3), "Dropout draws numbers"),
+    ],
+)
+def test_layers_that_a_graph_would_freeze_are_left_to_eager_torch_and_named(layer, said, caplog):
+    with caplog.at_level(logging.WARNING, "ganfast"):
+        critic = small_critic(dtype=torch.float32)
+        critic.trunk.append(layer())
+        generator = small_generator(dtype=torch.float32)
+        step = make_generator_step(generator, critic, LossConfig(), compile=True)
+    assert not step.compiled
+    assert said in caplog.text
+    generator.layers.insert(0, layer())
+    before = graphs.total()
+    make_drawing(generator, compile=True)(latents(torch.float32), None)
+    assert graphs.total() == before
+
+
+def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, caplog):
+    real = Recorded.__call__
+
+    def wrong(self, *args):
+        found, stats = real(self, *args)
+        return [1.01 * g for g in found], stats
+
+    monkeypatch.setattr(Recorded, "__call__", wrong)
+    generators = []
+    for compile in (True, False):
+        generator, critic = small_generator(dtype=torch.float32), small_critic(dtype=torch.float32)
+        step = make_generator_step(generator, critic, LossConfig(), compile=compile)
+        for _ in range(2):
+            step(latents(torch.float32))
+        assert not step.compiled
+        generators.append(generator)
+    assert caplog.text.count("generator step: not compiled (RuntimeError: its gradients are 0.01 off") == 1
+    for p, q in zip(*(g.parameters() for g in generators), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no C++ compiler\nanywhere")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    generator, critic = small_generator(CLASSES, torch.float32), small_critic("projection", torch.float32)
+    step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
+    for _ in range(2):
+        step(latents(torch.float32), LABELS, given(torch.float32)["real"])
+    assert caplog.text.count("generator step: not compiled (RuntimeError: no C++ compiler anywhere)") == 1
+    assert all(p.grad is not None for p in generator.parameters())
+
+
+def test_a_graph_is_found_by_all_that_it_depends_on():
+    calls = []
+
+    def function(named, pair, flag):
+        calls.append(1)
+        return {"sum": named["a"] + pair[0], "rest": [named["b"] * 2, (pair[1],)] if flag else [pair[1], (named["b"],)]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+        run = compiled(function)
+        a, b, c, d = torch.randn(4, 3).unbind(0)
+        for flag in (True, False, True):
+            expected = function({"a": a, "b": b}, (c, d), flag)
+            found = run({"a": a, "b": b}, (c, d), flag)
+            assert torch.equal(found["sum"], expected["sum"])
+            assert torch.equal(found["rest"][0], expected["rest"][0])
+            assert torch.equal(found["rest"][1][0], expected["rest"][1][0])
+        assert len(calls) == 3 + 2
+        for other in (a[:2], a.double(), torch.randn(6)[::2]):  # another shape, type, layout
+            run({"a": other, "b": b}, (c[: len(other)], d), True)
+        assert len(calls) == 3 + 2 + 3
+        run({"b": b, "a": a}, (c, d), True)  # names in another order are other arguments
+        assert len(calls) == 3 + 2 + 4
+
+
+def shared():
+    """One layer under two names, a missing one, a normalised weight, a tied parameter."""
+    layer = nn.Linear(3, 3)
+    net = nn.Sequential(layer, nn.BatchNorm1d(3), nn.Sequential(layer, nn.Linear(3, 3, bias=False)), spectral(nn.Linear(3, 3)))
+    net[2][1].weight = layer.weight
+    net.register_module("none", None)
+    return net
+
+
+@pytest.mark.parametrize("net", [shared, lambda: pair("gan")[1], lambda: pair("hinge")[2], lambda: nn.Linear(2, 2)])
+def test_members_are_those_of_torchs_walks(net):
+    net = net()
+    same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]  # noqa: E731
+    assert same(paths(net), net.named_modules(remove_duplicate=False))
+    assert same(named_parameters(net), net.named_parameters(remove_duplicate=False))
+    assert same(named_buffers(net), net.named_buffers(remove_duplicate=False))
+    assert [*map(id, modules(net))] == [*map(id, net.modules())]
+    assert [*map(id, parameters(net))] == [*map(id, net.parameters())]
