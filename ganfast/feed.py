@@ -24,7 +24,7 @@ class CriticFeed:
     real: Tensor  # (N, C, H, W) in [-1, 1]
     labels: Tensor | None  # int64 (N,), only where classes are learnt
     z: Tensor  # (N, latent)
-    eps: Tensor  # (N,) in [0, 1)
+    eps: Tensor | None  # (N,) in [0, 1), only under WGAN-GP
     noise: Tensor | None  # like real in [0, 1), only under DRAGAN
     rate: Tensor  # learning rate, float64 0-d
 
@@ -56,7 +56,8 @@ class Feed:
         self._positions = torch.zeros(self.ahead * turns, c.batch, dtype=torch.int64, device=device)
         self._mirrored = torch.zeros(self.ahead * turns, c.batch, dtype=torch.bool, device=device) if data.flip else None
         self._z = torch.zeros(self.ahead * turns, c.batch, c.net.latent, device=device)
-        self._eps = torch.zeros(self.ahead * turns, c.batch, device=device)
+        interpolates = c.penalty.active and c.penalty.kind == "wgan-gp"
+        self._eps = torch.zeros(self.ahead * turns, c.batch, device=device) if interpolates else None
         self._z_generator = torch.zeros(self.ahead, c.batch, c.net.latent, device=device)
         self._rates = torch.zeros(self.ahead, 3, dtype=torch.float64, device=device)
 
@@ -80,7 +81,8 @@ class Feed:
         if self._mirrored is not None and mirrored is not None:
             self._mirrored.copy_(mirrored.view_as(self._mirrored))
         self._z.copy_(normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent).view_as(self._z))
-        self._eps.copy_(uniform(c.seed, Purpose.EPSILON, index).view_as(self._eps))
+        if self._eps is not None:
+            self._eps.copy_(uniform(c.seed, Purpose.EPSILON, index).view_as(self._eps))
         self._z_generator.copy_(normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent).view_as(self._z_generator))
         factor, shown = schedule(c, steps), steps + self.step_images
         decay = ema_decay(self.step_images, shown, c.ema_kimg)
@@ -92,7 +94,8 @@ class Feed:
         position = _row(self._positions, turn)
         real = self._pictures(position, turn)
         rate = _row(self._rates, turn // self.config.optim.critic_steps)[0]
-        return CriticFeed(real, self._labels(position), _row(self._z, turn), _row(self._eps, turn), self._noise(real), rate)
+        eps = None if self._eps is None else _row(self._eps, turn)
+        return CriticFeed(real, self._labels(position), _row(self._z, turn), eps, self._noise(real), rate)
 
     def generator(self) -> GeneratorFeed:
         """For the generator step behind the last of its critic steps, the clock standing at its end."""

@@ -64,7 +64,7 @@ def train_loop(
         given = feed.critic()
         fake = drawing(given.z, given.labels)
         stats = critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
-        state.optimizer_critic.step(given.rate, limit=config.loss.clip)
+        state.optimizer_critic.move(given.rate, limit=config.loss.clip)
         feed.clock.add_(config.batch)
         return stats
 
@@ -72,7 +72,7 @@ def train_loop(
         """Make fakes that the critic scores high, of the classes last shown; the average follows."""
         given = feed.generator()
         stats = generator_step(given.z, given.labels, given.real)
-        state.optimizer_generator.step(given.rate, given.decay)
+        state.optimizer_generator.move(given.rate, given.decay)
         return stats
 
     graphs = Graphs(config.cuda_graphs, data.device, "" if data.resident else "the pictures are streamed from host memory")

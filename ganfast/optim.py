@@ -28,7 +28,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     Args:
         net: whose trainable parameters to move, all of one type.
-        rate: learning rate where `step` is given none.
+        rate: learning rate where `move` is given none.
         optim: betas.
         average: a copy of ``net`` that follows it; None = none.
         compute: the type that ``net`` is computed in, where autocast would cast its weights again and again; None = as it is.
@@ -59,8 +59,12 @@ class FlatAdam(torch.optim.Optimizer):
         low = {} if self._low is None else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
         self.computing = computing_copy(net, low) if low else net
 
-    @torch.no_grad()
     def step(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:  # type: ignore[override]
+        """`move`, in the hooks that torch puts around this name."""
+        self.move(rate, decay, limit)
+
+    @torch.no_grad()
+    def move(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:
         """Move the weights by their gradients, then the average after them, and renew the copies.
 
         Args:

@@ -10,7 +10,9 @@ device, compiles and can be captured. `ganfast.export.latents` is the same funct
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ganfast.kernels._triton import blocks, jit, launch, tl, use_triton
@@ -38,6 +40,13 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 (N, count): the bits of NumPy's uint64 words.
     """
+    if type(index) is Tensor and index.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _words_on_host(seed, stream, index, count)
+    return _words_on_device(seed, stream, index, count)
+
+
+def _words_on_device(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """The definition of `philox_words`."""
     blocks = -(-count // 4)
     block = torch.arange(1, blocks + 1, device=index.device)  # NumPy advances the counter before its first block
     c0 = block.expand(len(index), blocks).reshape(-1)
@@ -57,6 +66,51 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     middle = a1 * m0 + ((a0 * m0 >> 32) & _LOW32)
     carry = (middle & _LOW32) + a0 * m1
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
+
+
+_CHUNK = 1 << 13  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+_HALF = np.uint64(32)
+
+
+def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """In half the time: with NumPy's unsigned words, whose halves need no masks behind a shift, in place."""
+    blocks, rows = -(-count // 4), index.numpy().view(np.uint64)
+    words = np.empty((len(rows), blocks, 4), np.uint64)
+    keys = [
+        [np.uint64((key + round_ * step) % (1 << 64)) for key, step in zip((seed, stream), _WEYL, strict=True)]
+        for round_ in range(_ROUNDS)
+    ]
+    step = max(1, _CHUNK // max(1, blocks))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        c0, c1 = np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some)), np.repeat(some, blocks)
+        c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+        for k0, k1 in keys:
+            (high0, low0), (high1, low1) = _multiply_on_host(c0, _MULTIPLIERS[0]), _multiply_on_host(c2, _MULTIPLIERS[1])
+            high1 ^= c1
+            high1 ^= k0
+            high0 ^= c3
+            high0 ^= k1
+            c0, c1, c2, c3 = high1, low1, high0, low0
+        words[start : start + step] = np.stack((c0, c1, c2, c3), axis=1).reshape(len(some), blocks, 4)
+    return torch.from_numpy(words.view(np.int64).reshape(len(rows), blocks * 4)[:, :count])
+
+
+def _multiply_on_host(a: NDArray[np.uint64], multiplier: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """High and low 64 bits of the 128-bit product, from 32-bit halves."""
+    m0, m1 = np.uint64(multiplier & _LOW32), np.uint64(multiplier >> 32)
+    a0, high = a & _LOW32, a >> _HALF
+    middle = a0 * m0
+    middle >>= _HALF
+    middle += high * m0
+    a0 *= m1
+    a0 += middle & _LOW32
+    a0 >>= _HALF
+    high *= m1
+    middle >>= _HALF
+    high += middle
+    high += a0
+    return high, a * np.uint64(multiplier)
 
 
 def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:

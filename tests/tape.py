@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ganfast import random
+from ganfast.kernels import latents
 
 # A captured stream may not wait for the device: these hand a value, or a size that depends on values, to the host.
 HOST_READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item"}
@@ -17,21 +18,22 @@ HOST_READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_s
 class Tape(TorchDispatchMode):
     """Records every operation with the very tensors it was given. Play it back, and each writes where it wrote before.
 
-    Inside, shuffles are those of a GPU: a CPU's are made of NumPy's operations, which no graph would see.
+    Inside, random words and shuffles are those of a GPU: a CPU's are made of NumPy's operations, which no graph would see.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
-        self._shuffle = pytest.MonkeyPatch()
+        self._words = pytest.MonkeyPatch()
 
     def __enter__(self) -> Any:
-        self._shuffle.setattr(random, "_permuted_on_host", random._permuted_on_device)
+        self._words.setattr(random, "_permuted_on_host", random._permuted_on_device)
+        self._words.setattr(latents, "_words_on_host", latents._words_on_device)
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
-        self._shuffle.undo()
+        self._words.undo()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]

@@ -681,7 +681,7 @@ def test_bad_input_is_one_sentence(line, sentence, capsys):
 COMPARED = Setting("r1", "digits", width=16, batch=16)
 _PLANT = """
 
-_some, _plain_step = torch.full((96, 96), 1e-3), FlatAdam.step
+_some, _plain_step = torch.full((96, 96), 1e-3), FlatAdam.move
 
 
 def _slower_step(self, *args, **kwargs):
@@ -690,7 +690,7 @@ def _slower_step(self, *args, **kwargs):
     return _plain_step(self, *args, **kwargs)
 
 
-FlatAdam.step = _slower_step
+FlatAdam.move = _slower_step
 """
 
 

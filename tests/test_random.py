@@ -6,6 +6,7 @@ import torch
 
 from ganfast import random
 from ganfast.export import latents as host
+from ganfast.kernels import latents
 from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
 from ganfast.random import Purpose, noise, normal, permute, scalar_seed, uniform
 
@@ -34,6 +35,18 @@ def numpy_words(seed, stream, index, count):
 def shuffled(size, seed=0, purpose=Purpose.ORDER, epoch=0):
     position = torch.arange(size)
     return permute(position, size, seed, purpose, torch.full_like(position, epoch))
+
+
+@pytest.mark.parametrize("stream", [0, 13, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_words_are_the_same_by_both_ways(seed, stream):
+    """On a CPU in NumPy, in chunks; elsewhere, and in what is recorded or compiled, in torch."""
+    for rows, count in ((0, 3), (1, 0), (5, 9), (3000, 12), (1 << 14, 1)):
+        index = torch.randint(0, 2**63 - 1, (rows,))
+        found = latents._words_on_host(seed, stream, index, count)
+        assert (found.dtype, found.shape) == (torch.int64, (rows, count))
+        assert torch.equal(found, latents._words_on_device(seed, stream, index, count))
+        assert torch.equal(latents.philox_words(seed, stream, index[::2], count), found[::2])
 
 
 @pytest.mark.parametrize("stream", [0, 13, 2**63, 2**64 - 1])

@@ -71,9 +71,9 @@ class Ours:
         self.feed.clock.fill_(self.problem.config.batch if self._turns > 1 or phase == "generator" else 0)
         given: CriticFeed | GeneratorFeed = self.feed.critic() if phase == "critic" else self.feed.generator()
         real = torch.empty(0) if given.real is None else given.real
-        eps, noise = (given.eps, given.noise) if isinstance(given, CriticFeed) else (torch.empty(0), None)
+        eps, noise = (given.eps, given.noise) if isinstance(given, CriticFeed) else (None, None)
         self.rewind()
-        return Inputs(real, given.z, eps, noise, given.labels)
+        return Inputs(real, given.z, torch.empty(0) if eps is None else eps, noise, given.labels)
 
     def _turning(self, name: str, with_penalty: bool, graphs: Graphs) -> Step:
         return partial(self._turn, Phase(name, partial(self._critic_phase, with_penalty), graphs))
@@ -93,12 +93,12 @@ class Ours:
         c, given = self.problem.config, self.feed.critic()
         fake = self._drawn(given.z, given.labels)
         stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
-        self.adam_critic.step(given.rate, limit=c.loss.clip)
+        self.adam_critic.move(given.rate, limit=c.loss.clip)
         self.feed.clock.add_(c.batch)
         return stats
 
     def _generator_phase(self) -> Stats:
         given = self.feed.generator()
         stats = self.generator_step(given.z, given.labels, given.real)
-        self.adam_generator.step(given.rate, given.decay)
+        self.adam_generator.move(given.rate, given.decay)
         return stats
