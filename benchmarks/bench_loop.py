@@ -15,7 +15,7 @@ import pytest
 import torch
 from measure import interleaved, record
 
-from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.log import RunLog
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, make_plan
@@ -44,6 +44,7 @@ def bare(plan: Plan) -> Callable[[], None]:
     c, state = plan.config, plan.state
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    drawing = make_drawing(state.generator, plan.autocast)
     real, _ = plan.data.batch(0, c.batch)
     z = torch.randn(c.batch, c.net.latent, device=plan.device)
     eps, noise = torch.rand(c.batch, device=plan.device), torch.rand_like(real)
@@ -52,12 +53,10 @@ def bare(plan: Plan) -> Callable[[], None]:
     def run() -> None:
         for _ in range(STEPS):
             for _ in range(c.optim.critic_steps):
-                with torch.no_grad(), torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
-                    fake = draw(state.generator, z)
-                critic_step(real, fake, eps=eps, noise=noise)
-                state.optimizer_critic.step(limit=c.loss.clip)
+                critic_step(real, drawing(z, None), eps=eps, noise=noise)
+                state.optimizer_critic.move(limit=c.loss.clip)
             generator_step(z)
-            state.optimizer_generator.step(decay=decay)
+            state.optimizer_generator.move(decay=decay)
 
     return run
 
@@ -67,6 +66,7 @@ def whole(plan: Plan, folder: Path) -> Callable[[], None]:
     c, state = plan.config, plan.state
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
+    drawing = make_drawing(state.generator, plan.autocast)
     log = RunLog(folder, state.images, 1e12, tensorboard=True)
     images = c.batch * c.optim.critic_steps
 
@@ -78,7 +78,7 @@ def whole(plan: Plan, folder: Path) -> Callable[[], None]:
 
     def run() -> None:
         end = state.images + STEPS * images
-        train_loop(state, plan.data, c, critic_step, generator_step, lambda: state.images >= end, on_step, plan.autocast)
+        train_loop(state, plan.data, c, critic_step, generator_step, lambda: state.images >= end, on_step, drawing)
 
     return run
 

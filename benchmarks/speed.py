@@ -27,7 +27,7 @@ from ganfast.data import Pack
 from ganfast.data.pack import open_data
 from ganfast.device import find_device
 from ganfast.ema import reestimate_batchnorm
-from ganfast.engine import make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.extractors import find_extractor
 from ganfast.evaluate.scores import ClassScores, Frechet
@@ -113,7 +113,8 @@ def run(config: Config, goal: Goal, judge: Judge, looks: int, limit: float) -> d
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1])
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins)
-    train_loop(state, plan.data, c, critic_step, generator_step, stop, on_step, plan.autocast)
+    drawing = make_drawing(state.generator, plan.autocast, plan.compile, twins[0])
+    train_loop(state, plan.data, c, critic_step, generator_step, stop, on_step, drawing)
     reached = next((line for line in history if line["reached"]), None)
     return {
         "goal": goal.text, "reached": reached is not None, "seconds": reached["seconds"] if reached else None,
