@@ -345,7 +345,7 @@ def test_the_model_adds_what_each_operation_is_bound_by():
     from ganfast.bench.model import Machine, predicted
     from ganfast.bench.operations import Operation
 
-    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, 1e-7, 1e10, lanes=16, network_bytes_per_s=1e9)
+    machine = Machine("x", 1e12, 1e11, 1e9, 1e-6, 1e-7, 1e10, 1e-8, 1e10, lanes=16, network_bytes_per_s=1e9)
     work = [
         Operation("mm", 2e9, 1e3),  # 2 ms of products
         Operation("convolution", 1e8, 1e3, (32, 1)),  # 1 ms, on 1 of 16 channels: 16 ms
@@ -736,3 +736,41 @@ def test_a_planted_slowdown_of_10_percent_is_found_between_two_commits(tmp_path)
 def test_the_same_commit_is_not_called_different_in_20_repetitions():
     found = [compare.with_base("HEAD", COMPARED, 5, 30, 1) for _ in range(20)]
     assert {r.verdict for one in found for r in one.values()} == {"same"}
+
+
+def test_passes_of_numpy_are_as_many_as_the_model_takes_them_for():
+    from ganfast import random
+    from ganfast.bench.operations import OperationCount
+    from ganfast.kernels import latents
+
+    class Counted(np.ndarray):
+        calls = 0
+
+        def __array_ufunc__(self, ufunc, method, *given, out=None, **how):
+            Counted.calls += 1
+            plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in given]
+            into = {} if out is None else {"out": tuple(x.view(np.ndarray) if isinstance(x, Counted) else x for x in out)}
+            found = getattr(ufunc, method)(*plain, **into, **how)
+            return out[0] if out is not None else np.asarray(found).view(Counted)
+
+    words = np.arange(1, 9, dtype=np.uint64).view(Counted)
+    latents._multiply_on_host(words, latents._MULTIPLIERS[0])
+    assert latents._ROUNDS * (2 * Counted.calls + 4) == pytest.approx(latents.HOST_PASSES, abs=10)  # 4 keys and halves; tables
+    Counted.calls = 0
+    x, size = np.arange(8, dtype=np.uint32).view(Counted), np.array([8], np.uint32).view(Counted)
+    keys = np.ones((random._SHUFFLE_ROUNDS, 1), np.uint32).view(Counted)
+    random._rounds(x, size, keys, keys)
+    assert Counted.calls == random.HOST_PASSES
+
+    index = torch.arange(100)
+    drawn = lambda: (random.normal(0, random.Purpose.EPSILON, index, 6), random.permute(index, 100, 0, random.Purpose.ORDER, index))  # noqa: E731
+    plain = drawn()
+    counts = []
+    for numpy in (True, False):
+        with OperationCount(numpy) as count:
+            assert all(torch.equal(a, b) for a, b in zip(drawn(), plain, strict=True))
+        passes = [o for o in count.operations if o.numpy]
+        counts.append((len(passes), {(o.name, o.bytes) for o in passes}))
+    keys_of_a_shuffle = [("philox", 3 * 8 * 100)]  # each position has an epoch of its own here
+    assert counts[0][1] == {("philox", 3.0 * 8 * 200), ("shuffle", 3.0 * 4 * 100), *keys_of_a_shuffle}
+    assert counts[1][0] == 0

@@ -59,6 +59,13 @@ def test_words_are_those_of_numpys_philox(seed, stream):
         np.testing.assert_array_equal(host.philox_words(seed, stream, np.array(INDEX), count), expected)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_normals_lie_one_after_the_other(count):
+    found = latents_reference(3, 1, torch.tensor(INDEX), count)
+    assert found.is_contiguous()
+    np.testing.assert_array_equal(found.numpy(), host.latents(3, np.array(INDEX), count, 1))
+
+
 @pytest.mark.parametrize(("seed", "stream", "index", "words"), KNOWN)
 def test_known_words(seed, stream, index, words):
     assert philox_words(seed, stream, torch.tensor([index]), 4).numpy().view(np.uint64)[0].tolist() == words

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,7 +49,8 @@ def works(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Callable[
         "copy_bytes_per_s": (lambda: target.copy_(source), 2.0 * source.numel()),
         "pass_bytes_per_s": (passes, 2.0 * source.numel()),  # into memory as it comes
         "launches_per_s": _launches(device), "plain_launches_per_s": _plain(device, 64)[::2],
-        "plain_bytes_per_s": _plain(device, _DRAWN)[:2],
+        "plain_bytes_per_s": _plain(device, _DRAWN)[:2], "numpy_launches_per_s": _numpy(64)[::2],
+        "numpy_bytes_per_s": _numpy(1 << 13)[:2],
     }  # fmt: skip
 
 
@@ -106,6 +108,21 @@ def _plain(device: torch.device, numbers: int) -> tuple[Callable[[], object], fl
             (((x + 3) * x) >> 2) ^ x
 
     return run, 10.0 * rounds * x.nbytes, 4.0 * rounds
+
+
+def _numpy(words: int) -> tuple[Callable[[], object], float, float]:
+    """Passes of NumPy's in the caches, as random words are made of on a CPU; their bytes (twice read, once written), how many."""
+    x, rounds = np.ones(words, np.uint64), 20
+    shift, factor = np.uint64(32), np.uint64(0xD2E7470E)
+
+    def run() -> None:
+        for _ in range(rounds):
+            high = x >> shift
+            high *= factor
+            high += x & factor
+            high ^= x
+
+    return run, 5.0 * rounds * 3 * x.nbytes, 5.0 * rounds
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ in a ring: 2 (n - 1) / n of their bytes pass each link (Patarasu and Yuan 2009, 
 """
 
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 
 import torch
 
@@ -36,6 +36,8 @@ class Machine:
     launch_s: float  # of an operation of a training step
     plain_launch_s: float  # of one without autograd
     plain_bytes_per_s: float  # of a pass by one: what is drawn ahead is small and soon read again
+    numpy_launch_s: float  # of NumPy's, of which a CPU makes random words
+    numpy_bytes_per_s: float  # of a pass by one, over a chunk that stays in the caches
     lanes: int  # of a vector or matrix unit: convolutions compute on whole multiples of channels
     network_bytes_per_s: float = 0.0  # of one device, in one direction; 0 = it is alone
     source: str = ""
@@ -70,8 +72,8 @@ def gpu(name: str, precision: str = "bf16", captured: bool = True) -> Machine:
     flops = 1e12 * (bf16 if precision == "bf16" else fp32)
     launch = _REPLAYED_S if captured else _LAUNCHED_S
     return Machine(
-        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, launch, launch, _COPIES * memory * 1e12, 8,
-        _LINKS * link * 1e9, source,
+        title, _PRODUCTS * flops, _CONVOLUTIONS * flops, _COPIES * memory * 1e12, launch, launch, _COPIES * memory * 1e12, 0.0, inf,
+        8, _LINKS * link * 1e9, source,
     )  # fmt: skip
 
 
@@ -82,11 +84,11 @@ def here(setting: Setting) -> Machine:
 
 
 def _machine(name: str, rates: dict[str, float]) -> Machine:
-    names = "matrix_flops", "convolution_flops", "pass_bytes_per_s", "plain_bytes_per_s"
-    flops, convolutions, passes, plain_passes = (rates[k] for k in names)
-    launch, plain = (1 / rates[k] for k in ("launches_per_s", "plain_launches_per_s"))
+    names = "matrix_flops", "convolution_flops", "pass_bytes_per_s", "plain_bytes_per_s", "numpy_bytes_per_s"
+    flops, convolutions, passes, plain_passes, numpy = (rates[k] for k in names)
+    launch, plain, numpy_launch = (1 / rates[f"{k}launches_per_s"] for k in ("", "plain_", "numpy_"))
     lanes = 8 if name.startswith("cuda") else 16
-    return Machine(name, flops, convolutions, passes, launch, plain, plain_passes, lanes, source="measured")
+    return Machine(name, flops, convolutions, passes, launch, plain, plain_passes, numpy_launch, numpy, lanes, source="measured")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ class Work:
     batch: int  # of this device
 
 
-def count(setting: Setting, gpus: int = 1) -> Work:
+def count(setting: Setting, gpus: int = 1, numpy: bool = False) -> Work:
     """Count the phases at two small batches on the CPU; every operation grows by as much with every further row.
+
+    ``numpy``: as a CPU runs them, see `OperationCount`.
 
     Raises:
         InputError: the batch cannot be shared among so many.
@@ -113,7 +117,7 @@ def count(setting: Setting, gpus: int = 1) -> Work:
             f"gpus is {gpus}; expected a number that divides the batch, {config.batch}, into two or more pictures each"
         )
     batch = config.batch // gpus
-    (few, ahead_few), (more, ahead_more) = (_counted(Problem(replace(problem, batch=n))) for n in (2, 4))
+    (few, ahead_few), (more, ahead_more) = (_counted(Problem(replace(problem, batch=n)), numpy) for n in (2, 4))
     ahead = Feed(replace(config, batch=batch), ResidentData(whole.pack, whole.device, 0)).ahead
     rows = dict.fromkeys(few, (2, 4, batch)) | {"draw": (2 * ahead_few, 4 * ahead_more, batch * ahead)}
     phases = {name: [_grown(f, m, rows[name]) for f, m in zip(few[name], more[name], strict=True)] for name in few}
@@ -121,11 +125,11 @@ def count(setting: Setting, gpus: int = 1) -> Work:
     return Work(phases, ahead, {"generator": sizes[0], "critic": sizes[1]}, config.optim.critic_steps, batch)
 
 
-def _counted(problem: Problem) -> tuple[dict[str, list[Operation]], int]:
+def _counted(problem: Problem, numpy: bool) -> tuple[dict[str, list[Operation]], int]:
     ours, found = Ours(problem), {}
     for name, run in ours.phases.items():
         run()  # the first makes what later ones find
-        with OperationCount() as count:
+        with OperationCount(numpy) as count:
             run()
         found[name] = count.operations
     return found, ours.ahead
@@ -135,7 +139,7 @@ def _grown(few: Operation, more: Operation, rows: tuple[int, int, int]) -> Opera
     first, second, wanted = rows
     share = (wanted - first) / (second - first) if second != first else 0.0
     flops, moved = (f + (m - f) * share for f, m in ((few.flops, more.flops), (few.bytes, more.bytes)))
-    return Operation(few.name, flops, moved, few.channels)
+    return Operation(few.name, flops, moved, few.channels, few.numpy)
 
 
 def _matrix_s(operation: Operation, machine: Machine) -> float:
@@ -154,6 +158,10 @@ def predicted(
     launch = machine.plain_launch_s if plain else machine.launch_s
     rate = machine.plain_bytes_per_s if plain else machine.pass_bytes_per_s
     for operation in operations:
+        if operation.numpy:
+            seconds["launch"] += machine.numpy_launch_s
+            seconds["memory"] += operation.bytes / machine.numpy_bytes_per_s
+            continue
         memory, matrix = operation.bytes / rate, _matrix_s(operation, machine)
         seconds["launch"] += launch
         seconds["memory" if memory > matrix else "matrix"] += max(memory, matrix)
@@ -221,7 +229,7 @@ def check(setting: Setting, rounds: int) -> Record:
     """
     problem = Problem(replace(setting, device="cpu"))
     clock: Clock = ProcessorClock() if torch.get_num_threads() == 1 else HostClock()
-    work, ours = count(setting), Ours(problem)
+    work, ours = count(setting, numpy=True), Ours(problem)
     calibration = calibrate.works(problem.device, problem.autocast or torch.float32)
     runs = ours.phases | {name: run for name, (run, _) in calibration.items()}
     warm = {name: warm_up(run, clock, STEADY_SAMPLE) for name, run in runs.items()}

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ganfast import random
 from ganfast.flops import FlopCount
+from ganfast.kernels import latents
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,43 @@ class Operation:
     flops: float
     bytes: float  # of what it reads and writes
     channels: tuple[int, int] = (0, 0)  # of a convolution's weights
+    numpy: bool = False  # a pass of NumPy's over a chunk that stays in the caches
 
 
 class OperationCount(FlopCount):
-    """Lists what runs while active: ``with OperationCount() as count: phase()``, then ``count.operations``; views are none."""
+    """Lists what runs while active: ``with OperationCount() as count: phase()``, then ``count.operations``; views are none.
 
-    def __init__(self) -> None:
+    Random words and shuffles, which a CPU makes in NumPy, are listed as torch's operations that another device makes them of; with
+    ``numpy`` as passes of NumPy's.
+    """
+
+    def __init__(self, numpy: bool = False) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self._numpy, self._real = numpy, (latents._words_on_host, random._permuted_on_host)
+
+    def __enter__(self) -> Any:
+        words, permuted = latents._words_on_device, random._permuted_on_device
+        _make_with(self._words if self._numpy else words, self._permuted if self._numpy else permuted)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        _make_with(*self._real)
+
+    def _words(self, seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+        words = self._real[0](seed, stream, index, count)
+        self._list("philox", latents.HOST_PASSES, 8 * len(index) * -(-count // 4))
+        return words
+
+    def _permuted(self, position: Tensor, *how: Any) -> Tensor:
+        permuted = self._real[1](position, *how)
+        self._list("shuffle", random.HOST_PASSES, 4 * len(position))
+        return permuted
+
+    def _list(self, name: str, passes: int, size: int) -> None:
+        """Passes that read twice and write once what takes ``size`` bytes."""
+        self.operations += [Operation(name, 0.0, 3.0 * size, numpy=True)] * passes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.total
@@ -40,6 +71,10 @@ class OperationCount(FlopCount):
             weights = _tensors(args)[1 if name == "convolution" else 2].shape[:2] if name.startswith("convolution") else (0, 0)
             self.operations.append(Operation(name, self.total - before, moved + read, (int(weights[0]), int(weights[1]))))
         return out
+
+
+def _make_with(words: Any, permuted: Any) -> None:
+    latents._words_on_host, random._permuted_on_host = words, permuted
 
 
 def _tensors(tree: Any) -> list[Tensor]:

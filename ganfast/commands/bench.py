@@ -40,6 +40,7 @@ def _train(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench train", "Critic, generator and whole iteration by every variant, proven equal, timed in turns"
     )
+    parser.add_argument("name", nargs="?", default="", metavar="PRESET", help="as --preset")
     setting_flags(parser)
     parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
     parser.add_argument("--variants", default="", help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)")
@@ -48,6 +49,9 @@ def _train(args: list[str]) -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory on a CPU too, in processes of their own")
     parser.add_argument("--again", action="store_true", help="measure what --out already holds")
     given = parser.parse_args(args)
+    if given.name and given.all_presets:
+        raise InputError(f"--all-presets measures {given.name} too; give one of them")
+    given.preset = given.name or given.preset
     setting = setting_of(given)
     from dataclasses import replace
 

@@ -56,4 +56,4 @@ def model(args: list[str]) -> None:
     if given.all_presets:
         print(costs.bounds_table(settings, [(machine, n) for n in sorted({1, given.gpus})]))
     else:
-        print(costs.table(costs.count(settings[0], given.gpus), machine, given.gpus))
+        print(costs.table(costs.count(settings[0], given.gpus, machine.name == "cpu"), machine, given.gpus))
