@@ -113,7 +113,7 @@ def bench_loop(benchmark, tmp_path, name, variant):
     run = bare(plan) if variant == "bare" else whole(plan, tmp_path)
     benchmark.group = name
     benchmark.extra_info["images_per_round"] = STEPS * plan.config.optim.critic_steps * plan.config.batch
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=2, warmup_rounds=1)
 
 
 if __name__ == "__main__":
