@@ -217,7 +217,7 @@ class Config(_Checked):
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_kimg: float = 5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
     engine: EngineName = "auto"  # how the critic's gradients are computed; auto = the fastest that can take the critic
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile what can be; auto = on a GPU; a minute or so to start
+    compile: Literal["auto", "on", "off"] = "auto"  # compile the steps; auto = on a GPU; half a minute or so to start
     cuda_graphs: Literal["auto", "on", "off"] = "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)

@@ -100,7 +100,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Make the weights of ``computing`` those of the network, which something else than `step` has changed."""
+        """Make the weights of ``computing`` those of the network, which something else than `move` has changed."""
         if self._low is not None:
             self._low.copy_(self.flat)
 

@@ -40,7 +40,7 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 (N, count): the bits of NumPy's uint64 words.
     """
-    if type(index) is Tensor and index.device.type == "cpu" and not torch.compiler.is_compiling():
+    if type(index) is Tensor and index.dtype == torch.int64 and index.device.type == "cpu" and not torch.compiler.is_compiling():
         return _words_on_host(seed, stream, index, count)
     return _words_on_device(seed, stream, index, count)
 

@@ -59,6 +59,12 @@ def test_words_are_those_of_numpys_philox(seed, stream):
         np.testing.assert_array_equal(host.philox_words(seed, stream, np.array(INDEX), count), expected)
 
 
+def test_words_of_a_shorter_index_are_those_of_the_long_one():
+    index = torch.arange(9)
+    expected = latents.philox_words(3, 1, index, 5)
+    assert torch.equal(latents.philox_words(3, 1, index.int(), 5), expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
 def test_normals_lie_one_after_the_other(count):
     found = latents_reference(3, 1, torch.tensor(INDEX), count)

@@ -10,12 +10,11 @@ from torch import nn
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.config import LossConfig
-from ganfast.engine import make_drawing, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step, recorded
 from ganfast.engine.check import relative_error
 from ganfast.engine.compiled import compiled, graphs
-from ganfast.engine.recorded import Recorded
 from ganfast.models.dropout import Dropout
-from ganfast.models.members import modules, named_buffers, named_parameters, parameters, paths
+from ganfast.models.members import holding, modes, modules, named_parameters, named_tensors, parameters, paths
 from ganfast.models.parts import spectral
 from ganfast.presets import PRESETS
 from tests.test_engine_reference import CLASSES, LABELS, given, latents, small_critic, small_generator
@@ -113,6 +112,14 @@ def laid_out_anew(generator, critic):
     layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
+def another_layer(generator, critic):
+    critic.trunk[2] = nn.ReLU()
+
+
+def another_slope(generator, critic):
+    next(m for m in critic.modules() if isinstance(m, nn.LeakyReLU)).negative_slope = 0.5
+
+
 def moved_weights(generator, critic):
     with torch.no_grad():
         for p in (*generator.parameters(), *critic.parameters()):
@@ -121,7 +128,16 @@ def moved_weights(generator, critic):
 
 @pytest.mark.parametrize(
     ("change", "anew"),
-    [(changed_batch, 1), (frozen, 1), (other_dropout, 1), (judged_in_eval_mode, 1), (laid_out_anew, 1), (moved_weights, 0)],
+    [
+        (changed_batch, 1),
+        (frozen, 1),
+        (other_dropout, 1),
+        (judged_in_eval_mode, 1),
+        (laid_out_anew, 1),
+        (another_layer, 1),
+        (another_slope, 1),
+        (moved_weights, 0),
+    ],
 )
 def test_what_changes_between_two_steps_is_seen(change, anew):
     config, *nets = pair("gan")
@@ -159,7 +175,97 @@ def test_twins_in_bf16_are_what_is_computed_with(caplog):
     assert not [r for r in caplog.records if r.name == "ganfast"]
 
 
-class Growing(nn.Module):
+def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog):
+    def net(last, out):
+        torch.manual_seed(0)
+        twice, norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        return nn.Sequential(twice, norm, nn.ReLU(), twice, norm, nn.Tanh(), nn.Linear(8, out), last)
+
+    found = []
+    for compile in (True, False):
+        generator, critic = (
+            net(nn.Unflatten(1, (3, 9, 7)), 189),
+            nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1)),
+        )
+        own = [*generator.parameters(), *generator.buffers(), *critic.parameters(), *critic.buffers()]
+        z = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+        pictures = make_drawing(generator, compile=compile)(z, None)
+        step = make_generator_step(generator, critic, LossConfig(), compile=compile)
+        step(z)
+        assert step.compiled == compile
+        now = [*generator.parameters(), *generator.buffers(), *critic.parameters(), *critic.buffers()]
+        assert [*map(id, now)] == [*map(id, own)]
+        found.append(of(generator, critic))
+        found[-1][1].append(pictures)
+    assert_alike(*found)
+    assert not [r for r in caplog.records if r.name == "ganfast"]
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_critics_with_a_module_on_two_paths_keep_their_parameters(engine):
+    torch.manual_seed(0)
+    twice = nn.Linear(8, 8)
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(189, 8), twice, nn.SELU(), twice, nn.SELU(), nn.Linear(8, 1))
+    own = [*map(id, critic.parameters())]
+    step = make_critic_step(critic, "hinge", "r1", engine=engine, compile=False)
+    step(**given(torch.float32))
+    assert step.choice.engine == engine
+    assert [*map(id, critic.parameters())] == own
+
+
+def test_held_tensors_are_taken_back_after_an_error():
+    net = shared()
+    own = named_tensors(net)
+    other = torch.zeros(3, 3)
+    with holding(net, {"0.weight": other}):
+        assert net[0].weight is net[2][0].weight is net[2][1].weight is other
+        assert net[0].bias is own[1][1]
+
+    def fail():
+        with holding(net, {"0.weight": other}):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [(n, id(x)) for n, x in named_tensors(net)] == [(n, id(x)) for n, x in own]
+
+
+def test_a_callers_mistake_costs_no_graph(caplog):
+    generator, critic = small_generator(CLASSES, torch.float32), small_critic("projection", torch.float32)
+    step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
+    z, real = latents(torch.float32), given(torch.float32)["real"]
+    with pytest.raises(ValueError, match="relativistic"):
+        step(z, LABELS)
+    step(z, LABELS, real)
+    with pytest.raises(IndexError, match="out of range"):
+        step(z, LABELS + 9, real)
+    step(z, LABELS, real)
+    assert step.compiled
+    assert not [r for r in caplog.records if r.name == "ganfast"]
+
+
+def test_the_autocast_that_a_caller_is_in_stays_outside():
+    generator = small_generator(dtype=torch.float32)
+    drawing, z = make_drawing(generator, compile=True), latents(torch.float32)
+    exact = make_drawing(generator)(z, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(drawing(z, None), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(drawing(z, None), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_is_trained_and_not_in_turns_has_two_graphs():
+    config, generator, _ = pair("gan")
+    drawing, (z, labels, _) = make_drawing(generator, compile=True), fed(config)
+    before = graphs.total()
+    for _ in range(2):
+        drawing(z, labels)
+        generator.eval()
+        drawing(z, labels)
+        generator.train()
+    assert graphs.total() == before + 2
+
+
+class Growing(nn.Linear):
     """What it computes depends on how often it was called."""
 
     calls = 0
@@ -167,6 +273,11 @@ class Growing(nn.Module):
     def forward(self, x):
         self.calls += 1
         return self.calls * x
+
+
+def growing_weight():
+    """A class of its own that has been given torch's normalisation, and its name with it."""
+    return spectral(nn.Sequential(Growing(4, 4)))[0]
 
 
 def hooked():
@@ -178,7 +289,8 @@ def hooked():
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (Growing, "Growing is a class of its own"),
+        (lambda: Growing(4, 4), "Growing is a class of its own"),
+        (growing_weight, "Growing is a class of its own"),
         (hooked, "Identity has hooks"),
         (lambda: nn.Dropout(0.3), "Dropout draws numbers"),
     ],
@@ -189,22 +301,36 @@ def test_layers_that_a_graph_would_freeze_are_left_to_eager_torch_and_named(laye
         critic.trunk.append(layer())
         generator = small_generator(dtype=torch.float32)
         step = make_generator_step(generator, critic, LossConfig(), compile=True)
-    assert not step.compiled
-    assert said in caplog.text
-    generator.layers.insert(0, layer())
-    before = graphs.total()
-    make_drawing(generator, compile=True)(latents(torch.float32), None)
+        before = graphs.total()
+        step(latents(torch.float32))
+        assert not step.compiled
+        assert f"generator step: not compiled ({said}" in caplog.text
+        generator.layers.insert(0, layer())
+        make_drawing(generator, compile=True)(latents(torch.float32), None)
+        assert f"drawing for the critic: not compiled ({said}" in caplog.text
     assert graphs.total() == before
 
 
+def test_a_hook_that_comes_later_is_seen(caplog):
+    generator, critic = small_generator(dtype=torch.float32), small_critic(dtype=torch.float32)
+    step, calls = make_generator_step(generator, critic, LossConfig(), compile=True), []
+    step(latents(torch.float32))
+    assert step.compiled
+    critic.trunk[0].register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        step(latents(torch.float32))
+    assert len(calls) == 3
+    assert caplog.text.count("generator step: not compiled (Conv2d has hooks") == 1
+
+
 def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, caplog):
-    real = Recorded.__call__
+    real = recorded._Graph.__call__
 
     def wrong(self, *args):
-        found, stats = real(self, *args)
-        return [1.01 * g for g in found], stats
+        found = real(self, *args)
+        return ([1.01 * g for g in found[0]], found[1]) if isinstance(found, tuple) else 1.01 * found
 
-    monkeypatch.setattr(Recorded, "__call__", wrong)
+    monkeypatch.setattr(recorded._Graph, "__call__", wrong)
     generators = []
     for compile in (True, False):
         generator, critic = small_generator(dtype=torch.float32), small_critic(dtype=torch.float32)
@@ -213,7 +339,10 @@ def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, 
             step(latents(torch.float32))
         assert not step.compiled
         generators.append(generator)
-    assert caplog.text.count("generator step: not compiled (RuntimeError: its gradients are 0.01 off") == 1
+    drawing, exact = make_drawing(generator, compile=True), make_drawing(generator)
+    assert torch.equal(drawing(latents(torch.float32), None), exact(latents(torch.float32), None))
+    assert caplog.text.count("drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)") == 1
+    assert caplog.text.count("generator step: not compiled (what a graph gives is 0.01 off what it should)") == 1
     for p, q in zip(*(g.parameters() for g in generators), strict=True):
         assert torch.equal(p.grad, q.grad)
 
@@ -228,6 +357,10 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
     for _ in range(2):
         step(latents(torch.float32), LABELS, given(torch.float32)["real"])
     assert caplog.text.count("generator step: not compiled (RuntimeError: no C++ compiler anywhere)") == 1
+    draw = make_drawing(generator, compile=True)
+    for _ in range(2):
+        assert torch.equal(draw(latents(torch.float32), LABELS), make_drawing(generator)(latents(torch.float32), LABELS))
+    assert caplog.text.count("drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)") == 1
     assert all(p.grad is not None for p in generator.parameters())
 
 
@@ -271,6 +404,25 @@ def test_members_are_those_of_torchs_walks(net):
     same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]  # noqa: E731
     assert same(paths(net), net.named_modules(remove_duplicate=False))
     assert same(named_parameters(net), net.named_parameters(remove_duplicate=False))
-    assert same(named_buffers(net), net.named_buffers(remove_duplicate=False))
+    assert sorted(map(id, dict(named_tensors(net)).values())) == sorted({*map(id, net.parameters()), *map(id, net.buffers())})
+    assert {n for n, _ in named_tensors(net)} == {n for n, _ in (*net.named_parameters(), *net.named_buffers())}
     assert [*map(id, modules(net))] == [*map(id, net.modules())]
     assert [*map(id, parameters(net))] == [*map(id, net.parameters())]
+
+
+def test_what_a_class_says_of_a_module_counts_too():
+    class Annealed(nn.Dropout):
+        now = 0.0
+
+        @property
+        def p(self):
+            return self.now
+
+        @p.setter
+        def p(self, value):
+            pass
+
+    layer = Annealed()
+    before = modes(layer)
+    layer.now = 0.5
+    assert modes(layer) != before

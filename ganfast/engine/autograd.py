@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
+from ganfast.models.members import holding
 from ganfast.models.parts import held_power_iteration
 
 
@@ -28,7 +28,8 @@ class AutogradStep:
         leaves = [given[name].requires_grad_() for name in self.trainable]
         with torch.enable_grad(), LeanDerivatives(), held_power_iteration(self.whole.critic):
             views = {name: leaf.view_as(leaf) for name, leaf in zip(self.trainable, leaves, strict=True)}  # see lean.wanted
-            total, stats = functional_call(self.whole, given | views, (inputs,))
+            with holding(self.whole, given | views):
+                total, stats = self.whole(inputs)
             found = torch.autograd.grad(total, leaves, materialize_grads=True)
         named = {name.removeprefix("critic."): g for name, g in zip(self.trainable, found, strict=True)}
         return named, {name: value.detach() for name, value in stats.items()}

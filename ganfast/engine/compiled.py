@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,13 +24,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         tensors: list[Tensor] = []
-        key = _kind(args, tensors)
-        if key not in made:
-            made[key] = _compile(function, args, tensors)
-        graph, shape = made[key]
-        return _rebuilt(shape, graph(*tensors))
+        key = _kind(args, tensors), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        with _without_autocast(tensors):
+            if key not in made:
+                made[key] = _compile(function, args, tensors)
+            graph, shape = made[key]
+            return _rebuilt(shape, graph(*tensors))
 
     return run
+
+
+def _without_autocast(tensors: list[Tensor]) -> AbstractContextManager[Any]:
+    """What is recorded holds its own casts; a caller's would come on top, also of what a finished graph calls."""
+    kind = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _kind(x: Any, tensors: list[Tensor]) -> Any:

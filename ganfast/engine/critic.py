@@ -65,7 +65,7 @@ def make_critic_step(
         penalty: how the gradient is held, or its kind by name; several may be given; "none" or () = not at all.
         autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None = as it is.
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
-        compile: True = torch.compile, but on a CPU "auto" leaves first derivatives alone as they are, which it makes slower;
+        compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as they are, which it makes slower;
             False = not; None = on a GPU only.
         check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
         computing: a twin of the critic whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`), which the

@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Conv, Kept, Layer, Linear
@@ -23,6 +22,7 @@ from ganfast.engine.objective import HELD, Inputs, Stats, holds, objective, pena
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import as_judgement
+from ganfast.models.members import holding
 from ganfast.models.parts import full_precision
 
 Weights = Mapping[str, Tensor]
@@ -300,8 +300,8 @@ class _Tail:
             said = []
             for group in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
                 labels = [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
-                with torch.autocast(kind, compute, enabled=compute is not None):
-                    answer = functional_call(tail.module, used, (*(leaf[group].clone() for leaf in self._leaves), *labels))
+                with torch.autocast(kind, compute, enabled=compute is not None), holding(tail.module, used):
+                    answer = tail.module(*(leaf[group].clone() for leaf in self._leaves), *labels)
                 said.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])

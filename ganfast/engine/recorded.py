@@ -6,76 +6,146 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 
-from ganfast.engine.check import nothing_changed
+from ganfast.engine.check import ROUNDING, nothing_changed, relative_error
 from ganfast.engine.compiled import compiled
+from ganfast.errors import is_out_of_memory
+from ganfast.log import logger
 from ganfast.models.dropout import Dropout
-from ganfast.models.members import modes, modules, named_buffers, named_parameters
+from ganfast.models.members import holding, modes, modules, named_tensors, parameters
 
-_KNOWN = ("torch.nn.", "ganfast.models.")  # packages whose layers compute the same in every step
+Way = tuple[Callable[..., Any], tuple[nn.Module, ...]]  # a function, and the networks that are its first arguments
+_ATTEMPTS = 4  # a value that rounds across a kink in one batch does not in another
+_MOST = 8  # graphs, one for each state of the networks: training or not, frozen or not
 
 
 class Recorded:
-    """``recorded(*args)`` is ``function(*args)`` as one graph, with the tensors that ``nets`` have at the time.
+    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, with the tensors that the networks have at the time.
 
-    What is neither an argument nor a parameter or buffer of ``nets`` must not change, but for their training mode and hooks and
-    what norms and dropouts have as attributes: then the graph is made anew. Buffers are updated as the function does it.
+    What else they compute with may change in ways that `modes` sees: there is a graph for each. Buffers are updated as the function
+    does it. Its first call, and the first with each new graph, is compared with the function; where that differs or no graph can be
+    made, the function itself takes over, which is said once.
 
     Args:
-        function: of tensors and None; returns tensors, or with ``trained`` a 0-d tensor and more of them by name.
-        nets: whatever it computes with.
-        trained: differentiate what it returned by the trainable parameters of the first net; in place of it comes the list of the
-            gradients, in their order. None reaches a caller: a parameter without influence has zeros.
+        name: of what it computes, for that line.
+        way: of tensors and None; returns a tensor, or with ``trained`` a 0-d tensor and more of them by name.
+        trained: differentiate what is returned by the trainable parameters of the first net: then the result is the list of
+            gradients, in their order, and the rest.
+        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it as twice the function.
+        check: compare.
     """
 
-    def __init__(self, function: Callable[..., Any], nets: Sequence[nn.Module], trained: bool = False) -> None:
-        self._whole, self._trained = _Whole(function, nets), trained
-        self._prepare()
+    def __init__(self, name: str, way: Way, trained: bool = False, exactly: Way | None = None, check: bool = True) -> None:
+        self.name, self.active = name, True
+        self._way, self._exactly, self._trained, self._wants_check = way, exactly, trained, check
+        self._graphs: dict[Any, _Graph] = {}
 
-    def _prepare(self) -> None:
-        self._made_for = self._seen()
-        self._graph = compiled(self._compute)
+    def __call__(self, *args: Tensor | None) -> Any:
+        problem: Exception | None = None
+        if self.active:
+            try:
+                return self._graph(args)(*args)
+            except Exception as error:  # whatever a compiler comes up with
+                if is_out_of_memory(error):
+                    raise
+                problem = error
+        found = _written(self._way, self._trained, *args)  # a caller's mistake is raised here, in its own words, and costs no graph
+        if problem is not None:
+            named = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
+            logger.warning("%s: not compiled (%s%s)", self.name, named, " ".join(str(problem).split())[:200])
+            self.active = False
+        return found
+
+    def _graph(self, args: Sequence[Tensor | None]) -> "_Graph":
+        _, nets = self._way
+        seen = tuple(state for net in nets for state in (*modes(net), *[p.requires_grad for p in parameters(net)]))
+        if seen not in self._graphs:
+            if why := why_not_recorded(*nets):
+                raise CannotRecord(why)
+            if len(self._graphs) == _MOST:
+                raise CannotRecord(f"its networks were changed {_MOST} times between steps")
+            graph = _Graph(self._way, self._trained)
+            if self._wants_check:
+                self._check(graph, *args)
+            self._graphs[seen] = graph
+        return self._graphs[seen]
+
+    def _check(self, graph: "_Graph", z: Any, *more: Any) -> None:
+        for attempt in range(_ATTEMPTS):
+            args = (0.99**attempt * z, *more)
+            found, plain = self._compared(graph, *args), self._compared(_written, self._way, self._trained, *args)
+            exact = plain if self._exactly is None else self._compared(_written, self._exactly, self._trained, *args)
+            error = relative_error(found, exact)
+            if error <= ROUNDING + 2 * relative_error(plain, exact):
+                return
+        raise CannotRecord(f"what a graph gives is {error:.2g} off what it should")
+
+    def _compared(self, run: Callable[..., Any], *args: Any) -> list[Tensor]:
+        """Gradients, or what was returned. A critic or generator that draws numbers sees the same ones each time."""
+        nets = nn.ModuleList([*self._way[1], *(self._exactly[1] if self._exactly else ())])
+        with nothing_changed(nets):
+            torch.manual_seed(0)
+            found = run(*args)
+        if not self._trained:
+            return [found]
+        trained = [p for p in parameters(self._way[1][0]) if p.requires_grad]
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(found[0], trained, strict=True)]
+
+
+class CannotRecord(Exception):
+    """Says why a graph is not to be used."""
+
+
+def _written(way: Way, trained: bool, *args: Tensor | None) -> Any:
+    """The function as it is."""
+    function, nets = way
+    found = function(*nets, *args)
+    return differentiated(nets[0], *found) if trained else found
+
+
+def differentiated(net: nn.Module, total: Tensor, stats: dict[str, Tensor]) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+    """Gradients of the trainable parameters, in their order, and the rest."""
+    leaves = [p for p in parameters(net) if p.requires_grad]
+    return torch.autograd.grad(total, leaves, allow_unused=True), stats
+
+
+class _Graph:
+    """The function for one state of the networks."""
+
+    def __init__(self, way: Way, trained: bool) -> None:
+        self._function, nets = way
+        self._nets, self._trained = nn.ModuleList(nets), trained
+        self._trainable = {id(p) for p in parameters(nets[0]) if p.requires_grad} if trained else set()
+        self._run = compiled(self._compute)
         self._taken: dict[Any, list[tuple[Dropout, Tensor]]] = {}
 
-    def _seen(self) -> Any:
-        return modes(self._whole), [p.requires_grad for _, p in named_parameters(self._whole)]
-
-    def __call__(self, z: Tensor, *more: Tensor | None) -> Any:
-        if self._made_for != self._seen():
-            self._prepare()
-        args = (z, *more)
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Any:
         known = tuple(None if x is None else x.shape for x in args)
-        with torch.no_grad():
-            if known not in self._taken:
-                self._taken[known] = self._dropped(args)
-            tensors = {name: p.detach() for name, p in self._named()} | dict(named_buffers(self._whole))
-            numbers = [
-                layer.numbers(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=z.device))
-                for layer, x in self._taken[known]
-            ]
-            return self._graph(tensors, numbers, args)
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        """Each parameter under its first name."""
-        first: dict[int, tuple[str, nn.Parameter]] = {}
-        for name, p in named_parameters(self._whole):
-            first.setdefault(id(p), (name, p))
-        return list(first.values())
+        if known not in self._taken:
+            self._taken[known] = self._dropouts(args)
+        tensors = {name: x.detach() for name, x in named_tensors(self._nets)}
+        numbers = [
+            layer.numbers(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=args[0].device))
+            for layer, x in self._taken[known]
+        ]
+        return self._run(tensors, numbers, args)
 
     def _compute(self, tensors: dict[str, Tensor], numbers: list[Tensor], args: tuple[Tensor | None, ...]) -> Any:
         taken = iter(numbers)
-        names = [name for name, p in self._named() if p.requires_grad and name.startswith("nets.0.")] if self._trained else []
+        names = [name for name, x in named_tensors(self._nets) if id(x) in self._trainable]
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
-        with _each_dropout(self._whole, lambda layer, like: next(taken)), torch.set_grad_enabled(self._trained):
-            result = functional_call(self._whole, tensors | leaves, args)
+        dropped, held = _each_dropout(self._nets, lambda layer, like: next(taken)), holding(self._nets, tensors | leaves)
+        with dropped, held, torch.set_grad_enabled(self._trained):
+            found = self._function(*self._nets, *args)
             if not self._trained:
-                return result
-            total, more = result
-            found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-        return list(found), {name: value.detach() for name, value in more.items()}
+                return found
+            total, more = found
+            gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        return list(gradients), {name: value.detach() for name, value in more.items()}
 
-    def _dropped(self, args: tuple[Tensor | None, ...]) -> list[tuple[Dropout, Tensor]]:
+    def _dropouts(self, args: Sequence[Tensor | None]) -> list[tuple[Dropout, Tensor]]:
         """Every dropout in the order in which they draw, with what it is given: found out by computing once, without a trace."""
         found: list[tuple[Dropout, Tensor]] = []
 
@@ -83,22 +153,10 @@ class Recorded:
             found.append((layer, torch.empty_like(like, device="meta")))
             return Dropout.numbers(layer, like)
 
-        if any(isinstance(m, Dropout) for m in modules(self._whole)):
-            with nothing_changed(self._whole), _each_dropout(self._whole, note):
-                self._whole(*args)
+        if any(isinstance(m, Dropout) for m in modules(self._nets)):
+            with nothing_changed(self._nets), _each_dropout(self._nets, note):
+                self._function(*self._nets, *args)
         return found
-
-
-class _Whole(nn.Module):
-    """The function as a module that has the networks below it."""
-
-    def __init__(self, function: Callable[..., Any], nets: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(nets)
-        self._function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self._function(*args)
 
 
 @contextmanager
@@ -114,15 +172,28 @@ def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) 
             layer.__dict__.pop("numbers")
 
 
+_DRAWING = nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
+_UNTRACED = nn.RNNBase | nn.MultiheadAttention  # have copies of their weights elsewhere, or dropouts that are no layers
+
+
 def why_not_recorded(*nets: nn.Module) -> str:
     """Which layer of theirs a graph may not compute as it is written, as far as can be told, and why; "" = none."""
-    for net in nets:
-        for module in modules(net):
-            kind = type(module)
-            if not kind.__module__.startswith(_KNOWN):
-                return f"{kind.__name__} is a class of its own, which may compute something else in every step"
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-                return f"a {kind.__name__} has hooks or a forward of its own"
-            if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) and not isinstance(module, Dropout):
-                return f"{kind.__name__} draws numbers, and would draw others when compiled"
+    for module in (m for net in nets for m in modules(net)):
+        kind: Any = type(module).__bases__[0] if is_parametrized(module) else type(module)
+        name, known = kind.__name__, ("torch.nn.", "ganfast.models.")
+        if not kind.__module__.startswith(known) or not kind.forward.__module__.startswith(known):
+            return f"{name} is a class of its own, which may compute something else in every step"
+        if _hooks(module) or "forward" in vars(module):
+            return f"{name} has hooks or a forward of its own"
+        if isinstance(module, _DRAWING) and not isinstance(module, Dropout):
+            return f"{name} draws numbers, and would draw others when compiled"
+        if isinstance(module, _UNTRACED):
+            return f"{name} keeps weights or dropouts that are no members of it"
+    if any(p._backward_hooks for net in nets for p in parameters(net)):
+        return "a parameter has hooks"
     return ""
+
+
+def _hooks(module: nn.Module) -> bool:
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(module, kind) for kind in kinds)

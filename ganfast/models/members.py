@@ -1,5 +1,7 @@
 """What a network is made of, as lists in torch's order: its own walks take longer than a small network's layers, in every step."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,19 +47,44 @@ def parameters(net: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def named_buffers(net: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every buffer by its name; one that is shared under each of its names."""
-    return [
-        (f"{path}.{name}" if path else name, buffer)
-        for path, module in paths(net)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+def named_tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer, each once, by its first name; those of a module together."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, module in paths(net):
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return list(found.values())
+
+
+@contextmanager
+def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Parameters and buffers are these inside, by the first name of each; others stay.
+
+    `torch.func.functional_call` leaves a module that has two paths with the tensors it was given.
+    """
+    given = {id(own): tensors[name] for name, own in named_tensors(net) if name in tensors}
+    places: list[Any] = [held for module in modules(net) for held in (module._parameters, module._buffers)]
+    before = [dict(held) for held in places]
+    try:
+        for held in places:
+            held.update({name: given[id(own)] for name, own in held.items() if id(own) in given})
+        yield
+    finally:
+        for held, own in zip(places, before, strict=True):
+            held.update(own)
+
+
+_ATTRIBUTES = "momentum", "eps", "p", "negative_slope"
+_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     """What may be changed of modules between two steps that a step has taken into account when it was made."""
-    said = [(module.__dict__, module) for module in modules(net)]
-    return [
-        (m.training, d.get("momentum"), d.get("eps"), d.get("p"), len(m._forward_hooks), len(m._forward_pre_hooks)) for d, m in said
-    ]
+    found = []
+    for module in modules(net):
+        own, kind = module.__dict__, type(module)
+        values = [own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None for name in _ATTRIBUTES]
+        found.append((id(module), module.training, *values, *[len(own[name]) for name in _HOOKS]))
+    return found
