@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH :=
 PYTEST := $(BIN)/python -m pytest
+# a process and a thread for each core: two threads of one process would wait for each other wherever something else runs
+EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8
 
 .PHONY: demo test check accept accept-full bench gpu clean
 
@@ -19,9 +21,9 @@ demo: $(STAMP)
 	$(BIN)/ganfast sample runs/demo.bundle -n 64 --seed 7 --out runs/demo/bundle.png
 	@echo "look at runs/demo/grid.png; runs/demo.bundle is the generator as a file"
 
-## the tests without trainings, under 10 minutes on two cores: a process and a thread for each, as two threads would wait for each other
+## the tests without trainings, under 10 minutes on two cores
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8 --dist loadfile -m "not accept and not full and not gpu" $(ARGS)
+	$(EACH) --dist loadfile -m "not accept and not full and not gpu" $(ARGS)
 
 ## ruff and mypy
 check: $(STAMP)
@@ -31,11 +33,11 @@ check: $(STAMP)
 
 ## real trainings with their gates, under 25 minutes on two cores; needs GANFAST_TEST_DATA
 accept: $(STAMP)
-	$(PYTEST) -m "accept and not full" $(ARGS)
+	$(EACH) --dist worksteal -m "accept and not full" $(ARGS)
 
 ## everything; an hour and more
 accept-full: $(STAMP)
-	$(PYTEST) -m "not gpu" $(ARGS)
+	$(EACH) --dist worksteal -m "not gpu" $(ARGS)
 
 ## measurements, never pass or fail
 bench: $(STAMP)

@@ -12,7 +12,7 @@ from ganfast.config import Conditional, Config, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.device import find_device, prepared, resolved
-from ganfast.engine import draw, make_critic_step, make_generator_step
+from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.engine.critic import refuse_batch_norm
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
@@ -126,10 +126,9 @@ def count_cost(plan: Plan) -> Cost:
         real, labels = plan.data.batch(0, batch)
         labels = labels if c.conditional != "no" else None
         z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
-        with torch.no_grad():
-            drawing = FlopCount()
-            with drawing, torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
-                fake = draw(state.generator, z, labels)
+        drawing = FlopCount()
+        with drawing:
+            fake = make_drawing(state.generator, plan.autocast)(z, labels)
         counts = []
         for step in (
             lambda: critic_step(real, fake, labels, with_penalty=True),

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
-from ganfast.engine.recorded import Recorded, Way, differentiated
-from ganfast.errors import is_out_of_memory
-from ganfast.log import logger
+from ganfast.engine.recorded import Compiled, Recorded, Way, written
 from ganfast.losses import accuracy, class_loss, generator_loss
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
@@ -57,7 +55,7 @@ class GeneratorStep:
         self.generator, self.gradients = generator, FlatGradients(generator)
         way = partial(_whole_loss, loss, autocast), computing
         exactly = (partial(_whole_loss, loss, None), (generator, critic)) if autocast is not None else None
-        self._run: Callable[..., Found] = _Eager(way)
+        self._run: Callable[..., Found] = partial(written, way, True)
         if compile:
             on_gpu = next(generator.parameters()).is_cuda
             self._run = _ByTorch(way) if on_gpu else Recorded("generator step", way, True, exactly, check)
@@ -74,36 +72,15 @@ class GeneratorStep:
         return {name: value.detach() for name, value in stats.items()}
 
 
-class _Eager:
-    def __init__(self, way: Way) -> None:
-        self._function, self._nets = way
-
-    def __call__(self, *given: Tensor | None) -> Found:
-        return differentiated(self._nets[0], *self._function(*self._nets, *given))
-
-
-class _ByTorch(_Eager):
-    """torch.compile's, as long as that works: ``active``."""
+class _ByTorch(Compiled):
+    """By torch.compile, and autograd."""
 
     def __init__(self, way: Way) -> None:
-        super().__init__(way)
-        self.active, self._compiled = True, torch.compile(self._function)
+        super().__init__("generator step", way, True)
+        self._compiled = torch.compile(way[0]), way[1]
 
-    def __call__(self, *given: Tensor | None) -> Found:
-        problem: Exception | None = None
-        if self.active:
-            try:
-                return differentiated(self._nets[0], *self._compiled(*self._nets, *given))
-            except Exception as error:  # whatever a compiler comes up with
-                if is_out_of_memory(error) or torch.cuda.is_current_stream_capturing():  # then it may be the capture's error
-                    raise
-                problem = error
-        found = super().__call__(*given)  # a caller's mistake is raised here, in its own words
-        if problem is not None:
-            what = f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"
-            logger.warning("generator step: not compiled (%s)", what)
-            self.active = False
-        return found
+    def tried(self, *given: Tensor | None) -> Found:
+        return written(self._compiled, True, *given)
 
 
 def _whole_loss(

@@ -13,59 +13,77 @@ from ganfast.engine.compiled import compiled
 from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
 from ganfast.models.dropout import Dropout
-from ganfast.models.members import holding, modes, modules, named_tensors, parameters
+from ganfast.models.members import HOOKS, holding, modes, modules, named_tensors, parameters
 
 Way = tuple[Callable[..., Any], tuple[nn.Module, ...]]  # a function, and the networks that are its first arguments
 _ATTEMPTS = 4  # a value that rounds across a kink in one batch does not in another
 _MOST = 8  # graphs, one for each state of the networks: training or not, frozen or not
 
 
-class Recorded:
-    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, with the tensors that the networks have at the time.
-
-    What else they compute with may change in ways that `modes` sees: there is a graph for each. Buffers are updated as the function
-    does it. Its first call, and the first with each new graph, is compared with the function; where that differs or no graph can be
-    made, the function itself takes over, which is said once.
+class Compiled:
+    """``compiled(*args)`` is ``function(*nets, *args)`` by a compiler; where that fails the function itself takes over, said once.
 
     Args:
         name: of what it computes, for that line.
         way: of tensors and None; returns a tensor, or with ``trained`` a 0-d tensor and more of them by name.
         trained: differentiate what is returned by the trainable parameters of the first net: then the result is the list of
             gradients, in their order, and the rest.
-        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it as twice the function.
-        check: compare.
     """
 
-    def __init__(self, name: str, way: Way, trained: bool = False, exactly: Way | None = None, check: bool = True) -> None:
-        self.name, self.active = name, True
-        self._way, self._exactly, self._trained, self._wants_check = way, exactly, trained, check
-        self._graphs: dict[Any, _Graph] = {}
+    def __init__(self, name: str, way: Way, trained: bool = False) -> None:
+        self.name, self.way, self.trained, self.active = name, way, trained, True
+
+    def tried(self, *args: Tensor | None) -> Any:
+        """By the compiler; any error means that it cannot."""
+        raise NotImplementedError
 
     def __call__(self, *args: Tensor | None) -> Any:
         problem: Exception | None = None
         if self.active:
             try:
-                return self._graph(args)(*args)
+                return self.tried(*args)
             except Exception as error:  # whatever a compiler comes up with
-                if is_out_of_memory(error):
+                capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()  # then it may be the capture's
+                if is_out_of_memory(error) or capturing:
                     raise
                 problem = error
-        found = _written(self._way, self._trained, *args)  # a caller's mistake is raised here, in its own words, and costs no graph
+        found = written(self.way, self.trained, *args)  # a caller's mistake is raised here, in its own words, and costs no graph
         if problem is not None:
             named = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
             logger.warning("%s: not compiled (%s%s)", self.name, named, " ".join(str(problem).split())[:200])
             self.active = False
         return found
 
+
+class Recorded(Compiled):
+    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, with the tensors that the networks have at the time.
+
+    What else they compute with may change in ways that `modes` sees: there is a graph for each. Buffers are updated as the function
+    does it. The first call of each graph is compared with the function, and a graph that differs not used.
+
+    Args:
+        name, way, trained: as of `Compiled`.
+        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it as twice the function.
+        check: compare.
+    """
+
+    def __init__(self, name: str, way: Way, trained: bool = False, exactly: Way | None = None, check: bool = True) -> None:
+        super().__init__(name, way, trained)
+        self._exactly, self._wants_check = exactly, check
+        self._graphs: dict[Any, _Graph] = {}
+
+    def tried(self, *args: Tensor | None) -> Any:
+        return self._graph(args)(*args)
+
     def _graph(self, args: Sequence[Tensor | None]) -> "_Graph":
-        _, nets = self._way
+        _, nets = self.way
         seen = tuple(state for net in nets for state in (*modes(net), *[p.requires_grad for p in parameters(net)]))
         if seen not in self._graphs:
             if why := why_not_recorded(*nets):
                 raise CannotRecord(why)
             if len(self._graphs) == _MOST:
                 raise CannotRecord(f"its networks were changed {_MOST} times between steps")
-            graph = _Graph(self._way, self._trained)
+            graph = _Graph(self.way, self.trained)
             if self._wants_check:
                 self._check(graph, *args)
             self._graphs[seen] = graph
@@ -74,8 +92,8 @@ class Recorded:
     def _check(self, graph: "_Graph", z: Any, *more: Any) -> None:
         for attempt in range(_ATTEMPTS):
             args = (0.99**attempt * z, *more)
-            found, plain = self._compared(graph, *args), self._compared(_written, self._way, self._trained, *args)
-            exact = plain if self._exactly is None else self._compared(_written, self._exactly, self._trained, *args)
+            found, plain = self._compared(graph, *args), self._compared(written, self.way, self.trained, *args)
+            exact = plain if self._exactly is None else self._compared(written, self._exactly, self.trained, *args)
             error = relative_error(found, exact)
             if error <= ROUNDING + 2 * relative_error(plain, exact):
                 return
@@ -83,13 +101,13 @@ class Recorded:
 
     def _compared(self, run: Callable[..., Any], *args: Any) -> list[Tensor]:
         """Gradients, or what was returned. A critic or generator that draws numbers sees the same ones each time."""
-        nets = nn.ModuleList([*self._way[1], *(self._exactly[1] if self._exactly else ())])
+        nets = nn.ModuleList([*self.way[1], *(self._exactly[1] if self._exactly else ())])
         with nothing_changed(nets):
             torch.manual_seed(0)
             found = run(*args)
-        if not self._trained:
+        if not self.trained:
             return [found]
-        trained = [p for p in parameters(self._way[1][0]) if p.requires_grad]
+        trained = [p for p in parameters(self.way[1][0]) if p.requires_grad]
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found[0], trained, strict=True)]
 
 
@@ -97,17 +115,14 @@ class CannotRecord(Exception):
     """Says why a graph is not to be used."""
 
 
-def _written(way: Way, trained: bool, *args: Tensor | None) -> Any:
-    """The function as it is."""
+def written(way: Way, trained: bool, *args: Tensor | None) -> Any:
+    """The function as it is, with gradients by autograd where it is trained: None for a parameter without influence."""
     function, nets = way
     found = function(*nets, *args)
-    return differentiated(nets[0], *found) if trained else found
-
-
-def differentiated(net: nn.Module, total: Tensor, stats: dict[str, Tensor]) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
-    """Gradients of the trainable parameters, in their order, and the rest."""
-    leaves = [p for p in parameters(net) if p.requires_grad]
-    return torch.autograd.grad(total, leaves, allow_unused=True), stats
+    if not trained:
+        return found
+    total, more = found
+    return torch.autograd.grad(total, [p for p in parameters(nets[0]) if p.requires_grad], allow_unused=True), more
 
 
 class _Graph:
@@ -183,7 +198,7 @@ def why_not_recorded(*nets: nn.Module) -> str:
         name, known = kind.__name__, ("torch.nn.", "ganfast.models.")
         if not kind.__module__.startswith(known) or not kind.forward.__module__.startswith(known):
             return f"{name} is a class of its own, which may compute something else in every step"
-        if _hooks(module) or "forward" in vars(module):
+        if any(getattr(module, hooks) for hooks in HOOKS) or "forward" in vars(module):
             return f"{name} has hooks or a forward of its own"
         if isinstance(module, _DRAWING) and not isinstance(module, Dropout):
             return f"{name} draws numbers, and would draw others when compiled"
@@ -192,8 +207,3 @@ def why_not_recorded(*nets: nn.Module) -> str:
     if any(p._backward_hooks for net in nets for p in parameters(net)):
         return "a parameter has hooks"
     return ""
-
-
-def _hooks(module: nn.Module) -> bool:
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return any(getattr(module, kind) for kind in kinds)

@@ -77,7 +77,7 @@ def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 _ATTRIBUTES = "momentum", "eps", "p", "negative_slope"
-_HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
@@ -86,5 +86,5 @@ def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     for module in modules(net):
         own, kind = module.__dict__, type(module)
         values = [own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None for name in _ATTRIBUTES]
-        found.append((id(module), module.training, *values, *[len(own[name]) for name in _HOOKS]))
+        found.append((id(module), module.training, *values, *[len(own[name]) for name in HOOKS]))
     return found
