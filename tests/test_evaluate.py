@@ -669,5 +669,7 @@ def test_stacked_reals_have_a_thousand_modes_and_one_picture_has_one(real_data):
 
 
 def test_stacked_mnist_refuses_what_it_has_not(real_data):
-    with pytest.raises(InputError, match="3 channels and splits train and test"):
+    with pytest.raises(InputError, match="no split 'all': choose from train, test"):
         open_data("stacked-mnist", split="all", root=str(real_data))
+    with pytest.raises(InputError, match="3 channels, a digit each; channels is 1"):
+        open_data("stacked-mnist", channels=1, root=str(real_data))

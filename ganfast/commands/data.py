@@ -45,7 +45,7 @@ def data(args: list[str]) -> None:
         return
     from ganfast.data import open_data, recognise
 
-    if verb == "info" and given.data != "stacked-mnist" and not (given.size or given.channels or given.attributes):
+    if verb == "info" and not (given.size or given.channels or given.attributes):
         print(recognise(given.data, given.data_root).describe(given.split))
         return
     with progress_bar() as progress:

@@ -148,7 +148,7 @@ def _open(source: str, given: Any, info: Any) -> list[Any]:
 
     if (Path(source) / "manifest.json").exists() and (Path(source) / "model.onnx").exists():
         return [_with_psi(Bundle(Path(source), given.seed, psi), given) for psi in given.psi]
-    sizeless = source != "stacked-mnist" and recognise(source, given.data_root).kind in ("folder", "celeba")
+    sizeless = recognise(source, given.data_root).kind in ("folder", "celeba")
     size = given.size or (info.size if sizeless else 0)
     return [Stored(source, open_data(source, size=size, channels=info.channels, root=given.data_root), given.seed)]
 

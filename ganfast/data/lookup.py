@@ -6,6 +6,7 @@ from pathlib import Path
 from ganfast.data import arrays, celeba, files, folder, idx
 from ganfast.data.digits import Digits
 from ganfast.data.source import Source, cache_dir, did_you_mean
+from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 
 
@@ -16,7 +17,7 @@ def places(root: str | Path | None = None, cache: str | Path | None = None) -> l
 
 
 def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None) -> Source:
-    """The source that a name ("digits", "mnist", "celeba", a folder in one of the `places`) or a path means.
+    """The source that a name ("digits", "mnist", "stacked-mnist", "celeba", a folder in one of the `places`) or a path means.
 
     Raises:
         InputError: nothing of that name, or nothing in it that is recognised.
@@ -26,6 +27,8 @@ def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: s
         raise InputError("the data was given as an empty text: give a path, or a name like digits")
     if text == "digits":
         return Digits()
+    if text == "stacked-mnist":
+        return StackedMnist(recognise("mnist", root, cache))
     try:
         if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
             return _recognise_name(text, places(root, cache))
@@ -50,7 +53,7 @@ def _recognise_name(name: str, folders: list[Path]) -> Source:
     present = {p.name for where in folders if where.is_dir() for p in where.iterdir() if not p.name.startswith(".")}
     looked = ", ".join(str(where / name) for where in folders)
     fetch = "`ganfast data fetch mnist` downloads MNIST" if name == "mnist" else "`digits` needs no files"
-    near = did_you_mean(name, sorted({*present, "digits", "mnist", "celeba"} - {name}))
+    near = did_you_mean(name, sorted({*present, "digits", "mnist", "stacked-mnist", "celeba"} - {name}))
     raise InputError(
         f"no data named {name!r}{near}: looked for {looked} and ./{name}; "
         f"give a path with --data PATH, or the folder that holds it with --data-root; {fetch}"

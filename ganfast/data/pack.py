@@ -55,16 +55,8 @@ def open_data(
         InputError: the data cannot be used as asked for; says why.
         RunError: the pack cannot be written, and not for want of space or permission.
     """
-    if name_or_path == "stacked-mnist":
-        from ganfast.data.stacked import COUNTS, stack
-
-        if channels not in (0, 3) or split not in COUNTS:
-            raise InputError(
-                f"stacked-mnist has 3 channels and splits train and test; asked for channels {channels}, split {split!r}"
-            )
-        return stack(open_data("mnist", size=size, attributes=attributes, split=split, root=root, cache=cache, progress=progress))
-    source = recognise(name_or_path, root, cache)
-    wanted = _wanted(source, size, channels, attributes, split)
+    whole = recognise(name_or_path, root, cache)
+    source, wanted = whole.packed_as(_wanted(whole, size, channels, attributes, split))
     try:
         identity, recognised = source.identity(wanted), source.describe(wanted.split)
     except OSError as error:  # a file that vanished or may not be read
@@ -74,7 +66,7 @@ def open_data(
     keys = [key, f"{key}-skip"] if skip_corrupt else [key]  # a pack of all pictures is what skipping none gives
     for folder in (folder for each in keys for folder in packs.glob(f"{name}-*x*x*-{each}")):  # channels=0 is known after packing
         try:
-            return _found(load_pack(folder), recognised)
+            return whole.composed(_found(load_pack(folder), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
 
@@ -95,7 +87,7 @@ def open_data(
     )
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
-    return _found(load_pack(final), recognised)
+    return whole.composed(_found(load_pack(final), recognised))
 
 
 def _found(pack: Pack, recognised: str) -> Pack:

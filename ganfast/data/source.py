@@ -9,11 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from ganfast.errors import InputError
+
+if TYPE_CHECKING:
+    from ganfast.data.manifest import Pack
 
 SPLITS = ("train", "test", "val", "all")
 
@@ -85,6 +88,14 @@ class Source(ABC):
     @abstractmethod
     def select(self, wanted: Wanted) -> Selection:
         """Open what `wanted` asks for. Raises InputError for files that do not hold it."""
+
+    def packed_as(self, wanted: Wanted) -> "tuple[Source, Wanted]":
+        """The source that is packed: this one, or the one that `composed` makes its pictures of."""
+        return self, wanted
+
+    def composed(self, pack: "Pack") -> "Pack":
+        """The set that is trained on, of the pack of `packed_as`."""
+        return pack
 
 
 def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ganfast.data.manifest import Pack
+from ganfast.data.source import Selection, Source, Wanted
 from ganfast.errors import InputError
 
 COUNTS = {"train": 128_000, "test": 26_000}
@@ -37,6 +38,41 @@ class StackedImages:
         return (self[i] for i in range(len(self)))
 
 
+class StackedMnist(Source):
+    """What ``--data stacked-mnist`` means: the packed digits of an IDX set, put together on the device."""
+
+    kind = "stacked-mnist"
+    flip = False
+    name = "stacked-mnist"
+
+    def __init__(self, digits: Source) -> None:
+        self.digits = digits
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(COUNTS)
+
+    def natural(self, split: str) -> tuple[int, int]:
+        return 3, self.digits.natural(split)[1]
+
+    def _describe(self, split: str) -> str:
+        return _described(split, self.digits.describe(split))
+
+    def identity(self, wanted: Wanted) -> str:
+        return self.digits.identity(wanted)
+
+    def select(self, wanted: Wanted) -> Selection:
+        return self.digits.select(wanted)
+
+    def packed_as(self, wanted: Wanted) -> tuple[Source, Wanted]:
+        if wanted.channels != 3:
+            raise InputError(f"stacked-mnist has 3 channels, a digit each; channels is {wanted.channels}: leave it out")
+        return self.digits, replace(wanted, channels=1)
+
+    def composed(self, pack: Pack) -> Pack:
+        return stack(pack)
+
+
 def stack(digits: Pack) -> Pack:
     """The stacked set of a pack of grey digits with ten classes.
 
@@ -54,6 +90,10 @@ def stack(digits: Pack) -> Pack:
     labels = digits.labels[triples] @ np.array([100, 10, 1])
     made = replace(
         info, name="stacked-mnist", kind="stacked-mnist", count=count, channels=3, classes=tuple(f"{i:03d}" for i in range(1000)),
-        recognised=f"{count:,} triples of digits as red, green and blue, 1000 classes, from {info.recognised}",
+        recognised=_described(info.split, info.recognised),
     )  # fmt: skip
     return Pack(StackedImages(digits.images, triples), labels, made)  # type: ignore[arg-type]
+
+
+def _described(split: str, digits: str) -> str:
+    return f"{COUNTS[split]:,} triples of digits as red, green and blue, 1000 classes, from {digits}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
+from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
@@ -301,7 +302,7 @@ def open_reference(
 
     how: dict[str, Any] = {"attributes": attributes, "root": root, "skip_corrupt": skip_corrupt}
     pack = open_data(data, size=size, channels=channels, **how)
-    if not _has_test(recognise("mnist" if data == "stacked-mnist" else data, root)):
+    if not _has_test(recognise(data, root)):
         return pack, None
     return pack, open_data(data, split="test", size=pack.info.size, channels=pack.info.channels, **how)
 
@@ -310,6 +311,8 @@ def _has_test(source: Source) -> bool:
     """Whether there are pictures of a test split, of a source whose training pictures could be read. They may be damaged."""
     if "test" not in source.splits:
         return False
+    if isinstance(source, StackedMnist):
+        return _has_test(source.digits)
     if isinstance(source, idx.Idx):
         folder = idx.find_folder(source.path) or source.path
         return any(idx.find_file(folder, "test", what) for what in idx.STEM)
