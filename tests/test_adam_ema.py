@@ -75,13 +75,13 @@ def assert_moments(state, m, v):
     assert ((state.m.cpu().double() - m).abs() <= 3e-7 * largest).all()
 
 
-def assert_right(numel, betas, average=True, low=True, eps=EPS, at=module):
+def assert_right(numel, betas, average=True, low=True, eps=EPS):
     with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
         found = State.start(numel, average, low, guards.copy)
         for step in range(1, STEPS + 1):
             g, rates = guards.copy(gradient(numel, step).to(DEVICE)), guards.copy(rates_of(step, betas))
             given = g.clone(), rates.clone()
-            found.step(at.adam_ema_triton, g, rates, betas, eps)
+            found.step(module.adam_ema_triton, g, rates, betas, eps)
             assert torch.equal(g, given[0])
             assert torch.equal(rates, given[1])
     own = State.start(numel)

@@ -58,8 +58,8 @@ def sums(x: Tensor, bias: Tensor) -> Tensor:
     return x.double() + per_channel(bias.double(), x)
 
 
-def assert_forward_right(x, bias, slope, at=module):
-    y, bits = run_kernel(at.bias_act_triton, x, bias, slope, _forward_kernel=1)
+def assert_forward_right(x, bias, slope):
+    y, bits = run_kernel(module.bias_act_triton, x, bias, slope, _forward_kernel=1)
     exact = sums(x, bias)
     assert y.stride() == x.stride()
     assert_as_exact(y, module.bias_act_reference(x, bias, slope)[0], leaky_relu(exact, slope))
@@ -80,9 +80,9 @@ def delta_kernel(dy: Tensor) -> str:
     return "_delta_rows_kernel" if dy.is_contiguous() and dy[0, 0].numel() > 1 else "_delta_columns_kernel"
 
 
-def assert_delta_right(dy, mask, weight, slope, at=module):
+def assert_delta_right(dy, mask, weight, slope):
     bits = bits_of(mask)
-    dz, db = run_kernel(at.bias_act_delta_triton, dy, bits, slope, weight, **{delta_kernel(dy): 1})
+    dz, db = run_kernel(module.bias_act_delta_triton, dy, bits, slope, weight, **{delta_kernel(dy): 1})
     exact = dy.double() * torch.where(mask, 1.0, float(slope))
     weighted = exact * weight.double().view(-1, *[1] * (dy.dim() - 1))
     all_but_channels = [0, *range(2, dy.dim())]
@@ -93,12 +93,12 @@ def assert_delta_right(dy, mask, weight, slope, at=module):
     assert_as_exact(db, reference[1], weighted.sum(all_but_channels), terms=weighted.abs().sum(all_but_channels))
 
 
-def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="contiguous", at=module):
+def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="contiguous"):
     """A direction for some of the samples that made the bits."""
     mask = randn(*shape, seed=4, layout=layout) > 0
     c = randn(*shape, seed=5, dtype=dtype, layout=layout)[samples]
     first = samples.start * mask[0].numel()
-    t = run_kernel(at.bias_act_tangent_triton, c, bits_of(mask), slope, first, _tangent_kernel=1)
+    t = run_kernel(module.bias_act_tangent_triton, c, bits_of(mask), slope, first, _tangent_kernel=1)
     assert t.stride() == c.stride()
     exact = c.double() * torch.where(mask[samples], 1.0, float(slope))
     assert_as_exact(t, module.bias_act_tangent_reference(c, bits_of(mask), slope, first), exact)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -206,6 +207,16 @@ def test_a_checkpoint_of_a_later_version_says_so(saved):
     facts = {key: value for key, value in state.items() if key != "sha256"} | {"schema": checkpoints.SCHEMA + 1}
     (saved / "state.json").write_bytes(checkpoints._sealed(facts))
     with pytest.raises(InputError, match=f"schema {checkpoints.SCHEMA + 1}.*reads schemas 1 to {checkpoints.SCHEMA}.*update"):
+        load(saved, *networks())
+
+
+def test_a_number_of_the_record_that_was_changed_is_seen(saved):
+    """The parts have hashes in the record; what the record itself says has only its own."""
+    path = saved / "state.json"
+    data = path.read_bytes()
+    path.write_bytes(re.sub(rb'("log_lines": )\d+', rb"\g<1>6", data))
+    assert path.read_bytes() != data
+    with pytest.raises(InputError, match="was changed after it was written"):
         load(saved, *networks())
 
 

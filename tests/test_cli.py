@@ -233,12 +233,9 @@ def test_bad_input_is_one_sentence_with_the_value_and_the_way_out(line, said, re
 )
 def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encoding):
     """tyro frames its messages, with lines or in ASCII as the encoding of standard output allows."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ganfast", *line.split()],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-    )
+    command = [sys.executable, "-m", "ganfast", *line.split()]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (2, f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n")
 
 
@@ -247,39 +244,16 @@ def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encodin
     ("text", "said"),
     [
         ("kmig: 3", "unknown field kmig in bad.yaml: did you mean kimg"),
-        ("xyzzy: 3", "unknown field xyzzy in bad.yaml: known here: .*kimg"),
-        ("optim: {lr_critc: 1}", "unknown field optim.lr_critc in bad.yaml: did you mean optim.lr_critic"),
-        ("optim.lr_critc: 1", "unknown field optim.lr_critc in bad.yaml: did you mean optim.lr_critic"),
         ("preset: wgan-pg", "unknown preset 'wgan-pg'"),
         ("kimg: lots", "kimg in bad.yaml is 'lots'; expected a number"),
-        ("kimg: true", "kimg in bad.yaml is True; expected a number"),
-        ("kimg: [3]", "kimg in bad.yaml is .*; expected a number"),
-        ("kimg:", "kimg in bad.yaml is None; expected a number"),
-        ("kimg: .nan", "kimg is nan; expected a finite number"),
         ("kimg: -3", "kimg is -3.0; expected .*above 0"),
-        ("batch: 1.5", "batch in bad.yaml is 1.5; expected a whole number"),
-        ("batch: .inf", "batch in bad.yaml is inf; expected a whole number"),
-        ("batch: .nan", "batch in bad.yaml is nan; expected a whole number"),
-        ("batch: yes", "batch in bad.yaml is True; expected a whole number"),
-        ("out:", "out in bad.yaml is None; expected text"),
-        ("data: [digits]", r"data in bad.yaml is \['digits'\]; expected text"),
-        ("data: {name: digits}", "data in bad.yaml is a group of fields|data in bad.yaml is {'name': 'digits'}; expected text"),
-        ("balanced: maybe", "balanced in bad.yaml is 'maybe'; expected true or false"),
-        ("attributes: 3", "attributes in bad.yaml is 3; expected a list of names"),
-        ("penalty.kind: wgangp", "penalty.kind in bad.yaml is 'wgangp'; expected one of none, wgan-gp, r1"),
-        ("penalty.kind: yes", "penalty.kind in bad.yaml is True; expected one of none"),
-        ("optim: 3", "optim in bad.yaml is 3; expected a group of fields"),
         ("optim: 3\noptim.beta1: 0.5", "optim in bad.yaml is 3; expected a group of fields"),
-        ("seed.x: 3", "seed in bad.yaml is {'x': 3}; expected a whole number"),
-        ("[1, 2]", "config bad.yaml holds a list; expected fields and values"),
-        ("just words", "config bad.yaml holds a str; expected fields and values"),
         ("", "config bad.yaml holds nothing; expected fields and values"),
-        ("kimg: [", "config bad.yaml is not YAML"),
-        ("kimg: 1\n\tbatch: 2", "config bad.yaml is not YAML"),
         ("!!python/object/apply:os.system ['touch hacked']", "config bad.yaml is not YAML"),
     ],
 )
 def test_a_bad_config_file_is_one_sentence_with_the_field_and_the_file(line, text, said, refused):
+    """A few of those in tests/test_config.py, as the shell shows them."""
     Path("bad.yaml").write_text(text)
     assert re.search(said, refused(line))
 
@@ -460,17 +434,10 @@ def test_dry_run_writes_nothing_and_its_config_is_the_resolved_one(run):
     assert (code, err) == (0, "")
     assert list(Path().iterdir()) == []
     config, figures = dry(out)
-    expected = preset_config("wgan-gp", "digits")
-    expected = replace(
-        expected,
-        seed=3,
-        size=16,
-        channels=1,
-        conditional="projection",
-        precision=config.precision,
-        net=replace(expected.net, width=8),
-    )
-    assert config == expected
+    preset = preset_config("wgan-gp", "digits")
+    of_digits = {"size": 16, "channels": 1, "conditional": "projection"}
+    net, precision = replace(preset.net, width=8), config.precision
+    assert config == replace(preset, seed=3, net=net, precision=precision, **of_digits)
     assert figures["generator"] > figures["critic"] > 0
     assert figures["per image"] > 0
     Path("again.yaml").write_text(out)
@@ -485,10 +452,8 @@ def figures(run):
 def test_dry_run_figures_scale_as_they_must(figures):
     base = figures("wgan-gp --batch 256 --kimg 1000")
     batch, length = figures("wgan-gp --batch 512 --kimg 1000"), figures("wgan-gp --batch 256 --kimg 2000")
-    wide, bare = (
-        figures("wgan-gp --batch 256 --kimg 1000 --net.width 64"),
-        figures("wgan-gp --batch 256 --kimg 1000 --penalty.kind none"),
-    )
+    wide = figures("wgan-gp --batch 256 --kimg 1000 --net.width 64")
+    bare = figures("wgan-gp --batch 256 --kimg 1000 --penalty.kind none")
     assert base["activations"] > 10
     assert base["in all"] > 1
     assert batch["activations"] == pytest.approx(2 * base["activations"], abs=1.5)
@@ -594,19 +559,8 @@ def test_env_as_json_holds_versions_and_devices(run):
 
     assert (facts["ganfast"], facts["torch"]) == (__version__, str(torch.__version__))
     assert facts["cores"] == os.cpu_count()
-    assert facts.keys() >= {
-        "python",
-        "platform",
-        "cpu",
-        "gpu",
-        "driver",
-        "cuda",
-        "compiler",
-        "numpy",
-        "triton",
-        "tensorrt",
-        "commit",
-    }
+    named = "python platform cpu gpu driver cuda compiler numpy triton tensorrt commit"
+    assert facts.keys() >= set(named.split())
     assert all(value is None or isinstance(value, str | int | float) for value in facts.values())
 
 

@@ -1,9 +1,11 @@
 """Configs: presets are valid, wrong values are refused by name, and YAML gives back what was written."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -224,73 +226,77 @@ def test_attributes_may_be_a_list_or_one_name():
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "said"),
     [
-        ("optim: {lr_critc: 1}", ["optim.lr_critc", "did you mean optim.lr_critic"]),
-        ("penalty.wieght: 1", ["penalty.wieght", "did you mean penalty.weight"]),
-        ("bach: 3", ["bach", "did you mean batch"]),
-        ("qqqqqqqq: 3", ["qqqqqqqq", "known here", "batch"]),
-        ("3: 4", ["3", "known here"]),
+        ("kmig: 3", "unknown field kmig in test.yaml: did you mean kimg"),
+        ("bach: 3", "unknown field bach in test.yaml: did you mean batch"),
+        ("xyzzy: 3", "unknown field xyzzy in test.yaml: known here: .*kimg"),
+        ("3: 4", "unknown field 3 in test.yaml: known here"),
+        ("optim: {lr_critc: 1}", "field optim.lr_critc in test.yaml: did you mean optim.lr_critic"),
+        ("optim.lr_critc: 1", "field optim.lr_critc in test.yaml: did you mean optim.lr_critic"),
+        ("penalty.wieght: 1", "field penalty.wieght in test.yaml: did you mean penalty.weight"),
+        ("kimg: lots", "kimg in test.yaml is 'lots'; expected a number"),
+        ("kimg: true", "kimg in test.yaml is True; expected a number"),
+        ("kimg: [3]", "kimg in test.yaml is .*; expected a number"),
+        ("kimg:", "kimg in test.yaml is None; expected a number"),
+        ("kimg: .nan", "kimg is nan; expected a finite number"),
+        ("kimg: -3", "kimg is -3.0; expected .*above 0"),
+        ("batch: 1.5", "batch in test.yaml is 1.5; expected a whole number"),
+        ("batch: .inf", "batch in test.yaml is inf; expected a whole number"),
+        ("batch: .nan", "batch in test.yaml is nan; expected a whole number"),
+        ("batch: yes", "batch in test.yaml is True; expected a whole number"),
+        ("batch: many", "batch in test.yaml is 'many'; expected a whole number"),
+        ("batch:", "batch in test.yaml is None; expected a whole number"),
+        ("batch: [3]", r"batch in test.yaml is \[3\]; expected a whole number"),
+        ("batch: -3", "batch is -3; expected"),
+        ("batch.size: 3", "batch in test.yaml is {'size': 3}; expected a whole number"),
+        ("seed: .nan", "seed in test.yaml is nan; expected a whole number"),
+        ("out:", "out in test.yaml is None; expected text"),
+        ("data: [digits]", r"data in test.yaml is \['digits'\]; expected text"),
+        ("data: {name: digits}", "data in test.yaml is {'name': 'digits'}; expected text"),
+        ("balanced: maybe", "balanced in test.yaml is 'maybe'; expected true or false"),
+        ("balanced: 'no'", "balanced in test.yaml is 'no'; expected true or false"),
+        ("balanced: 1", "balanced in test.yaml is 1; expected true or false"),
+        ("attributes: 3", "attributes in test.yaml is 3; expected a list of names"),
+        ("attributes: [[Male]]", "attributes in test.yaml is .*Male"),
+        ("penalty.kind: gp", "penalty.kind in test.yaml is 'gp'; expected one of none, wgan-gp, r1"),
+        ("penalty.kind: yes", "penalty.kind in test.yaml is True; expected one of none"),
+        ("precision: 16", "precision in test.yaml is 16; expected one of"),
+        ("optim: 3", "optim in test.yaml is 3; expected a group of fields"),
+        ("optim:", "optim in test.yaml is None; expected a group of fields"),
+        ("optim: 3\noptim.beta1: 0.5", "optim in test.yaml is 3; expected a group of fields"),
     ],
 )
-def test_unknown_fields_are_refused_with_the_closest(text, named):
-    message = refusal(overlaid, text)
-    for part in [*named, "test.yaml"]:
-        assert part in message
+def test_a_wrong_field_or_value_is_refused_with_its_name_and_the_way_out(text, said):
+    assert re.search(said, refusal(overlaid, text))
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("data", "said"),
     [
-        ("balanced: 'no'", ["balanced", "'no'", "true or false"]),
-        ("balanced: 1", ["balanced", "1"]),
-        ("batch: 2.5", ["batch", "2.5", "whole number"]),
-        ("batch: true", ["batch", "True"]),
-        ("batch: many", ["batch", "'many'"]),
-        ("batch: -3", ["batch", "-3"]),
-        ("batch: .inf", ["batch", "inf"]),
-        ("seed: .nan", ["seed", "nan"]),
-        ("batch:", ["batch", "None"]),
-        ("batch: [3]", ["batch", "[3]"]),
-        ("kimg: soon", ["kimg", "'soon'"]),
-        ("kimg: true", ["kimg", "True"]),
-        ("kimg: .nan", ["kimg", "nan"]),
-        ("kimg:", ["kimg", "None"]),
-        ("data:", ["data", "None"]),
-        ("data: [a, b]", ["data", "['a', 'b']"]),
-        ("data: {a: 1}", ["data", "{'a': 1}"]),
-        ("optim: 5", ["optim", "5", "fields"]),
-        ("optim:", ["optim", "None", "fields"]),
-        ("optim: 5\noptim.beta1: 0.5", ["optim", "5"]),
-        ("batch.size: 3", ["batch", "{'size': 3}"]),
-        ("penalty.kind: gp", ["kind", "'gp'"]),
-        ("precision: 16", ["precision", "16"]),
-        ("attributes: 5", ["attributes", "5"]),
-        ("attributes: [[Male]]", ["attributes", "Male"]),
+        (b"[1, 2]", "holds a list; expected fields and values"),
+        (b"just words", "holds a str; expected fields and values"),
+        (b"", "holds nothing; expected fields and values"),
+        (b"kimg: [", "is not YAML"),
+        (b"kimg: 1\n\tbatch: 2", "is not YAML"),
+        (b"!!python/object/apply:os.system ['touch hacked']", "is not YAML"),
+        (b"\xff\xfe\x00kimg", "is not YAML"),
+        (b"bach: 3", "did you mean batch"),
     ],
 )
-def test_values_of_another_type_are_refused_by_name_and_value(text, named):
-    message = refusal(overlaid, text)
-    for part in named:
-        assert part in message
+def test_files_that_are_no_config_are_refused_by_path(data, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_bytes(data)
+    message = refusal(configfile.read, Path("c.yaml"))
+    assert "c.yaml" in message
+    assert said in message
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"], "YAML makes no objects"
 
 
-def test_files_that_are_no_config_are_refused_by_path(tmp_path):
-    path = tmp_path / "c.yaml"
-    assert "c.yaml" in refusal(configfile.read, path)
-    assert "c.yaml" in refusal(configfile.read, tmp_path / "c.yaml" / "d")
-    for text in ("[1, 2]", "just words", "a: [", "", "\tx: 1"):
-        path.write_text(text)
-        assert "c.yaml" in refusal(configfile.read, path), text
-    path.write_bytes(b"\xff\xfe\x00")
-    assert "c.yaml" in refusal(configfile.read, path)
-    path.write_text("bach: 3")
-    assert "c.yaml" in refusal(configfile.read, path)
-
-
-def test_yaml_makes_no_objects(tmp_path):
-    (tmp_path / "c.yaml").write_text("out: !!python/object/apply:os.getcwd []")
-    refusal(configfile.read, tmp_path / "c.yaml")
+def test_a_config_file_that_cannot_be_read_is_refused_by_path(tmp_path):
+    (tmp_path / "c.yaml").mkdir()
+    for path in (tmp_path / "c.yaml", tmp_path / "c.yaml" / "d"):
+        assert "c.yaml" in refusal(configfile.read, path)
 
 
 def test_differences_are_by_dotted_name():

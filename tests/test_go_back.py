@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,21 +96,26 @@ def test_a_checkpoint_that_is_not_there_damaged_or_foreign_is_refused_and_nothin
     assert len(checkpoints.listed(run / "checkpoints")) == 4
 
 
-@pytest.mark.parametrize("dies_at", [1, 4])
-def test_a_return_that_is_interrupted_anywhere_leaves_a_run_that_loads(dies_at, straight, run, monkeypatch):
-    real, count = checkpoints.disk.calls.rename, 0
+@contextmanager
+def interrupted(operation, after):
+    """The process is interrupted at a file operation, when so many of its kind are done."""
+    real, left = getattr(checkpoints.disk.calls, operation), iter(range(after))
 
-    def rename(*paths):
-        nonlocal count
-        count += 1
-        if count > dies_at:
+    def dies(*given):
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        real(*paths)
+        return real(*given)
 
-    monkeypatch.setattr(checkpoints.disk.calls, "rename", rename)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.disk.calls, operation, dies)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("dies_at", [1, 4])
+def test_a_return_that_is_interrupted_anywhere_leaves_a_run_that_loads(dies_at, straight, run):
+    with interrupted("rename", dies_at):
         train(config_of(run), quiet=True, checkpoint="160")
-    monkeypatch.undo()
     left = int(newest(run).name)
     assert left in (160, 240, 320)
     train(config_of(run), quiet=True, checkpoint="160")
@@ -210,21 +216,10 @@ def test_forks_that_cannot_be_are_refused_before_anything_is_written(run, tmp_pa
 
 
 @pytest.mark.parametrize("dies_at", [0, 3, 7])
-def test_a_fork_that_is_interrupted_anywhere_is_made_by_the_same_command(dies_at, run, tmp_path, monkeypatch):
-    real, count = checkpoints.disk.calls.write, 0
-
-    def write(*given):
-        nonlocal count
-        count += 1
-        if count > dies_at:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(checkpoints.disk.calls, "write", write)
+def test_a_fork_that_is_interrupted_anywhere_is_made_by_the_same_command(dies_at, run, tmp_path):
     config = config_of(run, out=str(tmp_path / "fork"), kimg=0.336)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted("write", dies_at):
         train(config, quiet=True, fork_of=run)
-    monkeypatch.undo()
     assert not (tmp_path / "fork").exists()
     train(config, quiet=True, fork_of=run)
     assert {p.name for p in tmp_path.iterdir()} == {"run", "fork"}

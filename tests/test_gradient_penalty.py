@@ -69,14 +69,15 @@ def derivative(g, kind, scale=SCALE):
     return values.detach(), norm.detach(), direction
 
 
-def assert_right(g, kind, launched, triton=gradient_penalty_triton, reference=gradient_penalty_reference):
+def assert_right(g, kind, launched):
     """Value, norm and direction of a kernel, against float64."""
     arguments = (WEIGHT, *kind, SCALE)
-    found = run_kernel(triton, g, *arguments, **launched)
+    found = run_kernel(gradient_penalty_triton, g, *arguments, **launched)
     assert found.direction.dtype == g.dtype
     assert found.direction.stride() == g.stride()
     assert found.value.dtype == found.norm.dtype == torch.float32
-    for part, own, exact in zip(found, reference(g, *arguments), derivative(g, kind), strict=True):
+    reference = gradient_penalty_reference(g, *arguments)
+    for part, own, exact in zip(found, reference, derivative(g, kind), strict=True):
         assert_as_exact(part, own, exact)
     return found
 

@@ -13,8 +13,8 @@ SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 -
 INDEX = torch.tensor([0, 1, 2, 2**32 - 1, 2**32, 2**40, 2**53 + 1, 2**63 - 1])
 
 
-def draw(seed, stream, index, count, normal, at=module):
-    return run_kernel(at.draw_triton, seed, stream, index, count, normal, _draw_kernel=1).cpu()
+def draw(seed, stream, index, count, normal):
+    return run_kernel(module.draw_triton, seed, stream, index, count, normal, _draw_kernel=1).cpu()
 
 
 def numpy_words(seed, stream, index, count):
@@ -22,16 +22,16 @@ def numpy_words(seed, stream, index, count):
     return generator.random_raw(count)
 
 
-def assert_numpys_uniforms(seed, stream, count, at=module):
+def assert_numpys_uniforms(seed, stream, count):
     """The upper 53 bits of a word, exactly: any wrong bit of key, counter or product reaches them."""
     words = np.stack([numpy_words(seed, stream, int(i), count) for i in INDEX])
-    found = draw(seed, stream, INDEX, count, False, at)
+    found = draw(seed, stream, INDEX, count, False)
     assert found.dtype == torch.float64
     assert found.tolist() == ((words >> np.uint64(11)) / 2.0**53).tolist()
 
 
-def assert_references_normals(seed, stream, index, count, most_off=0, at=module):
-    found, expected = draw(seed, stream, index, count, True, at), latents_reference(seed, stream, index, count)
+def assert_references_normals(seed, stream, index, count, most_off=0):
+    found, expected = draw(seed, stream, index, count, True), latents_reference(seed, stream, index, count)
     assert found.dtype == torch.float32
     assert found.shape == expected.shape
     assert found.isfinite().all(), "not written"

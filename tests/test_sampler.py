@@ -941,11 +941,12 @@ def test_filling_follows_measured_costs(tmp_path):
 
 
 def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(bundle):
-    seen = []
+    seen, shape = [], (8, *bundle.manifest.shape)
+    drawn = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
     def run(z, labels, psi):
         seen.append((z.copy(), labels.copy(), psi.copy()))
-        return np.zeros((len(z), *bundle.manifest.shape), np.uint8)
+        return drawn
 
     asked = rows_module.ask(bundle.manifest, 3, None, 5, 0, [2, 1, 2], 0.5)
     lane = HostLane(run, exact=False)
@@ -955,6 +956,7 @@ def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(b
     assert (z[3:] == 0).all()
     assert labels.tolist() == [2, 1, 2, 0, 0, 0, 0, 0]
     assert psi.tolist() == [0.5] * 3 + [0] * 5
+    np.testing.assert_array_equal(lane.collect(), drawn[:3])
 
 
 def test_choice_tries_engines_then_onnxruntime_then_torch(plain):

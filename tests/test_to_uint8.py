@@ -32,8 +32,8 @@ def expected(x: Tensor) -> np.ndarray:
     return np.clip(np.rint(scaled(x)), 0, 255).astype(np.uint8)
 
 
-def assert_right(x: Tensor, at=module) -> np.ndarray:
-    found = run_kernel(at.to_uint8_triton, x, _tail_kernel=1)
+def assert_right(x: Tensor) -> np.ndarray:
+    found = run_kernel(module.to_uint8_triton, x, _tail_kernel=1)
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
     np.testing.assert_array_equal(found.cpu().numpy(), expected(x))

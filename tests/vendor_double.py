@@ -1,14 +1,17 @@
-"""Stand-ins for `tensorrt` 10 and 11 and `tensorrt_rtx`, and for the CUDA driver, for machines without a GPU.
+"""Stand-ins for `tensorrt` 10 and 11, `tensorrt_rtx` and the CUDA driver, where there is no GPU.
 
-A stand-in has exactly the names that the real module has (tests/vendor_names.json: public names read off the real modules); any
-other raises AttributeError, be it read or written. Behind the names it keeps the rules that matter: an engine draws only through
-bound addresses, in the shapes of the profile that was chosen, when a stream runs; and what it draws, ONNX Runtime computes.
+A stand-in has exactly the names that the real module has: tests/vendor_names.json was read off the
+real modules. To read or write any other name raises AttributeError. Behind the names it keeps the
+rules that matter. An engine draws only when a stream runs, through bound addresses and in the
+shapes of the profile that was chosen; what it draws, ONNX Runtime computes.
 """
 
 import base64
 import ctypes
 import json
 import sys
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -22,21 +25,24 @@ MODULE = {"tensorrt 10": "tensorrt", "tensorrt 11": "tensorrt", "rtx": "tensorrt
 
 
 class Strict:
-    """An object of a class: what the real class has and is implemented here can be read; what it has can be written."""
+    """An object of one of the vendor's classes: its names can be written, and read if implemented.
 
-    def __init__(self, double, kind, **members):
-        object.__setattr__(self, "_double", double)
-        object.__setattr__(self, "_kind", kind)
-        object.__setattr__(self, "_members", members)
+    ``data`` is the stand-in's own. A member that is a `property` is computed when it is read.
+    """
+
+    def __init__(self, double, kind, data=None, /, **members):
+        vars(self).update(_double=double, _kind=kind, data=data, _members=members)
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
         self._double.touch(self._kind, name)
         if name not in self._members:
-            raise NotImplementedError(f"{self._kind}.{name} exists, but the stand-in does not do it")
+            raise NotImplementedError(
+                f"{self._kind}.{name} exists, but the stand-in does not do it"
+            )
         value = self._members[name]
-        return value() if isinstance(value, Live) else value
+        return value.fget() if isinstance(value, property) else value
 
     def __setattr__(self, name, value):
         self._double.touch(self._kind, name)
@@ -44,16 +50,6 @@ class Strict:
 
     def __call__(self, *args):
         return self._members["__call__"](*args)
-
-
-class Live:
-    """A member whose value is computed when it is read."""
-
-    def __init__(self, compute):
-        self.compute = compute
-
-    def __call__(self):
-        return self.compute()
 
 
 class Blob(bytearray):
@@ -79,27 +75,16 @@ class Double:
     def module(self):
         made = ModuleType(MODULE[self.which])
         made.__version__ = self.version
-        double = self
-
-        class Severity:
-            pass
-
-        for i, name in enumerate(("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")):
-            setattr(Severity, name, i)
-
-        class ILogger:
-            pass
-
-        ILogger.Severity = Severity
-        made.ILogger = ILogger
+        levels = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+        severity = SimpleNamespace(**{name: i for i, name in enumerate(levels)})
+        made.ILogger = type("ILogger", (), {"Severity": severity})
         for kind in self.names:
-            if kind in ("ILogger",) or (kind, None) in self.without:
+            if kind == "ILogger" or (kind, None) in self.without:
                 continue
-            if kind in _ENUMS:
-                setattr(made, kind, Strict(double, kind, **{name: Member(i, name) for i, name in enumerate(self.names[kind])}))
-            else:
-                construct = getattr(self, f"_{kind}", None)
-                setattr(made, kind, Strict(double, kind, __call__=construct, **dict.fromkeys(self.names[kind])))
+            members = {name: Member(i, name) for i, name in enumerate(self.names[kind])}
+            if kind not in _ENUMS:
+                members = dict.fromkeys(members) | {"__call__": getattr(self, f"_{kind}", None)}
+            setattr(made, kind, Strict(self, kind, **members))
         return made
 
     def install(self, monkeypatch):
@@ -124,10 +109,10 @@ class Double:
         strongly = self.names["NetworkDefinitionCreationFlag"].index("STRONGLY_TYPED")
         assert flags == 1 << strongly, "strongly typed, and nothing else"
         data = SimpleNamespace(model=b"", inputs=[])
-        tensors = Live(lambda: len(data.inputs))
-        network = Strict(self, "INetworkDefinition", num_inputs=tensors, get_input=lambda i: data.inputs[i])
-        object.__setattr__(network, "data", data)
-        return network
+        number = property(lambda: len(data.inputs))
+        return Strict(
+            self, "INetworkDefinition", data, num_inputs=number, get_input=lambda i: data.inputs[i]
+        )
 
     def _OnnxParser(self, network, log):
         errors = []
@@ -137,19 +122,23 @@ class Double:
                 graph = onnx.load_model_from_string(model).graph
                 assert graph.node
             except Exception as error:
-                errors.append(error)
+                errors.append(str(error) or type(error).__name__)
                 return False
             network.data.model = model
             for value in graph.input:
-                shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+                sizes = value.type.tensor_type.shape.dim
+                shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in sizes)
                 network.data.inputs.append(Strict(self, "ITensor", name=value.name, shape=shape))
             return True
 
         def error_of(i):
-            text = str(errors[i]) or type(errors[i]).__name__
-            return Strict(self, "ParserError", desc=lambda: text, node_name=lambda: "node", node_operator=lambda: "Op")
+            told = {"desc": errors[i], "node_name": "node", "node_operator": "Op"}
+            return Strict(
+                self, "ParserError", **{name: partial(str, text) for name, text in told.items()}
+            )
 
-        return Strict(self, "OnnxParser", parse=parse, num_errors=Live(lambda: len(errors)), get_error=error_of)
+        number = property(lambda: len(errors))
+        return Strict(self, "OnnxParser", parse=parse, num_errors=number, get_error=error_of)
 
     def _config(self):
         data = SimpleNamespace(flags={"TF32"}, profiles=[], capabilities=[], cache=None)
@@ -157,35 +146,37 @@ class Double:
         def timing(content):
             return Strict(self, "ITimingCache", serialize=lambda: Blob(bytes(content) + b"t"))
 
-        members = {
-            "set_flag": lambda flag: data.flags.add(flag.name), "clear_flag": lambda flag: data.flags.discard(flag.name),
-            "add_optimization_profile": lambda profile: data.profiles.append(profile.data) or len(data.profiles) - 1,
-            "set_compute_capability": lambda value, i: data.capabilities.append(value.name) or True,
-            "create_timing_cache": timing, "set_timing_cache": lambda cache, ignore: setattr(data, "cache", cache) or True,
-        }  # fmt: skip
-        config = Strict(self, "IBuilderConfig", **members)
-        object.__setattr__(config, "data", data)
-        return config
+        return Strict(
+            self, "IBuilderConfig", data, create_timing_cache=timing,
+            set_flag=lambda flag: data.flags.add(flag.name),
+            clear_flag=lambda flag: data.flags.discard(flag.name),
+            add_optimization_profile=lambda profile: data.profiles.append(profile.data),
+            set_compute_capability=lambda value, i: data.capabilities.append(value.name) or True,
+            set_timing_cache=lambda cache, ignore: setattr(data, "cache", cache) or True,
+        )  # fmt: skip
 
     def _profile(self):
         shapes = {}
-        profile = Strict(self, "IOptimizationProfile", set_shape=lambda name, *three: shapes.__setitem__(name, three))
-        object.__setattr__(profile, "data", shapes)
-        return profile
+        return Strict(
+            self, "IOptimizationProfile", shapes,
+            set_shape=lambda name, *three: shapes.__setitem__(name, three),
+        )  # fmt: skip
 
     def _build(self, network, config):
         if "build" in self.fail:
             return None
-        named = [name for name in ("num_compute_capabilities", "builder_optimization_level") if name in config._members]
-        assert config._members.get("num_compute_capabilities", 0) == len(config.data.capabilities), named
+        announced = config._members.get("num_compute_capabilities", 0)
+        assert announced == len(config.data.capabilities)
         assert len(config.data.profiles) > 0
-        for shapes in config.data.profiles:
-            assert set(shapes) == {tensor._members["name"] for tensor in network.data.inputs}
+        names = {tensor._members["name"] for tensor in network.data.inputs}
+        assert all(set(shapes) == names for shapes in config.data.profiles)
         self.builds.append(config.data)
+        model = base64.b64encode(network.data.model).decode()
         plan = {
-            "model": base64.b64encode(network.data.model).decode(), "flags": sorted(config.data.flags),
-            "profiles": [{name: [list(s) for s in three] for name, three in shapes.items()} for shapes in config.data.profiles],
-        }  # fmt: skip
+            "model": model,
+            "flags": sorted(config.data.flags),
+            "profiles": config.data.profiles,
+        }
         return Blob(json.dumps(plan).encode())
 
     # Running
@@ -197,120 +188,113 @@ class Double:
                 return None
             return self._engine(json.loads(plan))
 
-        return Strict(self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False)
+        return Strict(
+            self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False
+        )
 
     def _engine(self, plan):
-        data = SimpleNamespace(model=base64.b64decode(plan["model"]), plan=plan)
-        data.session = onnxruntime.InferenceSession(data.model, providers=["CPUExecutionProvider"])
+        model = base64.b64decode(plan["model"])
+        data = SimpleNamespace(model=model, profiles=plan["profiles"], session=session_of(model))
         inputs = {value.name: value for value in data.session.get_inputs()}
-        outputs = {value.name: value for value in data.session.get_outputs()}
-        everything = {**inputs, **outputs}
-        names = list(everything)
+        tensors = inputs | {value.name: value for value in data.session.get_outputs()}
         mode = self.names["TensorIOMode"].index
 
         def shape_of(name):
-            return tuple(-1 if isinstance(d, str) else d for d in everything[name].shape)
+            return tuple(-1 if isinstance(d, str) else d for d in tensors[name].shape)
 
-        engine = Strict(
-            self, "ICudaEngine", num_optimization_profiles=len(plan["profiles"]), num_io_tensors=len(names),
-            get_tensor_name=lambda i: names[i], get_tensor_shape=shape_of, device_memory_size_v2=256,
+        return Strict(
+            self, "ICudaEngine", data, num_optimization_profiles=len(data.profiles),
+            num_io_tensors=len(tensors), get_tensor_name=lambda i: list(tensors)[i],
+            get_tensor_shape=shape_of, device_memory_size_v2=256,
             get_tensor_mode=lambda name: Member(mode("INPUT" if name in inputs else "OUTPUT"), ""),
-            get_tensor_profile_shape=lambda name, i: [tuple(s) for s in plan["profiles"][i][name]],
+            get_tensor_profile_shape=lambda name, i: [tuple(s) for s in data.profiles[i][name]],
             create_runtime_config=self._runtime_config, refittable="REFIT" in plan["flags"],
-            create_execution_context=lambda config: self._context(data, config, inputs, outputs, shape_of),
+            create_execution_context=lambda config: self._context(data, config, inputs, tensors),
         )  # fmt: skip
-        object.__setattr__(engine, "data", data)
-        return engine
 
     def _runtime_config(self):
         chosen = {}
-        config = Strict(
-            self, "IRuntimeConfig",
-            set_execution_context_allocation_strategy=lambda value: chosen.__setitem__("memory", value.name),
-            dynamic_shapes_kernel_specialization_strategy=None,
+        return Strict(
+            self, "IRuntimeConfig", chosen, dynamic_shapes_kernel_specialization_strategy=None,
+            set_execution_context_allocation_strategy=lambda s: chosen.update(memory=s.name),
         )  # fmt: skip
-        object.__setattr__(config, "data", chosen)
-        return config
 
-    def _context(self, data, config, inputs, outputs, shape_of):
+    def _context(self, data, config, inputs, tensors):
         assert config.data == {"memory": "USER_MANAGED"}
         state = SimpleNamespace(memory=None, profile=None, shapes={}, addresses={})
 
         def use_profile(i, stream):
             assert stream, "not on the default stream"
-            state.profile = i
-            state.shapes = {}
+            state.profile, state.shapes = i, {}
             return True
 
         def set_shape(name, shape):
-            low, _, high = data.plan["profiles"][state.profile][name]
             assert name in inputs
-            if not all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
-                return False
+            low, _, high = data.profiles[state.profile][name]
             state.shapes[name] = tuple(shape)
-            return True
+            return all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
 
         def enqueue(stream):
             if "run" in self.fail:
                 return False
             assert stream
-            assert set(state.shapes) == set(inputs)
-            assert set(state.addresses) == {*inputs, *outputs}
             assert state.memory is not None
-            batch = state.shapes["z"][0]
-            self.enqueued.append(batch)
+            assert (set(state.shapes), set(state.addresses)) == (set(inputs), set(tensors))
+            self.enqueued.append(state.shapes["z"][0])
 
             def work():
-                feed = {}
-                for name, value in inputs.items():
-                    dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64}[value.type]
-                    feed[name] = self.driver.read(state.addresses[name], dtype, state.shapes[name])
-                self.driver.write(state.addresses["images"], data.session.run(["images"], feed)[0])
+                kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+                fed = {
+                    name: self.driver.read(
+                        state.addresses[name], kinds[value.type], state.shapes[name]
+                    )
+                    for name, value in inputs.items()
+                }
+                self.driver.write(state.addresses["images"], data.session.run(["images"], fed)[0])
 
             self.driver.submit(stream, work)
             return True
 
         return Strict(
-            self, "IExecutionContext", set_device_memory=lambda address, size: setattr(state, "memory", (address, size)),
-            set_optimization_profile_async=use_profile, set_input_shape=set_shape, infer_shapes=lambda: [],
-            set_tensor_address=lambda name, address: state.addresses.__setitem__(name, address) or True,
-            execute_async_v3=enqueue, is_stream_capturable=lambda stream: "capture" not in self.fail,
+            self, "IExecutionContext", set_optimization_profile_async=use_profile,
+            set_device_memory=lambda address, size: setattr(state, "memory", (address, size)),
+            set_input_shape=set_shape, infer_shapes=lambda: [], execute_async_v3=enqueue,
+            set_tensor_address=lambda name, at: state.addresses.update({name: at}) or True,
+            is_stream_capturable=lambda stream: "capture" not in self.fail,
         )  # fmt: skip
 
     # Refitting
 
     def _Refitter(self, engine, log):
-        new = SimpleNamespace(model=b"")
+        new = SimpleNamespace(model=b"", engine=engine.data)
 
         def refit():
-            engine.data.model = new.model
-            engine.data.session = onnxruntime.InferenceSession(new.model, providers=["CPUExecutionProvider"])
+            engine.data.model, engine.data.session = new.model, session_of(new.model)
             self.refits.append(new.model)
             return True
 
-        refitter = Strict(
-            self,
-            "Refitter",
+        return Strict(
+            self, "Refitter", new, refit_cuda_engine=refit,
             get_missing_weights=lambda: ["project.bias"] if "missing" in self.fail else [],
-            refit_cuda_engine=refit,
-        )
-        object.__setattr__(refitter, "new", new)
-        object.__setattr__(refitter, "engine", engine)
-        return refitter
+        )  # fmt: skip
 
     def _OnnxParserRefitter(self, refitter, log):
         def refit(model):
-            shapes = [_shapes(m) for m in (model, refitter.engine.data.model)]
-            refitter.new.model = model
-            return shapes[0] == shapes[1]
+            refitter.data.model = model
+            return shapes_of(model) == shapes_of(refitter.data.engine.model)
 
-        def error_of(i):
-            return Strict(self, "ParserError", desc=lambda: "other weights")
+        error = Strict(self, "ParserError", desc=lambda: "other weights")
+        return Strict(
+            self, "OnnxParserRefitter", refit_from_bytes=refit, num_errors=1,
+            get_error=lambda i: error,
+        )  # fmt: skip
 
-        return Strict(self, "OnnxParserRefitter", refit_from_bytes=refit, num_errors=1, get_error=error_of)
+
+def session_of(model):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
-def _shapes(model):
+def shapes_of(model):
     graph = onnx.load_model_from_string(model).graph
     return {t.name: numpy_helper.to_array(t).shape for t in graph.initializer}
 
@@ -325,29 +309,86 @@ class Member(int):
 
 
 _ENUMS = {
-    "BuilderFlag", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy", "ExecutionContextAllocationStrategy",
-    "NetworkDefinitionCreationFlag", "TensorIOMode",
+    "BuilderFlag", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy",
+    "ExecutionContextAllocationStrategy", "NetworkDefinitionCreationFlag", "TensorIOMode",
 }  # fmt: skip
 
 
 class FakeDriver:
-    """libcuda with host memory; a stream runs at once, or records while it is captured. Misuse is an assertion or an error code."""
+    """libcuda with host memory; a stream runs at once, or records while it is captured.
+
+    Misuse is an assertion or an error code.
+    """
 
     def __init__(self, name="Fake GPU", capability=(8, 6)):
         self.name, self.capability = name, capability
         self.memory, self.streams, self.graphs, self.capturing = {}, set(), {}, {}
-        self._next = 1000
-        self.current = False
-        self.fail = set()
+        self.handles = count(1001)
+        self.fail = set()  # names of calls that find no memory
 
-    def __getattribute__(self, name):
-        if name.startswith("cu") and name[2:3].isupper() and name in object.__getattribute__(self, "fail"):
-            return lambda *_: 2
-        return object.__getattribute__(self, name)
+    def __getattr__(self, name):
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        return lambda *given: 2 if name in self.fail else self._call(name, *given) or 0
 
-    def _new(self):
-        self._next += 1
-        return self._next
+    def _call(self, name, first=None, second=None, third=None, fourth=None):
+        match name:
+            case "cuInit":
+                pass
+            case "cuDeviceGet":
+                first._obj.value = second
+                return 0 if second == 0 else 101
+            case "cuDevicePrimaryCtxRetain":
+                first._obj.value = 77
+            case "cuCtxSetCurrent":
+                assert first.value == 77
+            case "cuDeviceGetName":
+                first.value = self.name.encode()
+            case "cuDeviceGetAttribute":
+                first._obj.value = self.capability[{75: 0, 76: 1}[second]]
+            case "cuMemAlloc_v2" | "cuMemAllocHost_v2":
+                size = second.value
+                block = ctypes.create_string_buffer(b"\xa5" * size, size)  # never zero by chance
+                first._obj.value = ctypes.addressof(block)
+                self.memory[first._obj.value] = block
+            case "cuMemFree_v2" | "cuMemFreeHost":
+                del self.memory[first.value]
+            case "cuMemcpyHtoDAsync_v2" | "cuMemcpyDtoHAsync_v2" | "cuMemcpyDtoDAsync_v2":
+                to, source, size = first.value, second.value, third.value
+                self._check(to, size)
+                self._check(source, size)
+                self.submit(fourth.value, lambda: ctypes.memmove(to, source, size))
+            case "cuStreamCreate":
+                assert second == 1, "it does not wait for the default stream"
+                self.streams.add(self._handle(first))
+            case "cuStreamSynchronize":
+                assert first.value not in self.capturing
+            case "cuStreamDestroy_v2":
+                self.streams.remove(first.value)
+            case "cuStreamBeginCapture_v2":
+                self.capturing[first.value] = []
+            case "cuStreamEndCapture":
+                self.graphs[self._handle(second)] = self.capturing.pop(first.value)
+            case "cuGraphInstantiateWithFlags":
+                self.graphs[self._handle(first)] = self.graphs[second.value]
+            case "cuGraphDestroy" | "cuGraphExecDestroy":
+                del self.graphs[first.value]
+            case "cuGraphLaunch":
+                for work in self.graphs[first.value]:
+                    self.submit(second.value, work)
+            case "cuGetErrorString":
+                told = {2: b"out of memory"}.get(first, b"invalid device ordinal")
+                second._obj.value = told
+            case _:
+                raise AttributeError(name)
+
+    def _handle(self, pointer):
+        pointer._obj.value = next(self.handles)
+        return pointer._obj.value
+
+    def _check(self, address, size):
+        blocks = self.memory.items()
+        assert any(at <= address and address + size <= at + len(block) for at, block in blocks)
 
     def read(self, address, dtype, shape):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -364,95 +405,3 @@ class FakeDriver:
             self.capturing[stream].append(work)
         else:
             work()
-
-    def _check(self, address, size):
-        assert any(start <= address and address + size <= start + len(block) for start, block in self.memory.items()), "outside"
-
-    def cuInit(self, flags):
-        return 0
-
-    def cuDeviceGet(self, device, number):
-        device._obj.value = number
-        return 0 if number == 0 else 101
-
-    def cuDevicePrimaryCtxRetain(self, context, device):
-        context._obj.value = 77
-        return 0
-
-    def cuCtxSetCurrent(self, context):
-        self.current = context.value == 77
-        return 0
-
-    def cuDeviceGetName(self, buffer, size, device):
-        buffer.value = self.name.encode()
-        return 0
-
-    def cuDeviceGetAttribute(self, value, attribute, device):
-        value._obj.value = self.capability[{75: 0, 76: 1}[attribute]]
-        return 0
-
-    def cuMemAlloc_v2(self, address, size):
-        block = ctypes.create_string_buffer(b"\xa5" * size.value, size.value)  # never zero by chance
-        address._obj.value = ctypes.addressof(block)
-        self.memory[address._obj.value] = block
-        return 0
-
-    cuMemAllocHost_v2 = cuMemAlloc_v2
-
-    def cuMemFree_v2(self, address):
-        del self.memory[address.value]
-        return 0
-
-    cuMemFreeHost = cuMemFree_v2
-
-    def _copy(self, to, source, size, stream):
-        to, source, size = to.value, source.value, size.value
-        self._check(to, size)
-        self._check(source, size)
-        self.submit(stream.value, lambda: ctypes.memmove(to, source, size))
-        return 0
-
-    cuMemcpyHtoDAsync_v2 = cuMemcpyDtoHAsync_v2 = cuMemcpyDtoDAsync_v2 = _copy
-
-    def cuStreamCreate(self, stream, flags):
-        assert flags == 1
-        stream._obj.value = self._new()
-        self.streams.add(stream._obj.value)
-        return 0
-
-    def cuStreamSynchronize(self, stream):
-        assert stream.value not in self.capturing
-        return 0
-
-    def cuStreamDestroy_v2(self, stream):
-        self.streams.remove(stream.value)
-        return 0
-
-    def cuStreamBeginCapture_v2(self, stream, mode):
-        self.capturing[stream.value] = []
-        return 0
-
-    def cuStreamEndCapture(self, stream, graph):
-        graph._obj.value = self._new()
-        self.graphs[graph._obj.value] = self.capturing.pop(stream.value)
-        return 0
-
-    def cuGraphInstantiateWithFlags(self, executable, graph, flags):
-        executable._obj.value = self._new()
-        self.graphs[executable._obj.value] = self.graphs[graph.value]
-        return 0
-
-    def cuGraphDestroy(self, graph):
-        del self.graphs[graph.value]
-        return 0
-
-    cuGraphExecDestroy = cuGraphDestroy
-
-    def cuGraphLaunch(self, graph, stream):
-        for work in self.graphs[graph.value]:
-            self.submit(stream.value, work)
-        return 0
-
-    def cuGetErrorString(self, code, text):
-        text._obj.value = b"out of memory" if code == 2 else b"invalid device ordinal"
-        return 0
