@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ganfast.bench import calibrate, records
 from ganfast.bench.activity import device_activity
-from ganfast.bench.operations import OperationCount
 from ganfast.bench.timing import HostClock, device_times, sample
 from ganfast.errors import RunError
 from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
@@ -194,8 +193,9 @@ def _timed(
             one = records.measurement(cache, name, seconds, case=case.name)
             median = one["summary"]["median"]
             one |= {"least_bytes": case.bytes, "bytes_per_s": case.bytes / median, "share_of_copy": case.bytes / median / copy}
-            if cache == "hot":
-                one["launches"] = _launches(variants[name], median, on_gpu)
+            if cache == "hot" and on_gpu:
+                activity = device_activity(variants[name], torch.cuda.synchronize, median)
+                one["launches"] = int(activity["launches"])
             measured.append(one)
     return measured
 
@@ -207,15 +207,6 @@ def _agree(case: Case, variants: Mapping[str, Callable[[], Any]]) -> None:
             gap = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
             if not gap < _AGREE:
                 raise RunError(f"{case.kernel} {case.shape}: {name} and eager differ by {gap:.2g} of the largest value")
-
-
-def _launches(run: Callable[[], object], seconds: float, on_gpu: bool) -> int | None:
-    """Kernels of one call on a GPU; on a CPU operations, of what torch.compile made none are seen."""
-    if on_gpu:
-        return int(device_activity(run, torch.cuda.synchronize, seconds)["launches"])
-    with OperationCount() as count:
-        run()
-    return len(count.operations) or None
 
 
 def line(measured: list[dict[str, Any]], case: Case) -> str:

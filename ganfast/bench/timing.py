@@ -41,16 +41,6 @@ class HostClock:
             wait()
 
 
-class ProcessorClock:
-    """Seconds that this process computed, in all its threads: of one thread on a CPU, the time that no other program took."""
-
-    def now(self) -> float:
-        return time.process_time()
-
-    def wait(self) -> None:
-        """A CPU is asked nothing that it does not do at once."""
-
-
 def synchronised_now() -> float:
     """A timer for pytest-benchmark that counts what a GPU was only told to do."""
     clock = HostClock()

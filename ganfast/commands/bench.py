@@ -13,7 +13,6 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench train --preset r1 --sweep batch=16,32,64,128    how cost grows with work: batch, width or size
   ganfast bench kernels --out results/                       kernels, cold and hot, against a measured copy
   ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
-  ganfast bench model wgan-gp --gpu h200 --gpus 8            predicted times, and what bounds them
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
   ganfast bench report benchmarks/results/*.json --out report/  a Markdown table and plots as PNG and SVG
@@ -24,10 +23,9 @@ Each has --help.
 
 def bench(args: list[str]) -> None:
     from ganfast.commands.bench_kernels import kernels
-    from ganfast.commands.bench_model import model
     from ganfast.commands.bench_sample import sample
 
-    commands = {"train": _train, "kernels": kernels, "sample": sample, "model": model, "compare": _compare, "report": _report}
+    commands = {"train": _train, "kernels": kernels, "sample": sample, "compare": _compare, "report": _report}
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
