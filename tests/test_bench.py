@@ -282,6 +282,20 @@ def test_jax_knows_odd_sides():
     assert max(prove(problem, VARIANTS["jax"].prepare(problem)).values()) < 1e-4
 
 
+@pytest.mark.parametrize("what", ["loss", "penalty"])
+def test_jax_refuses_a_loss_or_penalty_that_it_does_not_know(what, monkeypatch):
+    """A new one must not be measured as Wasserstein's, or as a penalty at interpolates."""
+    pytest.importorskip("jax")
+    from ganfast.bench import xla
+    from ganfast.bench.problem import Problem
+
+    monkeypatch.setattr(xla, "PENALTIES", tuple(kind for kind in xla.PENALTIES if kind != "r1"))
+    if what == "loss":
+        monkeypatch.delitem(xla.GENERATOR_LOSSES, "non-saturating")
+    with pytest.raises(InputError, match=f"does not know the {what} (r1|non-saturating); expected one of"):
+        xla.Xla(Problem(Setting("r1", **SMALL)))
+
+
 def test_a_wrong_gradient_is_found():
     from ganfast.bench.problem import Problem
     from ganfast.bench.variants import VARIANTS, prove

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ganfast
 from ganfast.commands.bench_setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
@@ -17,7 +18,7 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
   ganfast bench report benchmarks/results/*.json --out report/  a Markdown table and plots as PNG and SVG
 
-Each has --help.
+All but sample need a checkout of ganfast, of which its package holds no benchmarks/. Each has --help.
 """
 
 
@@ -31,6 +32,11 @@ def bench(args: list[str]) -> None:
         return
     if args[0] not in commands:
         raise InputError(f"unknown benchmark {args[0]!r}{meant(args[0], commands)}; see ganfast bench --help")
+    if args[0] != "sample" and not (Path(ganfast.__file__).parent / "bench" / "stats.py").exists():
+        raise InputError(
+            f"`ganfast bench {args[0]}` needs the folder benchmarks/ of a checkout, which this "
+            "installation does not have; clone ganfast and run it there"
+        )
     commands[args[0]](args[1:])
 
 

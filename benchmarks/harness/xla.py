@@ -9,6 +9,7 @@ XLA removes the dead products with zero that torch's double backward leaves in, 
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ except ImportError:  # the optional extra "jax"
 
 Array = Any
 Params = dict[str, Array]
+Layer = Callable[..., Array]  # (params, buffers, new buffers, x, key) -> x
 ADAM_EPS = 1e-8
 
 
@@ -79,14 +81,11 @@ class Net:
     def _short(name: str) -> str:
         return name.replace(".parametrizations.weight.original", ".weight").replace(".parametrizations.weight.0.", ".")
 
-    def _add(self, name: str, leaf: Leaf) -> str:
+    def _add(self, name: str, leaf: Leaf) -> None:
         self.leaves[name] = leaf
-        return name
 
-    # Layers: each gives a function (params, buffers, new buffers, x, key) -> x.
-
-    def sequence(self, layers: nn.Sequential, prefix: str, shape: tuple[int, ...]) -> tuple[Callable[..., Array], tuple[int, ...]]:
-        made: list[Callable[..., Array]] = []
+    def sequence(self, layers: nn.Sequential, prefix: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+        made: list[Layer] = []
         for i, layer in enumerate(layers):
             step, shape = self.layer(layer, f"{prefix}{i}.", shape)
             made.append(step)
@@ -98,13 +97,14 @@ class Net:
 
         return run, shape
 
-    def layer(self, m: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[Callable[..., Array], tuple[int, ...]]:
-        """``shape`` is torch's, (C, H, W) or (units,); a flattened map keeps its (C, H, W) so that weights can be permuted."""
+    def layer(self, m: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+        """``shape`` is torch's, (C, H, W) or (units,).
+
+        A flattened map keeps its (C, H, W), so that the weights behind it can be permuted.
+        """
         match m:
-            case nn.Conv2d():
+            case nn.Conv2d() | nn.ConvTranspose2d():
                 return self._conv(m, name, shape)
-            case nn.ConvTranspose2d():
-                return self._conv_transpose(m, name, shape)
             case nn.Linear():
                 return self.linear(m, name, shape), (m.out_features,)
             case nn.BatchNorm2d() | nn.BatchNorm1d():
@@ -132,12 +132,12 @@ class Net:
             w = w / (_matrix(w) @ v @ u)
         return w.astype(self.dtype)
 
-    def linear(self, m: nn.Linear, name: str, shape: tuple[int, ...], out: tuple[int, ...] = ()) -> Callable[..., Array]:
-        """``shape`` (C, H, W): the input is a flattened map; ``out`` (C, H, W): the output becomes one."""
+    def linear(self, m: nn.Linear, name: str, shape: tuple[int, ...], out: tuple[int, ...] = ()) -> Layer:
+        """``shape`` (C, H, W): the input is a flattened map; ``out`` likewise: the output becomes one."""
         rows = _order(shape)
         columns = _order(out or (m.out_features,))
         self._add(f"{name}weight", _permuted(rows, columns))
-        self._spectral_buffers(name, m, rows, columns)
+        self._spectral_buffers(name, rows, columns)
         if m.bias is not None:
             self._add(f"{name}bias", Leaf(lambda x: x[columns], lambda x: x[np.argsort(columns)]))
 
@@ -147,39 +147,34 @@ class Net:
 
         return run
 
-    def _conv(self, m: nn.Conv2d, name: str, shape: tuple[int, ...]) -> tuple[Callable[..., Array], tuple[int, ...]]:
-        self._add(f"{name}weight", Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)))
+    def _conv(self, m: nn.Conv2d | nn.ConvTranspose2d, name: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+        """A transposed convolution is the data gradient of the convolution that goes the other way.
+
+        Its kernel is that one's: HWIO, with I = the channels made here.
+        """
+        self._add(
+            f"{name}weight",
+            Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+        )
+        if m.bias is not None:
+            self._add(f"{name}bias", _SAME)
         kernel, stride, pad = m.kernel_size[0], m.stride[0], int(m.padding[0])
-        self._spectral_buffers(name, m, _order((m.in_channels, kernel, kernel)), np.arange(m.out_channels))
-        if m.bias is not None:
-            self._add(f"{name}bias", _SAME)
-        conv, _ = _convolution(stride, kernel, pad, shape[1])
+        if isinstance(m, nn.Conv2d):
+            self._spectral_buffers(name, _order((m.in_channels, kernel, kernel)), np.arange(m.out_channels))
+            side = [(s + 2 * pad - kernel) // stride + 1 for s in shape[1:]]
+            convolve, _ = _convolution(stride, kernel, pad, shape[1])
+        else:
+            more = m.output_padding[0]
+            side = [(s - 1) * stride - 2 * pad + kernel + more for s in shape[1:]]
+            _, convolve = _convolution(stride, kernel, pad, side[0])
 
         def run(p: Params, b: Params, new: Params, x: Array, key: Array) -> Array:
-            y = conv(x.astype(self.dtype), self.weight(p, b, name))
-            return y if m.bias is None else y + p[f"{name}bias"].astype(self.dtype)
-
-        side = [(s + 2 * pad - kernel) // stride + 1 for s in shape[1:]]
-        return run, (m.out_channels, *side)
-
-    def _conv_transpose(
-        self, m: nn.ConvTranspose2d, name: str, shape: tuple[int, ...]
-    ) -> tuple[Callable[..., Array], tuple[int, ...]]:
-        # The data gradient of the convolution that goes the other way, whose kernel is HWIO with I = the channels made here.
-        self._add(f"{name}weight", Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)))
-        kernel, stride, pad, more = m.kernel_size[0], m.stride[0], int(m.padding[0]), m.output_padding[0]
-        if m.bias is not None:
-            self._add(f"{name}bias", _SAME)
-        side = [(s - 1) * stride - 2 * pad + kernel + more for s in shape[1:]]
-        _, transposed = _convolution(stride, kernel, pad, side[0])
-
-        def run(p: Params, b: Params, new: Params, x: Array, key: Array) -> Array:
-            y = transposed(x.astype(self.dtype), self.weight(p, b, name))
+            y = convolve(x.astype(self.dtype), self.weight(p, b, name))
             return y if m.bias is None else y + p[f"{name}bias"].astype(self.dtype)
 
         return run, (m.out_channels, *side)
 
-    def _batch_norm(self, m: nn.Module, name: str) -> Callable[..., Array]:
+    def _batch_norm(self, m: nn.Module, name: str) -> Layer:
         for which in ("weight", "bias"):
             self._add(f"{name}{which}", _SAME)
         for which in ("running_mean", "running_var"):
@@ -198,7 +193,7 @@ class Net:
 
         return run
 
-    def _spectral_buffers(self, name: str, m: nn.Module, rows: np.ndarray, columns: np.ndarray) -> None:
+    def _spectral_buffers(self, name: str, rows: np.ndarray, columns: np.ndarray) -> None:
         if name[:-1] in self._spectral:
             self.buffer_leaves[f"{name}_u"] = Leaf(lambda u: u[columns], lambda u: u)
             self.buffer_leaves[f"{name}_v"] = Leaf(lambda v: v[rows], lambda v: v)
@@ -293,6 +288,16 @@ class Xla:
         if reason:
             raise InputError(reason)
         self.problem, c = problem, problem.config
+        if c.loss.kind not in CRITIC_LOSSES.keys() & GENERATOR_LOSSES.keys():
+            raise InputError(
+                f"the JAX variant does not know the loss {c.loss.kind}; expected one of "
+                f"{', '.join(CRITIC_LOSSES)}: add its formulas to {Path(__file__).name}"
+            )
+        if c.penalty.active and c.penalty.kind not in PENALTIES:
+            raise InputError(
+                f"the JAX variant does not know the penalty {c.penalty.kind}; expected one of "
+                f"{', '.join(PENALTIES)}: add it to {Path(__file__).name}"
+            )
         dtype = jnp.bfloat16 if problem.autocast is not None else jnp.float32
         self._torch_nets = problem.networks(0)
         generator, critic = self._torch_nets
@@ -382,9 +387,7 @@ class Xla:
         new_g: Params = {}
         fake = lax.stop_gradient(self.generator(p["g"], b["g"], new_g, given["z"], given["labels"]))
         held = self.critic.iterated(p["c"], b["c"])
-        new_c: Params = {}
-        gradient = jax.grad(self._critic_loss)(p["c"], held, new_c_holder := _Holder(), given, fake, key)
-        new_c = new_c_holder.value
+        gradient, new_c = jax.grad(self._critic_loss, has_aux=True)(p["c"], held, given, fake, key)
         params, m, v, t = _adam(p["c"], gradient, state["m"]["c"], state["v"]["c"], state["t"]["c"], c.optim.lr_critic, c)
         if c.loss.clip:
             params = jax.tree.map(lambda x: jnp.clip(x, -c.loss.clip, c.loss.clip), params)
@@ -393,7 +396,8 @@ class Xla:
             "b": {"g": b["g"] | new_g, "c": held | new_c}, "key": next_key, "shown": shown,
         }  # fmt: skip
 
-    def _critic_loss(self, p: Params, b: Params, holder: "_Holder", given: Any, fake: Array, key: Array) -> Array:
+    def _critic_loss(self, p: Params, b: Params, given: Any, fake: Array, key: Array) -> tuple[Array, Params]:
+        """The loss, and the critic's buffers behind it."""
         c, real, labels = self.problem.config, given["real"], given["labels"]
         new: Params = {}
         judge = lambda x, y, k: self.critic(p, b, new, x, y, jax.random.fold_in(key, k))  # noqa: E731
@@ -416,7 +420,7 @@ class Xla:
             n = len(real)
             answers = [(score[:n], None if classes is None else classes[:n]), (score[n:], None if classes is None else classes[n:])]
         (real_score, real_classes), (fake_score, fake_classes) = answers
-        total = _critic_loss(c.loss, real_score, fake_score).mean()
+        total = CRITIC_LOSSES[c.loss.kind](c.loss, real_score, fake_score).mean()
         if penalty is not None and penalty.at_own_points:
             if penalty.kind == "dragan":
                 x = real + 0.5 * real.std(ddof=1) * given["noise"]
@@ -431,8 +435,7 @@ class Xla:
         if real_classes is not None:
             named = _class_loss(real_classes, labels) + (_class_loss(fake_classes, labels) if c.loss.class_fakes else 0.0)
             total = total + c.loss.class_weight * named
-        holder.value = new
-        return total
+        return total, new
 
     def _generator_phase(self, state: Any, data: Any) -> Any:
         c, p, b = self.problem.config, state["p"], state["b"]
@@ -452,16 +455,10 @@ class Xla:
         fake = self.generator(p, b["g"], new, given["z"], labels)
         score, classes = self.critic(critic, b["c"], {}, fake, labels, key)
         real = self.critic(critic, b["c"], {}, given["real"], labels, key)[0] if loss.kind == "relativistic" else None
-        total = _generator_loss(loss, score, real).mean()
+        total = GENERATOR_LOSSES[loss.kind](score, real).mean()
         if classes is not None:
             total = total + loss.class_weight_generator * _class_loss(classes, labels)
         return total, new
-
-
-class _Holder:
-    """Carries buffers out of a differentiated function beside its value."""
-
-    value: Params
 
 
 def _adam(p: Params, g: Params, m: Params, v: Params, t: Array, rate: float, c: Config) -> tuple[Params, Params, Params, Array]:
@@ -473,33 +470,28 @@ def _adam(p: Params, g: Params, m: Params, v: Params, t: Array, rate: float, c: 
     return jax.tree.map(lambda p, m, v: p - step * m / (jnp.sqrt(v) * root + ADAM_EPS), p, m, v), m, v, t
 
 
-def _critic_loss(config: LossConfig, real: Array, fake: Array) -> Array:
-    """As `ganfast.losses.critic_loss`."""
-    soft = jax.nn.softplus
-    match config.kind:
-        case "minimax" | "non-saturating":
-            return soft(-real) + config.label_smoothing * real + soft(fake)
-        case "least-squares":
-            return 0.5 * (real - 1) ** 2 + 0.5 * fake**2
-        case "hinge":
-            return jax.nn.relu(1 - real) + jax.nn.relu(1 + fake)
-        case "relativistic":
-            return soft(fake - real)
-    return fake - real
+PENALTIES = ("wgan-gp", "dragan", "r1", "r2", "r1+r2")
+# As `ganfast.losses` has them, of scores (N,).
+CRITIC_LOSSES: dict[str, Callable[[LossConfig, Array, Array], Array]] = {
+    "minimax": lambda c, real, fake: _saturating(c, real, fake),
+    "non-saturating": lambda c, real, fake: _saturating(c, real, fake),
+    "wasserstein": lambda c, real, fake: fake - real,
+    "least-squares": lambda c, real, fake: 0.5 * (real - 1) ** 2 + 0.5 * fake**2,
+    "hinge": lambda c, real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake),
+    "relativistic": lambda c, real, fake: jax.nn.softplus(fake - real),
+}
+GENERATOR_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+    "minimax": lambda fake, real: -jax.nn.softplus(fake),
+    "non-saturating": lambda fake, real: jax.nn.softplus(-fake),
+    "wasserstein": lambda fake, real: -fake,
+    "least-squares": lambda fake, real: 0.5 * (fake - 1) ** 2,
+    "hinge": lambda fake, real: -fake,
+    "relativistic": lambda fake, real: jax.nn.softplus(real - fake),
+}
 
 
-def _generator_loss(config: LossConfig, fake: Array, real: Array) -> Array:
-    """As `ganfast.losses.generator_loss`."""
-    match config.kind:
-        case "minimax":
-            return -jax.nn.softplus(fake)
-        case "non-saturating":
-            return jax.nn.softplus(-fake)
-        case "least-squares":
-            return 0.5 * (fake - 1) ** 2
-        case "relativistic":
-            return jax.nn.softplus(real - fake)
-    return -fake
+def _saturating(c: LossConfig, real: Array, fake: Array) -> Array:
+    return jax.nn.softplus(-real) + c.label_smoothing * real + jax.nn.softplus(fake)
 
 
 def _class_loss(logits: Array, labels: Array) -> Array:

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ganfast
 from ganfast.bench.stats import noise, summary
 from ganfast.errors import InputError
 
@@ -60,11 +61,11 @@ def updated(record: Record, measurements: Sequence[dict[str, Any]], failed: Mapp
 @cache
 def code() -> str:
     """Of every Python file of the package: unlike a commit it does not change when a record is added to the checkout."""
-    home, found = Path(__file__).resolve().parents[1], hashlib.sha256()
-    folders = [home, home / "kernels", home / "export"]  # links in a checkout, which rglob does not follow
-    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
-        found.update(str(path.relative_to(home)).encode() + path.read_bytes())
-    return found.hexdigest()
+    home, digest = Path(ganfast.__file__).parent, hashlib.sha256()
+    links = [home / name for name in ("kernels", "export", "bench")]  # rglob does not follow them
+    for path in sorted({path for folder in (home, *links) for path in folder.rglob("*.py")}):
+        digest.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write(record: Record, folder: Path) -> Path:
