@@ -1,4 +1,4 @@
-"""The iteration that `ganfast train` runs, as phases: its feed, steps, optimizers and captures, composed as `ganfast.loop` does."""
+"""The iteration that `ganfast train` runs: the phases of `ganfast.loop` themselves, each callable alone."""
 
 from functools import partial
 
@@ -10,9 +10,9 @@ from ganfast.config import EngineName
 from ganfast.data.resident import ResidentData
 from ganfast.device import prepared
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
-from ganfast.feed import CriticFeed, Feed, GeneratorFeed
-from ganfast.loop import State
-from ganfast.phases import Graphs, Phase, Stats
+from ganfast.feed import CriticFeed, GeneratorFeed
+from ganfast.loop import Iteration, State
+from ganfast.phases import Graphs, Phase
 
 
 class Ours:
@@ -30,27 +30,29 @@ class Ours:
     ) -> None:
         c, device, self.problem = problem.config, problem.device, problem
         data = ResidentData(problem.pack, device, c.seed)
-        self.feed = Feed(c, data)
-        self.ahead, self._turns = self.feed.ahead, self.feed.ahead * c.optim.critic_steps
         generator, critic = (prepared(net, device) for net in problem.networks(0))
         self.state = State.of(generator, critic, c, problem.autocast)
-        self.generator, self.critic, self.average = self.state.generator, self.state.critic, self.state.average
-        self.adam_generator, self.adam_critic = self.state.optimizer_generator, self.state.optimizer_critic
+        self.generator, self.critic = self.state.generator, self.state.critic
+        self.average = self.state.average
+        self.adam_generator = self.state.optimizer_generator
+        self.adam_critic = self.state.optimizer_critic
         twins = self.adam_generator.computing, self.adam_critic.computing
-        self.critic_step = make_critic_step(
+        critic_step = make_critic_step(
             self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False, computing=twins[1]
         )
-        self.generator_step = make_generator_step(
-            self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False
-        )
-        self._drawn = make_drawing(self.generator, problem.autocast, compile, twins[0])
+        generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False)
+        drawing = make_drawing(self.generator, problem.autocast, compile, twins[0])
         graphs = Graphs("on" if graph else "off", device)
+        iteration = Iteration(self.state, data, c, critic_step, generator_step, drawing, graphs)
+        self.feed, self.ahead = iteration.feed, iteration.feed.ahead
+        self._turns = self.ahead * c.optim.critic_steps
         self.phases: dict[str, Step] = {
-            "critic": self._turning("critic", c.penalty.active, graphs),
-            "generator": Phase("generator", self._generator_phase, graphs), "draw": Phase("drawing", self._draw, graphs),
-        }  # fmt: skip
+            "critic": partial(self._turn, iteration.penalised_critic),
+            "generator": iteration.generator,
+            "draw": iteration.draws,
+        }
         if unpenalised and c.penalty.active:
-            self.phases["critic without penalty"] = self._turning("critic without penalty", False, graphs)
+            self.phases["critic without penalty"] = partial(self._turn, iteration.plain_critic)
         self.feed.set(0)
         self.feed.draw()
         self.rewind()
@@ -75,30 +77,9 @@ class Ours:
         self.rewind()
         return Inputs(real, given.z, torch.empty(0) if eps is None else eps, noise, given.labels)
 
-    def _turning(self, name: str, with_penalty: bool, graphs: Graphs) -> Step:
-        return partial(self._turn, Phase(name, partial(self._critic_phase, with_penalty), graphs))
-
     def _turn(self, critic: Phase) -> None:
         if self._at >= self._turns:  # the same tables again: what they hold does not matter to speed
             self.feed.set(0)
             self._at = 0
         self._at += 1
         critic()
-
-    def _draw(self) -> Stats:
-        self.feed.draw()
-        return {}
-
-    def _critic_phase(self, with_penalty: bool) -> Stats:
-        c, given = self.problem.config, self.feed.critic()
-        fake = self._drawn(given.z, given.labels)
-        stats = self.critic_step(given.real, fake, given.labels, eps=given.eps, noise=given.noise, with_penalty=with_penalty)
-        self.adam_critic.move(given.rate, limit=c.loss.clip)
-        self.feed.clock.add_(c.batch)
-        return stats
-
-    def _generator_phase(self) -> Stats:
-        given = self.feed.generator()
-        stats = self.generator_step(given.z, given.labels, given.real)
-        self.adam_generator.move(given.rate, given.decay)
-        return stats
