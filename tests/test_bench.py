@@ -21,6 +21,7 @@ from ganfast.errors import InputError, RunError
 from ganfast.presets import PRESETS
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+CAMPAIGNS = {p.stem: records.read_all(p) for p in RESULTS.glob("2*.jsonl")}
 
 
 class Device:
@@ -123,8 +124,8 @@ def test_a_planted_slowdown_of_10_percent_is_found():
     [("r1-28", False), ("rpgan-28", False), ("wgan-gp-16", False), ("hinge-28", False), ("acgan-28", True), ("dragan-28", True)],
 )
 def test_noise_flag_on_recorded_timings(name, noisy):
-    (path,) = RESULTS.glob(f"*-engines-{name}.json")
-    assert records.read(path)["noise"]["noisy"] is noisy
+    (record,) = [r for r in CAMPAIGNS["2026-11-23-engines"] if r["name"] == f"engines-{name}"]
+    assert record["noise"]["noisy"] is noisy
 
 
 def made(loop: float = 1.0, scale: float = 1.0, **conditions: object) -> records.Record:
@@ -147,10 +148,30 @@ def test_two_records_are_compared_only_when_their_calibration_loops_agree():
 
 
 def test_every_committed_record_can_be_read():
-    found = [records.read(path) for path in RESULTS.glob("*.json")]
-    assert len(found) >= 20
+    found = [record for campaign in CAMPAIGNS.values() for record in campaign]
+    assert len(found) >= 40
     for record in found:
-        assert all(m["samples"] and m["summary"]["median"] > 0 for m in record["measurements"])
+        assert record["utc"][:10] >= "2026-11-23"
+        assert record["environment"]["commit"]
+        assert record["derived"] if not record["measurements"] else True
+        assert all(m["summary"]["median"] > 0 for m in record["measurements"])
+
+
+def test_a_campaign_keeps_what_is_shown(tmp_path):
+    """Six digits of a sample, summaries in full; of a thousand samples the count."""
+    few, many = made(), made()
+    many["measurements"][0]["samples"] = np.linspace(0.9, 1.1, 1000).tolist()
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(records.condensed(r)) + "\n" for r in (few, many)))
+    short, long = records.read_all(tmp_path / "all.jsonl")
+    assert short["measurements"][0]["samples"] == pytest.approx(few["measurements"][0]["samples"], rel=1e-5)
+    assert (long["measurements"][0]["samples"], long["measurements"][0]["count"]) == ([], 1000)
+    for before, after in ((few, short), (many, long)):
+        kept = [r | {"measurements": [m["summary"] for m in r["measurements"]]} for r in (before, after)]
+        assert kept[0] == kept[1]
+    with pytest.raises(InputError, match="holds 2 records; expected one"):
+        records.read(tmp_path / "all.jsonl")
+    with pytest.raises(InputError, match="no samples of the same measurement"):
+        compare.of_records(long, long)
 
 
 def test_records_come_back_as_they_were_and_others_are_refused(tmp_path):
@@ -158,7 +179,7 @@ def test_records_come_back_as_they_were_and_others_are_refused(tmp_path):
     assert records.read(records.write(record, tmp_path)) == record
     whole, (first, *_) = "is no whole benchmark record", record["measurements"]
     for content, sentence in (
-        ("{", "cannot be read"), ({"schema": 9}, "schema 9; expected 1 to 2"), ({"schema": 2}, whole), ({"schema": 1}, whole),
+        ("{", "cannot be read"), ({"schema": 1}, "schema 1; expected 2"), ({"schema": 2}, whole),
         (record | {"measurements": 5}, whole), (record | {"measurements": [first | {"samples": []}]}, whole),
         (record | {"measurements": [first | {"summary": {}}]}, whole), (record | {"conditions": None}, whole),
     ):  # fmt: skip

@@ -49,9 +49,12 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
             f"{stats.CALIBRATIONS:.0%}: another machine, or a busier one; use --base REV, which interleaves"
         )
     was, now = keyed(old), keyed(new)
-    common = [key for key in was if key in now and was[key]["unit"] == "s"]
+    common = [
+        key for key in was
+        if key in now and was[key]["unit"] == "s" and was[key]["samples"] and now[key]["samples"]
+    ]  # fmt: skip
     if not common:
-        raise InputError(f"not comparable: {old['name']} and {new['name']} have no measurement in common")
+        raise InputError(f"not comparable: {old['name']} and {new['name']} have no samples of the same measurement")
     return {key: stats.unpaired_ratio(was[key]["samples"], now[key]["samples"]) for key in common}
 
 

@@ -11,13 +11,16 @@
      "partial": true}         only while it is being measured, or where that was stopped: what was measured until then, in
                               <name>.partial.json
 
-Schema 1 (until 2026-11) had one list of samples a variant under "seconds"; `read` makes the above of it.
+A campaign, as in benchmarks/results, is one file of such records, one a line:
+
+    python -m ganfast.bench.records results/*.json > 2026-11-24-train.jsonl
 """
 
 import datetime
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,6 +31,7 @@ from ganfast.bench.stats import noise, summary
 from ganfast.errors import InputError
 
 SCHEMA = 2
+_SAMPLES = 100  # of a measurement in a campaign
 Record = dict[str, Any]
 
 
@@ -95,24 +99,34 @@ def _put(record: Record, path: Path) -> Path:
 
 
 def read(path: Path) -> Record:
-    """A record of any schema so far, in the form of the newest.
+    """The record in a file that holds one; raises InputError where it holds another number of them."""
+    records = read_all(path)
+    if len(records) != 1:
+        raise InputError(f"{path} holds {len(records)} records; expected one, as ganfast bench writes")
+    return records[0]
+
+
+def read_all(path: Path) -> list[Record]:
+    """The records of a file: one as `write` makes it, or a campaign of one a line (.jsonl).
 
     Raises:
-        InputError: no such file, no record, or one of a newer ganfast.
+        InputError: no such file, no records, or those of another version of ganfast.
     """
     try:
-        record = json.loads(path.read_text())
+        text = path.read_text()
+        parts = text.splitlines() if path.suffix == ".jsonl" else [text]
+        loaded = [json.loads(part) for part in parts]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if schema not in (1, SCHEMA):
-        raise InputError(f"{path} has schema {schema!r}; expected 1 to {SCHEMA}: a record of another ganfast, or no record")
-    try:
-        record = _from_1(record) if schema == 1 else record
-        _check(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again") from error
-    return record
+    for record in loaded:
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA:
+            raise InputError(f"{path} has schema {schema!r}; expected {SCHEMA}: a record of another ganfast, or none")
+        try:
+            _check(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again") from error
+    return loaded
 
 
 def _check(record: Record) -> None:
@@ -123,23 +137,25 @@ def _check(record: Record) -> None:
         raise TypeError("kind, name, utc, environment, conditions, calibration or noise is of another type")
     bool(record["noise"]["noisy"])
     for m in record["measurements"]:
-        if not all(isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")) or not m["samples"]:
-            raise ValueError(f"a measurement without samples, or without a name: {m.get('variant')}")
+        if not all(isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")) or not (
+            m["samples"] or m.get("count")
+        ):
+            raise ValueError(f"a measurement without samples or name: {m.get('variant')}")
         for number in (*m["samples"], *(m["summary"][name] for name in ("p20", "median", "p80"))):
             float(number)
 
 
-def _from_1(old: Record) -> Record:
-    known = {"schema", "benchmark", "utc", "environment", "conditions", "seconds", "summary"}
-    conditions = old.get("conditions", {})
-    unit = "MB" if str(conditions.get("unit", "s")).startswith("MB") else "s"
-    made = [measurement("critic" if "engine" in old["benchmark"] else "", name, v, unit=unit) for name, v in old["seconds"].items()]
-    return {
-        "schema": SCHEMA, "kind": old["benchmark"].split("-")[0], "name": old["benchmark"], "utc": old["utc"],
-        "environment": old["environment"], "conditions": conditions, "calibration": {}, "failed": old.get("failed", {}),
-        "noise": noise([m["samples"] for m in made if unit == "s"]), "measurements": made,
-        "derived": {name: value for name, value in old.items() if name not in known},
-    }  # fmt: skip
+def condensed(record: Record) -> Record:
+    """For a campaign: samples of six digits, and none where there are more than a hundred.
+
+    Fewer are kept, because ratios of rounds are computed from them; plots take the summaries.
+    """
+
+    def short(m: dict[str, Any]) -> dict[str, Any]:
+        count, kept = len(m["samples"]), [float(f"{x:.6g}") for x in m["samples"][:_SAMPLES]]
+        return m | ({"samples": kept} if count <= _SAMPLES else {"samples": [], "count": count})
+
+    return record | {"measurements": [short(m) for m in record["measurements"]]}
 
 
 def lasting(conditions: Mapping[str, Any], *but: str) -> dict[str, Any]:
@@ -150,3 +166,9 @@ def lasting(conditions: Mapping[str, Any], *but: str) -> dict[str, Any]:
 def keyed(record: Record) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Measurements by (case, phase, variant)."""
     return {(m["case"], m["phase"], m["variant"]): m for m in record["measurements"]}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for one in read_all(Path(name)):
+            print(json.dumps(condensed(one)))
