@@ -4,7 +4,7 @@ python benchmarks/speed.py mnist                       # Frechet distance of the
 python benchmarks/speed.py stacked-mnist               # 1000 modes and a KL to the data of at most 0.1, of 26,000 pictures
 python benchmarks/speed.py mnist --kimg 2 --count 200 --reals 500 --device cpu --width 8 --no-record   # the code, in seconds
 
-The config is that of `recipes/<set>/<preset>.yaml`. The clock starts before the networks are built, so that compiling and capturing
+The config is the recipe in quality.py. The clock starts before the networks are built, so that compiling and capturing
 count, and stands still while pictures are scored: that is measurement. Data is packed before. Needs torch, numpy, PyYAML and
 safetensors only; `$GANFAST_DATA` names the folder with mnist/.
 """
@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from measure import record
+from quality import recipe
 
 from ganfast import configfile
 from ganfast.config import Config
@@ -36,7 +36,6 @@ from ganfast.loop import State, train_loop
 from ganfast.plan import Plan, make_plan
 from ganfast.presets import preset_config
 
-RECIPES = Path(__file__).parent / "recipes"
 CHUNK = 1000
 
 
@@ -153,8 +152,8 @@ def main(arguments: list[str]) -> int:
 
 def configured(given: argparse.Namespace, preset: str) -> Config:
     """The recipe with what was given on the command line."""
-    path = RECIPES / given.data / f"{preset}.yaml"
-    config = configfile.overlay(preset_config(preset, given.data), configfile.read_mapping(path), str(path))
+    changes = recipe(given.data, preset)
+    config = configfile.overlay(preset_config(preset, given.data), changes, "the recipe")
     config = replace(config, seed=given.seed, device=given.device, precision=given.precision)
     config = replace(config, kimg=given.kimg or config.kimg, batch=given.batch or config.batch)
     return replace(config, net=replace(config.net, width=given.width or config.net.width))

@@ -110,7 +110,6 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
-HOST_PASSES = 16 * _SHUFFLE_ROUNDS  # of NumPy over all positions, in `_rounds`
 _ROWS = 1 << 14  # that are shuffled together on a CPU: what a round reads and writes stays in its caches
 
 

@@ -68,7 +68,6 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
 
 
-HOST_PASSES = 34 * _ROUNDS + 8  # of NumPy over all blocks, below
 _CHUNK = 1 << 13  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
 _HALF = np.uint64(32)
 

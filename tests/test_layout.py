@@ -16,7 +16,8 @@ MAPPING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptoo
 def folders_with_modules(top: Path) -> set[str]:
     return {
         ".".join(("ganfast", *path.parent.relative_to(top).parts))
-        for path in top.rglob("__init__.py") if not any(part in ("kernels", "export") for part in path.relative_to(top).parts)
+        for path in top.rglob("__init__.py")
+        if not {"kernels", "export", "bench"} & {*path.relative_to(top).parts}
     }  # fmt: skip
 
 
@@ -29,6 +30,8 @@ def test_links_are_relative_and_lead_to_the_mapped_folders():
     for name in ("kernels", "export"):
         assert os.readlink(ROOT / "ganfast" / name) == f"../{name}"
         assert MAPPING["package-dir"][f"ganfast.{name}"] == name
+    assert os.readlink(ROOT / "ganfast" / "bench") == "../benchmarks/harness"
+    assert (ROOT / "ganfast" / "bench" / "records.py").exists()
 
 
 def test_top_level_is_what_the_owner_fixed():
@@ -75,11 +78,24 @@ def test_wheel_holds_every_module_once(tmp_path):
     ):
         for path in folder.glob("**/*.py"):
             parts = path.relative_to(folder).parts
-            if folder.name == "ganfast" and parts[0] in ("kernels", "export"):
+            if folder.name == "ganfast" and parts[0] in ("kernels", "export", "bench"):
                 continue
             assert f"{prefix}/{'/'.join(parts)}" in inside
-    assert not [name for name in inside if name.startswith(("kernels/", "export/"))]
+    assert not [n for n in inside if n.startswith(("kernels/", "export/", "ganfast/bench/", "benchmarks/"))]
+    _without_harness(wheel, tmp_path)
     assert "ganfast/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def _without_harness(wheel: Path, folder: Path) -> None:
+    """In an installed package `bench sample` parses its arguments, and the others name what is missing."""
+    zipfile.ZipFile(wheel).extractall(folder / "installed")
+    environment = os.environ | {"PYTHONPATH": str(folder / "installed")}
+    for line, sentence in (("train r1", "`ganfast bench train` needs the folder benchmarks/"), ("sample", "required: bundle")):
+        command = [sys.executable, "-m", "ganfast", "bench", *line.split()]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_help_needs_no_torch():

@@ -50,22 +50,8 @@ def test_goals_are_what_the_readme_says():
 
 def test_scores_of_a_short_training_on_mnist(real_data, monkeypatch, capsys):
     monkeypatch.setenv("GANFAST_DATA", str(real_data))
-    tiny_run = [
-        "--kimg",
-        "0.2",
-        "--count",
-        "150",
-        "--reals",
-        "300",
-        "--width",
-        "8",
-        "--looks",
-        "1",
-        "--device",
-        "cpu",
-        "--no-record",
-    ]
-    assert speed.main(["mnist", *tiny_run]) == 1
+    flags = "--kimg 0.2 --count 150 --reals 300 --width 8 --looks 1 --device cpu --no-record"
+    assert speed.main(["mnist", *flags.split()]) == 1
     shown = capsys.readouterr().out
     assert "frechet" in shown
     assert "mnist dcgan: Frechet distance at most 0.2: not reached" in shown

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ganfast
 from ganfast.commands.bench_setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
@@ -13,26 +14,29 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench train --preset r1 --sweep batch=16,32,64,128    how cost grows with work: batch, width or size
   ganfast bench kernels --out results/                       kernels, cold and hot, against a measured copy
   ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
-  ganfast bench model wgan-gp --gpu h200 --gpus 8            predicted times, and what bounds them
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
-  ganfast bench report benchmarks/results/*.json --out report/  a Markdown table and plots as PNG and SVG
+  ganfast bench report benchmarks/results/*-train.jsonl        a Markdown table and plots as PNG and SVG
 
-Each has --help.
+All but sample need a checkout of ganfast, of which its package holds no benchmarks/. Each has --help.
 """
 
 
 def bench(args: list[str]) -> None:
     from ganfast.commands.bench_kernels import kernels
-    from ganfast.commands.bench_model import model
     from ganfast.commands.bench_sample import sample
 
-    commands = {"train": _train, "kernels": kernels, "sample": sample, "model": model, "compare": _compare, "report": _report}
+    commands = {"train": _train, "kernels": kernels, "sample": sample, "compare": _compare, "report": _report}
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
     if args[0] not in commands:
         raise InputError(f"unknown benchmark {args[0]!r}{meant(args[0], commands)}; see ganfast bench --help")
+    if args[0] != "sample" and not (Path(ganfast.__file__).parent / "bench" / "stats.py").exists():
+        raise InputError(
+            f"`ganfast bench {args[0]}` needs the folder benchmarks/ of a checkout, which this "
+            "installation does not have; clone ganfast and run it there"
+        )
     commands[args[0]](args[1:])
 
 
@@ -120,11 +124,12 @@ def _compare(args: list[str]) -> None:
 
 def _report(args: list[str]) -> None:
     parser = parser_for("ganfast bench report", "A Markdown table and plots (PNG and SVG) of records")
-    parser.add_argument("records", nargs="+", help="JSON files that ganfast bench wrote")
+    parser.add_argument("records", nargs="+", help="files that ganfast bench wrote, or campaigns")
     parser.add_argument("--out", default="report", help="folder (default report)")
     given = parser.parse_args(args)
-    from ganfast.bench.records import read
+    from ganfast.bench.records import read_all
     from ganfast.bench.report import write_report
 
-    for path in write_report([read(Path(name)) for name in given.records], Path(given.out)):
+    records = [record for name in given.records for record in read_all(Path(name))]
+    for path in write_report(records, Path(given.out)):
         print(path)

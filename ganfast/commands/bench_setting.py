@@ -6,10 +6,9 @@ from typing import Any
 from ganfast.errors import InputError
 
 
-def setting_flags(parser: Any, preset: bool = True) -> None:
-    """Of what is measured; ``preset``: as a flag too."""
-    if preset:
-        parser.add_argument("--preset", default="wgan-gp", help="default wgan-gp")
+def setting_flags(parser: Any) -> None:
+    """Of what is measured."""
+    parser.add_argument("--preset", default="wgan-gp", help="default wgan-gp")
     parser.add_argument("--data", default="mnist", help="whose shape and batch: digits, mnist, celeba; noise is measured")
     for name in ("size", "channels", "width", "batch"):
         parser.add_argument(f"--{name}", type=int, default=0, help="0 = as the preset has it for that data")
