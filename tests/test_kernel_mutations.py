@@ -13,7 +13,7 @@ import torch
 from tests import test_adam_ema, test_bias_act, test_gradient_penalty, test_latents, test_to_uint8
 from tests.test_kernels_interpreted import ROOT, on_interpreter, randn
 
-pytestmark = on_interpreter
+pytestmark = [on_interpreter, pytest.mark.accept]
 
 _number = itertools.count()
 
