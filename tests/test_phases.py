@@ -89,12 +89,14 @@ VARIANTS = {
     "no average": {"ema_kimg": 0.0},
     "lazy": {"penalty": PenaltyConfig("r1", 1.0, interval=2)},
 }
+PAIRS = [("flipped", "lazy"), ("balanced", "bf16"), ("long tail", "no average")]
 
 
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [pytest.param(preset, {}, id=preset, marks=() if preset in DIFFERENT else pytest.mark.accept) for preset in PRESETS]
-    + [pytest.param("r1", changes, id=name) for name, changes in VARIANTS.items()],
+    + [pytest.param("r1", VARIANTS[name] | VARIANTS[other], id=f"{name}, {other}") for name, other in PAIRS]
+    + [pytest.param("r1", changes, id=name, marks=pytest.mark.accept) for name, changes in VARIANTS.items()],
 )
 def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_path, monkeypatch):
     """To the bit: a rate, a step number, a seed or an index kept from the recording would show, as would a read on the host."""
