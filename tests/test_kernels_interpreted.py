@@ -163,17 +163,21 @@ KERNELS = ["gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema"]
 FILES = [*KERNELS, "kernel_mutations", "engine_kernels", "optim"]
 _OWN = ("GANFAST_KERNELS", "GANFAST_METER", "PYTEST_ADDOPTS")  # not for the second process
 # Which tests, and their least number: fewer means that some are not collected any more.
-DEPTHS = [("not accept", 400), pytest.param("accept", 350, marks=pytest.mark.accept)]
+PROCESSES = [
+    ("not accept", FILES[:2], 270),
+    ("not accept", FILES[2:], 180),
+    pytest.param("accept", FILES, 350, marks=pytest.mark.accept),
+]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreted one")
-@pytest.mark.parametrize(("depth", "least"), DEPTHS)
-def test_every_kernel_test_passes_under_the_interpreter_and_none_is_skipped(depth, least):
+@pytest.mark.parametrize(("depth", "files", "least"), PROCESSES, ids=["half", "other half", "crossed"])
+def test_every_kernel_test_passes_under_the_interpreter_and_none_is_skipped(depth, files, least):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name not in _OWN}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", depth, *(f"tests/test_{name}.py" for name in FILES)],
+        [sys.executable, "-m", "pytest", "-q", "-m", depth, *(f"tests/test_{name}.py" for name in files)],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
