@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.budget import Meter
+
 _VARIABLE = "GANFAST_TEST_DATA"
+
+
+def pytest_configure(config):
+    if os.environ.get("GANFAST_METER"):
+        config.pluginmanager.register(Meter())
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +31,19 @@ def _own_cache(tmp_path_factory):
         patch.setenv("GANFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("GANFAST_DATA", raising=False)
         yield
+
+
+@pytest.fixture(params=["recorded", pytest.param("inductor", marks=pytest.mark.accept)])
+def compiler(request, monkeypatch):
+    """What makes a program of a recorded graph: inductor, or nobody.
+
+    Inductor takes ten seconds a graph and more. `make test` runs most graphs as they were
+    recorded, which shows what ganfast itself does: what is recorded, when it is recorded anew, and
+    what becomes of the results. `make accept` compiles the graphs.
+    """
+    if request.param == "recorded":
+        monkeypatch.setattr("torch._inductor.compile", lambda graph, _: graph)
+    return request.param
 
 
 _skipped: list[str] = []  # data tests, told by the reports, which also reach a process that only hands out work

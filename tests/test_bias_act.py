@@ -9,6 +9,7 @@ from torch.nn.functional import leaky_relu
 import ganfast.kernels.bias_act as module
 from ganfast.kernels._triton import launches
 from ganfast.kernels.bias_act import biased_leaky_relu
+from tests.depth import in_turn
 from tests.test_kernels_interpreted import (
     DEVICE,
     FLOATS,
@@ -105,38 +106,34 @@ def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="con
 
 
 @on_kernels
-@pytest.mark.parametrize(("dtype", "slope"), TYPES, ids=str)
-@pytest.mark.parametrize(("shape", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "layout", "dtype", "slope"), in_turn(CASES, TYPES))
 def test_forward_and_every_bit_are_those_of_float64(shape, layout, dtype, slope):
     assert_forward_right(*inputs(shape, dtype, layout), slope)
 
 
 @on_kernels
-@pytest.mark.parametrize(("dtype", "slope"), TYPES, ids=str)
-@pytest.mark.parametrize(("shape", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "layout", "dtype", "slope"), in_turn(CASES, TYPES))
 def test_delta_and_bias_gradient_are_those_of_float64(shape, layout, dtype, slope):
     assert_delta_right(*delta_inputs(shape, dtype, layout), slope)
 
 
+PARTS = [
+    (shape, layout, samples)
+    for shape in ((5, 3), (5, 3, 3, 3), (5, 5, 9, 7), (5, 1, 1, 1), (5, 3, 19, 33))
+    for layout in (LAYOUTS if len(shape) == 4 else ["contiguous"])
+    for samples in (slice(0, 5), slice(1, 3), slice(3, 4), slice(4, 5))
+]
+
+
 @on_kernels
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("samples", [slice(0, 5), slice(1, 3), slice(3, 4), slice(4, 5)], ids=str)
-@pytest.mark.parametrize(
-    ("shape", "layout"),
-    [
-        ((5, 3), "contiguous"),
-        *(((5, *rest), layout) for rest in ((3, 3, 3), (5, 9, 7), (1, 1, 1), (3, 19, 33)) for layout in LAYOUTS),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "layout", "samples", "dtype"), in_turn(PARTS, FLOATS))
 def test_the_tangent_reads_the_bits_of_its_own_samples(shape, layout, samples, dtype):
     """Of 3, 27, 315, 1 and 1881 elements a sample: the first bit lies anywhere in its byte."""
     assert_tangent_right(shape, samples, 0.2, dtype, layout)
 
 
 @on_kernels
-@pytest.mark.parametrize("slope", SLOPES)
-@pytest.mark.parametrize(("shape", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "layout", "slope"), in_turn(CASES, SLOPES))
 def test_forward_then_delta_is_autograds_derivative(shape, layout, slope):
     x, bias = inputs(shape, layout=layout)
     dy = randn(*shape, seed=2, layout=layout)

@@ -86,7 +86,7 @@ def test_help_needs_no_torch_and_no_second():
 
 
 @pytest.mark.parametrize(
-    "line", ["train bogus", "train --kimg x", "train --config none.yaml", "presets show wgan", "data info digits"]
+    "line", ["train bogus", "train --kimg x", "train --config none.yaml", "presets", "presets show wgan", "data info digits"]
 )
 def test_light_commands_and_refusals_load_no_torch(line):
     code = f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); sys.exit('torch' in sys.modules)"

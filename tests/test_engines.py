@@ -24,6 +24,7 @@ from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
 from ganfast.penalties import PENALTIES
+from tests.depth import in_turn
 
 ENGINES = ["reference", "autograd", "explicit"]
 FAST = ENGINES[1:]
@@ -166,22 +167,19 @@ some_penalties = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
-@given(random_critics(), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
-def test_engines_agree_on_random_critics(made, loss, penalty, n, seed):
-    critic, shape = made
-    assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
+@pytest.mark.parametrize("examples", [40, pytest.param(250, marks=pytest.mark.accept)])
+@pytest.mark.parametrize("curved", [False, True], ids=["piecewise linear", "curved"])
+def test_engines_agree_on_random_critics(curved, examples):
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(random_critics(curved), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
+    def check(made, loss, penalty, n, seed):
+        critic, shape = made
+        assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
+
+    check()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(random_critics(curved=True), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
-def test_engines_agree_on_random_curved_critics(made, loss, penalty, n, seed):
-    critic, shape = made
-    assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
-
-
-@pytest.mark.parametrize("penalty", ["none", *KINDS])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "penalty"), in_turn(LOSSES, ["none", *KINDS]))
 def test_engines_agree_for_every_loss_and_penalty(loss, penalty):
     assert_engines_agree(plain_critic(), loss, PenaltyConfig(penalty, weight=3.0))
 
@@ -241,8 +239,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("penalty", "layer"), in_turn(["wgan-gp", "none", "r1"], LAYERS))
 def test_layers_that_are_known_are_walked(layer, penalty):
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.LeakyReLU(0.2), LAYERS[layer](), nn.LeakyReLU(0.3), nn.Flatten())
@@ -299,12 +296,13 @@ def away_from_kinks(make, inputs, penalties=("wgan-gp", "dragan")):
     raise AssertionError("no critic without values at a kink")
 
 
-@pytest.mark.parametrize("make", ROUNDED.values(), ids=ROUNDED)
-@pytest.mark.parametrize("penalty", ["none", *KINDS])
-@pytest.mark.parametrize("seed", range(3))
+ROUNDINGS = in_turn(itertools.product(ROUNDED, ["none", *KINDS]), range(3))
+
+
+@pytest.mark.parametrize(("make", "penalty", "seed"), ROUNDINGS)
 def test_in_float32_engines_are_as_accurate_as_float32_allows(seed, penalty, make):
     penalty = PenaltyConfig(penalty, weight=3.0)
-    critic = away_from_kinks(make, pictures(seed=seed))
+    critic = away_from_kinks(ROUNDED[make], pictures(seed=seed))
     exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed))
     errors = {e: error(run(critic.float(), e, penalty=penalty, inputs=pictures(seed=seed, dtype=torch.float32))[0], exact)
               for e in ENGINES}  # fmt: skip
@@ -312,12 +310,10 @@ def test_in_float32_engines_are_as_accurate_as_float32_allows(seed, penalty, mak
         assert errors[engine] <= max(2e-5, 4 * errors["reference"]), errors
 
 
-@pytest.mark.parametrize("make", ROUNDED.values(), ids=ROUNDED)
-@pytest.mark.parametrize("penalty", ["none", *KINDS])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("make", "penalty", "seed"), ROUNDINGS)
 def test_under_bf16_engines_are_as_accurate_as_bf16_allows(seed, penalty, make):
     penalty, inputs = PenaltyConfig(penalty, weight=3.0), pictures(seed=seed, n=16, dtype=torch.float32)
-    critic = make(seed)
+    critic = ROUNDED[make](seed)
     exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed, n=16))
     critic, errors = critic.float(), {}
     for engine in ENGINES:
@@ -363,8 +359,7 @@ def norm_critic(kind, seed=0):
     return loud(critic)
 
 
-@pytest.mark.parametrize("penalty", ["none", *KINDS])
-@pytest.mark.parametrize("kind", CURVED)
+@pytest.mark.parametrize(("kind", "penalty"), in_turn(CURVED, [*KINDS, "none"]))
 def test_engines_agree_on_curved_critics(kind, penalty):
     critic = norm_critic(kind)
     found = walk(critic)
@@ -629,8 +624,7 @@ ENDINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1", "r1+r2"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("style", "penalty"), in_turn(STYLES, ["wgan-gp", "r1", "none", "r1+r2"]))
 def test_engines_agree_on_functional_forwards(style, penalty):
     critic = loud(Styled(STYLES[style]))
     assert walk(critic).tail is None
@@ -836,8 +830,7 @@ def dropping(first="torch's"):
     return loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary")).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("first", DROPPERS)
-@pytest.mark.parametrize("penalty", ["none", *KINDS])
+@pytest.mark.parametrize(("penalty", "first"), in_turn(["none", *KINDS], DROPPERS))
 def test_dropout_is_walked_with_the_numbers_that_the_reference_draws(penalty, first):
     critic = dropping(first)
     assert walk(critic).tail is None
@@ -870,7 +863,7 @@ def test_dropout_draws_anew_in_every_step_and_as_often_as_the_reference():
 
 
 @pytest.mark.parametrize("penalty", ["none", "r1", "wgan-gp"])
-def test_compiled_dropout_draws_what_the_reference_draws(penalty):
+def test_compiled_dropout_draws_what_the_reference_draws(penalty, compiler):
     gradients = {}
     for compile in (True, False):
         critic = dropping()
@@ -905,6 +898,7 @@ def test_the_check_passes_with_dropout_behind_every_norm_in_the_layout_of_traini
     assert not warnings_of(caplog)
 
 
+@pytest.mark.accept
 def test_our_dropout_compiles_in_autograd_too():
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Dropout(0.3), nn.Flatten(), nn.Linear(80, 1))
     step = make_critic_step(critic, "hinge", "r1", engine="autograd", compile=True, check=False)
@@ -945,9 +939,24 @@ def batch_normed(kind, norm=None):
     return critic.double()
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, "compiled"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", BATCH_NORMS)
 def test_batch_norm_scores_reals_and_fakes_apart_in_every_engine(kind, engine):
+    assert_batch_norm_right(kind, engine)
+
+
+COMPILED = [(kind, "recorded") for kind in BATCH_NORMS]
+COMPILED += [
+    pytest.param(kind, "inductor", marks=pytest.mark.accept if kind == "default" else pytest.mark.full) for kind in BATCH_NORMS
+]
+
+
+@pytest.mark.parametrize(("kind", "compiler"), COMPILED, indirect=["compiler"])
+def test_batch_norm_scores_reals_and_fakes_apart_where_it_is_compiled(kind, compiler):
+    assert_batch_norm_right(kind, "compiled")
+
+
+def assert_batch_norm_right(kind, engine):
     """Gradients, running statistics and counters are those of the definition, which takes reals first, then fakes."""
     steps = []
     for critic, how in ((batch_normed(kind), ("reference", False)), (batch_normed(kind), ("explicit", True))):
@@ -1046,7 +1055,7 @@ def test_a_batch_norm_that_nobody_reads_is_not_walked():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_the_check_compares_a_batch_norm_on_the_whole_batch(compile, caplog):
+def test_the_check_compares_a_batch_norm_on_the_whole_batch(compile, caplog, compiler):
     critic = batch_normed("default").float()
     before = {name: value.clone() for name, value in critic.state_dict().items()}
     step = make_critic_step(critic, "hinge", "none", engine="explicit", compile=compile)

@@ -42,12 +42,18 @@ def trained(folder, model: str, conditional: str) -> Run:
     return train(config, quiet=True)
 
 
-@pytest.fixture(scope="module", params=[("dcgan", "projection"), ("mlp", "no")], ids=lambda p: p[0])
+@pytest.fixture(scope="module", params=["dcgan", "mlp"])
 def run(request, tmp_path_factory) -> Run:
-    return trained(tmp_path_factory.mktemp("run") / "r", *request.param)
+    classes = {"dcgan": "projection", "mlp": "no"}[request.param]
+    return trained(tmp_path_factory.mktemp("run") / "r", request.param, classes)
 
 
-@pytest.mark.parametrize("precision", GATES)
+one_model = pytest.mark.parametrize("run", ["dcgan"], indirect=True)  # where nothing depends on the architecture
+PRECISIONS = [("dcgan", precision) for precision in GATES] + [("mlp", "fp32"), ("mlp", "int8")]
+PRECISIONS += [pytest.param("mlp", each, marks=pytest.mark.accept) for each in GATES if ("mlp", each) not in PRECISIONS]
+
+
+@pytest.mark.parametrize(("run", "precision"), PRECISIONS, indirect=["run"])
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
     graph = ["int8 graph, float32 products"] if precision == "int8" else []
@@ -78,6 +84,7 @@ def test_int8_is_calibrated_and_judged_to_the_end_of_the_range_of_psi(run, tmp_p
     assert "int8 graph, float32 products with psi 2 at batch 64: max" in str(missed.value)
 
 
+@pytest.mark.parametrize("run", ["dcgan", pytest.param("mlp", marks=pytest.mark.accept)], indirect=True)
 def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
     latent, classes = run.config.net.latent, len(run.classes)
     module = deployable(run.generator(device="cpu"), latent, classes)
@@ -165,6 +172,7 @@ def test_a_generator_that_fixes_the_batch_is_refused():
 # Bad input
 
 
+@one_model
 def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
     cases = [
         (["export", str(tmp_path), "--out", str(tmp_path / "b")], "is not a run directory"),
@@ -192,12 +200,14 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@one_model
 def test_the_versions_are_those_of_the_modules(run, tmp_path, monkeypatch):
     """The package that brings the module onnxruntime may be called onnxruntime-gpu."""
     monkeypatch.setattr(onnxruntime, "__version__", "1.99.0")
     assert export_bundle(run, tmp_path / "b").manifest.versions["onnxruntime"] == "1.99.0"
 
 
+@one_model
 def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
     shutil.copytree(run.folder, tmp_path / "early", ignore=shutil.ignore_patterns("checkpoints"))
     out = ["--out", str(tmp_path / "b")]
@@ -210,6 +220,7 @@ def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@one_model
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, package, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
@@ -220,6 +231,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path,
     assert not (tmp_path / "b").exists()
 
 
+@one_model
 @pytest.mark.parametrize("buckets", ["", "0", "-1", "1,x", "4097", "1,1", "8,1", "1;8"])
 def test_buckets_out_of_range_are_refused_before_anything_is_computed(run, tmp_path, buckets, capsys):
     assert main(["export", str(run.folder), "--out", str(tmp_path / "b"), f"--buckets={buckets}"]) == 2
@@ -228,6 +240,7 @@ def test_buckets_out_of_range_are_refused_before_anything_is_computed(run, tmp_p
     assert said.count("\n") == 1
 
 
+@one_model
 def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "draw", lambda self, z, *_: np.zeros((len(z), 16, 16, 1), np.uint8))
     with pytest.raises(RunError, match=r"fp32 misses its gate: onnxruntime-cpu at batch 1: max \d+ LSB"):
@@ -235,6 +248,7 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
     assert not (tmp_path / "b").exists()
 
 
+@one_model
 def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
     bundle = export_bundle(run, tmp_path / "b", "bf16")
     assert {each.back_end.partition(" ")[0] for each in bundle.manifest.parity} == {"torch-cpu"}
@@ -310,6 +324,7 @@ def test_each_rule_finds_the_graph_that_breaks_it_on_its_targets_only(rule):
     assert not lint(graph([node("Relu")]), "rtx"), "a plain graph breaks none"
 
 
+@one_model
 def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
     onnx.save_model(broken()["antialiased-resize"], str(tmp_path / "m.onnx"))
     assert main(["lint", str(tmp_path / "m.onnx"), "--target", "rtx"]) == 1
@@ -322,6 +337,7 @@ def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
 # Engines
 
 
+@one_model
 def test_targets_that_cannot_be_are_refused_before_anything_is_computed(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it was not installed
     cases = [("tpu", "expected onnx, tensorrt, or rtx"), ("rtx:8", "look like rtx:8.6,8.9"), ("tensorrt", "ganfast[tensorrt]")]
@@ -333,6 +349,7 @@ def test_targets_that_cannot_be_are_refused_before_anything_is_computed(run, tmp
     assert not (tmp_path / "b").exists()
 
 
+@one_model
 def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_their_facts(run, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     out = str(tmp_path / "b")
@@ -347,6 +364,7 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
         assert len(bundle.engine(key)) > 1000
 
 
+@one_model
 def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_why(run, tmp_path, capsys):
     pytest.importorskip("tensorrt_rtx")
     cache = tmp_path / "engines"

@@ -247,20 +247,20 @@ def test_the_command_line_returns_forces_and_forks(run, tmp_path, monkeypatch, c
 # Two processes
 
 
-def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(data, tmp_path):  # noqa: F811
+def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(data, tmp_path, monkeypatch, capsys):  # noqa: F811
     configfile.write(tiny("dcgan", data, "run", kimg=1000.0), tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "ganfast", "train", "--config", "config.yaml", "--quiet"]
-    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config", "config.yaml", "--quiet"]
+    first = subprocess.Popen([sys.executable, "-m", "ganfast", *command], stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "log.jsonl").exists():
             assert first.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert second.returncode == 2
+        assert main(command) == 2
         said = rf"ganfast: run is in use by process {first.pid} on .* since .*; wait for it to end, or stop it\n"
-        assert re.fullmatch(said, second.stderr)
+        assert re.fullmatch(said, capsys.readouterr().err)
         first.terminate()
         _, said = first.communicate(timeout=120)
     finally:

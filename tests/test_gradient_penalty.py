@@ -5,6 +5,7 @@ import torch
 
 import ganfast.kernels.gradient_penalty as module
 from ganfast.kernels.gradient_penalty import gradient_penalty, gradient_penalty_reference, gradient_penalty_triton
+from tests.depth import in_turn
 from tests.test_kernels_interpreted import (
     DEVICE,
     FLOATS,
@@ -22,7 +23,6 @@ KINDS = {
     **{f"two-sided {target}": (target, False, False) for target in (0.0, 1.0, 0.4)},
     **{f"one-sided {target}": (target, True, False) for target in (0.0, 1.0, 0.4)},
 }  # target, one_sided, zero_centred
-FEW = ["zero-centred", "two-sided 0.4", "one-sided 1.0"]
 FEW = ["zero-centred", "two-sided 0.4", "one-sided 1.0"]
 NORMS = torch.tensor([0.1, 0.7, 0.0, 3.0, 1.5], dtype=torch.float64)  # on both sides of every target, and no gradient at all
 ONE_LAUNCH, TWO_LAUNCHES = {"_whole_kernel": 1}, {"_squares_kernel": 1, "_direction_kernel": 1}
@@ -82,11 +82,11 @@ def assert_right(g, kind, launched):
     return found
 
 
+TYPES = [(dtype, kind) for dtype in FLOATS for kind in (KINDS if dtype == torch.float32 else FEW)]
+
+
 @on_kernels
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [(dtype, kind) for dtype in FLOATS for kind in (KINDS if dtype == torch.float32 else FEW)], ids=str
-)
-@pytest.mark.parametrize(("shape", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "layout", "dtype", "kind"), in_turn(CASES, TYPES))
 def test_value_norm_and_direction_are_those_of_float64(shape, layout, dtype, kind):
     found = assert_right(gradients(shape, dtype, layout), KINDS[kind], SHAPES[shape])
     assert found.norm[2] == 0
@@ -94,8 +94,7 @@ def test_value_norm_and_direction_are_those_of_float64(shape, layout, dtype, kin
 
 
 @on_kernels
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(3, 9, 7), (16385,)], ids=str)
+@pytest.mark.parametrize(("kind", "shape"), in_turn(KINDS, [((16385,),), ((3, 9, 7),)]))
 def test_gradients_of_zero_have_a_finite_value_and_no_direction(shape, kind):
     target, one_sided, zero_centred = KINDS[kind]
     g = torch.zeros(3, *shape)
@@ -123,8 +122,7 @@ def test_no_samples_launch_nothing(zero_centred):
 
 
 @on_kernels
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("shape", [(4, 9, 7), (4, 80, 80)], ids=str)
+@pytest.mark.parametrize(("layout", "shape"), in_turn(["channels last", "contiguous"], [((4, 9, 7),), ((4, 80, 80),)]))
 def test_gradients_need_not_be_dense(shape, layout):
     wide = gradients(shape, layout=layout).to(DEVICE)
     for g in (wide[:, ::2], wide[:, 1:3], wide[..., 1:], wide[1::2], wide.transpose(2, 3), wide[:1].expand(5, *shape)):
@@ -137,8 +135,7 @@ def test_gradients_need_not_be_dense(shape, layout):
 
 
 @on_kernels
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(3, 9, 7), (3, 80, 80)], ids=str)
+@pytest.mark.parametrize(("kind", "shape"), in_turn(KINDS, [((3, 9, 7),), ((3, 80, 80),)]))
 def test_direction_is_the_derivative_of_the_mean_penalty(shape, kind):
     """What the engines rely on: with scale 1 / N, it is autograd's gradient of the batch mean."""
     g = gradients(shape, norms=torch.tensor([0.1, 0.7, 3.0], dtype=torch.float64))
@@ -161,8 +158,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 @on_kernels
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("shape", [(3, 9, 7), (3, 80, 80)], ids=str)
+@pytest.mark.parametrize(("layout", "shape"), in_turn(["contiguous", "channels last"], [((3, 9, 7),), ((3, 80, 80),)]))
 def test_the_operation_keeps_its_schema_and_its_fake(shape, layout):
     g = gradients(shape, layout=layout).to(DEVICE)
     for zero_centred in (True, False):

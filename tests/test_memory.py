@@ -65,7 +65,11 @@ def free(monkeypatch):
     return pictures
 
 
-@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_of_every_allocator_are_taken_for_it():
+    assert all(map(is_out_of_memory, ERRORS.values()))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.accept] * (kind != "cpu")) for kind in ERRORS])
 def test_out_of_memory_names_a_batch(kind, data, tmp_path, room, free, capsys):  # noqa: F811
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=100)
     room(99, ERRORS[kind])

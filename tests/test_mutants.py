@@ -112,17 +112,11 @@ def filled_in_front(right, rows, bucket):
 
 
 CHECK = "test_engines.py::test_a_right_engine_passes_the_check"
-SAME = (
-    "test_training.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit[dcgan]"
-)
+SAME = "test_training.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit[dcgan]"
 ADAM = "test_adam_ema.py::test_five_steps_are_those_of_torchs_adam_in_float64"
 DEPLOYED = "test_export.py::test_deployed_pictures_are_the_generators"
-FLIPPED = (
-    "test_checkpoint.py::test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used"
-)
-FILLED = (
-    "test_sampler.py::test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request"
-)
+FLIPPED = "test_checkpoint.py::test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used"
+FILLED = "test_sampler.py::test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request"
 
 MUTANTS = {
     # Losses and penalties by their definitions.
@@ -291,9 +285,7 @@ def make(mutant: Mutant) -> None:
 
 def outcome(tests: list[str], mutant: Mutant | None = None) -> tuple[int, str]:
     """Exit code and output of pytest in a fork of this process, which makes the mistake first."""
-    paths = [
-        str(next((ROOT / "tests").rglob(name.partition("::")[0])).parent / name) for name in tests
-    ]
+    paths = [str(next((ROOT / "tests").rglob(name.partition("::")[0])).parent / name) for name in tests]
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if child == 0:
@@ -331,9 +323,7 @@ def main(kernels: bool) -> None:
 @pytest.mark.accept
 @pytest.mark.parametrize("kind", ["functions", "kernels"])
 def test_ordinary_tests_catch_every_mutant_and_pass_without_one(kind):
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "GANFAST_"))
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "GANFAST_"))}
     environment = kept | ({"TRITON_INTERPRET": "1"} if kind == "kernels" else {})
     command = [sys.executable, "-m", __name__, kind]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -17,10 +17,15 @@ from ganfast.models.dropout import Dropout
 from ganfast.models.members import holding, modes, modules, named_parameters, named_tensors, parameters, paths
 from ganfast.models.parts import spectral
 from ganfast.presets import PRESETS
+from tests.depth import DIFFERENT
 from tests.test_engine_reference import CLASSES, LABELS, given, latents, small_critic, small_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, inside torch
-QUICK = ("gan", "acgan", "rpgan")  # dropout and batch norms; a class head; two judgements in one step
+COMPILED = [(preset, "recorded") for preset in DIFFERENT]
+COMPILED += [pytest.param(preset, "inductor", marks=pytest.mark.accept) for preset in PRESETS]
+
+# For tests of what is recorded, and when it is recorded anew: the program says little more.
+rarely_compiled = pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=pytest.mark.full)], indirect=True)
 
 
 def pair(preset):
@@ -48,8 +53,8 @@ def assert_alike(mine, theirs, tolerance=2e-5):
     assert torch.equal(mine[2], theirs[2]), "as many numbers are drawn"
 
 
-@pytest.mark.parametrize("preset", [p if p in QUICK else pytest.param(p, marks=pytest.mark.accept) for p in PRESETS])
-def test_a_compiled_step_is_the_step_that_is_not(preset, caplog):
+@pytest.mark.parametrize(("preset", "compiler"), COMPILED, indirect=["compiler"])
+def test_a_compiled_step_is_the_step_that_is_not(preset, compiler, caplog):
     config, *nets = pair(preset)
     found = {}
     for compile in (True, False):
@@ -73,7 +78,7 @@ def test_a_compiled_step_is_the_step_that_is_not(preset, caplog):
 
 
 @pytest.mark.parametrize("preset", ["gan", "wgan-gp"])
-def test_a_compiled_drawing_is_the_drawing_and_moves_the_statistics_of_batch_norms_as_it_does(preset):
+def test_a_compiled_drawing_is_the_drawing_and_moves_the_statistics_of_batch_norms_as_it_does(preset, compiler):
     config, generator, _ = pair(preset)
     twin = copy.deepcopy(generator)
     draw, plain = make_drawing(generator, compile=True), make_drawing(twin)
@@ -126,6 +131,7 @@ def moved_weights(generator, critic):
             p.mul_(1.5)
 
 
+@rarely_compiled
 @pytest.mark.parametrize(
     ("change", "anew"),
     [
@@ -139,7 +145,7 @@ def moved_weights(generator, critic):
         (moved_weights, 0),
     ],
 )
-def test_what_changes_between_two_steps_is_seen(change, anew):
+def test_what_changes_between_two_steps_is_seen(change, anew, compiler):
     config, *nets = pair("gan")
     found, made = [], []
     for compile in (True, False):
@@ -175,7 +181,8 @@ def test_twins_in_bf16_are_what_is_computed_with(caplog):
     assert not [r for r in caplog.records if r.name == "ganfast"]
 
 
-def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog):
+@rarely_compiled
+def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, compiler):
     def net(last, out):
         torch.manual_seed(0)
         twice, norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
@@ -230,7 +237,8 @@ def test_held_tensors_are_taken_back_after_an_error():
     assert [(n, id(x)) for n, x in named_tensors(net)] == [(n, id(x)) for n, x in own]
 
 
-def test_a_callers_mistake_costs_no_graph(caplog):
+@rarely_compiled
+def test_a_callers_mistake_costs_no_graph(caplog, compiler):
     generator, critic = small_generator(CLASSES, torch.float32), small_critic("projection", torch.float32)
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     z, real = latents(torch.float32), given(torch.float32)["real"]
@@ -245,15 +253,18 @@ def test_a_callers_mistake_costs_no_graph(caplog):
 
 
 def test_the_autocast_that_a_caller_is_in_stays_outside():
+    """By inductor also in `make test`: it is there, and its programs pass the check."""
     generator = small_generator(dtype=torch.float32)
     drawing, z = make_drawing(generator, compile=True), latents(torch.float32)
-    exact = make_drawing(generator)(z, None)
+    exact, before = make_drawing(generator)(z, None), graphs.total()
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(drawing(z, None), exact, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(drawing(z, None), exact, rtol=1e-5, atol=1e-6)
+    assert graphs.total() == before + 1
 
 
-def test_a_network_that_is_trained_and_not_in_turns_has_two_graphs():
+@rarely_compiled
+def test_a_network_that_is_trained_and_not_in_turns_has_two_graphs(compiler):
     config, generator, _ = pair("gan")
     drawing, (z, labels, _) = make_drawing(generator, compile=True), fed(config)
     before = graphs.total()
@@ -311,7 +322,8 @@ def test_layers_that_a_graph_would_freeze_are_left_to_eager_torch_and_named(laye
     assert graphs.total() == before
 
 
-def test_a_hook_that_comes_later_is_seen(caplog):
+@rarely_compiled
+def test_a_hook_that_comes_later_is_seen(caplog, compiler):
     generator, critic = small_generator(dtype=torch.float32), small_critic(dtype=torch.float32)
     step, calls = make_generator_step(generator, critic, LossConfig(), compile=True), []
     step(latents(torch.float32))
@@ -323,7 +335,7 @@ def test_a_hook_that_comes_later_is_seen(caplog):
     assert caplog.text.count("generator step: not compiled (Conv2d has hooks") == 1
 
 
-def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, caplog):
+def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, caplog, compiler):
     real = recorded._Graph.__call__
 
     def wrong(self, *args):

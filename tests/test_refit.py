@@ -12,7 +12,7 @@ from ganfast.export.bundle import open_bundle
 from ganfast.export.manifest import GOLDEN
 from ganfast.run import Run
 
-from .test_export import trained
+from .test_export import one_model, trained
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -20,12 +20,17 @@ pytest.importorskip("onnxruntime")
 from ganfast.export import export_bundle, refit_bundle
 
 
-@pytest.fixture(scope="module", params=[("dcgan", "projection"), ("mlp", "no")], ids=lambda p: p[0])
+@pytest.fixture(scope="module", params=["dcgan", "mlp"])
 def run(request, tmp_path_factory) -> Run:
-    return Run.open(trained(tmp_path_factory.mktemp("run") / "r", *request.param).folder)
+    classes = {"dcgan": "projection", "mlp": "no"}[request.param]
+    return Run.open(trained(tmp_path_factory.mktemp("run") / "r", request.param, classes).folder)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+accept = pytest.mark.accept
+CASES = [("dcgan", "fp16"), ("mlp", "fp32"), pytest.param("dcgan", "fp32", marks=accept), pytest.param("mlp", "fp16", marks=accept)]
+
+
+@pytest.mark.parametrize(("run", "precision"), CASES, indirect=["run"])
 def test_refitted_is_exported(run, precision, tmp_path):
     old = export_bundle(run, tmp_path / "old", precision, (1, 4), "160", "mine")
     exported = export_bundle(run, tmp_path / "exported", precision, (1, 4), "320", "mine")
@@ -40,6 +45,7 @@ def test_refitted_is_exported(run, precision, tmp_path):
     assert main(["verify", str(new.folder)]) == 0
 
 
+@one_model
 def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, monkeypatch):
     bundle, eight = export_bundle(run, tmp_path / "b"), export_bundle(run, tmp_path / "i8", "int8")
     wide = replace(run.config, out=str(tmp_path / "wide"), net=replace(run.config.net, width=6), kimg=0.032)
@@ -68,6 +74,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, mon
     assert not (tmp_path / "new").exists()
 
 
+@one_model
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, capsys, monkeypatch):
     bundle = export_bundle(run, tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it was not installed
@@ -77,6 +84,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path,
     assert not (tmp_path / "new").exists()
 
 
+@one_model
 def test_engines_of_the_old_weights_are_left_behind_with_a_line(run, tmp_path, caplog):
     from ganfast.export.bundle import write_bundle
 
@@ -89,6 +97,7 @@ def test_engines_of_the_old_weights_are_left_behind_with_a_line(run, tmp_path, c
     assert caplog.text.count("hold its old weights") == 1
 
 
+@one_model
 def test_a_refit_that_misses_the_gate_writes_nothing(run, tmp_path, monkeypatch):
     old = export_bundle(run, tmp_path / "b")
     real = Run.draw

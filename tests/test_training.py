@@ -27,10 +27,11 @@ from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
 from ganfast.log import read_log
-from ganfast.presets import PRESETS, preset_config
+from ganfast.presets import preset_config
 from ganfast.run import Run
 from ganfast.saving import Copy
 from ganfast.training import Interrupted, train
+from tests.depth import EACH_PRESET
 
 CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
 STEADY = OptimConfig(critic_steps=1)  # no rate that falls towards the end: a longer run begins like a shorter one
@@ -132,7 +133,7 @@ def steps(monkeypatch) -> list[tuple[str, dict]]:
 # Exact resume
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EACH_PRESET)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(preset, data, tmp_path, stop_at):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(preset, data, whole), quiet=True)
@@ -145,20 +146,22 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(preset
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"conditional": "projection", "balanced": True},
-        {"conditional": "auxiliary", "imbalance": 5.0},
-        {"flip": "on", "channels": 3},
-        {"penalty": PenaltyConfig("r1", weight=1.0, interval=3)},
-        {"optim": OptimConfig(critic_steps=2, warmup_kimg=0.1, decay_from=0.5)},
-        {"net": NetConfig(width=4, latent=8, generator_norm="instance", critic_norm="layer")},
-        {"precision": "bf16"},
-    ],
-    ids=["balanced", "long-tailed", "flipped", "lazy", "schedule", "norms", "bf16"],
-)
-def test_resume_is_exact_for_every_option_that_draws_or_counts(changes, data, tmp_path, stop_at):
+OPTIONS = {
+    "balanced": {"conditional": "projection", "balanced": True},
+    "long-tailed": {"conditional": "auxiliary", "imbalance": 5.0},
+    "flipped": {"flip": "on", "channels": 3},
+    "lazy": {"penalty": PenaltyConfig("r1", weight=1.0, interval=3)},
+    "schedule": {"optim": OptimConfig(critic_steps=2, warmup_kimg=0.1, decay_from=0.5)},
+    "norms": {"net": NetConfig(width=4, latent=8, generator_norm="instance", critic_norm="layer")},
+    "bf16": {"precision": "bf16"},
+}
+TOGETHER = ["long-tailed flipped", "balanced lazy schedule", "norms bf16"]
+TOGETHER += [pytest.param(name, marks=pytest.mark.accept) for name in OPTIONS]
+
+
+@pytest.mark.parametrize("options", TOGETHER)
+def test_resume_is_exact_for_every_option_that_draws_or_counts(options, data, tmp_path, stop_at):
+    changes = {key: value for name in options.split() for key, value in OPTIONS[name].items()}
     config = tiny("wgan-gp", data, **{"optim": OptimConfig(critic_steps=2), **changes})
     train(replace(config, out=str(tmp_path / "whole")), quiet=True)
     stop_at(160)
@@ -249,7 +252,10 @@ def uninterrupted(data, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+ENDED = [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.accept)]
+
+
+@pytest.mark.parametrize(("number", "code"), ENDED)
 def test_a_process_told_to_end_saves_and_the_same_command_finishes(number, code, data, uninterrupted, tmp_path):
     """At a step that nobody chose, unlike in the tests above; the numbers still come out as if it had not happened."""
     out = tmp_path / "run"
@@ -532,7 +538,7 @@ def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_pa
     assert any("critic/gradient_norm" in line for line in read_log(tmp_path / "run" / "log.jsonl"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EACH_PRESET)
 def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_path, monkeypatch):
     """Fused Adam walks memory and believes that weight, gradient and moments lie in it alike; plain Adam goes by index."""
     shadows = []

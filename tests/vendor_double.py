@@ -38,9 +38,7 @@ class Strict:
             raise AttributeError(name)
         self._double.touch(self._kind, name)
         if name not in self._members:
-            raise NotImplementedError(
-                f"{self._kind}.{name} exists, but the stand-in does not do it"
-            )
+            raise NotImplementedError(f"{self._kind}.{name} exists, but the stand-in does not do it")
         value = self._members[name]
         return value.fget() if isinstance(value, property) else value
 
@@ -110,9 +108,7 @@ class Double:
         assert flags == 1 << strongly, "strongly typed, and nothing else"
         data = SimpleNamespace(model=b"", inputs=[])
         number = property(lambda: len(data.inputs))
-        return Strict(
-            self, "INetworkDefinition", data, num_inputs=number, get_input=lambda i: data.inputs[i]
-        )
+        return Strict(self, "INetworkDefinition", data, num_inputs=number, get_input=lambda i: data.inputs[i])
 
     def _OnnxParser(self, network, log):
         errors = []
@@ -133,9 +129,7 @@ class Double:
 
         def error_of(i):
             told = {"desc": errors[i], "node_name": "node", "node_operator": "Op"}
-            return Strict(
-                self, "ParserError", **{name: partial(str, text) for name, text in told.items()}
-            )
+            return Strict(self, "ParserError", **{name: partial(str, text) for name, text in told.items()})
 
         number = property(lambda: len(errors))
         return Strict(self, "OnnxParser", parse=parse, num_errors=number, get_error=error_of)
@@ -188,9 +182,7 @@ class Double:
                 return None
             return self._engine(json.loads(plan))
 
-        return Strict(
-            self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False
-        )
+        return Strict(self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False)
 
     def _engine(self, plan):
         model = base64.b64decode(plan["model"])
@@ -245,9 +237,7 @@ class Double:
             def work():
                 kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
                 fed = {
-                    name: self.driver.read(
-                        state.addresses[name], kinds[value.type], state.shapes[name]
-                    )
+                    name: self.driver.read(state.addresses[name], kinds[value.type], state.shapes[name])
                     for name, value in inputs.items()
                 }
                 self.driver.write(state.addresses["images"], data.session.run(["images"], fed)[0])

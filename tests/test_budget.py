@@ -1,0 +1,23 @@
+"""`make test` keeps its budget, and meets every value of what `make accept` crosses in full."""
+
+import pytest
+
+from tests.budget import BUDGET, LONGEST, last_measured
+from tests.depth import in_turn
+
+
+@pytest.mark.accept
+def test_make_test_stayed_within_its_processor_seconds():
+    last = last_measured()
+    if last is None:
+        pytest.skip("make test has not run on these files: run it first to have its time judged")
+    total, longest = round(last["total"]), round(last["longest"])
+    assert total <= BUDGET, f"make test took {total} processor seconds; its budget is {BUDGET}"
+    assert longest <= LONGEST, f"{last['test']} took {longest} seconds; a test may take {LONGEST}"
+
+
+def test_make_test_meets_every_value_of_a_crossing():
+    cases = in_turn("ab", [(1, 2), (3, 4)], range(5))
+    here = [case.values for case in cases if not case.marks]
+    assert (len(cases), len(here)) == (20, 5)
+    assert [set(values) for values in zip(*here, strict=True)] == [{*"ab"}, {1, 3}, {2, 4}, {*range(5)}]
