@@ -63,7 +63,8 @@ def test_wheel_holds_every_module_once(tmp_path):
     wanted = ["pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"]
     source.mkdir()
     subprocess.run(["cp", "-a", *(str(ROOT / name) for name in wanted), f"{source}/"], check=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command = [*pip_wheel, "--wheel-dir", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
