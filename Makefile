@@ -1,8 +1,12 @@
-# ganfast: `make demo` and `make test` are all a newcomer needs. Both make .venv and install what is missing.
+# ganfast: `make demo` and `make test` are all a newcomer needs. Both make .venv and install what is
+# missing: the demo what a training and an export need, the tests the development set.
+# constraints.txt pins the versions.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 export PYTHONPATH :=
 PYTEST := $(BIN)/python -m pytest
@@ -12,7 +16,7 @@ EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 
 .PHONY: demo test check accept accept-full bench gpu clean
 
 ## train on the embedded digits, draw from the result, export it and check the export
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/ganfast train wgan-gp --data digits --out runs/demo
 	$(BIN)/ganfast sample runs/demo -n 64 --seed 7 --out runs/demo/grid.png
 	$(BIN)/ganfast sample runs/demo -n 6 --interpolate 10 --out runs/demo/walk.png
@@ -51,20 +55,34 @@ gpu:
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-# torch comes first, so that nothing below pulls another build: an installed one is used as it is; without an NVIDIA driver the CPU
-# build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or PyTorch's own index, else from the normal one.
+# torch comes before ganfast, which would pull another build: an installed torch is used as it is.
+# Without an NVIDIA driver the CPU build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or
+# PyTorch's own index, else from the normal index. PyTorch's index gives torch alone: it may lack
+# versions that constraints.txt names.
 TORCH_CPU := torch==2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 HAS_TORCH := -c "import torch; v = torch.__version__.split('.'); assert (int(v[0]), int(v[1])) >= (2, 11)" 2>/dev/null
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pip warns about every package that a location in the user's configuration lacks: sed drops these
+# lines and no others. The file keeps pip's exit status, which the pipe to sed would lose.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+pip = ( { $(PIP) $(1) 2>&1; echo $$? > $(VENV)/.status; } | \
+	sed "/WARNING: Location .* is ignored/d" >&2; exit $$(cat $(VENV)/.status) )
 
-$(STAMP): pyproject.toml Makefile
+$(DEMO_STAMP): pyproject.toml Makefile $(CONSTRAINTS)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ganfast needs Python 3.11 or newer; this is ' + sys.version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if $(PYTHON) $(HAS_TORCH); then $(PYTHON) -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
 		> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-the-system.pth"; fi
-	@echo "installing into $(VENV)"
-	@$(BIN)/python $(HAS_TORCH) || if command -v nvidia-smi >/dev/null; then $(PIP) "torch>=2.11"; \
-		else $(PIP) --retries 1 --timeout 20 --index-url $(TORCH_INDEX_URL) $(TORCH_CPU) 2>/dev/null || $(PIP) $(TORCH_CPU); fi
-	@$(PIP) --editable ".[dev]"
+	@echo "installing into $(VENV) what the demo needs"
+	@$(call pip,setuptools)
+	@$(BIN)/python $(HAS_TORCH) || \
+		if command -v nvidia-smi >/dev/null; then $(call pip,"torch>=2.11"); \
+		else $(PIP) --retries 1 --timeout 20 --no-deps --index-url $(TORCH_INDEX_URL) $(TORCH_CPU) \
+		2>/dev/null || $(call pip,$(TORCH_CPU)); fi
+	@$(call pip,--no-build-isolation --editable ".[export]")
+	@touch $@
+
+$(STAMP): $(DEMO_STAMP)
+	@echo "installing into $(VENV) what the tests need besides"
+	@$(call pip,--no-build-isolation --editable ".[dev]")
 	@touch $@

@@ -1,6 +1,8 @@
 """The checkout and the package built from it hold the same modules; kernels and export appear as ganfast.kernels and .export."""
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,9 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-MAPPING = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, MAPPING = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 
 
 def folders_with_modules(top: Path) -> set[str]:
@@ -41,7 +46,25 @@ def test_top_level_is_what_the_owner_fixed():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     fixed = {"pyproject.toml", "ganfast", "kernels", "benchmarks", "export", "tests"}
     assert fixed <= top
-    assert top - fixed <= {"Makefile", "README.md", "LICENSE", ".ci", ".gitignore", "docs"}
+    files = {"Makefile", "README.md", "LICENSE", ".gitignore", "constraints.txt"}
+    assert top - fixed <= files | {".ci", "docs"}
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    """All but torch, triton and NVIDIA's packages, and onnxruntime-gpu, which `make` never installs."""
+    free = re.compile("torch$|triton$|tensorrt|nvidia|cuda|onnxruntime-gpu$")
+    text = re.sub(r"#.*|\\\n", "", (ROOT / "constraints.txt").read_text())
+    lines = [line for line in text.splitlines() if line.strip()]
+    pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, lines)}
+    assert len(pins) == len(lines), "a package is pinned twice"
+    assert not [name for name in pins if free.match(name)]
+    extras = PROJECT["optional-dependencies"].values()
+    for dependency in map(Requirement, itertools.chain(PROJECT["dependencies"], *extras)):
+        if not free.match(canonicalize_name(dependency.name)):
+            pin = pins[canonicalize_name(dependency.name)]
+            (version,) = re.findall(r"^==([\w.]+)$", str(pin.specifier))
+            assert version in dependency.specifier, f"{pin} is outside {dependency}"
+            assert pin.marker == dependency.marker, f"{pin} has not the marker of {dependency}"
 
 
 def test_checkout_runs_without_installing(tmp_path):
@@ -66,7 +89,8 @@ def test_wheel_holds_every_module_once(tmp_path):
     wanted = ["pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"]
     source.mkdir()
     subprocess.run(["cp", "-a", *(str(ROOT / name) for name in wanted), f"{source}/"], check=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command = [*pip_wheel, "--wheel-dir", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")

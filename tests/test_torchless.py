@@ -28,14 +28,19 @@ def bundle(tmp_path_factory):
     return small_bundle(tmp_path_factory.mktemp("b") / "small", classes=3, channels=3)
 
 
-def source_of(folder):
-    """What a wheel is built from, apart from the checkout, which building would write into."""
+def wheel_in(folder):
+    """A wheel, built from a copy, because building writes into the folder that it builds from."""
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"):
         done = subprocess.run(["cp", "-a", str(ROOT / name), f"{source}/"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    return source
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command = [*pip_wheel, "--wheel-dir", str(folder), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +56,8 @@ def empty_environment(tmp_path_factory):
     for name in ("numpy", "onnxruntime"):
         info = Path(str(importlib.metadata.distribution(name)._path))  # type: ignore[attr-defined]
         (site / info.name).symlink_to(info)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source_of(folder))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)  # what `pip install --no-deps` does with a wheel of pure Python
+    # what `pip install --no-deps` does with a wheel of pure Python
+    zipfile.ZipFile(wheel_in(folder)).extractall(site)
     return site
 
 
@@ -127,10 +129,7 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
     fetched = subprocess.run([*pip, "install", "--retries", "1", "--timeout", "30", *there], capture_output=True, text=True)
     if fetched.returncode:
         pytest.skip(f"the package index cannot be reached: {fetched.stderr.strip().splitlines()[-1]}")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    done = subprocess.run([*wheel, str(source_of(tmp_path))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(next(tmp_path.glob("*.whl")))], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel_in(tmp_path))], check=True)
     code = (
         "import importlib.util, sys\n"
         "assert not any(importlib.util.find_spec(name) for name in ('torch', 'onnx', 'PIL', 'safetensors')), 'not empty'\n"
