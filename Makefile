@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 # a process and a thread for each core: two threads of one process would wait for each other wherever something else runs
 EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8
 
-.PHONY: demo test check accept accept-full bench gpu clean
+.PHONY: demo test check accept accept-full bench docs gpu clean
 
 ## train on the embedded digits, draw from the result, export it and check the export
 demo: $(STAMP)
@@ -43,13 +43,19 @@ accept-full: $(STAMP)
 bench: $(STAMP)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
+## the pages of docs/ as a site in docs/_build; installs the extra `docs` when it is first asked for
+docs: $(STAMP)
+	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(PIP) --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build
+	@echo "look at docs/_build/index.html"
+
 ## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|speed|all
 PART ?= all
 gpu:
 	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
 
 # torch comes first, so that nothing below pulls another build: an installed one is used as it is; without an NVIDIA driver the CPU
 # build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or PyTorch's own index, else from the normal one.

@@ -38,7 +38,7 @@ def test_top_level_is_what_the_owner_fixed():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     fixed = {"pyproject.toml", "ganfast", "kernels", "benchmarks", "export", "tests"}
     assert fixed <= top
-    assert top - fixed <= {"Makefile", "README.md", "LICENSE", ".ci", ".gitignore", "docs"}
+    assert top - fixed <= {"Makefile", "README.md", "CITATION.cff", "LICENSE", ".ci", ".gitignore", "docs"}
 
 
 def test_checkout_runs_without_installing(tmp_path):
