@@ -1,6 +1,7 @@
-"""README and docs/: what they show in code runs, what they name exists, and their sentences are short.
+"""README and docs/: their code runs, what they name exists, and their sentences are short.
 
-A fenced block of `sh` or `python` is run as it stands, in one folder for all pages, README first. A comment above it may say more:
+A fenced block of `sh` or `python` is run as it stands, in one folder for all pages, README first.
+A comment above it may say more:
 
     <!-- not run: why -->     its commands are parsed, and nothing is run
     <!-- accept: why -->      run by `make accept` only
@@ -12,6 +13,7 @@ Trainings are cut to ten steps, except under `make accept`.
 
 import contextlib
 import io
+import pkgutil
 import re
 import shlex
 import sys
@@ -32,6 +34,9 @@ PAGES = [page for page in PAGES if "_build" not in page.parts]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 MARKS = ("not run", "accept", "session", "file")
 SESSIONS = ("penalty", "recipe")
+CODE = ("sh", "python")
+MARK = r"<!-- ([\w ]+)(?:: (.*))? -->\n"
+FENCE = re.compile(rf"^(?:{MARK})?```(\S*).*\n((?:.*\n)*?)```$", re.MULTILINE)
 SHORT = "0.32"  # kimg: ten steps of 32 pictures
 WORDS_OF_A_SENTENCE, WORDS_OF_README = 35, 1600
 
@@ -48,14 +53,12 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    found = []
-    fence = re.compile(r"^(?:<!-- ([\w ]+)(?:: (.*))? -->\n)?```(\S*).*\n((?:.*\n)*?)```$", re.MULTILINE)
-    text = page.read_text()
-    for match in fence.finditer(text):
+    blocks, text = [], page.read_text()
+    for match in FENCE.finditer(text):
         mark, why, language, body = match.groups(default="")
-        place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
-        found.append(Block(place, language, body, mark, why))
-    return found
+        line = text.count("\n", 0, match.start()) + 1
+        blocks.append(Block(f"{page.relative_to(ROOT)}:{line}", language, body, mark, why))
+    return blocks
 
 
 def commands_of(block: Block) -> list[list[str]]:
@@ -63,16 +66,16 @@ def commands_of(block: Block) -> list[list[str]]:
     return [line for line in lines if line]
 
 
-BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("sh", "python")]
+BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in CODE]
 
 
 @every_page
 def test_every_block_is_run_or_says_why_not(page):
     assert page.read_text().count("\n```") % 2 == 0
     for block in blocks_of(page):
-        assert block.language in ("sh", "python", "text") or block.language.startswith("{"), block.place
+        assert block.language in (*CODE, "text") or block.language.startswith("{"), block.place
         assert block.mark in ("", *MARKS), block
-        assert bool(block.mark) == bool(block.why), f"{block.place}: a mark says why, or names its session or file"
+        assert bool(block.mark) == bool(block.why), f"{block.place}: say why, or name it"
         assert block.mark != "session" or block.why in SESSIONS, block
 
 
@@ -89,7 +92,7 @@ def test_the_mark_of_a_block_is_seen():
 
 
 class Parsed(BaseException):
-    """A command line was understood; BaseException, so that no command takes it for an error of its own."""
+    """A command line was understood. No command takes a BaseException for an error of its own."""
 
 
 @pytest.fixture
@@ -114,7 +117,8 @@ def only_parse(tmp_path, monkeypatch):
 
 
 def test_every_command_line_is_understood(only_parse, capsys):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for block in (block for block in BLOCKS if block.language == "sh"):
         for words in commands_of(block):
@@ -130,11 +134,12 @@ def test_every_command_line_is_understood(only_parse, capsys):
                     assert set(named) <= set(extras), block.place
                 case ["python", "-m", module, *_]:
                     path = ROOT / module.replace(".", "/")
-                    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), block.place
+                    candidates = path.with_suffix(".py"), path / "__main__.py"
+                    assert any(candidate.exists() for candidate in candidates), block.place
                 case ["python", script, *_]:
                     assert (ROOT / script).exists(), block.place
                 case _:
-                    pytest.fail(f"{block.place}: {shlex.join(words)} is no command that these pages use")
+                    pytest.fail(f"{block.place}: {words[0]} is no command that these pages use")
 
 
 def assert_understood(words, place, capsys):
@@ -148,7 +153,8 @@ def assert_understood(words, place, capsys):
 
 
 def test_a_command_line_with_a_mistake_is_not_understood(only_parse, capsys):
-    for line in ("train --kimg many", "sample", "exprot runs/a", "bench train --round 3", "train --penalty.wieght 1"):
+    wrong = "train --kimg many", "sample", "exprot a", "bench train --round 3", "train --wait 1"
+    for line in wrong:
         with pytest.raises(AssertionError, match="ganfast"):
             assert_understood(shlex.split(line), line, capsys)
 
@@ -161,7 +167,7 @@ class Workplace:
     def run(self, page: Path, marks: tuple[str, ...] = ("", "file")) -> None:
         names: dict[str, object] = {}
         for block in blocks_of(page):
-            if block.mark not in marks or block.language not in ("sh", "python"):
+            if block.mark not in marks or block.language not in CODE:
                 continue
             if block.mark == "file":
                 Path(block.why).write_text(block.text)
@@ -199,7 +205,7 @@ def workplace(tmp_path_factory, request):
 
 
 def to_run(page: Path) -> bool:
-    return any(b.mark == "" and b.language in ("sh", "python") for b in blocks_of(page))
+    return any(b.mark == "" and b.language in CODE for b in blocks_of(page))
 
 
 RUN = [page for page in PAGES[1:] if to_run(page)]
@@ -211,7 +217,7 @@ def test_what_a_page_shows_runs(workplace, page):
 
 
 @pytest.mark.accept
-def test_readme_and_tutorial_run_as_they_stand_and_the_slow_blocks_of_all_pages(tmp_path, monkeypatch):
+def test_readme_and_tutorial_run_uncut_and_the_slow_blocks_of_all_pages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place, tutorial = Workplace(), ROOT / "docs" / "start" / "tutorial.md"
     place.short = False
@@ -249,7 +255,8 @@ def test_the_two_lines_give_the_gradients_of_the_plain_script():
         assert (expected - actual).abs().max() <= 2e-5 * scale
     before = [p.clone() for p in script["critic"].parameters()]
     script["optimizer"].step()  # the gradients are where the optimizer of the script looks
-    assert not any(torch.equal(a, b) for a, b in zip(before[:-1], script["critic"].parameters(), strict=False))
+    moved = zip(before[:-1], script["critic"].parameters(), strict=False)
+    assert not any(torch.equal(a, b) for a, b in moved)
 
 
 def test_readme_shows_the_same_two_lines():
@@ -287,7 +294,8 @@ def sentences_of(page: Path) -> list[str]:
     text = re.sub(r"\$[^$\n]+\$|`[^`\n]+`", "code", text)  # one word
     text = re.sub(r"\]\([^)]*\)", "]", text)
     paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text)
-    return [" ".join(s.split()) for p in paragraphs for s in re.split(r"(?<=[.!?])\s+", p) if s.strip()]
+    sentences = [s for p in paragraphs for s in re.split(r"(?<=[.!?])\s+", p)]
+    return [" ".join(sentence.split()) for sentence in sentences if sentence.strip()]
 
 
 @every_page
@@ -341,11 +349,11 @@ def test_included_code_is_found(page):
             continue
         source = (page.parent / include_of(page, block)).resolve().read_text()
         options = dict(re.findall(r"^:([\w-]+): ?(.*)$", block.text, re.MULTILINE))
-        wanted = options.pop("pyobject", "").split(".")[-1]
-        assert not wanted or re.search(rf"^ *(def|class) {wanted}\b", source, re.MULTILINE), block.place
+        symbol = options.pop("pyobject", "").split(".")[-1]
+        assert re.search(rf"^ *(def|class) {symbol}", source, re.MULTILINE), block.place
         options.pop("dedent", "")
         for text in options.values():
-            assert source.count(text) == 1, f"{block.place}: {text!r} is {source.count(text)} times in the file"
+            assert source.count(text) == 1, f"{block.place}: {text!r}"
 
 
 def include_of(page: Path, block: Block) -> str:
@@ -366,10 +374,21 @@ def test_every_field_of_the_config_is_explained(monkeypatch):
     assert all(len(row.rstrip(" |").rpartition(" | ")[2]) > 5 for row in rows), rows
 
 
+def test_names_of_the_api_page_can_be_imported():
+    text = (ROOT / "docs" / "reference" / "api.md").read_text()
+    entries = re.findall(r"^\.\. auto\w+:: ([\w.]+)(?:\n   :members: (.*))?$", text, re.MULTILINE)
+    assert len(entries) > 20
+    for name, members in entries:
+        found = pkgutil.resolve_name(name)
+        for member in filter(None, members.split(", ")):
+            assert hasattr(found, member), f"{name}.{member}"
+
+
 def test_reference_pages_name_what_generates_them(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
     import generated
 
-    names = [n for page in PAGES for n in re.findall(r"<!-- generated: (\w+) -->", page.read_text())]
+    text = "\n".join(page.read_text() for page in PAGES)
+    names = re.findall(r"<!-- generated: (\w+) -->", text)
     assert sorted(names) == ["commands", "config", "presets"]
     assert all(callable(getattr(generated, name)) for name in names)

@@ -1,4 +1,7 @@
-"""Recipes and their records: every table of docs/results/quality.md is made from the records, and every recipe is a config that can be read."""
+"""Recipes and their records.
+
+Every table of docs/results/quality.md is made from the records, and every recipe can be read.
+"""
 
 import json
 import re
@@ -14,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 quality = pytest.importorskip("quality")
 
-TABLES = re.findall(r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->", quality.PAGE.read_text(), re.DOTALL)
+MARKED = r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->"
+TABLES = re.findall(MARKED, quality.PAGE.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(("data", "shown"), TABLES, ids=[data for data, _ in TABLES])

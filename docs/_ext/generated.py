@@ -1,4 +1,7 @@
-"""Reference pages from the code, when the site is built: `<!-- generated: NAME -->` becomes what the function NAME returns."""
+"""Reference pages from the code, made when the site is built.
+
+`<!-- generated: NAME -->` in a page becomes what the function NAME below returns.
+"""
 
 import ast
 import io
@@ -29,7 +32,8 @@ def _table(prefix: str, group: Any) -> str:
     for field in fields(group):
         if not is_dataclass(field.type):
             flag = "--" + ".".join(filter(None, (prefix, field.name))).replace("_", "-")
-            cells = f"`{flag}`", f"`{field.default!r}`", _values(hints[field.name]), explained[field.name]
+            values, meaning = _values(hints[field.name]), explained[field.name]
+            cells = f"`{flag}`", f"`{field.default!r}`", values, meaning
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -42,7 +46,7 @@ def _values(hint: Any) -> str:
 
 
 def comments(group: Any) -> dict[str, str]:
-    """What the source says of each field: the comment behind it, or the lines of comment above it."""
+    """What the source says of each field: the comment behind it, or the comments above it."""
     source = Path(module.__file__).read_text()
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     behind = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
@@ -66,8 +70,9 @@ def presets() -> str:
         parts.append(f"## {name}\n\n{preset.line} ({preset.paper}).\n")
         for data in ("digits", "mnist", "celeba", "photos"):
             values = flatten(preset_config(name, data))
-            changed = {k: v for k, v in values.items() if v != defaults[k] and k not in ("preset", "data")}
-            parts.append(f"- on `{data}`: " + ", ".join(f"`{k}` {v}" for k, v in changed.items()))
+            changed = {k: v for k, v in values.items() if v != defaults[k]}
+            shown = [f"`{k}` {v}" for k, v in changed.items() if k not in ("preset", "data")]
+            parts.append(f"- on `{data}`: {', '.join(shown)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -80,7 +85,8 @@ def commands() -> str:
         parts.append(f"## ganfast {command}\n\n```text\n{said}```")
         subs = dict.fromkeys(re.findall(rf"^  ganfast {command} (\w+) ", said, re.MULTILINE))
         if not said.startswith("usage:"):
-            parts += [f"### ganfast {command} {sub}\n\n```text\n{_help(command, sub)}```" for sub in subs]
+            for sub in subs:
+                parts.append(f"### ganfast {command} {sub}\n\n```text\n{_help(command, sub)}```")
     return "\n\n".join(parts)
 
 
@@ -97,7 +103,7 @@ def setup(app: Any) -> dict[str, bool]:
         source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda m: globals()[m[1]](), source[0])
 
     def plain(_: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
-        """Docstrings are plain text: |g| is a norm there, and * a product; neither is markup, but in code."""
+        """Docstrings are plain text: |g| is a norm there, and * a product, no markup."""
         for number, line in enumerate(lines):
             parts = re.split("(`+[^`]+`+)", line)
             parts[::2] = [re.sub(r"([|*])", r"\\\1", text) for text in parts[::2]]

@@ -6,7 +6,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "psi"}  # text as text; the same bytes each time
+# Text as text; the same bytes each time.
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "psi"}
 DOCS = Path(__file__).parents[1]
 
 
@@ -20,6 +21,7 @@ def main() -> None:
         place = row["recall"], row["precision"]
         axes.annotate(f"{row['psi']:g}", place, textcoords="offset points", xytext=(6, 4))
     axes.plot(record["floor"]["recall"], record["floor"]["precision"], "k*", label="held-out reals")
+    axes.set_ylim(0.8, 1.0)
     axes.legend(loc="lower left")
     figure.savefig(DOCS / "pictures" / "psi.svg", metadata={"Date": None})
 
