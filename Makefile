@@ -43,10 +43,10 @@ accept-full: $(STAMP)
 bench: $(STAMP)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
-## the pages of docs/ as a site in docs/_build; installs the extra `docs` when it is first asked for
+## the pages of docs/ as a site in docs/_build (-E: generated pages follow the code); installs the extra `docs`
 docs: $(STAMP)
 	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(PIP) --editable ".[docs]"
-	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build
+	$(BIN)/python -m sphinx -q -E -W --keep-going -n docs docs/_build
 	@echo "look at docs/_build/index.html"
 
 ## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|speed|all

@@ -27,6 +27,7 @@ import torch
 
 from ganfast.cli import main
 from ganfast.commands.parsing import Parser
+from ganfast.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -392,3 +393,4 @@ def test_reference_pages_name_what_generates_them(monkeypatch):
     names = re.findall(r"<!-- generated: (\w+) -->", text)
     assert sorted(names) == ["commands", "config", "presets"]
     assert all(callable(getattr(generated, name)) for name in names)
+    assert generated.presets().count("\n- on `digits`: `") == len(PRESETS)

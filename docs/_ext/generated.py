@@ -27,15 +27,21 @@ def config() -> str:
 
 def _table(prefix: str, group: Any) -> str:
     explained, hints = comments(group), get_type_hints(group)
-    lines = [f"## {prefix or 'The run'}", "", *group.__doc__.strip().splitlines(), ""]
+    lines = [f"## {prefix or 'The run'}", "", _plain(group.__doc__), ""]
     lines += ["| flag | default | values | meaning |", "|---|---|---|---|"]
     for field in fields(group):
         if not is_dataclass(field.type):
             flag = "--" + ".".join(filter(None, (prefix, field.name))).replace("_", "-")
-            values, meaning = _values(hints[field.name]), explained[field.name]
+            values, meaning = _values(hints[field.name]), _plain(explained[field.name])
             cells = f"`{flag}`", f"`{field.default!r}`", values, meaning
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Prose of the code, in which <, |, * and $ mean themselves."""
+    lines = (line.strip() for line in text.strip().splitlines())
+    return re.sub(r"([<>|*$])", r"\\\1", "\n".join(lines))
 
 
 def _values(hint: Any) -> str:
