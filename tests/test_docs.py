@@ -29,7 +29,7 @@ from ganfast.cli import main
 from ganfast.commands.parsing import Parser
 from ganfast.presets import PRESETS
 
-ROOT = Path(__file__).parents[1]
+ROOT = next(path for path in Path(__file__).parents if (path / "pyproject.toml").exists())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
