@@ -14,8 +14,8 @@ from ganfast.export.choice import BACKENDS
 from ganfast.export.lanes import HostLane, filled
 from ganfast.export.latency import machine
 from ganfast.export.rows import ask
-from ganfast.export.run_onnxruntime import usable_threads
 from ganfast.export.sampler import Sampler, load_sampler
+from ganfast.export.session import usable_threads
 
 _LEVELS = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
 _LEAST = 5  # calls of each, however long they take

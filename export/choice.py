@@ -33,7 +33,7 @@ def open_backend(
     cuda = _cuda(device)
     wanted = _candidates(bundle, backend, device, cuda)
     if backend == "auto":
-        from ganfast.export.run_onnxruntime import usable_threads
+        from ganfast.export.session import usable_threads
 
         wanted = in_order_of_speed(bundle, wanted, cuda.gpu.name if cuda else "", threads or usable_threads())
     refused: list[str] = []

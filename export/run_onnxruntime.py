@@ -1,6 +1,5 @@
 """Back ends on ONNX Runtime: the CPU, and CUDA with bound buffers and one CUDA graph a bucket; that one never ran on a GPU."""
 
-import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,43 +15,11 @@ from ganfast.errors import InputError
 from ganfast.export.lanes import HostLane, Pictures, copied, filled
 from ganfast.export.manifest import Manifest
 from ganfast.export.rows import Rows
+from ganfast.export.session import cpu_session, make_session, need_onnxruntime, usable_threads
 
 _SPLIT = (
     8  # pictures a thread, from which on threads draw batches of their own: a batch shared by two loses up to a fifth of their time
 )
-
-
-def need_onnxruntime() -> Any:
-    """The package; InputError naming it where it is missing."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError('ONNX Runtime is not installed: pip install onnxruntime (or "ganfast[export]")') from error
-    return onnxruntime
-
-
-_SPIN_US = 100  # how long a thread that has nothing to do waits awake; between the operations of one picture it is less
-_SPIN_SINCE = (1, 26)  # the first ONNX Runtime that lets one say how long: before, it was until the next request
-
-
-def usable_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _session(model: bytes, threads: int, providers: list[Any]) -> Any:
-    ort = need_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
-    spin = threads > 1 and tuple(map(int, ort.__version__.split(".")[:2])) >= _SPIN_SINCE
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    if spin:
-        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
-    try:
-        return ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # its own types for what it cannot run
-        raise InputError(f"ONNX Runtime {ort.__version__} cannot run the model: {' '.join(str(error).split())}") from error
 
 
 def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
@@ -73,9 +40,8 @@ class OnnxRuntimeCpu:
         self._open(model)
 
     def _open(self, model: bytes) -> None:
-        providers = ["CPUExecutionProvider"]
-        together = _session(model, self.threads, providers)
-        alone = together if self._pool is None else _session(model, 1, providers)
+        together = cpu_session(model, self.threads)
+        alone = together if self._pool is None else cpu_session(model, 1)
         self._together, self._alone = together, alone  # both or, where one cannot be made, neither
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
@@ -137,14 +103,16 @@ class OnnxRuntimeCuda:
         self._open(model)
 
     def _open(self, model: bytes) -> None:
+        self.session = self._on_cuda(model) if self.where == "cuda" else cpu_session(model, 1)
+        self._lane = _BoundLane(self)
+
+    def _on_cuda(self, model: bytes) -> Any:
         tf32 = "1" if self.manifest.precision == "tf32" else "0"
         options = {"device_id": str(self.device), "use_tf32": tf32, "enable_cuda_graph": "1"}
-        chosen = [("CUDAExecutionProvider", options)] if self.where == "cuda" else ["CPUExecutionProvider"]
-        session = _session(model, 1, chosen)
-        if self.where == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        session = make_session(model, 1, [("CUDAExecutionProvider", options)])
+        if "CUDAExecutionProvider" not in session.get_providers():
             raise InputError("ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log")
-        self.session = session
-        self._lane = _BoundLane(self)
+        return session
 
     def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
         """One batch at a time: of a bucket's size, or of any."""

@@ -11,13 +11,14 @@ from ganfast.export.bundle import Bundle, open_bundle
 from ganfast.export.latents import latents, random_classes
 from ganfast.export.packages import need
 from ganfast.export.parity import GATES, Parity, compare
+from ganfast.export.session import cpu_session
 
 Draw = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs of the graph -> pictures
 BATCHES = (1, 3, 8, 64)
-_PSI = (1.0, 1.0, 1.0, 0.7)
+PSI = (1.0, 1.0, 1.0, 0.7)
 
 
-def rows(count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = _PSI) -> dict[str, np.ndarray]:
+def rows(count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = PSI) -> dict[str, np.ndarray]:
     """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi in turn, and labels where there are classes."""
     index = np.arange(count)
     arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(psi, np.float32), count)}
@@ -25,23 +26,41 @@ def rows(count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[flo
 
 
 def parity(
-    model: bytes, precision: str, inputs: dict[str, np.ndarray], truth: np.ndarray, batches: Sequence[int] = BATCHES
-) -> tuple[Parity, ...]:  # fmt: skip
-    """How far the graph lies from the pictures ``truth`` of ``inputs``, at each batch size.
+    model: bytes,
+    precision: str,
+    inputs: dict[str, np.ndarray],
+    truth: np.ndarray,
+    batches: Sequence[int] = BATCHES,
+    note: str = "",
+) -> tuple[Parity, ...]:
+    """How far the graph lies from the pictures ``truth`` of ``inputs``: one row for each batch size.
 
-    ONNX Runtime on the CPU draws it, but bf16, for which it has no operations: torch does.
+    ONNX Runtime draws on the CPU, as a sampler does. It has no bf16 operations: torch draws that.
+    int8 has one row more, whose products are float32: the graph itself, whatever this processor's
+    int8 kernels make of it.
+
+    Args:
+        note: stands behind the name of the back end.
     """
     name, draw = _on_torch(model) if precision == "bf16" else _on_onnxruntime(model)
-    found = []
-    for batch in batches:
-        parts = [draw({name: array[i : i + batch] for name, array in inputs.items()}) for i in range(0, len(truth), batch)]
-        found.append(compare(np.concatenate(parts), truth, name, batch))
-    return tuple(found)
+    draws = [(name, draw, batch) for batch in batches]
+    if precision == "int8":
+        draws.append((*_as_float(model), max(batches)))
+    rows_of_parity: list[Parity] = []
+    for name, draw, batch in draws:
+        parts = [draw({key: array[i : i + batch] for key, array in inputs.items()}) for i in range(0, len(truth), batch)]
+        rows_of_parity.append(compare(np.concatenate(parts), truth, name + note, batch))
+    return tuple(rows_of_parity)
 
 
 def _on_onnxruntime(model: bytes) -> tuple[str, Draw]:
-    session = need("onnxruntime")[0].InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = cpu_session(model)
     return "onnxruntime-cpu", lambda feed: session.run(None, feed)[0]
+
+
+def _as_float(model: bytes) -> tuple[str, Draw]:
+    session = cpu_session(model, as_float=True)
+    return "int8 graph, float32 products", lambda feed: session.run(None, feed)[0]
 
 
 def _on_torch(model: bytes) -> tuple[str, Draw]:

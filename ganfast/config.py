@@ -19,6 +19,7 @@ ScoreName = Literal[
     "frechet", "kernel", "precision", "recall", "density", "coverage",
     "classifier_score", "label_accuracy", "kl_uniform", "kl_data", "modes",
 ]  # fmt: skip
+PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
 
 
@@ -80,7 +81,7 @@ class LossConfig(_Checked):
         self._at_least(0, "class_weight", "class_weight_generator", "label_smoothing", "clip")
         if self.label_smoothing >= 0.5:
             raise InputError(f"label_smoothing is {self.label_smoothing}; expected less than 0.5, usually 0.1")
-        if self.label_smoothing and self.kind not in ("minimax", "non-saturating"):
+        if self.label_smoothing and self.kind not in PROBABILITY_LOSSES:
             raise InputError(f"label_smoothing needs probabilities: loss {self.kind} has none; set it to 0")
 
 
@@ -90,7 +91,7 @@ class PenaltyConfig(_Checked):
 
     kind: PenaltyKind = "none"  # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
     weight: float = 10.0  # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2); 0 = off
-    target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 always ask for 0
+    target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 ask for 0
     one_sided: bool = False  # wgan-gp and dragan: punish only norms above the target
     interval: int = 1  # critic steps from one penalty to the next, its weight multiplied by it (lazy); 1 = every step
 
@@ -101,11 +102,6 @@ class PenaltyConfig(_Checked):
     @property
     def active(self) -> bool:
         return self.kind != "none" and self.weight > 0
-
-    @property
-    def at_own_points(self) -> bool:
-        """Held at points that the loss does not score, by the norm; else at reals or fakes themselves, by its square."""
-        return self.kind in ("wgan-gp", "dragan")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.ema import ema_decay
+from ganfast.losses import loss_of
+from ganfast.penalties import drawn_numbers
 from ganfast.random import Purpose, noise, normal, uniform
 
 _NUMBERS = 2**17  # about as many latent numbers are drawn at once, for 64 generator steps at most
@@ -24,8 +26,8 @@ class CriticFeed:
     real: Tensor  # (N, C, H, W) in [-1, 1]
     labels: Tensor | None  # int64 (N,), only where classes are learnt
     z: Tensor  # (N, latent)
-    eps: Tensor | None  # (N,) in [0, 1), only under WGAN-GP
-    noise: Tensor | None  # like real in [0, 1), only under DRAGAN
+    eps: Tensor | None  # (N,) in [0, 1), where the penalty's points are drawn from it (WGAN-GP)
+    noise: Tensor | None  # like real in [0, 1), where they are drawn from that (DRAGAN)
     rate: Tensor  # learning rate, float64 0-d
 
 
@@ -56,8 +58,9 @@ class Feed:
         self._positions = torch.zeros(self.ahead * turns, c.batch, dtype=torch.int64, device=device)
         self._mirrored = torch.zeros(self.ahead * turns, c.batch, dtype=torch.bool, device=device) if data.flip else None
         self._z = torch.zeros(self.ahead * turns, c.batch, c.net.latent, device=device)
-        interpolates = c.penalty.active and c.penalty.kind == "wgan-gp"
-        self._eps = torch.zeros(self.ahead * turns, c.batch, device=device) if interpolates else None
+        self._eps: Tensor | None = None
+        if drawn_numbers(c.penalty) == "eps":
+            self._eps = torch.zeros(self.ahead * turns, c.batch, device=device)
         self._z_generator = torch.zeros(self.ahead, c.batch, c.net.latent, device=device)
         self._rates = torch.zeros(self.ahead, 3, dtype=torch.float64, device=device)
 
@@ -102,7 +105,7 @@ class Feed:
         turn = (self.clock - self._first) // self.config.batch - 1
         step = turn // self.config.optim.critic_steps
         position = _row(self._positions, turn)
-        real = self._pictures(position, turn) if self.config.loss.kind == "relativistic" else None
+        real = self._pictures(position, turn) if loss_of(self.config.loss).pairs else None
         _, rate, decay = _row(self._rates, step).unbind()
         return GeneratorFeed(real, self._labels(position), _row(self._z_generator, step), rate, decay)
 
@@ -114,7 +117,7 @@ class Feed:
 
     def _noise(self, real: Tensor) -> Tensor | None:
         c = self.config
-        if c.penalty.kind != "dragan" or not c.penalty.active:
+        if drawn_numbers(c.penalty) != "noise":
             return None
         index = self.clock + self._offsets[: c.batch]
         return noise(c.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)

@@ -5,12 +5,14 @@ speaks of probabilities: p = sigmoid(score), 1 = real.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ganfast.config import LossConfig
+from ganfast.errors import InputError
 
 
 def bce_critic(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -63,37 +65,49 @@ def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
     return F.softplus(real - fake)
 
 
-_CRITIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "minimax": bce_critic,
-    "non-saturating": bce_critic,
-    "least-squares": least_squares_critic,
-    "hinge": hinge_critic,
-    "wasserstein": wasserstein_critic,
-    "relativistic": relativistic_critic,
+@dataclass(frozen=True)
+class Loss:
+    """An adversarial loss. A new one is a row of `LOSSES` and a word of `ganfast.config.LossKind`."""
+
+    critic: Callable[[Tensor, Tensor], Tensor]  # scores of reals and fakes, (N,) -> (N,)
+    generator: Callable[..., Tensor]  # scores of fakes -> (N,); where it pairs, those of reals as well
+    pairs: bool = False  # the generator's fakes are compared with the scores of reals
+    probabilities: bool = False  # scores are logits of "this is real": label smoothing has a meaning
+
+
+LOSSES = {
+    "minimax": Loss(bce_critic, minimax_generator, probabilities=True),
+    "non-saturating": Loss(bce_critic, non_saturating_generator, probabilities=True),
+    "least-squares": Loss(least_squares_critic, least_squares_generator),
+    "hinge": Loss(hinge_critic, wasserstein_generator),
+    "wasserstein": Loss(wasserstein_critic, wasserstein_generator),
+    "relativistic": Loss(relativistic_critic, relativistic_generator, pairs=True),
 }
-_GENERATOR: dict[str, Callable[[Tensor], Tensor]] = {
-    "minimax": minimax_generator,
-    "non-saturating": non_saturating_generator,
-    "least-squares": least_squares_generator,
-    "hinge": wasserstein_generator,
-    "wasserstein": wasserstein_generator,
-}
+
+
+def loss_of(config: LossConfig) -> Loss:
+    """The row of a config's kind; InputError where a kind was named in the config only."""
+    if config.kind not in LOSSES:
+        known = ", ".join(LOSSES)
+        raise InputError(f"loss {config.kind!r} has no row in ganfast.losses.LOSSES; there: {known}")
+    return LOSSES[config.kind]
 
 
 def critic_loss(config: LossConfig, real: Tensor, fake: Tensor) -> Tensor:
     """The configured critic loss per pair, (N,), of scores (N,)."""
     if config.label_smoothing:
         return bce_critic(real, fake, config.label_smoothing)
-    return _CRITIC[config.kind](real, fake)
+    return loss_of(config).critic(real, fake)
 
 
 def generator_loss(config: LossConfig, fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """The configured generator loss per sample, (N,). ``real`` scores are needed by the relativistic loss only."""
-    if config.kind == "relativistic":
-        if real is None:
-            raise ValueError("the relativistic generator loss compares fakes with reals: give their scores")
-        return relativistic_generator(fake, real)
-    return _GENERATOR[config.kind](fake)
+    """The configured generator loss per sample, (N,). A loss that pairs needs ``real`` scores."""
+    loss = loss_of(config)
+    if not loss.pairs:
+        return loss.generator(fake)
+    if real is None:
+        raise ValueError(f"the {config.kind} generator loss pairs fakes with reals: give scores of both")
+    return loss.generator(fake, real)
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:

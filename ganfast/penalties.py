@@ -4,10 +4,15 @@ Pitfalls that other toolkits fell into, kept as tests: the norm is per sample ov
 norm is safe at zero; norm and penalty are float32 under bf16; interpolates are detached from both sides.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from ganfast.config import PenaltyConfig
+from ganfast.errors import InputError
 from ganfast.models import judge
 from ganfast.models.parts import full_precision
 
@@ -48,7 +53,7 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     return (eps * real.detach() + (1 - eps) * fake.detach()).requires_grad_()
 
 
-def perturb(real: Tensor, noise: Tensor) -> Tensor:
+def perturb(real: Tensor, fake: Tensor, noise: Tensor) -> Tensor:
     """Reals moved by 0.5 std(batch) * noise, noise uniform in [0, 1): the points that DRAGAN penalises. arXiv:1705.07215.
 
     The paper's code draws uniform noise scaled by the standard deviation of the batch, which is what everyone reproduces.
@@ -57,7 +62,85 @@ def perturb(real: Tensor, noise: Tensor) -> Tensor:
     return (real + 0.5 * real.std() * noise).requires_grad_()
 
 
+@dataclass(frozen=True)
+class Penalty:
+    """Where a penalty holds the critic's gradient, and by which formula.
+
+    A new one is a row of `PENALTIES`, the function that makes its points, and a word of
+    `ganfast.config.PenaltyKind`.
+    """
+
+    formula: Literal["norm", "zero-centred"]  # `norm_penalty` or `zero_centred_penalty`
+    pictures: tuple[str, ...] = ()  # of the loss itself: "real", "fake"; () = points of its own
+    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # real, fake, drawn -> (N, C, H, W)
+    drawn: Literal["", "eps", "noise"] = ""  # for the points: (N,), or like the pictures; in [0, 1)
+
+    def __post_init__(self) -> None:
+        if bool(self.pictures) == (self.points is not None) or bool(self.points) != bool(self.drawn):
+            raise ValueError(f"{self}: a penalty has pictures of the loss, or points and what they are drawn from")
+
+
+PENALTIES = {
+    "wgan-gp": Penalty("norm", points=interpolate, drawn="eps"),
+    "dragan": Penalty("norm", points=perturb, drawn="noise"),
+    "r1": Penalty("zero-centred", ("real",)),
+    "r2": Penalty("zero-centred", ("fake",)),
+    "r1+r2": Penalty("zero-centred", ("real", "fake")),
+}
+
+
+def penalty_of(config: PenaltyConfig) -> Penalty:
+    """The row of a config's kind; InputError where a kind was named in the config only."""
+    if config.kind not in PENALTIES:
+        known = ", ".join(PENALTIES)
+        raise InputError(f"penalty {config.kind!r} has no row in ganfast.penalties.PENALTIES; there: {known}")
+    return PENALTIES[config.kind]
+
+
+def drawn_numbers(config: PenaltyConfig) -> str:
+    """What the penalty of a training draws: "eps", "noise" or ""."""
+    return penalty_of(config).drawn if config.active else ""
+
+
+def holds(penalties: Sequence[PenaltyConfig], picture: str) -> bool:
+    """Whether a penalty holds the gradient at the loss's own pictures, "real" or "fake"."""
+    return any(picture in penalty_of(p).pictures for p in penalties)
+
+
+def segments_of(penalties: Sequence[PenaltyConfig]) -> list[tuple[str | int, ...]]:
+    """What each penalty holds: "real", "fake", or the number of its batch of points."""
+    segments: list[tuple[str | int, ...]] = []
+    points = 0
+    for penalty in penalties:
+        segments.append(penalty_of(penalty).pictures or (points,))
+        points += penalty_of(penalty).points is not None
+    return segments
+
+
+def points_of(
+    penalties: Sequence[PenaltyConfig], real: Tensor, fake: Tensor, eps: Tensor | None, noise: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The points of each penalty that has its own, detached; numbers that are None are drawn by torch."""
+    batches = []
+    for penalty in map(penalty_of, penalties):
+        if penalty.points is None:
+            continue
+        if penalty.drawn == "eps":
+            drawn = torch.rand(len(real), device=real.device) if eps is None else eps
+        else:
+            drawn = torch.rand_like(real) if noise is None else noise
+        batches.append(penalty.points(real, fake, drawn).detach())
+    return tuple(batches)
+
+
+def penalise(config: PenaltyConfig, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Penalty (N,) and norms (N,) of input gradients (N, C, H, W)."""
+    norms = norm(gradient)
+    if penalty_of(config).formula == "norm":
+        return norm_penalty(config, norms), norms
+    return zero_centred_penalty(config, gradient), norms
+
+
 def penalty_at(config: PenaltyConfig, critic: nn.Module, points: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Penalty (N,) and gradient norms (N,) at points of their own (WGAN-GP, DRAGAN)."""
-    norms = norm(input_gradient(judge(critic, points, labels).score, points))
-    return norm_penalty(config, norms), norms
+    """Penalty (N,) and gradient norms (N,) at points, which require a gradient."""
+    return penalise(config, input_gradient(judge(critic, points, labels).score, points))

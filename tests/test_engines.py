@@ -23,11 +23,12 @@ from ganfast.engine.walk import CannotWalk, walk
 from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
+from ganfast.penalties import PENALTIES
 
 ENGINES = ["reference", "autograd", "explicit"]
 FAST = ENGINES[1:]
 LOSSES = ["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
-KINDS = ["wgan-gp", "dragan", "r1", "r2", "r1+r2"]
+KINDS = list(PENALTIES)
 ROUNDING = 1e-10  # of float64, relative to the whole gradient
 SHAPE = (3, 9, 7)  # neither square nor even: transposed axes and dropped borders show
 N, CLASSES = 5, 4

@@ -50,12 +50,16 @@ def run(request, tmp_path_factory) -> Run:
 @pytest.mark.parametrize("precision", GATES)
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    *usual, widest = bundle.manifest.parity
-    assert [each.batch for each in usual] == [1, 3, 8, 64]
-    assert (widest.back_end, widest.batch, widest.pictures) == (f"{usual[0].back_end} with psi 2", 64, 64)
+    graph = ["int8 graph, float32 products"] if precision == "int8" else []
+    drawn = ["torch-cpu" if precision == "bf16" else "onnxruntime-cpu"]
+    names = [*drawn * 4, *graph, *(f"{name} with psi 2" for name in (*drawn, *graph))]
+    assert [each.back_end for each in bundle.manifest.parity] == names
+    assert [each.batch for each in bundle.manifest.parity[:4]] == [1, 3, 8, 64]
+    assert all(each.batch == each.pictures == 64 for each in bundle.manifest.parity[4:])
     again, found = verify_bundle(bundle.folder, bundle.manifest.digest)
     assert not any(each.missed(GATES[precision]) for each in found)
     golden = again.golden()
+    assert (golden["psi"].max() == 2) == (precision == "int8")
     index0 = run.sample(1, seed=0)[0]
     np.testing.assert_array_equal(golden["images"][0], index0)
     assert again.manifest.classes == run.classes
@@ -69,8 +73,9 @@ def test_int8_is_calibrated_and_judged_to_the_end_of_the_range_of_psi(run, tmp_p
     monkeypatch.setitem(GATES, "int8", Gate(psnr_db=36.5))
     export_bundle(run, tmp_path / "b", "int8")
     monkeypatch.setattr("ganfast.export.exporter._CALIBRATION_PSI", (1.0,))
-    with pytest.raises(RunError, match=r"int8 misses its gate: onnxruntime-cpu with psi 2 at batch 64: max"):
+    with pytest.raises(RunError, match=r"int8 misses its gate: onnxruntime-cpu with psi 2 at batch 64: max") as missed:
         export_bundle(run, tmp_path / "c", "int8")
+    assert "int8 graph, float32 products with psi 2 at batch 64: max" in str(missed.value)
 
 
 def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):

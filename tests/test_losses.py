@@ -1,15 +1,16 @@
 """Losses against their papers' formulas, written with probabilities and computed in float64 by Python."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from ganfast.config import LossConfig
+from ganfast.config import PROBABILITY_LOSSES, LossConfig, LossKind
 from ganfast.errors import InputError
-from ganfast.losses import accuracy, class_loss, critic_loss, generator_loss, wasserstein_estimate
+from ganfast.losses import LOSSES, accuracy, class_loss, critic_loss, generator_loss, wasserstein_estimate
 
-KINDS = ["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+KINDS = list(LOSSES)
 REAL, FAKE = [2.0, -1.5, 0.25, 1.0], [-0.5, 1.75, 0.0, -3.0]  # both sides of 0 and of the margins, pairs in either order
 
 
@@ -37,6 +38,19 @@ GENERATOR = {
     "wasserstein": lambda r, f: -f,
     "relativistic": lambda r, f: -math.log(p(f - r)),
 }
+
+
+def test_a_loss_is_a_row_a_word_of_the_config_and_a_second_formula_here():
+    words = set(get_args(LossKind))
+    assert set(LOSSES) == words, "ganfast.losses.LOSSES and ganfast.config.LossKind name the same losses"
+    assert set(CRITIC) == set(GENERATOR) == words, "write the formula of every loss a second time above"
+    assert {kind for kind, loss in LOSSES.items() if loss.probabilities} == set(PROBABILITY_LOSSES)
+
+
+def test_a_loss_without_a_row_is_one_sentence(monkeypatch):
+    monkeypatch.delitem(LOSSES, "hinge")
+    with pytest.raises(InputError, match=r"loss 'hinge' has no row in ganfast.losses.LOSSES; there: minimax"):
+        critic_loss(LossConfig("hinge"), scores(1.0), scores(0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

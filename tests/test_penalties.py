@@ -5,15 +5,19 @@ whose gradient is known: w . x has gradient w everywhere, a |x|^2 / 2 has gradie
 """
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.config import LossConfig, PenaltyConfig, PenaltyKind
 from ganfast.engine import make_critic_step
+from ganfast.errors import InputError
 from ganfast.models.parts import Critic
 from ganfast.penalties import (
+    PENALTIES,
+    Penalty,
     input_gradient,
     interpolate,
     norm,
@@ -304,11 +308,64 @@ def test_dragan_points_are_reals_moved_by_half_a_standard_deviation_of_the_batch
     flat = real.detach().flatten().tolist()
     mean = sum(flat) / len(flat)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in flat) / (len(flat) - 1))
-    points = perturb(real, noise)
+    points = perturb(real, real, noise)
     torch.testing.assert_close(points.detach(), real.detach() + 0.5 * deviation * noise, rtol=1e-13, atol=1e-13)
     assert points.is_leaf
     assert points.requires_grad
-    assert torch.equal(perturb(real, noise * 0), real)
+    assert torch.equal(perturb(real, real, noise * 0), real)
+
+
+# The table.
+
+
+def norm_by_hand(points):
+    return 10 * (0.3 * lengths(points) - 1) ** 2
+
+
+def square_by_hand(points):
+    return 10 / 2 * (0.3 * lengths(points)) ** 2
+
+
+def of_shape(numbers):
+    return numbers.view(-1, 1, 1, 1)
+
+
+# The penalty of each kind at weight 10 for the critic 0.3 |x|^2 / 2, whose gradient is 0.3 x, per pair.
+BY_HAND = {
+    "wgan-gp": lambda r, f, eps, noise: norm_by_hand(of_shape(eps) * r + of_shape(1 - eps) * f),
+    "dragan": lambda r, f, eps, noise: norm_by_hand(r + noise * r.flatten().std() / 2),
+    "r1": lambda r, f, eps, noise: square_by_hand(r),
+    "r2": lambda r, f, eps, noise: square_by_hand(f),
+    "r1+r2": lambda r, f, eps, noise: square_by_hand(r) + square_by_hand(f),
+}
+
+
+def test_a_penalty_is_a_row_a_word_of_the_config_and_a_second_formula_here():
+    words = set(get_args(PenaltyKind)) - {"none"}
+    assert set(PENALTIES) == words, "ganfast.penalties.PENALTIES and ganfast.config.PenaltyKind name the same kinds"
+    assert set(BY_HAND) == words, "write the formula of every penalty a second time above"
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_every_penalty_is_its_formula(kind):
+    real, fake, noise = pictures(5, 1), pictures(5, 2), pictures(5, 3)
+    eps = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    step = make_critic_step(QuadraticCritic(0.3), "wasserstein", PenaltyConfig(kind, weight=10.0), engine="reference")
+    found = step(real, fake, eps=eps, noise=noise)["penalty"]
+    torch.testing.assert_close(found, BY_HAND[kind](real, fake, eps, noise).mean(), rtol=1e-12, atol=0)
+
+
+def test_a_penalty_without_a_row_is_one_sentence(monkeypatch):
+    monkeypatch.delitem(PENALTIES, "r2")
+    step = make_critic_step(QuadraticCritic(0.3), "wasserstein", "r2", engine="reference")
+    with pytest.raises(InputError, match=r"penalty 'r2' has no row in ganfast.penalties.PENALTIES; there: wgan-gp"):
+        step(pictures(2, 1), pictures(2, 2))
+
+
+@pytest.mark.parametrize("half", [{}, {"pictures": ("real",), "drawn": "eps"}, {"points": perturb}], ids=str)
+def test_a_row_that_says_half_is_refused(half):
+    with pytest.raises(ValueError, match="a penalty has pictures of the loss, or points and what they are drawn from"):
+        Penalty("norm", **half)
 
 
 # bfloat16.
@@ -451,7 +508,7 @@ def test_r1_holds_reals_r2_fakes_and_both_add_up():
 def test_points_of_the_critic_step_are_those_of_the_given_eps_and_noise():
     critic, given = QuadraticCritic(0.5), arguments()
     between_ = interpolate(given["real"], given["fake"], given["eps"])
-    around = perturb(given["real"], given["noise"])
+    around = perturb(given["real"], given["fake"], given["noise"])
     for kind, points in (("wgan-gp", between_), ("dragan", around)):
         step = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=3.0, target=0.4))
         stats, norms = step(**given), 0.5 * lengths(points)

@@ -613,7 +613,7 @@ def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path,
 
     with load_sampler(plain.folder, threads=2, backend="onnxruntime") as sampler:
         expected = sampler.sample(40, seed=7)
-        target, name, at = (module, "_session", 2) if where == "second session" else (sampler_module, "check_golden", 1)
+        target, name, at = (module, "cpu_session", 2) if where == "second session" else (sampler_module, "check_golden", 1)
         monkeypatch.setattr(target, name, failing(getattr(target, name), at))
         with pytest.raises(error):
             sampler.refit(other.folder)
@@ -627,7 +627,7 @@ def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path,
 def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, monkeypatch):
     import ganfast.export.run_onnxruntime as module
 
-    backend, real = OnnxRuntimeCpu(plain.model_bytes(), 2), module._session
+    backend, real = OnnxRuntimeCpu(plain.model_bytes(), 2), module.cpu_session
     before = backend._together, backend._alone
     made = []
 
@@ -637,7 +637,7 @@ def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, m
         made.append(real(*args))
         return made[0]
 
-    monkeypatch.setattr(module, "_session", second_fails)
+    monkeypatch.setattr(module, "cpu_session", second_fails)
     with pytest.raises(MemoryError):
         backend.refit(small_model(1))
     assert (backend._together, backend._alone) == before
@@ -647,9 +647,9 @@ def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, m
 def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkeypatch):
     import ganfast.export.run_onnxruntime as module
 
-    real, other = module._session, small_model(5)
+    real, other = module.cpu_session, small_model(5)
     for wrong in (1, 2):  # threads of the session whose file is another's
-        monkeypatch.setattr(module, "_session", lambda model, n, p, wrong=wrong: real(other if n == wrong else model, n, p))
+        monkeypatch.setattr(module, "cpu_session", lambda model, n, wrong=wrong: real(other if n == wrong else model, n))
         with pytest.raises(InputError, match="onnxruntime-cpu: .*golden samples differ"):
             load_sampler(plain.folder, threads=2, backend="onnxruntime", strict=True)
 

@@ -16,10 +16,10 @@ from torch.func import functional_call
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.config import LossConfig
 from ganfast.engine.compiled import compiled
-from ganfast.losses import class_loss, critic_loss, generator_loss
+from ganfast.losses import class_loss, critic_loss, generator_loss, loss_of
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
-from ganfast.penalties import input_gradient, interpolate, norm, norm_penalty, perturb, zero_centred_penalty
+from ganfast.penalties import input_gradient, penalise, penalty_at, penalty_of, points_of
 
 Step = Callable[[], object]
 
@@ -95,7 +95,7 @@ class Plain:
         """Of the classes last shown, as in training."""
         shown = self._fed["critic"]
         given = self._fed["generator"] = replace(shown, z=torch.randn_like(shown.z))
-        real = given.real if self.problem.config.loss.kind == "relativistic" else None
+        real = given.real if loss_of(self.problem.config.loss).pairs else None
         self.adam_generator.zero_grad()
         self._generator_loss(given.z, given.labels, real).backward(inputs=list(self.generator.parameters()))
         self.adam_generator.step()
@@ -109,8 +109,8 @@ class Plain:
         """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
         c = self.problem.config
         penalty = c.penalty if c.penalty.active else None
-        held = {"r1": real, "r2": fake} if penalty and points is None else {}
-        held = {kind: x.requires_grad_() for kind, x in held.items() if penalty and kind in penalty.kind}
+        pictures = penalty_of(penalty).pictures if penalty else ()
+        held = {name: x.requires_grad_() for name, x in (("real", real), ("fake", fake)) if name in pictures}
         with autocast(self.problem.device, self.autocast):
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
@@ -124,12 +124,11 @@ class Plain:
                 scores, classes = [first.score, second.score], [first.classes, second.classes]
             with held_power_iteration(critic):
                 total = critic_loss(c.loss, scores[0], scores[1]).mean()
-                for kind, x in held.items():
-                    gradient = input_gradient(scores[0] if kind == "r1" else scores[1], x)
-                    total = total + zero_centred_penalty(c.penalty, gradient).mean()
+                for name, x in held.items():
+                    gradient = input_gradient(scores[0] if name == "real" else scores[1], x)
+                    total = total + penalise(c.penalty, gradient)[0].mean()
                 if points is not None and penalty:
-                    x = points.requires_grad_()
-                    total = total + norm_penalty(penalty, norm(input_gradient(judge(critic, x, labels).score, x))).mean()
+                    total = total + penalty_at(penalty, critic, points.requires_grad_(), labels)[0].mean()
         if classes[0] is not None and labels is not None:
             named = class_loss(full_precision(classes[0]), labels).mean()
             if c.loss.class_fakes:
@@ -143,11 +142,9 @@ class Plain:
         parameters = list(critic.parameters())
 
         def points(fake: Tensor, given: Inputs) -> Tensor | None:
-            if not penalty.active or not penalty.at_own_points:
-                return None
-            if penalty.kind == "dragan":
-                return perturb(given.real, given.noise).detach()  # type: ignore[arg-type]
-            return interpolate(given.real, fake, given.eps).detach()
+            penalties = (penalty,) if penalty.active else ()
+            batches = points_of(penalties, given.real, fake, given.eps, given.noise)
+            return batches[0] if batches else None
 
         if not compile or not penalty.active:
             loss = torch.compile(self.critic_loss) if compile else self.critic_loss

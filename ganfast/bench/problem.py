@@ -13,6 +13,7 @@ from ganfast.config import Config
 from ganfast.data.pack import Pack, PackInfo
 from ganfast.device import find_device, resolved
 from ganfast.models import NetSpec, build_critic, build_generator
+from ganfast.penalties import drawn_numbers
 
 _PICTURES, _BYTES = 60_000, 2**26  # as many as MNIST has, of large ones as many as fit
 
@@ -66,7 +67,7 @@ class Problem:
     @property
     def draws_noise(self) -> bool:
         """Whether the penalty needs noise like the pictures."""
-        return self.config.penalty.kind == "dragan" and self.config.penalty.active
+        return drawn_numbers(self.config.penalty) == "noise"
 
     @property
     def images(self) -> int:

@@ -16,6 +16,7 @@ from ganfast.bench.problem import Inputs, Problem
 from ganfast.engine import make_critic_step
 from ganfast.engine.check import full_float32
 from ganfast.errors import RunError
+from ganfast.losses import loss_of
 
 PROVEN = ("critic", "generator")  # phases that every variant has
 SEEDS = 8  # in some batches a value rounds across a kink in one variant and not in another, which is no error of either
@@ -123,7 +124,7 @@ def exact_gradients(problem: Problem, seed: int, phase: str, given: Inputs) -> l
             fake = pictures(generator, z, labels)
         make_critic_step(critic, c.loss, c.penalty, engine="reference", check=False)(real, fake, labels, eps=eps, noise=noise)
     else:
-        paired = real if c.loss.kind == "relativistic" else None
+        paired = real if loss_of(c.loss).pairs else None
         whole_generator_loss(generator, critic, c.loss, z, labels, paired).backward(inputs=list(generator.parameters()))
     net = critic if phase == "critic" else generator
     return [_array(p.grad) for p in net.parameters() if p.grad is not None]

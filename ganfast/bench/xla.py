@@ -21,6 +21,7 @@ from ganfast.bench.problem import Inputs, Problem
 from ganfast.config import Config, LossConfig
 from ganfast.errors import InputError
 from ganfast.models.parts import Critic, Generator
+from ganfast.penalties import penalty_of
 
 try:
     import jax
@@ -399,10 +400,11 @@ class Xla:
         judge = lambda x, y, k: self.critic(p, b, new, x, y, jax.random.fold_in(key, k))  # noqa: E731
         penalty = c.penalty if c.penalty.active else None
         gradients: list[Array] = []
-        if penalty is not None and not penalty.at_own_points:
+        row = None if penalty is None else penalty_of(penalty)
+        if row is not None and row.pictures:
             answers = []
-            for k, (kind, x) in enumerate((("r1", real), ("r2", fake))):
-                if kind in penalty.kind:
+            for k, (name, x) in enumerate((("real", real), ("fake", fake))):
+                if name in row.pictures:
                     score, pull, classes = jax.vjp(lambda x, k=k: judge(x, labels, k), x, has_aux=True)
                     gradients.append(pull(jnp.ones_like(score))[0])
                     answers.append((score, classes))
@@ -417,12 +419,14 @@ class Xla:
             answers = [(score[:n], None if classes is None else classes[:n]), (score[n:], None if classes is None else classes[n:])]
         (real_score, real_classes), (fake_score, fake_classes) = answers
         total = _critic_loss(c.loss, real_score, fake_score).mean()
-        if penalty is not None and penalty.at_own_points:
+        if penalty is not None and row is not None and row.points:
             if penalty.kind == "dragan":
                 x = real + 0.5 * real.std(ddof=1) * given["noise"]
-            else:
+            elif penalty.kind == "wgan-gp":
                 eps = given["eps"][:, None, None, None]
                 x = eps * real + (1 - eps) * fake
+            else:
+                raise InputError(f"the JAX variant has no penalty {penalty.kind!r}; leave jax out of --variants")
             gradient = jax.grad(lambda x: judge(x, labels, 2)[0].sum())(x)
             excess = jnp.sqrt((gradient**2).sum((1, 2, 3))) - penalty.target
             total = total + penalty.weight * ((jnp.maximum(excess, 0) if penalty.one_sided else excess) ** 2).mean()

@@ -25,7 +25,7 @@ from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
 from ganfast.models.members import modes
 from ganfast.models.parts import held_power_iteration
-from ganfast.penalties import interpolate, perturb
+from ganfast.penalties import penalty_of, points_of
 
 Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]  # of a step with or without its penalties
 
@@ -189,7 +189,7 @@ class CriticStep:
     def _shared_labels(self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]) -> Tensor | None:
         if fake is None or fake is real or real is None:
             return real
-        between = [p.kind for p in penalties if p.at_own_points]
+        between = [p.kind for p in penalties if penalty_of(p).points]
         if between and not torch.equal(real, fake):  # waits for the device: give the same tensor, or none, to go without
             raise InputError(
                 f"reals and fakes have different labels, so that the points of {between[0]} have no class; "
@@ -304,19 +304,6 @@ class CriticStep:
             return effective.parameter_gradients(found), stats
 
         return run
-
-
-def points_of(
-    penalties: Sequence[PenaltyConfig], real: Tensor, fake: Tensor, eps: Tensor | None = None, noise: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """The points of each penalty that has its own, detached; arguments as `CriticStep.__call__`."""
-    found = []
-    for penalty in penalties:
-        if penalty.kind == "wgan-gp":
-            found.append(interpolate(real, fake, torch.rand(len(real), device=real.device) if eps is None else eps))
-        elif penalty.kind == "dragan":
-            found.append(perturb(real, torch.rand_like(real) if noise is None else noise))
-    return tuple(x.detach() for x in found)
 
 
 _ATTEMPTS = 4  # in about one batch of eight a value rounds across a kink and moves the gradient by 1e-3 or more

@@ -18,12 +18,13 @@ from torch import Tensor
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Conv, Kept, Layer, Linear
 from ganfast.engine.lean import LeanDerivatives
-from ganfast.engine.objective import HELD, Inputs, Stats, holds, objective, penalty_stats, segments_of
+from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import as_judgement
 from ganfast.models.members import holding
 from ganfast.models.parts import full_precision
+from ganfast.penalties import holds, penalty_of, segments_of
 
 Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]
@@ -187,7 +188,8 @@ class ExplicitStep:
             for segment in segments:
                 k = rows.segments.index(segment)
                 found = gradient_penalty(
-                    g[k * n : (k + 1) * n], penalty.weight, penalty.target, penalty.one_sided, not penalty.at_own_points,
+                    g[k * n : (k + 1) * n], penalty.weight, penalty.target, penalty.one_sided,
+                    penalty_of(penalty).formula == "zero-centred",
                     penalty.interval / n,
                 )  # fmt: skip
                 values.append(found.value)
@@ -221,13 +223,13 @@ class Rows:
         pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
         both = [*(pair if real_first else pair[::-1]), *((p, inputs.real_labels) for p in inputs.points)]
         labels = None if inputs.real_labels is None else torch.cat([label for _, label in both if label is not None])
-        held = tuple(name for name, kind in HELD if holds(penalties, kind))
+        held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
         return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, penalties)
 
     @staticmethod
     def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:
-        return not (holds(penalties, "r1") and not holds(penalties, "r2"))
+        return not (holds(penalties, "real") and not holds(penalties, "fake"))
 
     @staticmethod
     def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:

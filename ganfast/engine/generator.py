@@ -12,7 +12,7 @@ from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
 from ganfast.engine.recorded import Compiled, Recorded, Way, written
-from ganfast.losses import accuracy, class_loss, generator_loss
+from ganfast.losses import accuracy, class_loss, generator_loss, loss_of
 from ganfast.models import judge
 from ganfast.models.parts import full_precision, held_power_iteration
 
@@ -90,7 +90,7 @@ def _whole_loss(
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
         said = judge(critic, draw(generator, z, labels), labels)
-        paired = real if loss.kind == "relativistic" else None
+        paired = real if loss_of(loss).pairs else None
         real_score = None if paired is None else judge(critic, paired, labels).score
     total = generator_loss(loss, said.score, real_score).mean()
     stats = {"loss": total}

@@ -6,13 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.config import LossConfig
 from ganfast.losses import accuracy, class_loss, critic_loss, wasserstein_estimate
 from ganfast.models.parts import Judgement
 
 Stats = dict[str, Tensor]
-# Pictures of the loss at which a penalty may hold the gradient, and what says so in its kind.
-HELD = (("real", "r1"), ("fake", "r2"))
 
 
 class Inputs(NamedTuple):
@@ -54,21 +52,3 @@ def penalty_stats(values: Sequence[Tensor], norms: Sequence[Tensor]) -> Stats:
     """Of penalties (N,) each, and the gradient norms that they hold."""
     norm = torch.cat(list(norms))
     return {"penalty": torch.stack(list(values)).sum(0).mean(), "gradient_norm": norm.mean(), "gradient_norm_max": norm.max()}
-
-
-def holds(penalties: Sequence[PenaltyConfig], where: str) -> bool:
-    """Whether one of them holds the gradient at the reals ("r1") or fakes ("r2") themselves."""
-    return any(where in p.kind for p in penalties)
-
-
-def segments_of(penalties: Sequence[PenaltyConfig]) -> list[tuple[str | int, ...]]:
-    """What each penalty holds: "real", "fake", or the number of its batch of points."""
-    found: list[tuple[str | int, ...]] = []
-    points = 0
-    for penalty in penalties:
-        if penalty.at_own_points:
-            found.append((points,))
-            points += 1
-        else:
-            found.append(tuple(name for name, kind in HELD if kind in penalty.kind))
-    return found

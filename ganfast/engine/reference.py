@@ -6,19 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import LossConfig, PenaltyConfig
-from ganfast.engine.objective import Inputs, Stats, holds, objective, penalty_stats
+from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
-from ganfast.penalties import input_gradient, norm, penalty_at, zero_centred_penalty
+from ganfast.penalties import holds, input_gradient, penalise, penalty_at, segments_of
 
 
 def whole_loss(
     critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, autocast: torch.dtype | None = None
 ) -> tuple[Tensor, Stats]:
     """Everything that the critic minimises, 0-d and differentiable with respect to the parameters, and its parts."""
-    real = inputs.real.detach().requires_grad_(holds(penalties, "r1"))
-    fake = inputs.fake.detach().requires_grad_(holds(penalties, "r2"))  # never a path back into the generator
-    points = iter(inputs.points)
+    real = inputs.real.detach().requires_grad_(holds(penalties, "real"))
+    fake = inputs.fake.detach().requires_grad_(holds(penalties, "fake"))  # never a path back into the generator
     values: list[Tensor] = []
     norms: list[Tensor] = []
     with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
@@ -26,16 +25,19 @@ def whole_loss(
         with held_power_iteration(critic):
             said_fake = judge(critic, fake, inputs.fake_labels)
             # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their forward.
-            at = {"r1": input_gradient(said.score, real)} if real.requires_grad else {}
-            at |= {"r2": input_gradient(said_fake.score, fake)} if fake.requires_grad else {}
-            for penalty in penalties:
-                if penalty.at_own_points:
-                    value, norm_ = penalty_at(penalty, critic, next(points).detach().requires_grad_(), inputs.real_labels)
-                    values, norms = [*values, value], [*norms, norm_]
-                else:
-                    held = [gradient for kind, gradient in at.items() if kind in penalty.kind]
-                    values.append(torch.stack([zero_centred_penalty(penalty, g) for g in held]).sum(0))
-                    norms += [norm(g) for g in held]
+            at = {"real": input_gradient(said.score, real)} if real.requires_grad else {}
+            at |= {"fake": input_gradient(said_fake.score, fake)} if fake.requires_grad else {}
+            for penalty, segments in zip(penalties, segments_of(penalties), strict=True):
+                parts = []
+                for segment in segments:
+                    if isinstance(segment, str):
+                        value, norms_there = penalise(penalty, at[segment])
+                    else:
+                        points = inputs.points[segment].detach().requires_grad_()
+                        value, norms_there = penalty_at(penalty, critic, points, inputs.real_labels)
+                    parts.append(value)
+                    norms.append(norms_there)
+                values.append(torch.stack(parts).sum(0))
     total, stats = objective(loss, said, said_fake, inputs.real_labels, inputs.fake_labels)
     for penalty, value in zip(penalties, values, strict=True):
         total = total + penalty.interval * value.mean()  # lazy: rarer, as much heavier

@@ -16,6 +16,7 @@ from ganfast.errors import InputError
 from ganfast.evaluate import inception, squeezenet
 from ganfast.evaluate.classifier import FEATURES, Classifier, train_classifier
 from ganfast.evaluate.extractor import Extractor, NetworkExtractor, Preprocessing, StackedExtractor, check_hash, sha256_of
+from ganfast.export.session import cpu_session
 
 MNIST_FILE = Path(__file__).with_name("mnist_classifier.safetensors")  # made by benchmarks/make_mnist_classifier.py
 MNIST_SHA256 = "35fb9c5cf9cc536969f48b379780224d3a983e04d98e358c8a630fb2d2137dbe"
@@ -138,13 +139,9 @@ class _OnnxNet(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError(f"{path} needs ONNX Runtime: pip install onnxruntime") from error
-        try:
-            self.session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has types of its own for each kind of damage
-            raise InputError(f"{path} is no readable ONNX file: {error}") from error
+            self.session: Any = cpu_session(path)
+        except InputError as error:
+            raise InputError(f"{path} cannot be the extractor: {error}") from error
         self.input = self.session.get_inputs()[0].name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
