@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # a process and a thread for each core: two threads of one process would wait for each other wherever something else runs
 EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8
 
-.PHONY: demo test check accept accept-full bench gpu clean
+.PHONY: demo test check accept accept-full bench docs gpu clean
 
 ## train on the embedded digits, draw from the result, export it and check the export
 demo: $(DEMO_STAMP)
@@ -47,13 +47,19 @@ accept-full: $(STAMP)
 bench: $(STAMP)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
+## the pages of docs/ as a site in docs/_build (-E: generated pages follow the code); installs the extra `docs`
+docs: $(STAMP)
+	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(PIP) --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -E -W --keep-going -n docs docs/_build
+	@echo "look at docs/_build/index.html"
+
 ## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|speed|all
 PART ?= all
 gpu:
 	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
 
 # torch comes before ganfast, which would pull another build: an installed torch is used as it is.
 # Without an NVIDIA driver the CPU build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or

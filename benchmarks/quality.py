@@ -3,8 +3,8 @@
 python benchmarks/quality.py train mnist wgan-gp --seed 0      # runs/quality/mnist/wgan-gp-0, resumed if it is there
 python benchmarks/quality.py score mnist                       # finished runs: a line each into results/quality-mnist.jsonl
 python benchmarks/quality.py score celeba-64 --extractor squeezenet.npz
-python benchmarks/quality.py table mnist                       # the README's table, from the records
-python benchmarks/quality.py table mnist --write               # put into the README
+python benchmarks/quality.py table mnist                       # a table of docs/results/quality.md, from the records
+python benchmarks/quality.py table mnist --write               # put into that page
 
 Every row of a table is given the same processor time of one thread: recipes name the thousand images that fit into it. What a row
 took is recorded, wall clock and processor seconds, with the other conditions. Runs that still go on are scored without a record.
@@ -33,6 +33,7 @@ from ganfast.run import Run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "results" / "quality.md"
 QUICK = 2000  # pictures of each checkpoint, to choose the best
 RUNS = Path(os.environ.get("GANFAST_QUALITY_RUNS", "runs/quality"))
 
@@ -201,14 +202,14 @@ def _row(record: dict[str, Any], keys: dict[str, str], asked: bool) -> list[str]
     ]  # fmt: skip
 
 
-def write(data: str, readme: Path) -> None:
-    """Put the table between the README's marks <!-- quality:<set> --> and <!-- end -->."""
-    text = readme.read_text()
+def write(data: str, page: Path) -> None:
+    """Put the table between a page's marks <!-- quality:<set> --> and <!-- end -->."""
+    text = page.read_text()
     begin = f"<!-- quality:{data} -->\n"
     if begin not in text:
-        raise SystemExit(f"{readme} has no line {begin.strip()}")
+        raise SystemExit(f"{page} has no line {begin.strip()}")
     before, after = text.split(begin, 1)
-    readme.write_text(before + begin + table(data) + "\n" + after[after.index("<!-- end -->") :])
+    page.write_text(before + begin + table(data) + "\n" + after[after.index("<!-- end -->") :])
 
 
 def main() -> int:
@@ -218,14 +219,14 @@ def main() -> int:
     parser.add_argument("preset", nargs="?", default="wgan-gp")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--extractor", default="auto", help="as of ganfast eval")
-    parser.add_argument("--write", action="store_true", help="table: into the README")
+    parser.add_argument("--write", action="store_true", help="table: into docs/results/quality.md")
     given = parser.parse_args()
     if given.what == "train":
         print(train(given.data, given.preset, given.seed))
     elif given.what == "score":
         score(given.data, given.extractor)
     elif given.write:
-        write(given.data, HERE.parent / "README.md")
+        write(given.data, PAGE)
     else:
         print(table(given.data))
     return 0

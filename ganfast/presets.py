@@ -1,4 +1,4 @@
-"""Named recipes: each a `Config` for the data set at hand. Values not from the paper were measured on two CPU cores (README)."""
+"""Named recipes: each a `Config` for the data set at hand. Values not from the paper were measured on two CPU cores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -46,7 +46,7 @@ def test_top_level_is_what_the_owner_fixed():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     fixed = {"pyproject.toml", "ganfast", "kernels", "benchmarks", "export", "tests"}
     assert fixed <= top
-    files = {"Makefile", "README.md", "LICENSE", ".gitignore", "constraints.txt"}
+    files = {"Makefile", "README.md", "CITATION.cff", "LICENSE", ".gitignore", "constraints.txt"}
     assert top - fixed <= files | {".ci", "docs"}
 
 

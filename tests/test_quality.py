@@ -1,4 +1,7 @@
-"""Recipes and their records: every table in the README is made from the records, and every recipe is a config that can be read."""
+"""Recipes and their records.
+
+Every table of docs/results/quality.md is made from the records, and every recipe can be read.
+"""
 
 import dataclasses
 import re
@@ -15,29 +18,30 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 quality = pytest.importorskip("quality")
 
-TABLES = re.findall(r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL)
+MARKED = r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->"
+TABLES = re.findall(MARKED, quality.PAGE.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(("data", "shown"), TABLES, ids=[data for data, _ in TABLES])
-def test_tables_of_the_readme_are_those_of_the_records(data, shown):
+def test_tables_of_the_page_are_those_of_the_records(data, shown):
     assert shown == quality.table(data)
 
 
-def test_no_set_with_records_is_left_out_of_the_readme():
+def test_no_set_with_records_is_left_out_of_the_page():
     recorded = {path.stem.removeprefix("quality-") for path in quality.RESULTS.glob("quality-*.jsonl")}
     recorded.remove("celeba-64-long")  # a training of its own, beside the table
     assert recorded == {data for data, _ in TABLES}
 
 
 def test_a_table_is_written_between_its_marks_only(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quality:mnist -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
-    quality.write("mnist", readme)
-    text = readme.read_text()
+    page = tmp_path / "quality.md"
+    page.write_text("before\n<!-- quality:mnist -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    quality.write("mnist", page)
+    text = page.read_text()
     assert text.startswith("before\n<!-- quality:mnist -->\n| preset |")
     assert text.endswith("|\n<!-- end -->\nafter\n<!-- end -->\n")
     with pytest.raises(SystemExit, match="has no line <!-- quality:celeba-64 -->"):
-        quality.write("celeba-64", readme)
+        quality.write("celeba-64", page)
 
 
 def test_every_set_has_a_recipe_of_every_preset_that_can_be_read():

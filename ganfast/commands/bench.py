@@ -7,7 +7,7 @@ from ganfast.commands.bench_setting import setting_flags, setting_of, use_thread
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
 
-HELP = """ganfast bench: how fast, compared with what, and how far from the limit. See docs/benchmarks.md.
+HELP = """ganfast bench: how fast, compared with what, and how far from the limit. See docs/guides/benchmark.md.
 
   ganfast bench train --preset wgan-gp --data mnist          naive, tuned, JAX and ganfast side by side, proven equal first
   ganfast bench train --all-presets --out benchmarks/results/   every preset; stops and goes on where it stopped
