@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast.bench import compare, kernels, records, stats, train, xla
+from ganfast.bench import compare, kernels, records, stats, train
 from ganfast.bench.activity import covered
 from ganfast.bench.kernels import Case, _adam, _agree
 from ganfast.bench.ours import Ours
@@ -310,7 +310,7 @@ def test_jax_knows_odd_sides():
 
 @pytest.mark.parametrize("kind", get_args(LossKind))
 def test_losses_in_jax_are_those_of_ganfast(kind):
-    jax = pytest.importorskip("jax")
+    jax, xla = (pytest.importorskip(name) for name in ("jax", "ganfast.bench.xla"))
     real, fake = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * 3
     config = LossConfig(kind=kind, label_smoothing=0.1 if kind == "non-saturating" else 0.0)
     scores = [jax.numpy.asarray(x.numpy()) for x in (real, fake)]
@@ -320,10 +320,17 @@ def test_losses_in_jax_are_those_of_ganfast(kind):
         np.testing.assert_allclose(np.asarray(a), b.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_jax_that_is_not_installed_is_bad_input(monkeypatch):
+    """A target counts any other error of a variant as a failure."""
+    monkeypatch.setattr("ganfast.bench.variants.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="JAX is not installed"):
+        VARIANTS["jax"].prepare(Problem(Setting("r1", **SMALL)))
+
+
 @pytest.mark.parametrize("what", ["loss", "penalty"])
 def test_jax_refuses_a_loss_or_penalty_that_it_does_not_know(what, monkeypatch):
     """A new one must not be measured as Wasserstein's, or as a penalty at interpolates."""
-    pytest.importorskip("jax")
+    xla = pytest.importorskip("ganfast.bench.xla")
     monkeypatch.setattr(xla, "PENALTIES", tuple(kind for kind in xla.PENALTIES if kind != "r1"))
     if what == "loss":
         monkeypatch.delitem(xla.GENERATOR_LOSSES, "non-saturating")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from ganfast.bench.plain import Plain, Step, pictures, whole_generator_loss
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.engine import make_critic_step
 from ganfast.engine.check import full_float32
-from ganfast.errors import RunError
+from ganfast.errors import InputError, RunError
 from ganfast.losses import loss_of
 
 PROVEN = ("critic", "generator")  # phases that every variant has
@@ -72,6 +73,8 @@ class TorchPrepared:
 
 
 def _xla(problem: Problem) -> Prepared:
+    if find_spec("jax") is None:
+        raise InputError("JAX is not installed: pip install 'ganfast[jax]'")
     from ganfast.bench.xla import Xla
 
     return Xla(problem)

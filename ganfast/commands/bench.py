@@ -16,7 +16,7 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
-  ganfast bench report benchmarks/results/*-train.jsonl        a Markdown table and plots as PNG and SVG
+  ganfast bench report benchmarks/results/*-train.jsonl  a Markdown table and plots as PNG and SVG
 
 All but sample need a checkout of ganfast, of which its package holds no benchmarks/. Each has --help.
 """
