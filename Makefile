@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # a process and a thread for each core: two threads of one process would wait for each other wherever something else runs
 EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8
 
-.PHONY: demo test check accept accept-full bench docs gpu clean
+.PHONY: demo test test-oldest check accept accept-full bench docs gpu clean
 
 ## train on the embedded digits, draw from the result, export it and check the export
 demo: $(DEMO_STAMP)
@@ -28,6 +28,12 @@ demo: $(DEMO_STAMP)
 ## the tests without trainings, under 10 minutes on two cores: at most 700 processor seconds
 test: $(STAMP)
 	$(if $(ARGS),,GANFAST_METER=1) $(EACH) --dist loadfile -m "not accept and not full and not gpu" $(ARGS)
+
+## the tests at pyproject.toml's lower bounds, in a venv of their own, with Python 3.11; not yet run
+## as a whole: on 2026-11-30 the files config, images, lint_rtx, vendor, bundle and most of export
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/lower-bounds.txt
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$< TORCH_CPU=torch HAS_TORCH="-c 'raise SystemExit(1)'"
 
 ## ruff and mypy
 check: $(STAMP)
@@ -59,7 +65,7 @@ gpu:
 	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)
 
 clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist docs/_build *.egg-info
 
 # torch comes before ganfast, which would pull another build: an installed torch is used as it is.
 # Without an NVIDIA driver the CPU build is taken (gigabytes smaller), from $$TORCH_INDEX_URL or
@@ -92,3 +98,9 @@ $(STAMP): $(DEMO_STAMP)
 	@echo "installing into $(VENV) what the tests need besides"
 	@$(call pip,--no-build-isolation --editable ".[dev]")
 	@touch $@
+
+# the dependencies and the development set, each `>=` an `==`
+$(OLDEST)/lower-bounds.txt: pyproject.toml
+	@mkdir -p $(OLDEST)
+	@$(PYTHON) -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*p['dependencies'], *p['optional-dependencies']['dev'], sep='\n')" | sed "s/>=/==/" > $@
