@@ -55,7 +55,7 @@ bench: $(STAMP)
 
 ## the pages of docs/ as a site in docs/_build (-E: generated pages follow the code); installs the extra `docs`
 docs: $(STAMP)
-	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(PIP) --editable ".[docs]"
+	@$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(call pip,--no-build-isolation --editable ".[docs]")
 	$(BIN)/python -m sphinx -q -E -W --keep-going -n docs docs/_build
 	@echo "look at docs/_build/index.html"
 
