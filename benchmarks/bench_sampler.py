@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from ganfast.export import load_sampler
 from ganfast.export.bundle import Bundle, golden_file, write_bundle
 from ganfast.export.deploy import deployable
-from ganfast.export.latents import latents
 from ganfast.export.manifest import GOLDEN, MODEL, Manifest
 from ganfast.export.sampler import Sampler
 from ganfast.export.to_onnx import to_bytes, to_onnx
+from ganfast.latents import latents
 from ganfast.models import NetSpec, build_generator
 
 SIZE, CHANNELS, LATENT = 64, 3, 128

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError
-from ganfast.export.latents import latents, random_classes
 from ganfast.export.manifest import Manifest
+from ganfast.latents import check_seed, class_list, latents, picture_index, random_classes
 
 _LARGE = 64 << 20  # bytes, from which on it is asked whether they are free
 
@@ -98,28 +98,6 @@ def _free_memory() -> int:
         return 1 << 40
 
 
-def check_seed(seed: Any) -> None:
-    """Raises InputError unless it names a stream of latents."""
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise InputError(f"seed is {seed!r}; expected 0 or more, below 2**64")
-
-
-def picture_range(n: Any, seed: Any, first: Any) -> tuple[int, int]:
-    """``n`` and ``first`` as Python's integers, which never overflow; InputError for what names no picture."""
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
-    check_seed(seed)
-    if not isinstance(first, int | np.integer) or not 0 <= int(first) < 2**63 - int(n):
-        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63")
-    return int(n), int(first)
-
-
-def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
-    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
-    n, first = picture_range(n, seed, first)
-    return np.arange(first, first + n, dtype=np.int64)
-
-
 def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
     if (n is None) == (indices is None):
         raise InputError("give n, how many pictures, or indices, which ones; one of the two")
@@ -167,11 +145,6 @@ def _number(manifest: Manifest, label: Any) -> int:
     if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(manifest.classes):
         return int(label)
     raise InputError(f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {class_list(manifest.classes)}")
-
-
-def class_list(classes: Sequence[str]) -> str:
-    """ "0 = zero, 1 = one, ..." for messages."""
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
 
 
 def _psi(psi: Any, count: int) -> NDArray[np.float32]:

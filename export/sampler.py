@@ -24,7 +24,8 @@ from ganfast.export.lanes import Lane, LaneBackend, Pictures
 from ganfast.export.latency import bucket_costs
 from ganfast.export.manifest import Manifest
 from ganfast.export.parity import GATES, compare
-from ganfast.export.rows import Labels, Rows, ask, given, is_one, picture_range, plan, refuse_huge
+from ganfast.export.rows import Labels, Rows, ask, given, is_one, plan, refuse_huge
+from ganfast.latents import picture_range
 
 logger = logging.getLogger("ganfast")
 

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.export.lanes import Pictures
-from ganfast.export.rows import chosen_labels, class_list, picture_index, refuse_huge
+from ganfast.export.rows import chosen_labels, refuse_huge
 from ganfast.export.sampler import load_sampler
+from ganfast.latents import class_list, picture_index
 
 
 class BundleSource:

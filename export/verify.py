@@ -8,10 +8,10 @@ import numpy as np
 
 from ganfast.errors import RunError
 from ganfast.export.bundle import Bundle, open_bundle
-from ganfast.export.latents import latents, random_classes
 from ganfast.export.packages import need
 from ganfast.export.parity import GATES, Parity, compare
 from ganfast.export.session import cpu_session
+from ganfast.latents import latents, random_classes
 
 Draw = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs of the graph -> pictures
 BATCHES = (1, 3, 8, 64)

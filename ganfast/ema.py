@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.engine import draw
-from ganfast.random import Purpose, normal
+from ganfast.latents import Purpose
+from ganfast.random import normal
 
 _SMALL_MAP = 64  # values of a map, up to which its statistics take more pictures
 RAMP = 0.1  # early in a run the half-life is at most this fraction of the images seen, so that the start is forgotten

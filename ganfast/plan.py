@@ -16,10 +16,11 @@ from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.engine.critic import refuse_batch_norm
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
+from ganfast.latents import Purpose
 from ganfast.loop import State
 from ganfast.models import NetSpec, build_critic, build_generator, try_out
 from ganfast.phases import refuse_graphs
-from ganfast.random import Purpose, scalar_seed
+from ganfast.random import scalar_seed
 
 PackingProgress = Callable[[str, int, int], None]
 

@@ -4,7 +4,6 @@ Nothing here has a state to save. A step that shows pictures [n, n + batch) draw
 checkpoint stores one counter, and the same numbers come up after a resume, on any device, and on any number of ranks.
 """
 
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -13,25 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ganfast.kernels.latents import latents, philox_words, uniforms
-
-
-class Purpose(IntEnum):
-    """The stream of the key (seed, stream); the values are part of what makes a run reproducible: never renumber."""
-
-    SAMPLE = 0  # what users sample from
-    CRITIC_LATENT = 1  # fakes of the critic step
-    GENERATOR_LATENT = 2  # fakes of the generator step
-    EPSILON = 4  # WGAN-GP interpolates
-    NOISE = 5  # DRAGAN perturbations
-    FLIP = 6
-    ORDER = 7
-    BALANCED_ORDER = 8
-    BATCHNORM = 9  # latents that the EMA's BatchNorm statistics are estimated from
-    INIT = 10  # initial weights
-    IMBALANCE = 11
-    SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
-    JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
-    STACK = 16  # which digits make a picture of stacked-mnist
+from ganfast.latents import Purpose
 
 
 def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:

@@ -20,10 +20,9 @@ from ganfast.config import Config, require_run
 from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
-from ganfast.export.latents import latents, random_classes
-from ganfast.export.rows import class_list, picture_index
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
+from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
 from ganfast.saving import load_module
 

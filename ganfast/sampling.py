@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from ganfast.config import require_run
 from ganfast.errors import InputError
 from ganfast.export.bundle import is_bundle
-from ganfast.export.latents import latents
-from ganfast.export.rows import picture_index
 from ganfast.export.source import BundleSource
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
+from ganfast.latents import latents, picture_index
 
 if TYPE_CHECKING:  # a bundle is drawn without torch
     from ganfast.run import Run

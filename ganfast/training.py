@@ -22,11 +22,11 @@ from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import Choice, CriticStep, Drawing, GeneratorStep, draw, make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError, RunError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
-from ganfast.export.latents import latents
 from ganfast.guard import Guard
 from ganfast.host_memory import keep_freed_memory
 from ganfast.images import Pictures, comfortable_scale, grid, png
 from ganfast.kernels.to_uint8 import to_uint8
+from ganfast.latents import latents
 from ganfast.log import RunLog, logger, say
 from ganfast.loop import State, train_loop
 from ganfast.memory import batch_that_fits

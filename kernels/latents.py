@@ -5,7 +5,7 @@ holds the words of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0
 the same in any batch, and a resumed run draws what an uninterrupted one would have drawn.
 
 The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts need a mask. It runs on every
-device, compiles and can be captured. `ganfast.export.latents` is the same function in NumPy, for a sampler without torch.
+device, compiles and can be captured. `ganfast.latents` is the same function in NumPy, for a sampler without torch.
 """
 
 import math

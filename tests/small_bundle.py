@@ -9,8 +9,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from ganfast.export.bundle import Bundle, golden_file, write_bundle
-from ganfast.export.latents import latents, random_classes
 from ganfast.export.manifest import GOLDEN, MODEL, Manifest
+from ganfast.latents import latents, random_classes
 
 LATENT, SIZE = 6, 8
 

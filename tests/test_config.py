@@ -338,7 +338,7 @@ def test_configs_and_presets_need_the_standard_library_only():
 def test_drawing_latents_and_saving_pictures_needs_no_torch(tmp_path):
     code = f"""
         import numpy as np
-        from ganfast.export.latents import latents, random_classes
+        from ganfast.latents import latents, random_classes
         from ganfast.images import grid, save_png
         z = latents(3, np.arange(4), 8)
         random_classes(3, np.arange(4), 10)

@@ -267,7 +267,7 @@ def test_readme_shows_the_same_two_lines():
 
 def test_the_recipe_without_ganfast_draws_what_the_sampler_draws(workplace):
     from ganfast.export import load_sampler
-    from ganfast.export.latents import latents, random_classes
+    from ganfast.latents import latents, random_classes
 
     (recipe,) = session("recipe")
     assert "ganfast" not in recipe.replace("as sampler.sample", "")

@@ -9,9 +9,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ganfast.config import OptimConfig
 from ganfast.ema import RAMP, average_of, ema_decay, reestimate_batchnorm
-from ganfast.export.latents import latents
+from ganfast.latents import Purpose, latents
 from ganfast.optim import FlatAdam
-from ganfast.random import Purpose
 
 MANY = 10**9  # images shown: far beyond the ramp
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ganfast.kernels.latents as module
-from ganfast.export import latents as host
+from ganfast import latents as host
 from ganfast.kernels.latents import draw_triton, latents, latents_reference, uniforms, uniforms_reference
 from tests.test_kernels_interpreted import DEVICE, assert_dispatch, assert_op, launching, on_kernels, run_kernel
 

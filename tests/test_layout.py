@@ -67,7 +67,7 @@ def test_every_dependency_is_pinned_within_its_bounds():
 
 
 def test_checkout_runs_without_installing(tmp_path):
-    code = "import ganfast.kernels.latents, ganfast.export.latents; print(ganfast.kernels.__file__)"
+    code = "import ganfast.kernels.latents, ganfast.latents; print(ganfast.kernels.__file__)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-S", "-c", _with_site(code)], cwd=tmp_path, env=environment, capture_output=True, text=True

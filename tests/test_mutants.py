@@ -37,7 +37,7 @@ HOME = """
     ganfast.export.parity ganfast.export.sampler ganfast.export.lanes
 """
 MODULES = {path.rpartition(".")[2]: path for path in HOME.split()}
-MODULES["latents of NumPy"] = "ganfast.export.latents"
+MODULES["latents of NumPy"] = "ganfast.latents"
 
 
 class Mutant(NamedTuple):

@@ -8,8 +8,8 @@ import pytest
 from ganfast.cli import main
 from ganfast.errors import RunError
 from ganfast.export.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.latents import latents, random_classes
 from ganfast.export.manifest import GOLDEN, MODEL, SCHEMA
+from ganfast.latents import latents, random_classes
 
 FOLDER = Path(__file__).parent / "fixtures" / "bundles"
 DIGESTS = {"schema-1": "sha256:41780fea981243a91b9b58cf6cb280cc327082addf4fe8265faeb8ad0a910f0d"}

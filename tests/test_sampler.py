@@ -21,11 +21,11 @@ from ganfast.export import load_sampler
 from ganfast.export.bundle import GOLDEN, MODEL, open_bundle
 from ganfast.export.lanes import HostLane
 from ganfast.export.latency import machine
-from ganfast.export.latents import latents, random_classes
 from ganfast.export.rows import plan, prior_cost
 from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
 from ganfast.export.run_torch import TorchBackend
 from ganfast.export.sampler import Sampler
+from ganfast.latents import latents, random_classes
 from tests.small_bundle import LATENT, small_bundle, small_model
 
 CLASSES = 3

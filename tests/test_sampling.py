@@ -12,8 +12,8 @@ from ganfast import preset_config, train
 from ganfast.cli import main
 from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError
-from ganfast.export.latents import latents
 from ganfast.images import grid
+from ganfast.latents import latents
 from ganfast.run import Run
 from ganfast.sampling import Request, between, parse_labels, sample_to_files
 

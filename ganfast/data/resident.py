@@ -12,7 +12,8 @@ from torch import Tensor
 from ganfast.data.pack import Pack
 from ganfast.data.stacked import StackedImages
 from ganfast.errors import InputError
-from ganfast.random import Purpose, permute, uniform
+from ganfast.latents import Purpose
+from ganfast.random import permute, uniform
 
 _log = logging.getLogger("ganfast")
 _ROOM = 0.6  # share of the free device memory that pictures may take

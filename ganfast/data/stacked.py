@@ -13,9 +13,9 @@ import numpy as np
 from ganfast.data.manifest import Pack
 from ganfast.data.source import Selection, Source, Wanted
 from ganfast.errors import InputError
+from ganfast.latents import Purpose
 
 COUNTS = {"train": 128_000, "test": 26_000}
-_STREAM = 16  # of the key (0, stream); see ganfast.random.Purpose
 
 
 class StackedImages:
@@ -79,13 +79,13 @@ def stack(digits: Pack) -> Pack:
     Raises:
         InputError: the pack is not grey, or has other than ten classes.
     """
-    from ganfast.export.latents import philox_words
+    from ganfast.latents import philox_words
 
     info = digits.info
     if digits.labels is None or len(info.classes) != 10 or info.channels != 1:
         raise InputError(f"stacked-mnist is made of ten classes of grey digits; {info.recognised} is not that")
     count = COUNTS[info.split]
-    words = philox_words(0, _STREAM, np.arange(count), 3)
+    words = philox_words(0, Purpose.STACK, np.arange(count), 3)
     triples = (words % np.uint64(info.count)).astype(np.int64)
     labels = digits.labels[triples] @ np.array([100, 10, 1])
     made = replace(

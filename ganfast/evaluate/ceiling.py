@@ -25,8 +25,7 @@ class PixelGaussian:
 
     def draw(self, start: int, stop: int, seed: int) -> Pictures:
         """Pictures start .. stop of a stream, uint8 (N, H, W, C), clipped to 0 .. 255."""
-        from ganfast.export.latents import latents
-        from ganfast.random import Purpose
+        from ganfast.latents import Purpose, latents
 
         z = latents(seed, np.arange(start, stop), len(self.pca.components_), Purpose.JUDGE)
         flat = self.pca.mean_ + (z * np.sqrt(self.pca.explained_variance_)) @ self.pca.components_

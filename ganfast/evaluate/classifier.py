@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ganfast.data import Pack
 from ganfast.device import prepared
-from ganfast.random import Purpose, permute, uniform
+from ganfast.latents import Purpose
+from ganfast.random import permute, uniform
 
 FEATURES = 64
 _BATCH = 128

@@ -11,11 +11,11 @@ from ganfast.data import Pack
 from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
-from ganfast.export.latents import latents, philox_words
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
+from ganfast.latents import Purpose, latents, philox_words
 from ganfast.models import build_generator
-from ganfast.random import Purpose, permute
+from ganfast.random import permute
 from ganfast.run import Run
 from ganfast.saving import load_module
 

@@ -5,10 +5,34 @@ normals are Box-Muller in float64, rounded once to float32. So picture (seed, in
 """
 
 import threading
+from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ganfast.errors import InputError
+
+
+class Purpose(IntEnum):
+    """The stream of the key (seed, stream); the values are part of what makes a run reproducible: never renumber."""
+
+    SAMPLE = 0  # what users sample from
+    CRITIC_LATENT = 1  # fakes of the critic step
+    GENERATOR_LATENT = 2  # fakes of the generator step
+    EPSILON = 4  # WGAN-GP interpolates
+    NOISE = 5  # DRAGAN perturbations
+    FLIP = 6
+    ORDER = 7
+    BALANCED_ORDER = 8
+    BATCHNORM = 9  # latents that the EMA's BatchNorm statistics are estimated from
+    INIT = 10  # initial weights
+    IMBALANCE = 11
+    SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
+    JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
+    STACK = 16  # which digits make a picture of stacked-mnist
+
 
 _own = threading.local()  # a generator for each thread: to set its state takes 2 us, to make one 20
 _ELEVEN = np.uint64(11)
@@ -39,7 +63,7 @@ def philox_words(seed: int, stream: int, index: NDArray[np.integer], count: int)
     return words
 
 
-def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = 0) -> NDArray[np.float32]:
+def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = Purpose.SAMPLE) -> NDArray[np.float32]:
     """Standard normal latents, float32 (N, dim).
 
     Args:
@@ -58,10 +82,34 @@ def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = 0) ->
     return normals[:, :dim] if dim % 2 == 0 else np.ascontiguousarray(normals[:, :dim])
 
 
-_CLASS_STREAM = 13  # of the key (seed, stream); see ganfast.random.Purpose
-
-
 def random_classes(seed: int, index: NDArray[np.integer], count: int) -> NDArray[np.int64]:
     """A class for each picture, int64 (N,) in [0, count), uniform, and as fixed by (seed, index) as its latent."""
-    words = philox_words(seed, _CLASS_STREAM, index, 1)[:, 0]
+    words = philox_words(seed, Purpose.SAMPLE_CLASS, index, 1)[:, 0]
     return ((words >> _ELEVEN).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises InputError unless it names a stream of latents."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed!r}; expected 0 or more, below 2**64")
+
+
+def picture_range(n: Any, seed: Any, first: Any) -> tuple[int, int]:
+    """``n`` and ``first`` as Python's integers, which never overflow; InputError for what names no picture."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
+    check_seed(seed)
+    if not isinstance(first, int | np.integer) or not 0 <= int(first) < 2**63 - int(n):
+        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63")
+    return int(n), int(first)
+
+
+def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
+    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+    n, first = picture_range(n, seed, first)
+    return np.arange(first, first + n, dtype=np.int64)
+
+
+def class_list(classes: Sequence[str]) -> str:
+    """ "0 = zero, 1 = one, ..." for messages."""
+    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
