@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ganfast.config import PenaltyConfig
 from ganfast.errors import InputError
 from ganfast.models import judge
-from ganfast.models.parts import full_precision
+from ganfast.tensors import full_precision
 
 
 def input_gradient(score: Tensor, x: Tensor) -> Tensor:

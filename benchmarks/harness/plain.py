@@ -18,8 +18,9 @@ from ganfast.config import LossConfig
 from ganfast.engine.compiled import compiled
 from ganfast.losses import class_loss, critic_loss, generator_loss, loss_of
 from ganfast.models import judge
-from ganfast.models.parts import full_precision, held_power_iteration
+from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import input_gradient, penalise, penalty_at, penalty_of, points_of
+from ganfast.tensors import full_precision
 
 Step = Callable[[], object]
 

@@ -23,8 +23,8 @@ from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import as_judgement
 from ganfast.models.members import holding
-from ganfast.models.parts import full_precision
 from ganfast.penalties import holds, penalty_of, segments_of
+from ganfast.tensors import full_precision
 
 Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]

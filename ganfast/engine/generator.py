@@ -14,7 +14,8 @@ from ganfast.engine.lean import ThinConvolutions
 from ganfast.engine.recorded import Compiled, Recorded, Way, written
 from ganfast.losses import accuracy, class_loss, generator_loss, loss_of
 from ganfast.models import judge
-from ganfast.models.parts import full_precision, held_power_iteration
+from ganfast.models.parts import held_power_iteration
+from ganfast.tensors import full_precision
 
 Stats = dict[str, Tensor]
 Found = tuple[Sequence[Tensor | None], Stats]  # gradients of the trainable parameters, and statistics

@@ -26,7 +26,7 @@ from torch import Tensor
 from ganfast.engine.convolution import Convolution
 from ganfast.errors import InputError
 from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
-from ganfast.models.parts import full_precision, laid_out_like
+from ganfast.tensors import full_precision, laid_out_like
 
 Weights = Mapping[str, Tensor]  # effective values by name: after spectral normalisation, in the type of the computation
 Kept = tuple[Tensor, ...]

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ganfast.engine.convolution import Convolution
 from ganfast.engine.thin import MOST, is_thin
 from ganfast.models.members import modules
-from ganfast.models.parts import laid_out_like
+from ganfast.tensors import laid_out_like
 
 aten = torch.ops.aten
 

@@ -13,7 +13,8 @@ from ganfast.config import Config
 from ganfast.errors import InputError
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
-from ganfast.models.parts import Judgement, dcgan_init, full_precision, he_init, spectral
+from ganfast.models.parts import Judgement, dcgan_init, he_init, spectral
+from ganfast.tensors import full_precision
 
 __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
 

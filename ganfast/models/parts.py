@@ -68,18 +68,6 @@ class Generator(nn.Module):
         return torch.tanh(self.layers(hidden.unflatten(1, self.first)))
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """float32 for half types; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
-    """x with its channels last in memory where ``like`` has them there: mixed layouts cost every operation that meets them."""
-    if x.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
     """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights, so it adds no layer."""
     match kind:

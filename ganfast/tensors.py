@@ -1,0 +1,16 @@
+"""Types and layouts of tensors, as networks, engines and kernels agree on them."""
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 for half types; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
+    """x with its channels last in memory where ``like`` has them there: mixed layouts cost every operation that meets them."""
+    if x.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
