@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from ganfast.engine.spectral import normalised, spectral_of
-from ganfast.engine.weights import EffectiveWeights
+from ganfast.engine.weights import EffectiveWeights, normalised, spectral_of
 
 LAYERS = {
     "linear": lambda: nn.Linear(7, 5),

@@ -12,10 +12,8 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
 from ganfast.engine import convolution, lean
-from ganfast.engine.convolution import Convolution
+from ganfast.engine.convolution import Convolution, is_small, is_thin
 from ganfast.engine.lean import ThinConvolutions
-from ganfast.engine.small import is_small
-from ganfast.engine.thin import is_thin
 
 GEOMETRIES = [  # kernel, stride, padding, output padding, dilation
     (4, 2, 1, 0, 1),
@@ -32,9 +30,8 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 def counted(monkeypatch) -> list[int]:
     calls = []
-    for module in ("ganfast.engine.convolution", "ganfast.engine.thin"):
-        real = __import__(module, fromlist=["overlapped"]).overlapped
-        monkeypatch.setattr(f"{module}.overlapped", lambda *a, real=real: (calls.append(1), real(*a))[1])
+    real = convolution.overlapped
+    monkeypatch.setattr(convolution, "overlapped", lambda *a: (calls.append(1), real(*a))[1])
     return calls
 
 

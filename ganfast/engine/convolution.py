@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from ganfast.engine.small import is_small, patch_product
-from ganfast.engine.thin import is_thin, overlapped, told_last
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class Convolution(NamedTuple):
@@ -42,3 +41,110 @@ class Convolution(NamedTuple):
         return torch.ops.aten.convolution_backward(
             dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, mask
         )
+
+
+# Convolutions between many channels and a picture's one to three, on a CPU.
+#
+# oneDNN vectorises over channels, so that writing one channel costs it as much as writing
+# sixteen. As a matrix product, which gives every tap of every position, and a sum of the
+# overlapping taps, the step towards pictures takes a quarter of the time for one channel, and
+# half of it for three (one and two cores, float32, batches of 32 and 64, from 32 and 64 channels
+# of 14x14 to 32x32).
+
+MOST = 3  # channels of a picture
+
+
+def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
+    plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
+    return plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
+
+
+def overlapped(
+    values: Tensor,
+    weight: Tensor,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
+    (n, _, h, w), (_, few, *_) = values.shape, weight.shape
+    kernel = tuple(weight.shape[2:])
+    whole = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
+    inside = all(p + wanted <= there for p, wanted, there in zip(padding, size, whole, strict=True))
+    if inside and set(dilation) == {1} and not any(k % s for k, s in zip(kernel, stride, strict=True)):
+        traced = isinstance(values, FakeTensor)
+        pictures = (_opaque if traced else _by_phases)(values, weight, list(size), list(stride), list(padding))
+    else:
+        taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
+        one = taps.flatten(0, 1)[None]  # one picture of many channels: threads share channels, not pictures
+        pictures = F.fold(one, size, kernel, dilation, padding, stride).view(n, few, *size)
+    return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures.contiguous()
+
+
+def _by_phases(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps. Channels last."""
+    (n, c, h, w), few, (sy, sx) = values.shape, weight.shape[1], stride
+    qy, qx = weight.shape[2] // sy, weight.shape[3] // sx
+    by_tap = weight.reshape(c, few, qy, sy, qx, sx).permute(2, 4, 1, 3, 5, 0).reshape(-1, c)
+    taps = (by_tap @ values.permute(0, 2, 3, 1).reshape(-1, c).t()).view(qy, qx, few, sy, sx, n, h, w)
+    phases = values.new_zeros(few, sy, sx, n, h + qy - 1, w + qx - 1)
+    for y in range(qy):
+        for x in range(qx):
+            phases[..., y : y + h, x : x + w] += taps[y, x]
+    whole = phases.permute(3, 0, 4, 1, 5, 2).reshape(n, few, (h + qy - 1) * sy, (w + qx - 1) * sx)
+    inside = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return inside.clone(memory_format=torch.channels_last)
+
+
+_opaque = torch.library.custom_op("ganfast::by_phases", _by_phases, mutates_args=())  # a compiler takes minutes to make it slower
+
+
+@_opaque.register_fake
+def _(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    return values.new_empty(len(values), *size, weight.shape[1]).permute(0, 3, 1, 2)
+
+
+def told_last(x: Tensor) -> Tensor:
+    """``x`` (N, few, H, W) laid out channels last. One channel is so anyway, but its strides then say it too: from them alone a
+    convolution knows which layout its result should have, and a result in another one slows down all that follows."""
+    n, channels, height, width = x.shape
+    if channels > 1 or not x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.as_strided((n, 1, height, width), (height * width, 1, width, 1))
+
+
+# Weight gradients of convolutions whose results are small maps, on a CPU, as one matrix product.
+#
+# oneDNN vectorises them along the rows of a map; where these are three numbers long, copying
+# every patch and multiplying takes 0.3 to 0.9 of its time, and with many channels also where they
+# are four (float32, two cores, batches of 16 to 64, 32 to 512 channels).
+
+_POSITIONS = 9  # of a map that is small with any number of channels
+_MORE, _WEIGHTS = 16, 1 << 19  # of one that is with so many weights
+
+
+def is_small(dy: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether `patch_product` is the faster way to the gradient of ``weight`` (out, in, *kernel) from ``dy`` (N, out, h, w)."""
+    plain = dy.dtype in (torch.float32, torch.float64) and dy.device.type == "cpu" and groups == 1 and dy.dim() == 4
+    if not plain or not len(dy):
+        return False
+    positions = dy.shape[2] * dy.shape[3]
+    return positions <= _POSITIONS or (positions <= _MORE and weight.numel() >= _WEIGHTS)
+
+
+def patch_product(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:  # fmt: skip
+    """The gradient of ``weight``, which gives the shape only, for results ``dy`` of pictures ``x``; laid out channels last."""
+    (n, _, h, w), (out, channels, *kernel) = x.shape, weight.shape
+    padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], channels)
+    padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x.permute(0, 2, 3, 1)
+    picture, row, column, channel = padded.stride()
+    patches = padded.as_strided(
+        (n, *dy.shape[2:], *kernel, channels),
+        (picture, stride[0] * row, stride[1] * column, dilation[0] * row, dilation[1] * column, channel),
+    ).reshape(n * dy.shape[2] * dy.shape[3], -1)
+    product = dy.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
+    return product.view(out, *kernel, channels).permute(0, 3, 1, 2)

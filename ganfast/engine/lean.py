@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ganfast.engine.convolution import Convolution
-from ganfast.engine.thin import MOST, is_thin
+from ganfast.engine.convolution import MOST, Convolution, is_thin
 from ganfast.models.members import modules
 from ganfast.tensors import laid_out_like
 
