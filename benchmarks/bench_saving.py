@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from measure import record
 
-from ganfast import checkpoint as checkpoints
 from ganfast.plan import make_plan
 from ganfast.presets import preset_config
-from ganfast.run import Run
-from ganfast.saving import Copy
-from ganfast.training import _average_finisher
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.run import Run
+from ganfast.runs.saving import Copy
+from ganfast.runs.writer import average_finisher
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def measure(preset: str, size: int, width: int, saves: int) -> dict[str, list[fl
         net = replace(config.net, width=width)
         plan = make_plan(replace(config, data=f"{folder}/noise.npy", size=size, net=net, conditional="no", device="cpu"))
         run = Run(Path(folder) / "run", plan.config, {"classes": []})
-        copy, finish = Copy(on_host=True), _average_finisher(plan, run)
+        copy, finish = Copy(on_host=True), average_finisher(plan, run)
         for number in range(saves + 1):
             parts: dict[str, Callable[[], Any]] = {
                 "copy": lambda: copy.take(plan.state),

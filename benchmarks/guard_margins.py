@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from measure import record
 
-from ganfast import training
 from ganfast.config import Config, GuardConfig
 from ganfast.guard import Guard, named_tensors
-from ganfast.log import read_log
 from ganfast.loop import State
 from ganfast.presets import PRESETS, preset_config
+from ganfast.runs import train as training
+from ganfast.runs import writer
+from ganfast.runs.logfile import read_log
 
 
 class Watching(Guard):
@@ -62,7 +63,7 @@ if __name__ == "__main__":
     parser.add_argument("--kimg", type=float, default=20.0)
     parser.add_argument("--faster", type=float, default=1.0, help="multiply the learning rates")
     given = parser.parse_args()
-    training.Guard = Watching  # type: ignore[misc]
+    writer.Guard = Watching  # type: ignore[misc]
     found: dict[str, Any] = {}
     for name in given.presets or PRESETS:
         config = preset_config(name, given.data)

@@ -22,14 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ganfast.checkpoint import listed
 from ganfast.device import find_device
 from ganfast.environment import environment
 from ganfast.errors import InputError
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractors import find_extractor
-from ganfast.evaluate.sources import of_run
-from ganfast.run import Run
+from ganfast.runs.checkpoint import listed
+from ganfast.runs.run import Run
+from ganfast.runs.source import of_run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -23,7 +23,7 @@ from ganfast.export.precision import to_precision
 from ganfast.export.to_onnx import to_bytes, to_onnx
 from ganfast.export.vendor import Build, load_flavour
 from ganfast.export.verify import PSI, parity, refuse_missed, rows
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 if TYPE_CHECKING:
     import onnx

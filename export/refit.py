@@ -10,7 +10,7 @@ from ganfast.export.bundle import Bundle, open_bundle, refuse_occupied
 from ganfast.export.deploy import deployable
 from ganfast.export.exporter import network, write_compared
 from ganfast.export.packages import need
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 logger = logging.getLogger("ganfast")
 

@@ -13,7 +13,7 @@ from ganfast.latents import class_list, picture_index
 
 
 class BundleSource:
-    """What `ganfast.run.Run` offers for drawing, drawn from a bundle. Close it."""
+    """What `ganfast.runs.run.Run` offers for drawing, drawn from a bundle. Close it."""
 
     def __init__(
         self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str | None = None, strict: bool = False

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ganfast.config import Config
     from ganfast.errors import InputError, RunError
     from ganfast.presets import preset_config
-    from ganfast.run import Run
-    from ganfast.training import train
+    from ganfast.runs.run import Run
+    from ganfast.runs.train import train
 
 __all__ = ["Config", "InputError", "Run", "RunError", "__version__", "preset_config", "train"]
 
@@ -24,9 +24,9 @@ _HOME = {
     "Config": "ganfast.config",
     "InputError": "ganfast.errors",
     "RunError": "ganfast.errors",
-    "Run": "ganfast.run",
+    "Run": "ganfast.runs.run",
     "preset_config": "ganfast.presets",
-    "train": "ganfast.training",
+    "train": "ganfast.runs.train",
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ganfast.config import GuardConfig
 from ganfast.loop import State
-from ganfast.saving import contents_of
+from ganfast.runs.saving import contents_of
 
 _NETWORKS = ("generator", "critic")
 

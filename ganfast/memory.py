@@ -13,7 +13,7 @@ from ganfast.errors import is_out_of_memory
 from ganfast.host_memory import give_back_freed_memory
 from ganfast.loop import train_loop
 from ganfast.plan import Plan, count_cost
-from ganfast.saving import Copy
+from ganfast.runs.saving import Copy
 
 MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep, Drawing]]
 _STEPS = 5  # until phases are captured as graphs

@@ -15,7 +15,7 @@ from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.latents import latents, picture_index
 
 if TYPE_CHECKING:  # a bundle is drawn without torch
-    from ganfast.run import Run
+    from ganfast.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _opened(request: Request) -> "Run | BundleSource":
     if request.digest is not None or request.backend != "auto" or request.strict:
         raise InputError(f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out")
     require_run(request.run)
-    from ganfast.run import Run
+    from ganfast.runs.run import Run
 
     return Run.open(request.run)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from ganfast import checkpoint as checkpoints
 from ganfast import configfile, disk
 from ganfast.cli import main
-from ganfast.log import read_log
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.logfile import read_log
 from tests.test_training import assert_same_run  # and all that a training imports, before any victim is forked
 
 OPERATIONS = 90  # about two saves

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features
 from ganfast.evaluate.extractors import find_extractor
-from ganfast.evaluate.sources import Generated, of_run
+from ganfast.evaluate.sources import Generated
 from ganfast.plan import make_plan
-from ganfast.run import Run
+from ganfast.runs.run import Run
+from ganfast.runs.source import of_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 quality = pytest.importorskip("quality")

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from ganfast.presets import PRESETS, preset_config
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 from .test_training import tiny
 

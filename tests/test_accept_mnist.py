@@ -9,8 +9,8 @@ import torch
 
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractors import committed
-from ganfast.evaluate.sources import of_run
-from ganfast.run import Run
+from ganfast.runs.run import Run
+from ganfast.runs.source import of_run
 
 SAMPLES = 2000
 GATES = {  # preset -> most Frechet distance, least precision, recall and label accuracy

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ganfast import checkpoint as checkpoints
 from ganfast import locks
 from ganfast.cli import main
-from ganfast.training import train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.train import train
 from tests.test_training import STEADY, data, files, tiny  # noqa: F401  a fixture among them
 
 

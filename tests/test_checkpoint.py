@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ganfast import checkpoint as checkpoints
 from ganfast import disk
 from ganfast.config import OptimConfig
 from ganfast.errors import InputError
 from ganfast.optim import FlatAdam
-from ganfast.saving import load_module, optimizer_tensors, restore_optimizer
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.saving import load_module, optimizer_tensors, restore_optimizer
 
 FILES = {
     "generator.safetensors",

@@ -282,9 +282,9 @@ def test_what_goes_wrong_while_running_is_one_sentence_too_and_exit_code_1(run, 
 
         return fail
 
-    monkeypatch.setattr("ganfast.training.train", fails(RunError("the loss is\nnot a number; lower the rate")))
+    monkeypatch.setattr("ganfast.runs.train.train", fails(RunError("the loss is\nnot a number; lower the rate")))
     assert run("train") == (1, "", "ganfast: the loss is not a number; lower the rate\n")
-    monkeypatch.setattr("ganfast.training.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl")))
+    monkeypatch.setattr("ganfast.runs.train.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl")))
     assert run("train") == (1, "", "ganfast: runs/x/log.jsonl: Input/output error\n")
 
 
@@ -316,13 +316,13 @@ def test_another_module_that_is_missing_is_a_bug(monkeypatch):
     def missing(*_, **__):
         raise ModuleNotFoundError("No module named 'ganfast.nothing'", name="ganfast.nothing")
 
-    monkeypatch.setattr("ganfast.training.train", missing)
+    monkeypatch.setattr("ganfast.runs.train.train", missing)
     with pytest.raises(ModuleNotFoundError):
         main(["train"])
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
-    monkeypatch.setattr("ganfast.training.train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ganfast.runs.train.train", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 
@@ -397,7 +397,7 @@ def test_the_size_of_the_data_decides_the_length_unless_given(run):
 
 def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, quiet, *_: asked.append((config, quiet)))
+    monkeypatch.setattr("ganfast.runs.train.train", lambda config, quiet, *_: asked.append((config, quiet)))
     assert run("train")[0] == run("train --quiet --out here")[0] == 0
     plain = preset_config("wgan-gp", "digits")
     assert asked == [(plain, False), (replace(plain, out="here"), True)]
@@ -405,7 +405,7 @@ def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
 
 def test_a_run_directory_is_its_own_config(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.training.train", lambda config, *_: asked.append(config))
+    monkeypatch.setattr("ganfast.runs.train.train", lambda config, *_: asked.append(config))
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))

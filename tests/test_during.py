@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ganfast import checkpoint as checkpoints
 from ganfast.cli import main
 from ganfast.config import LogConfig, ScoreConfig
 from ganfast.data import open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.during import Scorer
-from ganfast.log import read_log
-from ganfast.run import Run
-from ganfast.training import Interrupted, train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.logfile import read_log
+from ganfast.runs.run import Run
+from ganfast.runs.train import Interrupted, train
 
 from .test_training import assert_same_run, stop_at, tensors, tiny  # noqa: F401
 

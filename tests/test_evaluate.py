@@ -25,7 +25,7 @@ from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_dis
 from ganfast.evaluate.sources import Stored, classes_like
 from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
 from ganfast.presets import preset_config
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")

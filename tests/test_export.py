@@ -22,7 +22,7 @@ from ganfast.export.engines import build_engines
 from ganfast.export.parity import GATES, Gate, compare
 from ganfast.export.vendor import Build, Flavour
 from ganfast.models import NetSpec, build_generator
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

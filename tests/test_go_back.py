@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from ganfast import checkpoint as checkpoints
 from ganfast import configfile
 from ganfast.cli import main
 from ganfast.config import LossConfig, NetConfig, OptimConfig
 from ganfast.errors import InputError
-from ganfast.log import read_log
-from ganfast.resume import history
-from ganfast.run import Run
-from ganfast.training import train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.logfile import read_log
+from ganfast.runs.resume import history
+from ganfast.runs.run import Run
+from ganfast.runs.train import train
 from tests.test_training import STEADY, assert_same_run, data, files, newest, tiny  # noqa: F401  a fixture among them
 
 

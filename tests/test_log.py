@@ -12,8 +12,9 @@ import threading
 import pytest
 import torch
 
-from ganfast import disk, log
-from ganfast.log import JsonLines, Progress, RunLog, read_log
+from ganfast import disk
+from ganfast.runs import logfile
+from ganfast.runs.logfile import JsonLines, Progress, RunLog, read_log
 
 
 def written(path, counts):
@@ -202,7 +203,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr(log.time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr(logfile.time, "monotonic", lambda: Clock.now)
     return Clock
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast import configfile, memory, training
+from ganfast import configfile, memory
 from ganfast.cli import main
 from ganfast.config import NetConfig
 from ganfast.errors import InputError, is_out_of_memory
 from ganfast.plan import count_cost, make_plan
-from ganfast.training import train
+from ganfast.runs import train as training
+from ganfast.runs.train import train
 from tests.test_training import STEADY, data, files, tiny  # noqa: F401  a fixture among them
 
 ERRORS = {

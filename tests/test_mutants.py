@@ -30,8 +30,8 @@ BROKEN = 70  # exit code where a mutant could not be made, or raised an error of
 
 # Where modules are imported from: the only place that knows.
 HOME = """
-    ganfast.losses ganfast.penalties ganfast.random ganfast.feed ganfast.saving ganfast.checkpoint
-    ganfast.disk ganfast.log ganfast.engine.explicit ganfast.engine.layers ganfast.engine.lean
+    ganfast.losses ganfast.penalties ganfast.random ganfast.feed ganfast.runs.saving ganfast.runs.checkpoint
+    ganfast.disk ganfast.runs.logfile ganfast.engine.explicit ganfast.engine.layers ganfast.engine.lean
     ganfast.engine.weights ganfast.kernels.gradient_penalty ganfast.kernels.latents
     ganfast.kernels.to_uint8 ganfast.kernels.adam_ema ganfast.export.deploy ganfast.export.bundle
     ganfast.export.parity ganfast.export.sampler ganfast.export.lanes
@@ -178,7 +178,7 @@ MUTANTS = {
         lambda right, state, contents, *more: right(
             state, {**contents, "ema": contents["generator"]}, *more), SAME),
     "a log that is not cut": Mutant(
-        "log.split_log", lambda right, path, images, position=None: right(path, float("inf")),
+        "logfile.split_log", lambda right, path, images, position=None: right(path, float("inf")),
         "test_training.py::test_steps_after_the_last_checkpoint_are_done_again_after_a_crash"),
     "a checkpoint's hash that is not compared": Mutant(
         "checkpoint._compare", lambda right, path, data, record: None,

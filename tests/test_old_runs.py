@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganfast import checkpoint as checkpoints
-from ganfast.log import read_log
-from ganfast.run import Run
-from ganfast.training import train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.logfile import read_log
+from ganfast.runs.run import Run
+from ganfast.runs.train import train
 
 FOLDER = Path(__file__).parent / "fixtures" / "runs"
 NAMES = [f"schema-{number}" for number in range(1, checkpoints.SCHEMA + 1)]

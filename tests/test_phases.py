@@ -15,7 +15,7 @@ from ganfast.loop import train_loop
 from ganfast.phases import Graphs, Phase
 from ganfast.plan import Plan, make_plan
 from ganfast.presets import PRESETS, preset_config
-from ganfast.saving import contents_of, restore
+from ganfast.runs.saving import contents_of, restore
 from tests.depth import DIFFERENT, EACH_PRESET
 from tests.tape import Tape
 

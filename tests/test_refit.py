@@ -10,7 +10,7 @@ from ganfast.cli import main
 from ganfast.errors import RunError
 from ganfast.export.bundle import open_bundle
 from ganfast.export.manifest import GOLDEN
-from ganfast.run import Run
+from ganfast.runs.run import Run
 
 from .test_export import one_model, trained
 

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from ganfast import checkpoint as checkpoints
-from ganfast import configfile, disk, saving, training
+from ganfast import configfile, disk
 from ganfast.cli import main
 from ganfast.config import LogConfig
 from ganfast.errors import InputError, RunError
-from ganfast.log import read_log
 from ganfast.presets import PRESETS
-from ganfast.training import train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs import saving
+from ganfast.runs import train as training
+from ganfast.runs.logfile import read_log
+from ganfast.runs.train import train
 from tests.test_training import assert_same_run, few_digits, files, newest, stop_at, tiny  # noqa: F401  stop_at is a fixture
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError
 from ganfast.images import grid
 from ganfast.latents import latents
-from ganfast.run import Run
+from ganfast.runs.run import Run
 from ganfast.sampling import Request, between, parse_labels, sample_to_files
 
 NAMES = ("circle", "7", "Square", "0")  # "7" is class 1 and "0" class 3: names win over numbers

@@ -20,17 +20,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ganfast import checkpoint as checkpoints
-from ganfast import configfile, feed, locks, loop, training
+from ganfast import configfile, feed, locks, loop
 from ganfast.cli import main
 from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
-from ganfast.log import read_log
 from ganfast.presets import preset_config
-from ganfast.run import Run
-from ganfast.saving import Copy
-from ganfast.training import Interrupted, train
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs import train as training
+from ganfast.runs import writer
+from ganfast.runs.logfile import read_log
+from ganfast.runs.run import Run
+from ganfast.runs.saving import Copy
+from ganfast.runs.train import Interrupted, train
 from tests.depth import EACH_PRESET
 
 CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
@@ -93,14 +95,14 @@ def stop_at(monkeypatch):
     """Send this process a signal when that many images are shown, as a scheduler would."""
 
     def arm(images: int, number: int = signal.SIGTERM) -> None:
-        on_step = training.Writer.on_step
+        on_step = writer.Writer.on_step
 
         def hooked(self, state, *stats):
             on_step(self, state, *stats)
             if state.images == images:
                 signal.raise_signal(number)
 
-        monkeypatch.setattr(training.Writer, "on_step", hooked)
+        monkeypatch.setattr(writer.Writer, "on_step", hooked)
 
     return arm
 
@@ -203,7 +205,7 @@ def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatc
 
 def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_path, monkeypatch):
     train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
-    on_step = training.Writer.on_step
+    on_step = writer.Writer.on_step
 
     def crash(self, state, *stats):
         on_step(self, state, *stats)
@@ -211,7 +213,7 @@ def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_
             raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Writer, "on_step", crash)
+        patch.setattr(writer.Writer, "on_step", crash)
         with pytest.raises(ZeroDivisionError):
             train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
     assert newest(tmp_path / "parts").name == "000000160"
@@ -276,7 +278,7 @@ def test_a_process_told_to_end_saves_and_the_same_command_finishes(number, code,
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import signal, time; from ganfast.training import signals\n"
+        "import signal, time; from ganfast.runs.train import signals\n"
         "with signals() as received:\n"
         "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]; print('alive', flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM); print('still alive')"
@@ -295,7 +297,7 @@ def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, st
         if ending == "interrupted":
             stop_at(160)
         if ending == "failed":
-            monkeypatch.setattr(training.Writer, "on_step", lambda *_: 1 / 0)
+            monkeypatch.setattr(writer.Writer, "on_step", lambda *_: 1 / 0)
         with suppress(Interrupted, ZeroDivisionError):
             train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
         assert inside[0] is not mine, "training did not listen at all"
@@ -778,7 +780,7 @@ def planted(monkeypatch):
 
             monkeypatch.setattr(feed.Feed, "critic", spoiled)
             return
-        on_step = training.Writer.on_step
+        on_step = writer.Writer.on_step
 
         def hooked(self, state, *stats):
             if state.images in images:
@@ -787,7 +789,7 @@ def planted(monkeypatch):
                     (weight if where == "weight" else weight.grad).view(-1)[0] = math.nan
             on_step(self, state, *stats)
 
-        monkeypatch.setattr(training.Writer, "on_step", hooked)
+        monkeypatch.setattr(writer.Writer, "on_step", hooked)
 
     return plant
 
@@ -809,7 +811,7 @@ def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(whe
 
 def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp_path, planted, monkeypatch):
     planted("weight", {208})
-    on_step, seen = training.Writer.on_step, {}
+    on_step, seen = writer.Writer.on_step, {}
 
     def watched(self, state, *stats):
         on_step(self, state, *stats)
@@ -817,7 +819,7 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp
         copy.take(state)
         seen[state.images] = copy.contents
 
-    monkeypatch.setattr(training.Writer, "on_step", watched)
+    monkeypatch.setattr(writer.Writer, "on_step", watched)
     train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert seen[208].keys() == seen[192].keys()
     for part, before in seen[192].items():
@@ -837,13 +839,13 @@ def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_betw
 
 
 def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch):
-    samples = training.Writer.samples
+    samples = writer.Writer.samples
 
     def spoiled(self):
         shutil.rmtree(self.run.folder / "samples", ignore_errors=True)
         samples(self)
 
-    monkeypatch.setattr(training.Writer, "samples", spoiled)
+    monkeypatch.setattr(writer.Writer, "samples", spoiled)
     train(tiny("dcgan", data, tmp_path / "run", kimg=0.032), quiet=True)
     assert (tmp_path / "run" / "samples" / "000000032.png").exists()
 
@@ -914,13 +916,13 @@ def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
 @pytest.mark.parametrize("save_kimg", [0.032, 1.0])
 def test_the_last_grid_is_there_before_the_last_checkpoint(save_kimg, data, tmp_path, monkeypatch):
     """Or a run killed in between would be complete, and without it."""
-    there, real = [], training.Saver.save
+    there, real = [], writer.Saver.save
 
     def save(self, state, *rest):
         there.append((state.images, (tmp_path / "run" / "samples" / f"{state.images:09d}.png").exists()))
         real(self, state, *rest)
 
-    monkeypatch.setattr(training.Saver, "save", save)
+    monkeypatch.setattr(writer.Saver, "save", save)
     config = tiny("r1", data, tmp_path / "run")
     run = train(replace(config, log=replace(config.log, save_kimg=save_kimg)), quiet=True)
     assert there[-1] == (int(run.latest().name), True)

@@ -79,7 +79,7 @@ def _results(given: Any) -> list[Any]:
     from ganfast.evaluate.evaluation import Evaluation, open_reference
     from ganfast.evaluate.extractors import find_extractor
     from ganfast.evaluate.names import numbered
-    from ganfast.run import Run
+    from ganfast.runs.run import Run
 
     runs = {source: Run.open(source) for source in given.sources if (Path(source) / "config.yaml").exists()}
     first = next(iter(runs.values()), None)
@@ -132,8 +132,8 @@ def _opened(given: Any, runs: dict[str, Any], info: Any) -> dict[str, list[Any]]
 
 def _of_run(run: Any, given: Any) -> Iterator[Any]:
     """Its checkpoints, one at a time: a long run has many."""
-    from ganfast import checkpoint as checkpoints
-    from ganfast.evaluate.sources import of_run
+    from ganfast.runs import checkpoint as checkpoints
+    from ganfast.runs.source import of_run
 
     every = [path.name for path in checkpoints.listed(run.checkpoint_folder)]
     for which in every if given.checkpoint == "all" else [given.checkpoint]:

@@ -26,7 +26,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     given = parser.parse_args(args[1:])
     require_run(given.run)
-    from ganfast.check import check_run
+    from ganfast.runs.check import check_run
 
     found = check_run(given.run)
     print(json.dumps(found.to_json(), indent=1) if given.json else found.describe())

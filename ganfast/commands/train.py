@@ -22,7 +22,7 @@ def train(args: list[str]) -> None:
 
         print(dry_run_report(make_plan(config)))
         return
-    from ganfast.training import Interrupted, train
+    from ganfast.runs.train import Interrupted, train
 
     try:
         train(config, found.quiet, found.checkpoint or "", parent, found.force)

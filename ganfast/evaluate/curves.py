@@ -6,8 +6,8 @@ from typing import Any
 
 from ganfast.errors import InputError
 from ganfast.evaluate.names import shortened
-from ganfast.log import read_log
-from ganfast.run import Run
+from ganfast.runs.logfile import read_log
+from ganfast.runs.run import Run
 
 _PANELS = {
     "critic/loss": "critic loss", "generator/loss": "generator loss", "critic/wasserstein": "Wasserstein estimate",

@@ -6,18 +6,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ganfast import checkpoint as checkpoints
 from ganfast.data import Pack
-from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
 from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import Purpose, latents, philox_words
-from ganfast.models import build_generator
 from ganfast.random import permute
-from ganfast.run import Run
-from ganfast.saving import load_module
 
 _CHUNK = 250  # pictures a forward pass
 _STORED = 2**31 - 2  # the shuffle of pictures on disk: another than that which splits the reference, in case they are the same
@@ -63,22 +58,6 @@ class Generated:
                 rows = slice(first, first + _CHUNK)
                 parts.append(to_uint8(draw(self.net, z[rows], None if chosen is None else chosen[rows])).cpu().numpy())
         return np.concatenate(parts)
-
-
-def of_run(run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: bool = True) -> Generated:
-    """The averaged generator of a run's checkpoint ("" = the newest), or the trained one as it is."""
-    path = run.find(checkpoint)
-    net = build_generator(run.spec())
-    part = "ema" if ema else "generator"
-    record, contents = checkpoints.read(path, [part])
-    load_module(net, contents[part], f"{path} holds another {part}")
-    images = record.images
-    net = prepared(net, find_device(device)).eval().requires_grad_(False)
-    size, channels = run.data["size"], run.data["channels"]
-    made = Generated(net, run.config.net.latent, (size, size, channels), run.classes, seed, psi)
-    made.name = f"{run.folder}" + (f" at {images / 1000:g} kimg" if checkpoint else "")
-    made.facts |= {"ema": ema, "images": images}
-    return made
 
 
 class Stored:

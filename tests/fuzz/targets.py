@@ -88,7 +88,7 @@ def config(data: bytes, folder: Path) -> None:
 
 def checkpoint(data: bytes, folder: Path) -> None:
     """state.json and a file of tensors; sealed with the right hashes here where the first byte is odd."""
-    from ganfast import checkpoint as checkpoints
+    from ganfast.runs import checkpoint as checkpoints
 
     place = folder / "checkpoints" / "000000160"
     place.mkdir(parents=True)
@@ -103,7 +103,7 @@ def checkpoint(data: bytes, folder: Path) -> None:
 
 
 def _resealed(state: bytes, tensors: bytes) -> bytes:
-    from ganfast import checkpoint as checkpoints
+    from ganfast.runs import checkpoint as checkpoints
 
     with suppress(ValueError, RecursionError):
         facts = json.loads(state)

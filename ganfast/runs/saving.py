@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ganfast import checkpoint as checkpoints
-from ganfast.checkpoint import Contents
 from ganfast.errors import InputError, RunError, cannot_write
 from ganfast.log import logger
 from ganfast.loop import State
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.checkpoint import Contents
 
 RETRY_AFTER = (1.0, 5.0)  # seconds after which a failed write of a run is tried again; then the run ends
 T = TypeVar("T")

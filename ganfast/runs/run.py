@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ganfast import checkpoint as checkpoints
 from ganfast import configfile
 from ganfast.config import Config, require_run
 from ganfast.device import find_device, prepared
@@ -24,7 +23,8 @@ from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
-from ganfast.saving import load_module
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.saving import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
 

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ganfast import checkpoint as checkpoints
-from ganfast import locks, resume
+from ganfast import locks
 from ganfast.errors import InputError
-from ganfast.log import images_of
-from ganfast.run import Run
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs import resume
+from ganfast.runs.logfile import images_of
+from ganfast.runs.run import Run
 
 
 @dataclass

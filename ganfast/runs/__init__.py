@@ -1,0 +1,1 @@
+"""A run on disk and its life: train, save, resume, check."""

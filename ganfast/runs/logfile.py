@@ -1,0 +1,224 @@
+"""What a run says while it trains: one JSON line every few steps, TensorBoard events, and a progress line for a person."""
+
+import json
+import math
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ganfast import disk
+from ganfast.log import logger, say
+
+_SHOWN = {  # name in log.jsonl -> what the progress line calls it
+    "critic/loss": "critic",
+    "generator/loss": "generator",
+    "critic/wasserstein": "W",
+    "critic/gradient_norm": "|grad|",
+    "critic/class_accuracy": "class",
+}
+_PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
+
+
+class JsonLines:
+    """log.jsonl: one object a line. Opening it drops the lines of steps that a resumed run will do again.
+
+    Args:
+        images: what the run has shown; later lines go.
+        position: lines that the log had then, where the checkpoint says so; all others go.
+    """
+
+    _failed = False  # the last write did
+
+    def __init__(self, path: Path, images: int, position: int | None = None) -> None:
+        kept, rest = split_log(path, images, position)
+        if rest or (kept and not path.read_bytes().endswith(b"\n")):  # cut off just before its end
+            disk.replace_file(path, "".join(line + "\n" for line in kept).encode())
+        self._count, self._path, self._file = len(kept), path, disk.Appended(path)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line. Where it cannot be written that is said once, and it is tried again with the next; `sync` insists."""
+        self._count += 1
+        try:
+            self._file.add((json.dumps({k: _plain(v) for k, v in record.items()}) + "\n").encode())
+            self._failed = False
+        except OSError as error:
+            self._warn(error)
+
+    def position(self) -> int:
+        """Lines written so far: unlike bytes, which times lengthen, the same in equal runs."""
+        return self._count
+
+    def sync(self) -> None:
+        """Wait until every line has reached the disk. Raises OSError where one cannot; a later call tries again."""
+        self._file.sync()
+        self._failed = False
+
+    def close(self) -> None:
+        """Lines that still cannot be written are lost, which is said; no checkpoint counts on them, as saving one syncs."""
+        try:
+            self._file.close()
+        except OSError as error:
+            logger.warning("%s cannot be written: %s; its last lines are lost", self._path, error.strerror or error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            logger.warning("%s cannot be written: %s; its lines wait for the next try", self._path, error.strerror or error)
+        self._failed = True
+
+
+def split_log(path: Path, images: float, position: int | None = None) -> tuple[list[str], list[str]]:
+    """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    kept: list[str] = []
+    rest: list[str] = []
+    for number, line in enumerate(lines):
+        (kept if (position is None or number < position) and images_of(line) <= images else rest).append(line)
+    return kept, rest
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; a line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def images_of(line: str) -> float:
+    """The counter of a line; infinite where it has none."""
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value
+
+
+class RunLog:
+    """Log file, TensorBoard and progress of one run.
+
+    Args:
+        folder: the run directory.
+        images, target: reals shown so far and in all.
+        tensorboard: write events; without the package this says so once and goes on.
+        quiet: show no progress.
+        position: see `JsonLines`.
+    """
+
+    def __init__(
+        self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False, position: int | None = None
+    ) -> None:  # fmt: skip
+        self.lines = JsonLines(folder / "log.jsonl", images, position)
+        self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
+        self.started, self.paused = time.monotonic(), 0.0
+        self.last_time, self.last_images = self.started, images
+        self.progress = Progress(images, target, quiet)
+
+    def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
+        """Record a step: the only place where training waits for the device."""
+        together = torch.stack([value.double() for value in stats.values()]).tolist() if stats else []  # one transfer
+        values = dict(zip(stats, together, strict=True))
+        now = time.monotonic()
+        rate = (images - self.last_images) / max(1e-9, now - self.last_time - self.paused)
+        self.last_time, self.last_images, self.paused = now, images, 0.0
+        record = {"images": images, "seconds": now - self.started, "images_per_second": rate, **values}
+        self.lines.write(record)
+        if self.events:
+            for name, value in (*values.items(), ("speed/images_per_second", rate)):
+                self.events.add_scalar(name, value, images)
+        self.progress.update(images, rate, values)
+        return record
+
+    def scores(self, images: int, scores: dict[str, float]) -> None:
+        """Record scores of a checkpoint, as "score/<name>", on a line of their own."""
+        named = {f"score/{name}": value for name, value in scores.items()}
+        self.lines.write({"images": images, "seconds": time.monotonic() - self.started, **named})
+        if self.events:
+            for name, value in named.items():
+                self.events.add_scalar(name, value, images)
+
+    def pause(self, seconds: float) -> None:
+        """Leave time spent on samples and checkpoints out of images per second."""
+        self.paused += seconds
+
+    def position(self) -> int:
+        """Lines of log.jsonl."""
+        return self.lines.position()
+
+    def sync(self) -> None:
+        """Wait until log lines are on disk, and events handed to the system."""
+        self.lines.sync()
+        if self.events:
+            self.events.flush()
+
+    def picture(self, images: int, sheet: Any) -> None:
+        """A sample grid, uint8 (H, W, C), for TensorBoard."""
+        if self.events:
+            self.events.add_image("samples", sheet, images, dataformats="HWC")
+
+    def close(self) -> None:
+        self.progress.close()
+        self.lines.close()
+        if self.events:
+            self.events.close()
+
+
+def _event_writer(folder: Path, images: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("tensorboard is not installed: events are not written (pip install tensorboard)")
+        return None
+    return SummaryWriter(str(folder), purge_step=images + 1 if images else None)
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere one plain line every ten seconds; nothing where ``quiet``."""
+
+    def __init__(self, images: int, target: float, quiet: bool = False) -> None:
+        self.target, self.spoken, self.quiet = target, time.monotonic(), quiet
+        self.bar, self.text = None, ""
+        if sys.stderr.isatty() and not quiet and find_spec("rich"):
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+            self.task = self.bar.add_task("starting", total=target, completed=images)
+            self.bar.start()
+
+    def tick(self, images: int) -> None:
+        """A step is done; nothing is read from the device for it."""
+        if self.bar:
+            self.bar.update(self.task, completed=images)
+
+    def update(self, images: int, rate: float, values: dict[str, float]) -> None:
+        if self.quiet:
+            return
+        shown = "  ".join(f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values)
+        self.text = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s  {shown}"
+        if self.bar:
+            self.bar.update(self.task, completed=images, description=self.text)
+        elif time.monotonic() - self.spoken >= _PLAIN_SECONDS:
+            self.spoken = time.monotonic()
+            left = max(0.0, self.target - images) / max(rate, 1e-9)
+            say(f"{self.text}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+        if self.text:
+            say(self.text)
