@@ -16,10 +16,10 @@ import torch
 from measure import interleaved, record
 
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
-from ganfast.loop import train_loop
-from ganfast.plan import Plan, make_plan
 from ganfast.presets import preset_config
 from ganfast.runs.logfile import RunLog
+from ganfast.training.loop import train_loop
+from ganfast.training.plan import Plan, make_plan
 
 SETTINGS = {  # preset, side
     "wgan-gp-16": ("wgan-gp", 16),

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from measure import record
 
-from ganfast.plan import make_plan
 from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.run import Run
-from ganfast.runs.saving import Copy
 from ganfast.runs.writer import average_finisher
+from ganfast.training.plan import make_plan
+from ganfast.training.state import Copy
 
 
 @contextmanager

@@ -22,13 +22,13 @@ import torch
 from measure import record
 
 from ganfast.config import Config, LogConfig
-from ganfast.plan import make_plan
 from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
-from ganfast.runs.checkpoint import Contents
-from ganfast.runs.saving import contents_of, restore
 from ganfast.runs.train import train
+from ganfast.tensors import Contents
+from ganfast.training.plan import make_plan
+from ganfast.training.state import contents_of, restore
 
 _SAVED = 0.95  # of the training: what is left is so short that sums in another order have no time to grow
 _GAP = 1.0  # grey levels on average; Adam begun anew is tens

@@ -17,12 +17,12 @@ import torch
 from measure import record
 
 from ganfast.config import Config, GuardConfig
-from ganfast.guard import Guard, named_tensors
-from ganfast.loop import State
 from ganfast.presets import PRESETS, preset_config
 from ganfast.runs import train as training
 from ganfast.runs import writer
 from ganfast.runs.logfile import read_log
+from ganfast.training.guard import Guard, named_tensors
+from ganfast.training.state import State
 
 
 class Watching(Guard):

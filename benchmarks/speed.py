@@ -26,15 +26,16 @@ from ganfast.config import Config
 from ganfast.data import Pack
 from ganfast.data.pack import open_data
 from ganfast.device import find_device
-from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.extractors import find_extractor
 from ganfast.evaluate.scores import ClassScores, Frechet
 from ganfast.evaluate.sources import Generated, classes_like
-from ganfast.loop import State, train_loop
-from ganfast.plan import Plan, make_plan
 from ganfast.presets import preset_config
+from ganfast.training.ema import reestimate_batchnorm
+from ganfast.training.loop import train_loop
+from ganfast.training.plan import Plan, make_plan
+from ganfast.training.state import State
 
 CHUNK = 1000
 

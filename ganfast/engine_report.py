@@ -14,7 +14,7 @@ from ganfast.engine.weights import EffectiveWeights
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.models.parts import held_power_iteration
-from ganfast.plan import Plan
+from ganfast.training.plan import Plan
 
 ENGINES = ("reference", "autograd", "explicit")
 

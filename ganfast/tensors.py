@@ -1,5 +1,7 @@
 """Types and layouts of tensors, as networks, engines and kernels agree on them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,6 @@ def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
     if x.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         return x.contiguous(memory_format=torch.channels_last)
     return x
+
+
+Contents = Mapping[str, Mapping[str, Tensor]]  # part -> name -> tensor

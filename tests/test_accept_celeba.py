@@ -15,9 +15,9 @@ from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features
 from ganfast.evaluate.extractors import find_extractor
 from ganfast.evaluate.sources import Generated
-from ganfast.plan import make_plan
 from ganfast.runs.run import Run
 from ganfast.runs.source import of_run
+from ganfast.training.plan import make_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 quality = pytest.importorskip("quality")

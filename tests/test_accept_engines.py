@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ganfast.engine import make_critic_step, make_generator_step
-from ganfast.loop import train_loop
-from ganfast.plan import make_plan
 from ganfast.presets import preset_config
+from ganfast.training.loop import train_loop
+from ganfast.training.plan import make_plan
 
 STEPS = 200  # generator steps
 

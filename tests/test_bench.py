@@ -33,9 +33,10 @@ from ganfast.engine.lean import ThinConvolutions
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 from ganfast.kernels import adam_ema
-from ganfast.loop import State, train_loop
 from ganfast.losses import critic_loss, generator_loss
 from ganfast.presets import PRESETS
+from ganfast.training.loop import train_loop
+from ganfast.training.state import State
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 CAMPAIGNS = {p.stem: records.read_all(p) for p in RESULTS.glob("2*.jsonl")}

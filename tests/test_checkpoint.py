@@ -13,9 +13,9 @@ from torch import nn
 from ganfast import disk
 from ganfast.config import OptimConfig
 from ganfast.errors import InputError
-from ganfast.optim import FlatAdam
 from ganfast.runs import checkpoint as checkpoints
-from ganfast.runs.saving import load_module, optimizer_tensors, restore_optimizer
+from ganfast.training.optim import FlatAdam
+from ganfast.training.state import load_module, optimizer_tensors, restore_optimizer
 
 FILES = {
     "generator.safetensors",

@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ganfast.config import OptimConfig
-from ganfast.ema import RAMP, average_of, ema_decay, reestimate_batchnorm
 from ganfast.latents import Purpose, latents
-from ganfast.optim import FlatAdam
+from ganfast.training.ema import RAMP, average_of, ema_decay, reestimate_batchnorm
+from ganfast.training.optim import FlatAdam
 
 MANY = 10**9  # images shown: far beyond the ramp
 

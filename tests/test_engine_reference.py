@@ -10,7 +10,7 @@ from torch import nn
 from ganfast.config import LossConfig, OptimConfig, PenaltyConfig
 from ganfast.engine import draw, make_critic_step, make_generator_step
 from ganfast.models.parts import LEAK, Critic, Generator, spectral
-from ganfast.optim import FlatAdam
+from ganfast.training.optim import FlatAdam
 
 LOSSES = ["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 PENALTIES = ["none", "wgan-gp", "dragan", "r1", "r2", "r1+r2"]

@@ -10,8 +10,8 @@ import ganfast
 from ganfast.config import Config, LogConfig
 from ganfast.engine import make_critic_step
 from ganfast.kernels.latents import latents, latents_reference, philox_words
-from ganfast.plan import make_plan
 from ganfast.presets import PRESETS, preset_config
+from ganfast.training.plan import make_plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -108,7 +108,7 @@ def test_captured_phases_train_as_uncaptured_ones(tmp_path, preset, caplog):
 
 
 def test_what_cannot_be_captured_is_said_once_and_trained_all_the_same(tmp_path, monkeypatch, caplog):
-    from ganfast.feed import Feed
+    from ganfast.training.feed import Feed
 
     real = Feed.critic
 

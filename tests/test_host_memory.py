@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from ganfast.host_memory import _of_libc
+from ganfast.training.host_memory import _of_libc
 
 PROGRAM = """
 import json, resource, sys
 import torch
-from ganfast.host_memory import give_back_freed_memory, keep_freed_memory
+from ganfast.training.host_memory import give_back_freed_memory, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

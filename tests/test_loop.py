@@ -9,10 +9,10 @@ from torch import nn
 
 from ganfast.config import Config, LossConfig, OptimConfig, PenaltyConfig
 from ganfast.data.resident import ResidentData
-from ganfast.feed import schedule
-from ganfast.loop import train_loop
-from ganfast.optim import FlatAdam
-from ganfast.plan import make_plan
+from ganfast.training.feed import schedule
+from ganfast.training.loop import train_loop
+from ganfast.training.optim import FlatAdam
+from ganfast.training.plan import make_plan
 
 
 def config_of(**optim) -> Config:

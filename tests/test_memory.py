@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast import configfile, memory
+from ganfast import configfile
 from ganfast.cli import main
 from ganfast.config import NetConfig
 from ganfast.errors import InputError, is_out_of_memory
-from ganfast.plan import count_cost, make_plan
 from ganfast.runs import train as training
 from ganfast.runs.train import train
+from ganfast.training import memory
+from ganfast.training.plan import count_cost, make_plan
 from tests.test_training import STEADY, data, files, tiny  # noqa: F401  a fixture among them
 
 ERRORS = {
@@ -117,7 +118,7 @@ def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
     def full(*_):
         raise ERRORS["cpu"]
 
-    monkeypatch.setattr("ganfast.plan.build_critic", full)
+    monkeypatch.setattr("ganfast.training.plan.build_critic", full)
     with pytest.raises(InputError, match="networks and pictures do not fit into memory: lower --net.width or --size"):
         train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
@@ -136,7 +137,7 @@ import resource, sys
 from pathlib import Path
 from ganfast import configfile
 from ganfast.cli import main
-from ganfast.plan import count_cost, make_plan
+from ganfast.training.plan import count_cost, make_plan
 
 cost = count_cost(make_plan(configfile.read(Path("config.yaml"))))  # loads what is loaded lazily, too
 room = cost.activation_bytes // 3 + 4 * cost.state_bytes + (100 << 20)  # a third of the activations, all of the rest

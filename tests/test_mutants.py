@@ -30,7 +30,7 @@ BROKEN = 70  # exit code where a mutant could not be made, or raised an error of
 
 # Where modules are imported from: the only place that knows.
 HOME = """
-    ganfast.losses ganfast.penalties ganfast.random ganfast.feed ganfast.runs.saving ganfast.runs.checkpoint
+    ganfast.losses ganfast.penalties ganfast.random ganfast.training.feed ganfast.training.state ganfast.runs.checkpoint
     ganfast.disk ganfast.runs.logfile ganfast.engine.explicit ganfast.engine.layers ganfast.engine.lean
     ganfast.engine.weights ganfast.kernels.gradient_penalty ganfast.kernels.latents
     ganfast.kernels.to_uint8 ganfast.kernels.adam_ema ganfast.export.deploy ganfast.export.bundle
@@ -165,16 +165,16 @@ MUTANTS = {
         "test_to_uint8.py::test_every_level_is_reached_from_its_own_value"),
     # Resuming.
     "a counter that starts anew": Mutant(
-        "saving.restore", lambda right, state, contents, images, at: right(state, contents, 0, at),
+        "state.restore", lambda right, state, contents, images, at: right(state, contents, 0, at),
         SAME),
     "an order that starts anew": Mutant("feed.Feed.set", counted_from_here, SAME),
     "one order for all epochs": Mutant(
         "random.permute", lambda right, *given: right(*given[:-1], given[-1] * 0),
         "test_resident.py::test_every_epoch_shows_each_picture_once_in_an_order_of_its_own"),
     "moments of Adam forgotten": Mutant(
-        "saving.restore_optimizer", lambda right, *given: None, SAME),
+        "state.restore_optimizer", lambda right, *given: None, SAME),
     "the average forgotten": Mutant(
-        "saving.restore",
+        "state.restore",
         lambda right, state, contents, *more: right(
             state, {**contents, "ema": contents["generator"]}, *more), SAME),
     "a log that is not cut": Mutant(

@@ -9,7 +9,7 @@ from torch import nn
 from ganfast.config import OptimConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.errors import InputError, RunError
-from ganfast.optim import FlatAdam
+from ganfast.training.optim import FlatAdam
 
 OPTIM = OptimConfig(beta1=0.5, beta2=0.9)
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast import loop
 from ganfast.config import Config, LogConfig, PenaltyConfig
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError
-from ganfast.feed import Feed
-from ganfast.loop import train_loop
-from ganfast.phases import Graphs, Phase
-from ganfast.plan import Plan, make_plan
 from ganfast.presets import PRESETS, preset_config
-from ganfast.runs.saving import contents_of, restore
+from ganfast.training import loop
+from ganfast.training.feed import Feed
+from ganfast.training.loop import train_loop
+from ganfast.training.phases import Graphs, Phase
+from ganfast.training.plan import Plan, make_plan
+from ganfast.training.state import contents_of, restore
 from tests.depth import DIFFERENT, EACH_PRESET
 from tests.tape import Tape
 
@@ -102,7 +102,9 @@ def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_pat
     """To the bit: a rate, a step number, a seed or an index kept from the recording would show, as would a read on the host."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr("ganfast.feed._NUMBERS", 0)  # the tables are filled for every step, so that filling them is played too
+    monkeypatch.setattr(
+        "ganfast.training.feed._NUMBERS", 0
+    )  # the tables are filled for every step, so that filling them is played too
     stepped, seen = trained(plan_of(tmp_path / "a", preset, **changes))
     monkeypatch.setattr(loop, "Phase", Played)
     played, seen_again = trained(plan_of(tmp_path / "b", preset, **changes))
@@ -137,7 +139,7 @@ def test_the_tape_finds_what_a_graph_would_keep(baked, tmp_path, monkeypatch):
     """The test above can fail."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr("ganfast.feed._NUMBERS", 0)
+    monkeypatch.setattr("ganfast.training.feed._NUMBERS", 0)
     real = Feed.critic
 
     def spoiled(self):

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ganfast import configfile, feed, locks, loop
+from ganfast import configfile, locks
 from ganfast.cli import main
 from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
@@ -31,8 +31,9 @@ from ganfast.runs import train as training
 from ganfast.runs import writer
 from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
-from ganfast.runs.saving import Copy
 from ganfast.runs.train import Interrupted, train
+from ganfast.training import feed, loop
+from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
 
 CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt

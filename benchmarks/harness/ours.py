@@ -1,4 +1,4 @@
-"""The iteration that `ganfast train` runs: the phases of `ganfast.loop` themselves, each callable alone."""
+"""The iteration that `ganfast train` runs: the phases of `ganfast.training.loop` themselves, each callable alone."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ from ganfast.config import EngineName
 from ganfast.data.resident import ResidentData
 from ganfast.device import prepared
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
-from ganfast.feed import CriticFeed, GeneratorFeed
-from ganfast.loop import Iteration, State
-from ganfast.phases import Graphs, Phase
+from ganfast.training.feed import CriticFeed, GeneratorFeed
+from ganfast.training.loop import Iteration
+from ganfast.training.phases import Graphs, Phase
+from ganfast.training.state import State
 
 
 class Ours:

@@ -77,7 +77,7 @@ class Problem:
 
 def _keep_freed_memory(device: torch.device) -> None:
     """As `ganfast train` does for its whole process, so the baselines have it too; a revision compared with may not know it."""
-    if device.type == "cpu" and find_spec("ganfast.host_memory"):
-        from ganfast.host_memory import keep_freed_memory
+    if device.type == "cpu" and find_spec("ganfast.training.host_memory"):
+        from ganfast.training.host_memory import keep_freed_memory
 
         keep_freed_memory()

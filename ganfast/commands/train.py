@@ -18,7 +18,7 @@ def train(args: list[str]) -> None:
     if found.fork:
         parent, config = str(run_folder(config)), replace(config, out=found.fork)
     if found.dry_run:
-        from ganfast.plan import dry_run_report, make_plan
+        from ganfast.training.plan import dry_run_report, make_plan
 
         print(dry_run_report(make_plan(config)))
         return
@@ -33,7 +33,7 @@ def train(args: list[str]) -> None:
 def engines(args: list[str]) -> None:
     config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
     from ganfast.engine_report import engines_report
-    from ganfast.plan import make_plan
+    from ganfast.training.plan import make_plan
 
     print(engines_report(make_plan(config)))
 

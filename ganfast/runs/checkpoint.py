@@ -25,11 +25,11 @@ import ganfast
 from ganfast import disk
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.tensors import Contents
 
 SCHEMA = 2  # 1 had no hashes and no position in the log; it is still read
 PARTS = ("generator", "critic", "ema", "optimizer_generator", "optimizer_critic")
 BEST, ASIDE = "best.json", "set-aside"
-Contents = Mapping[str, Mapping[str, Tensor]]  # part -> name -> tensor
 
 
 class Damaged(InputError):

@@ -17,11 +17,11 @@ from ganfast import __version__, configfile, disk, locks
 from ganfast.config import flatten
 from ganfast.errors import InputError
 from ganfast.log import logger
-from ganfast.plan import Plan
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import split_log
 from ganfast.runs.run import Run
-from ganfast.runs.saving import restore
+from ganfast.training.plan import Plan
+from ganfast.training.state import restore
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")

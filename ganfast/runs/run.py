@@ -24,7 +24,7 @@ from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
 from ganfast.runs import checkpoint as checkpoints
-from ganfast.runs.saving import load_module
+from ganfast.training.state import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
 

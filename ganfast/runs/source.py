@@ -5,7 +5,7 @@ from ganfast.evaluate.sources import Generated
 from ganfast.models import build_generator
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.run import Run
-from ganfast.runs.saving import load_module
+from ganfast.training.state import load_module
 
 
 def of_run(run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: bool = True) -> Generated:

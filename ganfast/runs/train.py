@@ -17,17 +17,18 @@ from ganfast.data.progress import progress_bar
 from ganfast.engine import Choice, CriticStep, Drawing, GeneratorStep, make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
-from ganfast.host_memory import keep_freed_memory
 from ganfast.log import logger, say
-from ganfast.loop import train_loop
-from ganfast.memory import batch_that_fits
-from ganfast.plan import Plan, make_plan
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
 from ganfast.runs.run import Run
-from ganfast.runs.saving import insist, restore, tidy
+from ganfast.runs.saving import insist, tidy
 from ganfast.runs.writer import Writer, save_sheet, sheet_of_reals, unfinished
+from ganfast.training.host_memory import keep_freed_memory
+from ganfast.training.loop import train_loop
+from ganfast.training.memory import batch_that_fits
+from ganfast.training.plan import Plan, make_plan
+from ganfast.training.state import restore
 
 
 class Interrupted(Exception):

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from ganfast import disk
 from ganfast.config import Config
-from ganfast.ema import reestimate_batchnorm
 from ganfast.engine import draw
 from ganfast.errors import RunError
 from ganfast.evaluate.during import Scorer
-from ganfast.guard import Guard
 from ganfast.images import Pictures, comfortable_scale, grid, png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import latents
 from ganfast.log import logger
-from ganfast.loop import State
-from ganfast.plan import Plan
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
 from ganfast.runs.run import Run
-from ganfast.runs.saving import Copy, Finish, Saver, insist, restore
+from ganfast.runs.saving import Finish, Saver, insist
+from ganfast.training.ema import reestimate_batchnorm
+from ganfast.training.guard import Guard
+from ganfast.training.plan import Plan
+from ganfast.training.state import Copy, State, restore
 
 _SHEET = 64  # pictures in a sample grid, about
 

@@ -1,48 +1,17 @@
 """The training loop: who is updated when. It owns both optimizers and the average, and composes the phases of a step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-
-import torch
-from torch import nn
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
-from ganfast.ema import average_of
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
-from ganfast.feed import Feed
-from ganfast.optim import FlatAdam
-from ganfast.phases import Graphs, Phase, Stats
 from ganfast.random import device_generator
+from ganfast.training.feed import Feed
+from ganfast.training.phases import Graphs, Phase, Stats
+from ganfast.training.state import State
 
 OnStep = Callable[["State", Stats, Stats], None]
-
-
-@dataclass
-class State:
-    """Everything that training changes. ``images`` is the only counter: all others, and all randomness, follow from it.
-
-    Its tensors stay where they are for the whole of a training, as captured phases know their addresses: what restores a state
-    copies into them.
-    """
-
-    generator: nn.Module
-    critic: nn.Module
-    average: nn.Module  # moving average of the generator: what samples are drawn from
-    optimizer_generator: FlatAdam
-    optimizer_critic: FlatAdam
-    images: int = 0  # reals shown to the critic
-
-    @staticmethod
-    def of(generator: nn.Module, critic: nn.Module, config: Config, autocast: torch.dtype | None = None) -> "State":
-        """At the start of a training; ``autocast``: the type that both networks will be computed in, None = as they are."""
-        optim, average = config.optim, average_of(generator)
-        return State(
-            generator, critic, average,
-            FlatAdam(generator, optim.lr_generator, optim, average, autocast),
-            FlatAdam(critic, optim.lr_critic, optim, compute=autocast),
-        )  # fmt: skip
 
 
 class Iteration:

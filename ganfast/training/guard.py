@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ganfast.config import GuardConfig
-from ganfast.loop import State
-from ganfast.runs.saving import contents_of
+from ganfast.training.state import State, contents_of
 
 _NETWORKS = ("generator", "critic")
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
-from ganfast.ema import ema_decay
 from ganfast.latents import Purpose
 from ganfast.losses import loss_of
 from ganfast.penalties import drawn_numbers
 from ganfast.random import noise, normal, uniform
+from ganfast.training.ema import ema_decay
 
 _NUMBERS = 2**17  # about as many latent numbers are drawn at once, for 64 generator steps at most
 

@@ -17,10 +17,10 @@ from ganfast.engine.critic import refuse_batch_norm
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
-from ganfast.loop import State
 from ganfast.models import NetSpec, build_critic, build_generator, try_out
-from ganfast.phases import refuse_graphs
 from ganfast.random import scalar_seed
+from ganfast.training.phases import refuse_graphs
+from ganfast.training.state import State
 
 PackingProgress = Callable[[str, int, int], None]
 

@@ -10,10 +10,10 @@ import torch
 
 from ganfast.engine import CriticStep, Drawing, GeneratorStep
 from ganfast.errors import is_out_of_memory
-from ganfast.host_memory import give_back_freed_memory
-from ganfast.loop import train_loop
-from ganfast.plan import Plan, count_cost
-from ganfast.runs.saving import Copy
+from ganfast.training.host_memory import give_back_freed_memory
+from ganfast.training.loop import train_loop
+from ganfast.training.plan import Plan, count_cost
+from ganfast.training.state import Copy
 
 MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep, Drawing]]
 _STEPS = 5  # until phases are captured as graphs
