@@ -13,9 +13,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from ganfast.cli import main
+from ganfast.commands.curves import draw_curves
 from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
-from ganfast.evaluate.curves import draw_curves
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor

@@ -20,8 +20,7 @@ PROJECT, MAPPING = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 def folders_with_modules(top: Path) -> set[str]:
     return {
         ".".join(("ganfast", *path.parent.relative_to(top).parts))
-        for path in top.rglob("__init__.py")
-        if not {"kernels", "export", "bench"} & {*path.relative_to(top).parts}
+        for path in top.rglob("__init__.py") if not any(parent.is_symlink() for parent in path.parents)
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from ganfast.bench.records import Record, keyed
 from ganfast.bench.train import fastest
 from ganfast.bench.variants import VARIANTS
-from ganfast.commands.bench_kernels import KERNELS
+from ganfast.commands.bench.kernels import KERNELS
 
 Outcome = Literal["holds", "does not hold", "not measured"]
 Judged = tuple[Outcome, str]

@@ -8,6 +8,6 @@ def plot(args: list[str]) -> None:
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--out", default="curves.png", help="FILE.png or FILE.svg (default curves.png)")
     given = parser.parse_args(args)
-    from ganfast.evaluate.curves import draw_curves
+    from ganfast.commands.curves import draw_curves
 
     print(draw_curves(given.runs, given.out))

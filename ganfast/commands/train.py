@@ -32,7 +32,7 @@ def train(args: list[str]) -> None:
 
 def engines(args: list[str]) -> None:
     config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
-    from ganfast.engine_report import engines_report
+    from ganfast.commands.engine_report import engines_report
     from ganfast.training.plan import make_plan
 
     print(engines_report(make_plan(config)))

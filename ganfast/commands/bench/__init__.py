@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import ganfast
-from ganfast.commands.bench_setting import setting_flags, setting_of, use_threads
+from ganfast.commands.bench.setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
 
@@ -23,8 +23,8 @@ All but sample need a checkout of ganfast, of which its package holds no benchma
 
 
 def bench(args: list[str]) -> None:
-    from ganfast.commands.bench_kernels import kernels
-    from ganfast.commands.bench_sample import sample
+    from ganfast.commands.bench.kernels import kernels
+    from ganfast.commands.bench.sample import sample
 
     commands = {"train": _train, "kernels": kernels, "sample": sample, "compare": _compare, "report": _report}
     if not args or args[0] in ("-h", "--help"):

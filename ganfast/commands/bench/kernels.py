@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ganfast.commands.bench_setting import use_threads
+from ganfast.commands.bench.setting import use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
 
