@@ -26,11 +26,11 @@ from measure import record, summary, wait
 from torch import Tensor, nn
 
 from ganfast.export import load_sampler
-from ganfast.export.bundle import Bundle, golden_file, write_bundle
-from ganfast.export.deploy import deployable
-from ganfast.export.manifest import GOLDEN, MODEL, Manifest
-from ganfast.export.sampler import Sampler
-from ganfast.export.to_onnx import to_bytes, to_onnx
+from ganfast.export.bundle.bundle import Bundle, golden_file, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest
+from ganfast.export.drawing.sampler import Sampler
+from ganfast.export.graph.deploy import deployable
+from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.latents import latents
 from ganfast.models import NetSpec, build_generator
 
@@ -192,7 +192,7 @@ def on_gpu(rounds: int, smoke: bool) -> None:
 def _graph_sampler(bundle: Bundle, smoke: bool) -> Sampler:
     if not smoke:
         return load_sampler(bundle.folder, "cuda", "torch", strict=True)
-    from ganfast.export.run_torch import TorchBackend
+    from ganfast.export.drawing.run_torch import TorchBackend
 
     return Sampler(bundle, TorchBackend(bundle.model_bytes(), bundle.manifest, "cpu", 1, static=True), [])
 

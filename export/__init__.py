@@ -1,18 +1,24 @@
 """From a trained generator to pictures in production. Nothing here imports torch at the top: a sampler needs none."""
 
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ganfast.export.drawing.sampler import Sampler, load_sampler
     from ganfast.export.exporter import export_bundle
     from ganfast.export.refit import refit_bundle
-    from ganfast.export.sampler import Sampler, load_sampler
 
 __all__ = ["Sampler", "export_bundle", "load_sampler", "refit_bundle"]
 
 _HOME = {
-    "Sampler": "ganfast.export.sampler",
+    "Sampler": "ganfast.export.drawing.sampler",
     "export_bundle": "ganfast.export.exporter",
-    "load_sampler": "ganfast.export.sampler",
+    "load_sampler": "ganfast.export.drawing.sampler",
     "refit_bundle": "ganfast.export.refit",
 }
 
@@ -20,6 +26,53 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ganfast.export' has no attribute {name!r}")
-    import importlib
+    return getattr(import_module(_HOME[name]), name)
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+
+# Modules lay beside this file in 0.1. Their old names are found for one version more, with a warning.
+_ROOMS = {
+    "graph": "deploy lint packages precision to_onnx",
+    "bundle": "manifest parity tensors",
+    "engines": "cache cuda vendor",
+    "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime run_tensorrt run_torch sampler source",
+}
+_MOVED = {f"{__name__}.{name}": f"{__name__}.{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
+_MOVED |= {f"{__name__}.latents": "ganfast.latents", f"{__name__}.backend": f"{__name__}.drawing.lanes"}
+
+
+class _OldNames:
+    """Python asks it last, after it has looked for a file: the old name leads to the module itself, not to a second one."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, _OldNames) if name in _MOVED else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType:
+        _warn(spec.name, _MOVED[spec.name])
+        module = import_module(_MOVED[spec.name])
+        spec.loader_state = module.__spec__  # which Python replaces by the old name's
+        return module
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+def _warn(old: str, new: str, level: int = 3) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes with the next version", DeprecationWarning, stacklevel=level)
+
+
+def of_old_module(room: str, name: str) -> Any:
+    """``name`` of the module that a room has its own name from: `ganfast.export.bundle` was what bundle.bundle is now."""
+    short = room.rpartition(".")[2]
+    if name.startswith("__") or name in (short, *_ROOMS[short].split()):
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{room}.{short}"), name)
+    _warn(room, f"{room}.{short}", 4)
+    return found
+
+
+if _OldNames not in sys.meta_path:
+    sys.meta_path.append(_OldNames)

@@ -12,16 +12,16 @@ import ganfast
 from ganfast.configfile import to_yaml
 from ganfast.data.source import cache_dir
 from ganfast.errors import InputError
-from ganfast.export.bundle import Bundle, golden_file, refuse_occupied, write_bundle
-from ganfast.export.cache import EngineCache
-from ganfast.export.deploy import deployable
-from ganfast.export.engines import BuiltEngine, build_engines, parse_target
-from ganfast.export.lint import TARGETS, lint
-from ganfast.export.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
-from ganfast.export.packages import need
-from ganfast.export.precision import to_precision
-from ganfast.export.to_onnx import to_bytes, to_onnx
-from ganfast.export.vendor import Build, load_flavour
+from ganfast.export.bundle.bundle import Bundle, golden_file, refuse_occupied, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
+from ganfast.export.engines.cache import EngineCache
+from ganfast.export.engines.engines import BuiltEngine, build_engines, parse_target
+from ganfast.export.engines.vendor import Build, load_flavour
+from ganfast.export.graph.deploy import deployable
+from ganfast.export.graph.lint import TARGETS, lint
+from ganfast.export.graph.packages import need
+from ganfast.export.graph.precision import to_precision
+from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import PSI, parity, refuse_missed, rows
 from ganfast.runs.run import Run
 

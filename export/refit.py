@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ganfast.errors import InputError
-from ganfast.export.bundle import Bundle, open_bundle, refuse_occupied
-from ganfast.export.deploy import deployable
+from ganfast.export.bundle.bundle import Bundle, open_bundle, refuse_occupied
 from ganfast.export.exporter import network, write_compared
-from ganfast.export.packages import need
+from ganfast.export.graph.deploy import deployable
+from ganfast.export.graph.packages import need
 from ganfast.runs.run import Run
 
 logger = logging.getLogger("ganfast")

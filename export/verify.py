@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import RunError
-from ganfast.export.bundle import Bundle, open_bundle
-from ganfast.export.packages import need
-from ganfast.export.parity import GATES, Parity, compare
+from ganfast.export.bundle.bundle import Bundle, open_bundle
+from ganfast.export.bundle.parity import GATES, Parity, compare
+from ganfast.export.graph.packages import need
 from ganfast.export.session import cpu_session
 from ganfast.latents import latents, random_classes
 
@@ -65,7 +65,7 @@ def _as_float(model: bytes) -> tuple[str, Draw]:
 
 def _on_torch(model: bytes) -> tuple[str, Draw]:
     torch = need("torch")[0]
-    from ganfast.export.onnx_torch import Program
+    from ganfast.export.drawing.onnx_torch import Program
 
     program = Program(model, torch.device("cpu"))
     return "torch-cpu", lambda feed: program(**{name: torch.tensor(array) for name, array in feed.items()}).numpy()

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ganfast.config import require_run
 from ganfast.errors import InputError
-from ganfast.export.bundle import is_bundle
-from ganfast.export.source import BundleSource
+from ganfast.export.bundle.bundle import is_bundle
+from ganfast.export.drawing.source import BundleSource
 from ganfast.images import Pictures, comfortable_scale, grid, save_png
 from ganfast.latents import latents, picture_index
 

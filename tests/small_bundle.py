@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from ganfast.export.bundle import Bundle, golden_file, write_bundle
-from ganfast.export.manifest import GOLDEN, MODEL, Manifest
+from ganfast.export.bundle.bundle import Bundle, golden_file, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest
 from ganfast.latents import latents, random_classes
 
 LATENT, SIZE = 6, 8

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from ganfast import train
 from ganfast.export import export_bundle
-from ganfast.export.parity import GATES
+from ganfast.export.bundle.parity import GATES
 from ganfast.export.verify import verify_bundle
 
 pytestmark = pytest.mark.accept

@@ -9,11 +9,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.export import load_sampler
-from ganfast.export.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.deploy import deployable
-from ganfast.export.manifest import GOLDEN, MODEL, Manifest
-from ganfast.export.sampler import Sampler
-from ganfast.export.to_onnx import to_bytes, to_onnx
+from ganfast.export.bundle.bundle import golden_file, open_bundle, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest
+from ganfast.export.drawing.sampler import Sampler
+from ganfast.export.graph.deploy import deployable
+from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.latents import latents
 from ganfast.models import NetSpec, build_generator
 from tests.test_sampler import BACKENDS, SIZES, apart, backends, mixed_requests

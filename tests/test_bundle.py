@@ -15,10 +15,10 @@ from safetensors.numpy import load as load_safetensors
 
 from ganfast import disk
 from ganfast.errors import InputError, RunError
-from ganfast.export.bundle import Bundle, exclusive, golden_file, open_bundle, write_bundle
-from ganfast.export.cache import EngineCache
-from ganfast.export.manifest import GOLDEN, MANIFEST, MODEL, Manifest
-from ganfast.export.tensors import read_tensors, write_tensors
+from ganfast.export.bundle.bundle import Bundle, exclusive, golden_file, open_bundle, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MANIFEST, MODEL, Manifest
+from ganfast.export.bundle.tensors import read_tensors, write_tensors
+from ganfast.export.engines.cache import EngineCache
 
 
 def manifest(**changes) -> Manifest:
@@ -257,7 +257,7 @@ def test_a_crash_while_writing_leaves_what_was_there(bundle, monkeypatch):
 def test_a_place_is_written_by_one_process_at_a_time(tmp_path):
     out = tmp_path / "b"
     code = (
-        "import sys, pathlib; from ganfast.export.bundle import exclusive\n"
+        "import sys, pathlib; from ganfast.export.bundle.bundle import exclusive\n"
         "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -344,7 +344,7 @@ def test_exchange_says_so_where_it_cannot(tmp_path, monkeypatch):
 
 def test_a_kill_between_two_renames_leaves_the_old_bundle_and_says_where(bundle, monkeypatch):
     code = (
-        "import os, pathlib, sys; from ganfast import disk; from ganfast.export.bundle import open_bundle, write_bundle\n"
+        "import os, pathlib, sys; from ganfast import disk; from ganfast.export.bundle.bundle import open_bundle, write_bundle\n"
         "disk.exchange = lambda a, b: False\n"
         "rename = pathlib.Path.rename\n"
         "def killed(self, to): rename(self, to); os._exit(9)\n"
@@ -443,7 +443,7 @@ def test_engine_cache_drops_what_was_used_longest_ago(tmp_path):
 
 def test_reading_a_bundle_needs_neither_torch_nor_onnx(bundle):
     code = (
-        "import sys; from ganfast.export.bundle import open_bundle\n"
+        "import sys; from ganfast.export.bundle.bundle import open_bundle\n"
         f"open_bundle({str(bundle.folder)!r}).golden()\n"
         "print({'torch', 'onnx', 'onnxruntime', 'safetensors'} & set(sys.modules))"
     )

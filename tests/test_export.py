@@ -15,20 +15,20 @@ from ganfast.cli import main
 from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError, RunError
 from ganfast.export import export_bundle, load_sampler
-from ganfast.export.bundle import open_bundle
-from ganfast.export.cache import EngineCache
-from ganfast.export.deploy import deployable
-from ganfast.export.engines import build_engines
-from ganfast.export.parity import GATES, Gate, compare
-from ganfast.export.vendor import Build, Flavour
+from ganfast.export.bundle.bundle import open_bundle
+from ganfast.export.bundle.parity import GATES, Gate, compare
+from ganfast.export.engines.cache import EngineCache
+from ganfast.export.engines.engines import build_engines
+from ganfast.export.engines.vendor import Build, Flavour
+from ganfast.export.graph.deploy import deployable
 from ganfast.models import NetSpec, build_generator
 from ganfast.runs.run import Run
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from ganfast.export.lint import RULES, TARGETS, lint  # noqa: E402
-from ganfast.export.to_onnx import to_bytes, to_onnx  # noqa: E402
+from ganfast.export.graph.lint import RULES, TARGETS, lint  # noqa: E402
+from ganfast.export.graph.to_onnx import to_bytes, to_onnx  # noqa: E402
 from ganfast.export.verify import verify_bundle  # noqa: E402
 
 f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
@@ -389,9 +389,9 @@ def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_wh
 
 
 def test_an_engine_is_built_though_its_cache_cannot_be_written(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr("ganfast.export.engines.build_plan", lambda *_: (b"plan", b""))
-    monkeypatch.setattr("ganfast.export.engines.load_flavour", lambda name: Flavour(name, ModuleType("rtx"), "1.7"))
-    monkeypatch.setattr("ganfast.export.engines.builds_without_gpu", lambda library: True)
+    monkeypatch.setattr("ganfast.export.engines.engines.build_plan", lambda *_: (b"plan", b""))
+    monkeypatch.setattr("ganfast.export.engines.engines.load_flavour", lambda name: Flavour(name, ModuleType("rtx"), "1.7"))
+    monkeypatch.setattr("ganfast.export.engines.engines.builds_without_gpu", lambda library: True)
     (tmp_path / "file").write_text("no folder")
     (engine,) = build_engines(b"graph", "rtx", Build((1,)), ["8.6"], EngineCache(tmp_path / "file"))
     assert engine.plan == b"plan"

@@ -9,8 +9,8 @@ pytest.importorskip("onnxruntime")
 
 from ganfast.errors import InputError
 from ganfast.export import load_sampler
-from ganfast.export.engines import build_engines
-from ganfast.export.vendor import Build
+from ganfast.export.engines.engines import build_engines
+from ganfast.export.engines.vendor import Build
 from tests.small_bundle import small_bundle, small_model
 from tests.test_sampler import apart, mixed_requests, truth
 

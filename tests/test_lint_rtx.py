@@ -8,8 +8,8 @@ from ganfast.errors import InputError, RunError
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx")
 
-from ganfast.export.lint import RULES, lint  # noqa: E402
-from ganfast.export.vendor import Build, build_plan, load_flavour  # noqa: E402
+from ganfast.export.engines.vendor import Build, build_plan, load_flavour  # noqa: E402
+from ganfast.export.graph.lint import RULES, lint  # noqa: E402
 
 T = onnx.TensorProto
 node = onnx.helper.make_node

@@ -33,8 +33,8 @@ HOME = """
     ganfast.losses ganfast.penalties ganfast.random ganfast.training.feed ganfast.training.state ganfast.runs.checkpoint
     ganfast.disk ganfast.runs.logfile ganfast.engine.explicit ganfast.engine.layers ganfast.engine.lean
     ganfast.engine.weights ganfast.kernels.gradient_penalty ganfast.kernels.latents
-    ganfast.kernels.to_uint8 ganfast.kernels.adam_ema ganfast.export.deploy ganfast.export.bundle
-    ganfast.export.parity ganfast.export.sampler ganfast.export.lanes
+    ganfast.kernels.to_uint8 ganfast.kernels.adam_ema ganfast.export.graph.deploy ganfast.export.bundle.bundle
+    ganfast.export.bundle.parity ganfast.export.drawing.sampler ganfast.export.drawing.lanes
 """
 MODULES = {path.rpartition(".")[2]: path for path in HOME.split()}
 MODULES["latents of NumPy"] = "ganfast.latents"

@@ -7,8 +7,8 @@ import pytest
 
 from ganfast.cli import main
 from ganfast.errors import RunError
-from ganfast.export.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.manifest import GOLDEN, MODEL, SCHEMA
+from ganfast.export.bundle.bundle import golden_file, open_bundle, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, SCHEMA
 from ganfast.latents import latents, random_classes
 
 FOLDER = Path(__file__).parent / "fixtures" / "bundles"

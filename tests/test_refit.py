@@ -8,8 +8,8 @@ import pytest
 from ganfast import train
 from ganfast.cli import main
 from ganfast.errors import RunError
-from ganfast.export.bundle import open_bundle
-from ganfast.export.manifest import GOLDEN
+from ganfast.export.bundle.bundle import open_bundle
+from ganfast.export.bundle.manifest import GOLDEN
 from ganfast.runs.run import Run
 
 from .test_export import one_model, trained
@@ -86,7 +86,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path,
 
 @one_model
 def test_engines_of_the_old_weights_are_left_behind_with_a_line(run, tmp_path, caplog):
-    from ganfast.export.bundle import write_bundle
+    from ganfast.export.bundle.bundle import write_bundle
 
     old = export_bundle(run, tmp_path / "b", checkpoint="160")
     files = {path: old.read(path) for path in old.manifest.files} | {"engines/k1": b"weights inside"}

@@ -9,11 +9,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.cli import main
-from ganfast.export.bench_sample import measure
-from ganfast.export.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.latency import bucket_costs, machine, store
-from ganfast.export.manifest import GOLDEN
-from ganfast.export.source import BundleSource
+from ganfast.export.bundle.bundle import golden_file, open_bundle, write_bundle
+from ganfast.export.bundle.manifest import GOLDEN
+from ganfast.export.drawing.bench_sample import measure
+from ganfast.export.drawing.latency import bucket_costs, machine, store
+from ganfast.export.drawing.source import BundleSource
 from tests.small_bundle import small_bundle
 
 

@@ -14,17 +14,17 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-import ganfast.export.choice as choice
-import ganfast.export.rows as rows_module
+import ganfast.export.drawing.choice as choice
+import ganfast.export.drawing.rows as rows_module
 from ganfast.errors import InputError, RunError
 from ganfast.export import load_sampler
-from ganfast.export.bundle import GOLDEN, MODEL, open_bundle
-from ganfast.export.lanes import HostLane
-from ganfast.export.latency import machine
-from ganfast.export.rows import plan, prior_cost
-from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
-from ganfast.export.run_torch import TorchBackend
-from ganfast.export.sampler import Sampler
+from ganfast.export.bundle.bundle import GOLDEN, MODEL, open_bundle
+from ganfast.export.drawing.lanes import HostLane
+from ganfast.export.drawing.latency import machine
+from ganfast.export.drawing.rows import plan, prior_cost
+from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
+from ganfast.export.drawing.run_torch import TorchBackend
+from ganfast.export.drawing.sampler import Sampler
 from ganfast.latents import latents, random_classes
 from tests.small_bundle import LATENT, small_bundle, small_model
 
@@ -582,7 +582,7 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
     other = small_bundle(tmp_path / "other", seed=1, classes=CLASSES, channels=3)
     wrong = small_bundle(tmp_path / "wrong", seed=2, classes=CLASSES, channels=3)
     files = {MODEL: wrong.model_bytes(), GOLDEN: other.read(GOLDEN)}
-    from ganfast.export.bundle import write_bundle
+    from ganfast.export.bundle.bundle import write_bundle
 
     mixed = write_bundle(tmp_path / "mixed", other.manifest, files)
     with Sampler(bundle, backends(bundle)[name], []) as sampler:
@@ -597,8 +597,8 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
 @pytest.mark.parametrize("where", ["second session", "golden rows"])
 def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path, monkeypatch):
     """Two sessions draw small requests and large ones: both must have the old weights, or pictures depend on the load."""
-    import ganfast.export.run_onnxruntime as module
-    import ganfast.export.sampler as sampler_module
+    import ganfast.export.drawing.run_onnxruntime as module
+    import ganfast.export.drawing.sampler as sampler_module
 
     other, calls = small_bundle(tmp_path / "other", seed=1), []
 
@@ -625,7 +625,7 @@ def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path,
 
 
 def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, monkeypatch):
-    import ganfast.export.run_onnxruntime as module
+    import ganfast.export.drawing.run_onnxruntime as module
 
     backend, real = OnnxRuntimeCpu(plain.model_bytes(), 2), module.cpu_session
     before = backend._together, backend._alone
@@ -645,7 +645,7 @@ def test_a_back_end_has_both_sessions_of_one_file_or_keeps_those_it_had(plain, m
 
 
 def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkeypatch):
-    import ganfast.export.run_onnxruntime as module
+    import ganfast.export.drawing.run_onnxruntime as module
 
     real, other = module.cpu_session, small_model(5)
     for wrong in (1, 2):  # threads of the session whose file is another's
@@ -665,7 +665,7 @@ def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
         assert apart(sampler.sample(20, seed=7), truth(second, 7, np.arange(20))) <= 1
         small_bundle(tmp_path / "b")
         sampler.refit(tmp_path / "b")
-        from ganfast.export.bundle import golden_file, write_bundle
+        from ganfast.export.bundle.bundle import golden_file, write_bundle
 
         files = {MODEL: small_model(2), GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"])}
         write_bundle(tmp_path / "b", first.manifest, files, overwrite=True)
@@ -723,7 +723,7 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
         load_sampler(bundle.folder, digest="sha256:1234")
     load_sampler(bundle.folder, digest=bundle.manifest.digest).close()
     wrong = small_bundle(tmp_path / "wrong", seed=9)
-    from ganfast.export.bundle import write_bundle
+    from ganfast.export.bundle.bundle import write_bundle
 
     mixed = write_bundle(tmp_path / "m", plain.manifest, {MODEL: wrong.model_bytes(), GOLDEN: plain.read(GOLDEN)})
     with pytest.raises(
@@ -779,7 +779,7 @@ def test_each_refusal_is_told_once_with_its_reason(plain, monkeypatch, caplog):
     def refuse(*_):
         raise InputError("it is Sunday")
 
-    monkeypatch.setattr("ganfast.export.run_onnxruntime.OnnxRuntimeCpu.__init__", refuse)
+    monkeypatch.setattr("ganfast.export.drawing.run_onnxruntime.OnnxRuntimeCpu.__init__", refuse)
     with caplog.at_level(logging.WARNING, "ganfast"), load_sampler(plain.folder, device="cpu") as sampler:
         sampler.sample(3)
         assert sampler.stats["back_end"] == "torch-cpu"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from ganfast.errors import InputError  # noqa: E402
 from ganfast.export import session  # noqa: E402
-from ganfast.export.run_onnxruntime import OnnxRuntimeCpu  # noqa: E402
+from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu  # noqa: E402
 
 KINDS = ("MatMul", "Gemm", "Conv")
 

@@ -16,8 +16,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.export import load_sampler
-from ganfast.export.bundle import write_bundle
-from ganfast.export.manifest import GOLDEN, MODEL
+from ganfast.export.bundle.bundle import write_bundle
+from ganfast.export.bundle.manifest import GOLDEN, MODEL
 from tests.small_bundle import small_bundle, small_model
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +155,6 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
 
 
 def test_importing_the_package_costs_nothing():
-    code = "import sys, ganfast.export, ganfast.export.sampler; print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
+    code = "import sys, ganfast.export, ganfast.export.drawing.sampler; print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -86,7 +86,7 @@ class Double:
         return made
 
     def install(self, monkeypatch):
-        import ganfast.export.vendor as vendor
+        import ganfast.export.engines.vendor as vendor
 
         monkeypatch.setitem(sys.modules, MODULE[self.which], self.module())
         for other in {"tensorrt", "tensorrt_rtx", "tensorrt_lean"} - {MODULE[self.which]}:

@@ -144,10 +144,11 @@ def _of_run(run: Any, given: Any) -> Iterator[Any]:
 def _open(source: str, given: Any, info: Any) -> list[Any]:
     """A bundle, once for each psi, or pictures on disk."""
     from ganfast.data import open_data, recognise
-    from ganfast.evaluate.sources import Bundle, Stored
+    from ganfast.evaluate.sources import Stored
+    from ganfast.export.drawing.source import BundleFakes
 
     if (Path(source) / "manifest.json").exists() and (Path(source) / "model.onnx").exists():
-        return [_with_psi(Bundle(Path(source), given.seed, psi), given) for psi in given.psi]
+        return [_with_psi(BundleFakes(Path(source), given.seed, psi), given) for psi in given.psi]
     sizeless = recognise(source, given.data_root).kind in ("folder", "celeba")
     size = given.size or (info.size if sizeless else 0)
     return [Stored(source, open_data(source, size=size, channels=info.channels, root=given.data_root), given.seed)]

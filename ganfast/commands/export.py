@@ -6,7 +6,7 @@ from ganfast.commands.parsing import parser_for
 from ganfast.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from ganfast.export.bundle import Bundle
+    from ganfast.export.bundle.bundle import Bundle
 
 
 def export(args: list[str]) -> None:
@@ -73,7 +73,7 @@ def inspect(args: list[str]) -> None:
     parser = parser_for("ganfast inspect", "Print what a bundle says of itself, after checking every byte of it")
     parser.add_argument("bundle")
     given = parser.parse_args(args)
-    from ganfast.export.bundle import open_bundle
+    from ganfast.export.bundle.bundle import open_bundle
 
     print(open_bundle(given.bundle).manifest.to_bytes().decode(), end="")
 
@@ -83,10 +83,10 @@ def lint(args: list[str]) -> None:
     parser.add_argument("model", help="FILE.onnx or a bundle")
     parser.add_argument("--target", default="", help="one target; default all")
     given = parser.parse_args(args)
-    from ganfast.export.bundle import is_bundle, open_bundle
-    from ganfast.export.lint import TARGETS
-    from ganfast.export.lint import lint as findings
-    from ganfast.export.packages import need
+    from ganfast.export.bundle.bundle import is_bundle, open_bundle
+    from ganfast.export.graph.lint import TARGETS
+    from ganfast.export.graph.lint import lint as findings
+    from ganfast.export.graph.packages import need
 
     if given.target and given.target not in TARGETS:
         raise InputError(f"target is {given.target!r}; expected one of {', '.join(TARGETS)}")

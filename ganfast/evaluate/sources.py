@@ -1,6 +1,5 @@
 """Where pictures to be scored come from: a run or one of its checkpoints, a folder or array of pictures, an exported bundle."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,28 +72,6 @@ class Stored:
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
         return np.ascontiguousarray(np.asarray(self.stored[self.order[start:stop]]).transpose(0, 2, 3, 1))
-
-
-class Bundle:
-    """An exported bundle, through its own sampler: whatever back end that takes."""
-
-    labels: np.ndarray | None = None
-
-    def __init__(self, path: Path, seed: int, psi: float) -> None:
-        from ganfast.export import load_sampler
-
-        self.sampler = load_sampler(path)
-        m = self.sampler.manifest
-        self.seed, self.psi, self.name, self.count = seed, psi, str(path), None
-        self.shape = (m.size, m.size, m.channels)
-        self.classes = tuple(m.classes)
-        self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": self.sampler.backend_name, "bundle": m.digest}
-
-    def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
-        found: Pictures = self.sampler.sample(
-            stop - start, seed=self.seed, psi=self.psi, first=start, labels=labels if self.classes else None
-        )
-        return found
 
 
 def classes_like(counts: np.ndarray, seed: int, start: int, stop: int) -> np.ndarray:

@@ -22,8 +22,8 @@ from ganfast import configfile
 from ganfast.config import Config
 from ganfast.data import open_data
 from ganfast.errors import InputError, RunError
-from ganfast.export.manifest import GOLDEN, MANIFEST
-from ganfast.export.tensors import write_tensors
+from ganfast.export.bundle.manifest import GOLDEN, MANIFEST
+from ganfast.export.bundle.tensors import write_tensors
 
 CUT = b"\n--8<--\n"  # between the files that one input holds
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -119,8 +119,8 @@ def _resealed(state: bytes, tensors: bytes) -> bytes:
 
 def bundle(data: bytes, folder: Path) -> None:
     """The manifest and the golden samples of a bundle; with the right hashes here where the first byte is odd."""
-    from ganfast.export.bundle import open_bundle
-    from ganfast.export.manifest import _digest, _text
+    from ganfast.export.bundle.bundle import open_bundle
+    from ganfast.export.bundle.manifest import _digest, _text
 
     manifest, golden = parts(data[1:], 2)
     if data[:1] > b"\x7f":

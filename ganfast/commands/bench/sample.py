@@ -20,9 +20,9 @@ def sample(args: list[str]) -> None:
     parser.add_argument("--keep", action="store_true", help="leave what is stored beside the bundle as it is")
     given = parser.parse_args(args)
     concurrency, batches = (_numbers(given, name) for name in ("concurrency", "batches"))
-    from ganfast.export.bench_sample import measure
-    from ganfast.export.bundle import open_bundle
-    from ganfast.export.latency import store
+    from ganfast.export.bundle.bundle import open_bundle
+    from ganfast.export.drawing.bench_sample import measure
+    from ganfast.export.drawing.latency import store
 
     bundle = open_bundle(given.bundle)
     names = [word.strip() for word in given.backend.split(",") if word.strip()]

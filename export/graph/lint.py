@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ganfast.export.packages import need
+from ganfast.export.graph.packages import need
 
 if TYPE_CHECKING:
     import onnx

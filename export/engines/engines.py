@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ganfast.errors import InputError
-from ganfast.export.bundle import write_file
-from ganfast.export.cache import EngineCache
-from ganfast.export.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
+from ganfast.export.bundle.bundle import write_file
+from ganfast.export.engines.cache import EngineCache
+from ganfast.export.engines.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
 
 logger = logging.getLogger("ganfast")
 
@@ -93,7 +93,7 @@ def build_engines(
 
 
 def _gpu_here() -> Gpu:
-    from ganfast.export.cuda import Cuda
+    from ganfast.export.engines.cuda import Cuda
 
     return Cuda.open(0).gpu
 

@@ -8,7 +8,7 @@ import ctypes
 from typing import Any
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.engines import Gpu
+from ganfast.export.engines.engines import Gpu
 
 _NON_BLOCKING, _THREAD_LOCAL = 1, 1  # CU_STREAM_NON_BLOCKING, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ganfast.export.bundle import Bundle
-from ganfast.export.rows import prior_cost
+from ganfast.export.bundle.bundle import Bundle
+from ganfast.export.drawing.rows import prior_cost
 
 _MARGIN = 1.05  # so much faster must a back end be than one that comes before it
 

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.bundle import Bundle, open_bundle
-from ganfast.export.choice import open_backend
-from ganfast.export.lanes import Lane, LaneBackend, Pictures
-from ganfast.export.latency import bucket_costs
-from ganfast.export.manifest import Manifest
-from ganfast.export.parity import GATES, compare
-from ganfast.export.rows import Labels, Rows, ask, given, is_one, plan, refuse_huge
+from ganfast.export.bundle.bundle import Bundle, open_bundle
+from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.bundle.parity import GATES, compare
+from ganfast.export.drawing.choice import open_backend
+from ganfast.export.drawing.lanes import Lane, LaneBackend, Pictures
+from ganfast.export.drawing.latency import bucket_costs
+from ganfast.export.drawing.rows import Labels, Rows, ask, given, is_one, plan, refuse_huge
 from ganfast.latents import picture_range
 
 logger = logging.getLogger("ganfast")

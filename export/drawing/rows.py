@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError
-from ganfast.export.manifest import Manifest
+from ganfast.export.bundle.manifest import Manifest
 from ganfast.latents import check_seed, class_list, latents, picture_index, random_classes
 
 _LARGE = 64 << 20  # bytes, from which on it is asked whether they are free

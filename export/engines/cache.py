@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ganfast.export.bundle import exclusive, write_file
-from ganfast.export.manifest import FileFacts
+from ganfast.export.bundle.bundle import exclusive, write_file
+from ganfast.export.bundle.manifest import FileFacts
 
 
 class EngineCache:
@@ -22,7 +22,7 @@ class EngineCache:
         """An engine, or None and why not.
 
         Args:
-            key: of `ganfast.export.engines`.
+            key: of `ganfast.export.engines.engines`.
             facts: what the key was made from, to tell what differs from the engines that are there.
         """
         try:

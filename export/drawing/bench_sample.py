@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import InputError
-from ganfast.export.bundle import Bundle
-from ganfast.export.choice import BACKENDS
-from ganfast.export.lanes import HostLane, filled
-from ganfast.export.latency import machine
-from ganfast.export.rows import ask
-from ganfast.export.sampler import Sampler, load_sampler
+from ganfast.export.bundle.bundle import Bundle
+from ganfast.export.drawing.choice import BACKENDS
+from ganfast.export.drawing.lanes import HostLane, filled
+from ganfast.export.drawing.latency import machine
+from ganfast.export.drawing.rows import ask
+from ganfast.export.drawing.sampler import Sampler, load_sampler
 from ganfast.export.session import usable_threads
 
 _LEVELS = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
@@ -34,9 +34,9 @@ def measure(
         batches: pictures a request; () = the buckets.
 
     Returns:
-        The table that `ganfast.export.latency` reads, seconds throughout: percentiles of requests, images a second; of a request
-        alone the medians of its parts: enqueue (checks, latents, launching), compute (until the pictures are there), copy (to the
-        caller's memory). And why back ends could not be measured.
+        The table that `ganfast.export.drawing.latency` reads, seconds throughout: percentiles of requests, images a second; of a
+        request alone the medians of its parts: enqueue (checks, latents, launching), compute (until the pictures are there), copy
+        (to the caller's memory). And why back ends could not be measured.
 
     Raises:
         InputError: none could; arguments out of range.
@@ -80,7 +80,7 @@ def _opened(bundle: Bundle, back_ends: Sequence[str], device: str, threads: int)
 def _gpu(device: str) -> str:
     if device == "cpu":
         return ""
-    from ganfast.export.cuda import Cuda
+    from ganfast.export.engines.cuda import Cuda
 
     try:
         return Cuda.open(int(device.partition(":")[2] or 0)).gpu.name

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.lanes import HostLane, Lane, Pictures, copied
-from ganfast.export.manifest import Manifest
-from ganfast.export.onnx_torch import Program
-from ganfast.export.rows import Rows
+from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.drawing.lanes import HostLane, Lane, Pictures, copied
+from ganfast.export.drawing.onnx_torch import Program
+from ganfast.export.drawing.rows import Rows
 from ganfast.kernels.latents import latents
 
 _thread_count = threading.Lock()  # it is the process's: whoever changes it draws, and puts it back, before another does

@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.cuda import Cuda
-from ganfast.export.dlpack import DevicePictures
-from ganfast.export.lanes import Pictures, copied, filled
-from ganfast.export.manifest import Manifest
-from ganfast.export.rows import Rows
-from ganfast.export.vendor import Context, Engine, Flavour
+from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.drawing.dlpack import DevicePictures
+from ganfast.export.drawing.lanes import Pictures, copied, filled
+from ganfast.export.drawing.rows import Rows
+from ganfast.export.engines.cuda import Cuda
+from ganfast.export.engines.vendor import Context, Engine, Flavour
 
 logger = logging.getLogger("ganfast")
 
 
 class TensorRT:
-    """Implements `ganfast.export.lanes.LaneBackend` and, having one lane, `Lane`. The caller runs one batch at a time."""
+    """Implements `ganfast.export.drawing.lanes.LaneBackend` and, having one lane, `Lane`. The caller runs one batch at a time."""
 
     exact, lanes, depth = False, 1, 1
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ganfast.errors import InputError
-from ganfast.export.parity import GATES, Parity
+from ganfast.export.bundle.parity import GATES, Parity
 
 SCHEMA = 1
 PRECISIONS = tuple(GATES)

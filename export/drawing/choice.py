@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ganfast.errors import InputError, RunError
-from ganfast.export.bundle import Bundle
-from ganfast.export.lanes import LaneBackend
-from ganfast.export.latency import in_order_of_speed
+from ganfast.export.bundle.bundle import Bundle
+from ganfast.export.drawing.lanes import LaneBackend
+from ganfast.export.drawing.latency import in_order_of_speed
 
 if TYPE_CHECKING:
-    from ganfast.export.cuda import Cuda
+    from ganfast.export.engines.cuda import Cuda
 
 logger = logging.getLogger("ganfast")
 
@@ -63,7 +63,7 @@ def _cuda(device: str) -> "Cuda | None":
         raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return None
-    from ganfast.export.cuda import Cuda
+    from ganfast.export.engines.cuda import Cuda
 
     try:
         return Cuda.open(int(number or 0))
@@ -89,21 +89,21 @@ def _open(name: str, bundle: Bundle, cuda: "Cuda | None", device: str, threads: 
         return _open_engine(name, bundle, cuda)
     number = int(device.partition(":")[2] or 0)
     if name.startswith("onnxruntime"):
-        from ganfast.export.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
+        from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
 
         if name.endswith("cuda"):
             return OnnxRuntimeCuda(bundle.model_bytes(), bundle.manifest, number)
         return OnnxRuntimeCpu(bundle.model_bytes(), threads)
     try:
-        from ganfast.export.run_torch import TorchBackend
+        from ganfast.export.drawing.run_torch import TorchBackend
     except ImportError as error:
         raise InputError(f"torch cannot be imported here: {error}; pip install torch") from error
     return TorchBackend(bundle.model_bytes(), bundle.manifest, f"cuda:{number}" if name.endswith("cuda") else "cpu", threads)
 
 
 def _open_engine(name: str, bundle: Bundle, cuda: "Cuda | None") -> LaneBackend:
-    from ganfast.export.engines import find_engine
-    from ganfast.export.run_tensorrt import TensorRT
+    from ganfast.export.drawing.run_tensorrt import TensorRT
+    from ganfast.export.engines.engines import find_engine
 
     engines = {key: facts for key, facts in bundle.manifest.engines.items() if facts.get("flavour") == name}
     if cuda is None:

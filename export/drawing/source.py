@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ganfast.export.lanes import Pictures
-from ganfast.export.rows import chosen_labels, refuse_huge
-from ganfast.export.sampler import load_sampler
+from ganfast.export.drawing.lanes import Pictures
+from ganfast.export.drawing.rows import chosen_labels, refuse_huge
+from ganfast.export.drawing.sampler import load_sampler
 from ganfast.latents import class_list, picture_index
 
 
@@ -53,3 +54,23 @@ class BundleSource:
 
     def close(self) -> None:
         self._sampler.close()
+
+
+class BundleFakes:
+    """An exported bundle, through its own sampler: whatever back end that takes."""
+
+    labels: np.ndarray | None = None
+
+    def __init__(self, path: Path, seed: int, psi: float) -> None:
+        self.sampler = load_sampler(path)
+        m = self.sampler.manifest
+        self.seed, self.psi, self.name, self.count = seed, psi, str(path), None
+        self.shape = (m.size, m.size, m.channels)
+        self.classes = tuple(m.classes)
+        self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": self.sampler.backend_name, "bundle": m.digest}
+
+    def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
+        found: Pictures = self.sampler.sample(
+            stop - start, seed=self.seed, psi=self.psi, first=start, labels=labels if self.classes else None
+        )
+        return found

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ganfast.errors import InputError
-from ganfast.export.packages import need
-from ganfast.export.to_onnx import checked, to_bytes
+from ganfast.export.graph.packages import need
+from ganfast.export.graph.to_onnx import checked, to_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -23,10 +23,10 @@ BF16_OPSET = 22  # the first whose convolutions take bfloat16
 
 
 def to_precision(model: "onnx.ModelProto", precision: str, calibration: Mapping[str, np.ndarray]) -> "onnx.ModelProto":
-    """The graph in a precision of `ganfast.export.manifest.PRECISIONS`.
+    """The graph in a precision of `ganfast.export.bundle.manifest.PRECISIONS`.
 
     Args:
-        model: float32, as `ganfast.export.to_onnx.to_onnx` makes it; left as it is.
+        model: float32, as `ganfast.export.graph.to_onnx.to_onnx` makes it; left as it is.
         calibration: inputs (z, labels, psi) that int8 takes its ranges from.
     """
     if precision in ("fp32", "tf32"):

@@ -25,8 +25,8 @@ import numpy as np
 
 from ganfast import disk
 from ganfast.errors import InputError, RunError
-from ganfast.export.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
-from ganfast.export.tensors import read_tensors, write_tensors
+from ganfast.export.bundle.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
+from ganfast.export.bundle.tensors import read_tensors, write_tensors
 from ganfast.locks import Held, holder, locked
 
 LATENCY = "latency.json"

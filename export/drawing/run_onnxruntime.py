@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.errors import InputError
-from ganfast.export.lanes import HostLane, Pictures, copied, filled
-from ganfast.export.manifest import Manifest
-from ganfast.export.rows import Rows
+from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.drawing.lanes import HostLane, Pictures, copied, filled
+from ganfast.export.drawing.rows import Rows
 from ganfast.export.session import cpu_session, make_session, need_onnxruntime, usable_threads
 
 _SPLIT = (

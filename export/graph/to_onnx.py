@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import ganfast
 from ganfast.errors import InputError
-from ganfast.export.deploy import Deployable
-from ganfast.export.packages import need
+from ganfast.export.graph.deploy import Deployable
+from ganfast.export.graph.packages import need
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,7 @@ def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.
     """Export.
 
     Args:
-        module: as `ganfast.export.deploy.deployable` makes it.
+        module: as `ganfast.export.graph.deploy.deployable` makes it.
         latent: size of z.
         facts: JSON values for the file's own metadata.
 

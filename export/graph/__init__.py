@@ -1,0 +1,1 @@
+"""From a generator to the graph that is deployed."""
