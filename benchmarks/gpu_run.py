@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LIMIT = 450.0  # seconds of a part
 KERNEL_TESTS = [
-    f"tests/test_{name}.py"
+    str(next(ROOT.glob(f"tests/**/test_{name}.py")))
     for name in ("gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema", "engine_kernels", "optim")
 ]
 VARIANTS = "naive,tuned,tuned-graph,compiled,compiled-graph,ganfast,ganfast-graph,ganfast-compiled,ganfast-compiled-graph"
@@ -69,7 +69,7 @@ class Deadline:
 
 def tests(run: Run) -> Outcome:
     """What is marked gpu, and the kernels' own tests, which take the GPU where there is one. What did not end did not pass."""
-    marked = run("-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_engine_choice.py")
+    marked = run("-m", "pytest", "-q", "-m", "gpu", "tests/gpu/test_gpu.py", "tests/engine/test_engine_choice.py")
     found = worst(marked, run("-m", "pytest", "-q", *KERNEL_TESTS))
     return Outcome("failed", found.why) if found.word == "stopped" else found
 
@@ -102,7 +102,7 @@ def sampler(run: Run) -> Outcome:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         return Outcome("skipped", f"{', '.join(missing)} not installed here (the extra `export`)")
-    tested = run("-m", "pytest", "-q", "-rs", "-m", "gpu", "tests/test_gpu_sampler.py")
+    tested = run("-m", "pytest", "-q", "-rs", "-m", "gpu", "tests/gpu/test_gpu_sampler.py")
     return worst(tested, run("benchmarks/bench_sampler.py", "--gpu"))
 
 

@@ -23,7 +23,7 @@ AS_FLOAT = {"session.disable_quant_qdq": "1"}  # quantised values, products in f
 _SPIN_US = 100  # how long an idle thread stays awake: longer than a gap within one picture
 _SPIN_SINCE = (1, 26)  # earlier versions keep idle threads awake until the next request
 
-# One product of 64 values, all 127 steps of 1/127: 1 * 1 * 64. Made in tests/test_session.py.
+# One product of 64 values, all 127 steps of 1/127: 1 * 1 * 64. Made in tests/export/test_session.py.
 _PROBE = base64.b64decode(
     "CAg6hgMKIwoBeAoEc3RlcAoEemVybxICeDgiDlF1YW50aXplTGluZWFyCicKAng4CgRzdGVwCgR6ZXJvEgN4MzIiEERl"
     "cXVhbnRpemVMaW5lYXIKJgoBdwoEc3RlcAoEemVybxIDdzMyIhBEZXF1YW50aXplTGluZWFyChcKA3gzMgoDdzMyEgN5"

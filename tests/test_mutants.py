@@ -30,10 +30,11 @@ BROKEN = 70  # exit code where a mutant could not be made, or raised an error of
 
 # Where modules are imported from: the only place that knows.
 HOME = """
-    ganfast.losses ganfast.penalties ganfast.random ganfast.training.feed ganfast.training.state ganfast.runs.checkpoint
-    ganfast.disk ganfast.runs.logfile ganfast.engine.explicit ganfast.engine.layers ganfast.engine.lean
-    ganfast.engine.weights ganfast.kernels.gradient_penalty ganfast.kernels.latents
-    ganfast.kernels.to_uint8 ganfast.kernels.adam_ema ganfast.export.graph.deploy ganfast.export.bundle.bundle
+    ganfast.losses ganfast.penalties ganfast.random ganfast.training.feed ganfast.training.state
+    ganfast.runs.checkpoint ganfast.disk ganfast.runs.logfile ganfast.engine.explicit
+    ganfast.engine.layers ganfast.engine.lean ganfast.engine.weights
+    ganfast.kernels.gradient_penalty ganfast.kernels.latents ganfast.kernels.to_uint8
+    ganfast.kernels.adam_ema ganfast.export.graph.deploy ganfast.export.bundle.bundle
     ganfast.export.bundle.parity ganfast.export.drawing.sampler ganfast.export.drawing.lanes
 """
 MODULES = {path.rpartition(".")[2]: path for path in HOME.split()}

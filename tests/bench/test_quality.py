@@ -1,0 +1,70 @@
+"""Recipes and their records.
+
+Every table of docs/results/quality.md is made from the records, and every recipe can be read.
+"""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from ganfast import configfile
+from ganfast.errors import InputError
+from ganfast.presets import PRESETS, preset_config
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+quality = pytest.importorskip("quality")
+
+MARKED = r"<!-- quality:(\S+) -->\n(.*?)\n<!-- end -->"
+TABLES = re.findall(MARKED, quality.PAGE.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("data", "shown"), TABLES, ids=[data for data, _ in TABLES])
+def test_tables_of_the_page_are_those_of_the_records(data, shown):
+    assert shown == quality.table(data)
+
+
+def test_no_set_with_records_is_left_out_of_the_page():
+    recorded = {path.stem.removeprefix("quality-") for path in quality.RESULTS.glob("quality-*.jsonl")}
+    recorded.remove("celeba-64-long")  # a training of its own, beside the table
+    assert recorded == {data for data, _ in TABLES}
+
+
+def test_a_table_is_written_between_its_marks_only(tmp_path):
+    page = tmp_path / "quality.md"
+    page.write_text("before\n<!-- quality:mnist -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    quality.write("mnist", page)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- quality:mnist -->\n| preset |")
+    assert text.endswith("|\n<!-- end -->\nafter\n<!-- end -->\n")
+    with pytest.raises(SystemExit, match="has no line <!-- quality:celeba-64 -->"):
+        quality.write("celeba-64", page)
+
+
+def test_every_set_has_a_recipe_of_every_preset_that_can_be_read():
+    for data, known in quality.KIMG.items():
+        assert set(known) == set(PRESETS)
+        for preset in known:
+            mapping = quality.recipe(data, preset)
+            base = preset_config(mapping.pop("preset"), mapping["data"])
+            config = configfile.overlay(base, mapping, "the recipe")
+            assert (config.preset, config.net.width, config.log.keep) == (preset, 32, 0)
+    with pytest.raises(InputError, match="mnist has no recipe of nope"):
+        quality.recipe("mnist", "nope")
+
+
+@pytest.mark.parametrize("data", quality.KIMG)
+def test_recorded_runs_were_trained_by_the_recipes(data):
+    """The table of recipes may not drift from what the figures were measured with."""
+    for record in quality.read(data):
+        mapping = quality.recipe(data, record["preset"])
+        base = preset_config(mapping.pop("preset"), mapping["data"])
+        config = dataclasses.asdict(configfile.overlay(base, mapping, "the recipe"))
+        wrong = {
+            name for name in ("kimg", "batch", "net", "loss", "penalty", "ema_kimg")
+            if config[name] != record["config"][name]
+        }  # fmt: skip
+        assert not wrong, (record["preset"], record["seed"])

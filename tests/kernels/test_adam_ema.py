@@ -1,0 +1,229 @@
+"""Adam, the average and the short copy in one kernel: five steps against torch's optimizer in float64."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import ganfast.kernels.adam_ema as module
+from ganfast.kernels.adam_ema import adam_ema, adam_ema_reference, adam_ema_triton, adam_rates
+from tests.kernels.test_kernels_interpreted import (
+    DEVICE,
+    assert_as_exact,
+    assert_dispatch,
+    assert_op,
+    launching,
+    on_kernels,
+    poisoned_memory,
+    randn,
+)
+
+BETAS = [(0.0, 0.9), (0.5, 0.999), (0.0, 0.99)]
+LR, DECAY, EPS, STEPS = 3e-3, 0.99, 1e-8, 5
+
+
+def gradient(numel, step):
+    """Over five orders of magnitude, and exactly 0 for some: there only eps keeps 0 / 0 away."""
+    g = randn(numel, seed=step) * 10.0 ** randn(numel, seed=100)
+    g[7::10] = 0
+    return g
+
+
+@dataclass
+class State:
+    p: Tensor
+    m: Tensor
+    v: Tensor
+    average: Tensor | None
+    low: Tensor | None
+
+    @classmethod
+    def start(cls, numel, average=True, low=True, make=lambda x: x):
+        p = randn(numel, seed=50).to(DEVICE)
+        return cls(
+            make(p.clone()), make(torch.zeros_like(p)), make(torch.zeros_like(p)),
+            make(p.clone()) if average else None, make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
+        )  # fmt: skip
+
+    def step(self, function, g, rates, betas, eps=EPS):
+        function(self.p, g, self.m, self.v, rates, *betas, eps, self.average, self.low)
+
+
+def rates_of(step, betas, lr=LR, decay=DECAY):
+    scalars = (torch.tensor(value, dtype=torch.float64, device=DEVICE) for value in (step, lr, decay))
+    return adam_rates(*scalars, *betas)
+
+
+def exact_steps(numel, betas, eps=EPS):
+    """p, m, v and average after five steps of torch's own Adam."""
+    p = torch.nn.Parameter(randn(numel, seed=50).double())
+    average = p.detach().clone()
+    optimizer = torch.optim.Adam([p], lr=LR, betas=betas, eps=eps)
+    for step in range(1, STEPS + 1):
+        p.grad = gradient(numel, step).double()
+        optimizer.step()
+        average += (1 - DECAY) * (p.detach() - average)
+    state = optimizer.state[p]
+    return p.detach(), state["exp_avg"], state["exp_avg_sq"], average
+
+
+def assert_moments(state, m, v):
+    """Each element for itself: one may be 10^-10 of another. A mean of both signs is as exact as its largest gradient."""
+    torch.testing.assert_close(state.v.cpu().double(), v, rtol=1e-6, atol=1e-30)
+    largest = torch.stack([gradient(len(m), step).abs().double() for step in range(1, STEPS + 1)]).amax(0)
+    assert ((state.m.cpu().double() - m).abs() <= 3e-7 * largest).all()
+
+
+def assert_right(numel, betas, average=True, low=True, eps=EPS):
+    with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
+        found = State.start(numel, average, low, guards.copy)
+        for step in range(1, STEPS + 1):
+            g, rates = guards.copy(gradient(numel, step).to(DEVICE)), guards.copy(rates_of(step, betas))
+            given = g.clone(), rates.clone()
+            found.step(module.adam_ema_triton, g, rates, betas, eps)
+            assert torch.equal(g, given[0])
+            assert torch.equal(rates, given[1])
+    own = State.start(numel)
+    for step in range(1, STEPS + 1):
+        own.step(adam_ema_reference, gradient(numel, step).to(DEVICE), rates_of(step, betas), betas, eps)
+    p, m, v, mean = exact_steps(numel, betas, eps)
+    assert_as_exact(found.p, own.p.cpu(), p)
+    assert_moments(found, m, v)
+    if average:
+        assert_as_exact(found.average, own.average.cpu(), mean)
+    if low:
+        assert_as_exact(found.low, own.low.cpu(), found.p.cpu().double())
+
+
+@on_kernels
+@pytest.mark.parametrize("betas", BETAS, ids=str)
+@pytest.mark.parametrize("numel", [1, 1500, 4096])
+def test_five_steps_are_those_of_torchs_adam_in_float64(numel, betas):
+    assert_right(numel, betas)
+
+
+@on_kernels
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("low", [True, False])
+def test_average_and_copy_may_each_be_missing(average, low):
+    assert_right(1500, (0.5, 0.999), average, low)
+
+
+@on_kernels
+def test_without_momentum_the_first_moment_is_the_gradient_to_the_bit():
+    """As torch's: m + (g - m) would be off by a last place of what m was, which may be far larger."""
+    state = State.start(1500)
+    for step in (1, 2):
+        g = gradient(1500, step).to(DEVICE)
+        state.step(adam_ema_triton, g, rates_of(step, (0.0, 0.9)), (0.0, 0.9))
+        assert torch.equal(state.m, g)
+
+
+@on_kernels
+def test_eps_is_added_to_the_root():
+    """As large as the roots, it shows: inside the root, or before the bias correction, it would be another function."""
+    assert_right(1500, (0.5, 0.999), eps=0.1)
+
+
+@on_kernels
+def test_a_gradient_of_zero_moves_nothing_and_stays_finite():
+    state = State.start(1500)
+    before = state.p.clone()
+    state.step(adam_ema_triton, torch.zeros_like(state.p), rates_of(1, (0.0, 0.9)), (0.0, 0.9))
+    assert torch.equal(state.p, before)
+    assert torch.equal(state.average, before)
+    assert (state.m == 0).all()
+    assert (state.v == 0).all()
+
+
+@on_kernels
+def test_what_changes_from_step_to_step_is_read_from_the_device():
+    """A captured graph replays with the same arguments: only what the rates' memory holds may differ."""
+    g, rates = gradient(1500, 1).to(DEVICE), rates_of(1, (0.0, 0.9))
+    moved, kept = [], []
+    for lr, decay in ((LR, DECAY), (2 * LR, DECAY), (LR, 0.5), (0.0, DECAY)):
+        rates.copy_(rates_of(1, (0.0, 0.9), lr, decay))
+        state = State.start(1500)
+        before = state.p.double()
+        state.step(adam_ema_triton, g, rates, (0.0, 0.9))
+        moved.append(state.p.double() - before)
+        kept.append(state.average.double() - before)
+    still = {"rtol": 1e-2, "atol": 1e-6}  # differences of float32 numbers of size 1
+    torch.testing.assert_close(moved[1], 2 * moved[0], **still)
+    assert torch.equal(moved[2], moved[0])
+    assert (moved[3] == 0).all()
+    torch.testing.assert_close(kept[0], 0.01 * moved[0], **still)
+    torch.testing.assert_close(kept[2], 0.5 * moved[0], **still)
+    assert moved[0].abs().max() > LR / 2
+
+
+@on_kernels
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_decay_of_one_keeps_the_average_and_of_zero_follows(decay):
+    state = State.start(1500)
+    state.average.add_(1)
+    before = state.average.clone()
+    state.step(adam_ema_triton, gradient(1500, 1).to(DEVICE), rates_of(1, (0.0, 0.9), decay=decay), (0.0, 0.9))
+    torch.testing.assert_close(state.average, before if decay else state.p, rtol=0, atol=1e-6)
+    assert decay == 0.0 or torch.equal(state.average, before)
+
+
+@on_kernels
+def test_no_parameters_launch_nothing():
+    with launching():
+        State.start(0).step(adam_ema_triton, torch.empty(0, device=DEVICE), rates_of(1, (0.0, 0.9)), (0.0, 0.9))
+
+
+@on_kernels
+@pytest.mark.parametrize("given", [(True, True), (False, True), (False, False)], ids=str)
+def test_the_operation_keeps_its_schema_and_its_fake(given):
+    state = State.start(70, *given)
+    g = gradient(70, 1).to(DEVICE)
+    assert_op(
+        module._op, state.p, g, state.m, state.v, rates_of(1, (0.5, 0.9)), 0.5, 0.9, EPS, state.average, state.low
+    )  # fmt: skip
+
+
+# Rates, the reference, and which of the two runs.
+
+
+@pytest.mark.parametrize("betas", BETAS, ids=str)
+def test_rates_are_the_corrections_of_adam(betas):
+    for step in (1, 2, 1000):
+        for kind in (torch.int64, torch.float32):
+            rates = adam_rates(torch.tensor(step, dtype=kind), torch.tensor(LR), torch.tensor(DECAY), *betas)
+            assert rates.dtype == torch.float32
+            expected = [LR / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5, DECAY]
+            assert rates.tolist() == pytest.approx(expected, rel=2e-7)
+
+
+@pytest.mark.parametrize("betas", BETAS, ids=str)
+@pytest.mark.parametrize("eps", [EPS, 0.1])
+def test_the_reference_is_torchs_adam(betas, eps):
+    own = State.start(1500)
+    for step in range(1, STEPS + 1):
+        own.step(adam_ema_reference, gradient(1500, step).to(DEVICE), rates_of(step, betas), betas, eps)
+    p, m, v, average = exact_steps(1500, betas, eps)
+    assert_moments(own, m, v)
+    torch.testing.assert_close(own.p.cpu().double(), p, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own.average.cpu().double(), average, rtol=1e-6, atol=1e-6)
+    assert torch.equal(own.low, own.p.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_reference_or_kernel(monkeypatch, dtype):
+    """The kernel knows float32 only."""
+
+    def stepped(function):
+        def run(p, g, rates):
+            state = State(p.clone(), torch.zeros_like(p), torch.zeros_like(p), p.clone(), torch.zeros_like(p, dtype=torch.bfloat16))
+            state.step(function, g, rates, (0.5, 0.9))
+            return state.p, state.m, state.v, state.average, state.low
+
+        return run
+
+    p, g = randn(1500, dtype=dtype), gradient(1500, 1).to(dtype)
+    rates = rates_of(1, (0.5, 0.9)).to("cpu", dtype)
+    kernel = {"_adam_kernel": 1} if dtype == torch.float32 else {}
+    assert_dispatch(monkeypatch, stepped(adam_ema), stepped(adam_ema_reference), p, g, rates, kernel=kernel)

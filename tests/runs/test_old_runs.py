@@ -1,0 +1,44 @@
+"""Run directories that earlier versions wrote: they draw, and go on, for ever. tests/fixtures/make_run.py made them, each once."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.logfile import read_log
+from ganfast.runs.run import Run
+from ganfast.runs.train import train
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "runs"
+NAMES = [f"schema-{number}" for number in range(1, checkpoints.SCHEMA + 1)]
+
+
+def test_there_is_one_of_every_schema():
+    assert {path.name for path in FOLDER.iterdir()} == set(NAMES)
+    for number, name in enumerate(NAMES, start=1):
+        path, record, read = checkpoints.newest_whole(FOLDER / name / "checkpoints")
+        assert (path.name, record.schema, record.images) == ("000000160", number, 160)
+        assert set(read) == set(checkpoints.PARTS)
+        assert all(read.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_run_draws_the_pictures_it_drew_when_it_was_made(name):
+    expected = np.load(FOLDER / name / "expected.npy")
+    drawn = Run.open(FOLDER / name).sample(10, seed=1, labels=range(10))
+    np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
+    assert expected.std() > 5, "pictures, not a grey field"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_run_goes_on_where_it_ended(name, tmp_path):
+    out = Path(shutil.copytree(FOLDER / name, tmp_path / "run"))
+    (out / "samples").mkdir()
+    before = (out / "log.jsonl").read_text()
+    train(replace(Run.open(out).config, out=str(out), kimg=0.224), quiet=True)
+    assert (out / "log.jsonl").read_text().startswith(before), "no line is lost, none written anew"
+    assert [line["images"] for line in read_log(out / "log.jsonl")][-2:] == [192, 224]
+    assert checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema == checkpoints.SCHEMA
