@@ -1,11 +1,14 @@
 """The checkout and the package built from it hold the same modules; kernels and export appear as ganfast.kernels and .export."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,10 @@ def folders_with_modules(top: Path) -> set[str]:
 
 
 def test_package_list_equals_the_folders():
-    mapped = {f"ganfast.{name}" for name in ("kernels", "export") if (ROOT / name / "__init__.py").exists()}
+    mapped = {
+        ".".join(("ganfast", *path.parent.relative_to(ROOT).parts))
+        for name in ("kernels", "export") for path in (ROOT / name).rglob("__init__.py")
+    }  # fmt: skip
     assert set(MAPPING["packages"]) == folders_with_modules(ROOT / "ganfast") | mapped
 
 
@@ -66,7 +72,7 @@ def test_every_dependency_is_pinned_within_its_bounds():
 
 
 def test_checkout_runs_without_installing(tmp_path):
-    code = "import ganfast.kernels.latents, ganfast.latents; print(ganfast.kernels.__file__)"
+    code = "import ganfast.kernels.latents, ganfast.export.drawing.rows; print(ganfast.kernels.__file__)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-S", "-c", _with_site(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -118,3 +124,101 @@ def _without_harness(wheel: Path, folder: Path) -> None:
         assert done.returncode == 2, done.stderr
         assert sentence in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+# From the ground up: what a module imports when it is loaded stands on its own floor or below. A name stands for all that
+# begins with it, but for what has a longer name here. Functions may import from anywhere.
+FLOORS = (
+    "errors disk locks log latents images flops environment config configfile presets",
+    "kernels tensors device export.session",
+    "random losses models",
+    "penalties data",
+    "engine",
+    "training",
+    "evaluate",
+    "runs",
+    "export.bundle",
+    "export.graph",
+    "export.engines",
+    "export.drawing",
+    "export sampling",
+    "commands",
+    "cli __main__",
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()} | {"": 0}
+
+
+def modules() -> dict[str, Path]:
+    """The sources by dotted name, without ganfast in front."""
+    made = {}
+    for top, prefix in (("ganfast", ""), ("kernels", "kernels."), ("export", "export.")):
+        for path in sources(top):
+            name = prefix + ".".join(path.relative_to(ROOT / top).with_suffix("").parts)
+            made[name.removesuffix("__init__").rstrip(".")] = path
+    return made
+
+
+def sources(top: str) -> list[Path]:
+    paths = (ROOT / top).rglob("*.py")
+    return [path for path in paths if not any(parent.is_symlink() for parent in path.parents)]
+
+
+def loaded(path: Path, known: Container[str]) -> Iterator[str]:
+    """The modules of ganfast that a module imports when it is loaded itself."""
+
+    def below(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                for name in (f"{base}.{alias.name}" for alias in child.names):
+                    yield name if name.removeprefix("ganfast.") in known else base
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            elif not isinstance(child, ast.FunctionDef | ast.Lambda):
+                yield from below(child)
+
+    for name in below(ast.parse(path.read_text())):
+        if name.partition(".")[0] == "ganfast":
+            yield name.partition(".")[2]
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    return next(FLOOR[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in FLOOR)
+
+
+def test_every_import_leads_down_and_none_in_a_circle():
+    known = modules()
+    arrows = {name: set(loaded(path, known)) - {name} for name, path in known.items()}
+    assert sum(map(len, arrows.values())) > 300, "the imports are not seen"
+    assert not [f"{a} -> {b}" for a in arrows for b in arrows[a] if b and floor(b) > floor(a)]
+    left = dict(arrows)
+    while leaves := [name for name, needs in left.items() if not needs & left.keys() - {""}]:
+        left = {name: needs for name, needs in left.items() if name not in leaves}
+    assert not left, "these import each other"
+
+
+def test_training_knows_no_runs():
+    """Not inside a function either: what is computed does not depend on where it is kept."""
+    for path in (ROOT / "ganfast" / "training").rglob("*.py"):
+        assert "ganfast.runs" not in path.read_text(), path
+
+
+def test_what_a_sampler_imports_is_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it is an error from here on
+        "import ganfast.sampling, ganfast.latents, ganfast.export.verify\n"
+        "from ganfast.export import load_sampler\n"
+        "from ganfast.export.drawing import run_onnxruntime, run_tensorrt, source, bench_sample\n"
+        "from ganfast.export.engines import cuda, engines"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_folder_is_wider_than_24_modules():
+    tops = ("ganfast", "kernels", "export", "benchmarks", "tests")
+    widths = Counter(path.parent for top in tops for path in sources(top) if path.name != "__init__.py")
+    assert not {str(folder): width for folder, width in widths.items() if width > 24}
