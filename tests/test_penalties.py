@@ -362,7 +362,11 @@ def test_a_penalty_without_a_row_is_one_sentence(monkeypatch):
         step(pictures(2, 1), pictures(2, 2))
 
 
-@pytest.mark.parametrize("half", [{}, {"pictures": ("real",), "drawn": "eps"}, {"points": perturb}], ids=str)
+@pytest.mark.parametrize(
+    "half",
+    [{}, {"pictures": ("real",), "drawn": "eps"}, {"points": perturb}],
+    ids=["nothing", "numbers for nothing", "points of nothing"],
+)
 def test_a_row_that_says_half_is_refused(half):
     with pytest.raises(ValueError, match="a penalty has pictures of the loss, or points and what they are drawn from"):
         Penalty("norm", **half)
