@@ -14,7 +14,9 @@ CASES = {case.name: case for case in cases(DEVICE, small=DEVICE.type == "cpu")}
 
 
 @pytest.mark.benchmark(timer=synchronised_now)
-@pytest.mark.parametrize("variant", ["triton", "eager", "compile"] if DEVICE.type == "cuda" else ["eager"])
+@pytest.mark.parametrize(
+    "variant", ["triton", "eager", "compile"] if DEVICE.type == "cuda" else ["eager"]
+)
 @pytest.mark.parametrize("name", CASES)
 def bench_kernels(benchmark, name, variant):
     run = CASES[name].variants[variant]

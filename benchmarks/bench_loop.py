@@ -73,12 +73,23 @@ def whole(plan: Plan, folder: Path) -> Callable[[], None]:
     def on_step(now, critic, generator) -> None:
         if now.images // images % c.log.every == 0:
             log.step(
-                now.images, {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
+                now.images,
+                {f"critic/{k}": v for k, v in critic.items()}
+                | {f"generator/{k}": v for k, v in generator.items()},
             )
 
     def run() -> None:
         end = state.images + STEPS * images
-        train_loop(state, plan.data, c, critic_step, generator_step, lambda: state.images >= end, on_step, drawing)
+        train_loop(
+            state,
+            plan.data,
+            c,
+            critic_step,
+            generator_step,
+            lambda: state.images >= end,
+            on_step,
+            drawing,
+        )
 
     return run
 
@@ -95,13 +106,20 @@ def measure(name: str, rounds: int) -> float:
     ratio = float(np.median(pairs))
     images = STEPS * c.optim.critic_steps * c.batch
     conditions = {
-        "preset": preset, "size": side, "batch": c.batch, "width": c.net.width, "precision": c.precision, "rounds": rounds,
+        "preset": preset,
+        "size": side,
+        "batch": c.batch,
+        "width": c.net.width,
+        "precision": c.precision,
+        "rounds": rounds,
         "images_per_round": images,
-    }  # fmt: skip
+    }
     path = record(f"loop-{name}", conditions, seconds, loop_speed_over_bare=ratio)
     rate = images / float(np.median(seconds["loop"]))
     low, high = np.percentile(pairs, (20, 80))
-    print(f"{name}: loop at {ratio:.3f} of the bare steps' speed ({low:.3f} to {high:.3f}), {rate:,.0f} img/s -> {path.name}")
+    print(
+        f"{name}: loop at {ratio:.3f} of the bare steps' speed ({low:.3f} to {high:.3f}), {rate:,.0f} img/s -> {path.name}"
+    )
     return ratio
 
 
@@ -112,7 +130,9 @@ def bench_loop(benchmark, tmp_path, name, variant):
     plan = prepare(preset, side, tmp_path)
     run = bare(plan) if variant == "bare" else whole(plan, tmp_path)
     benchmark.group = name
-    benchmark.extra_info["images_per_round"] = STEPS * plan.config.optim.critic_steps * plan.config.batch
+    benchmark.extra_info["images_per_round"] = (
+        STEPS * plan.config.optim.critic_steps * plan.config.batch
+    )
     benchmark.pedantic(run, rounds=2, warmup_rounds=1)
 
 

@@ -41,14 +41,25 @@ def measure(preset: str, size: int, width: int, saves: int) -> dict[str, list[fl
         np.save(f"{folder}/noise.npy", pictures)
         config = preset_config(preset, "celeba")
         net = replace(config.net, width=width)
-        plan = make_plan(replace(config, data=f"{folder}/noise.npy", size=size, net=net, conditional="no", device="cpu"))
+        plan = make_plan(
+            replace(
+                config,
+                data=f"{folder}/noise.npy",
+                size=size,
+                net=net,
+                conditional="no",
+                device="cpu",
+            )
+        )
         run = Run(Path(folder) / "run", plan.config, {"classes": []})
         copy, finish = Copy(on_host=True), average_finisher(plan, run)
         for number in range(saves + 1):
             parts: dict[str, Callable[[], Any]] = {
                 "copy": lambda: copy.take(plan.state),
                 "statistics": lambda: finish(copy.contents["ema"]) if finish else None,
-                "write": lambda n=number: checkpoints.write(run.checkpoint_folder, n, copy.contents, 0),  # type: ignore[misc]
+                "write": lambda n=number: checkpoints.write(
+                    run.checkpoint_folder, n, copy.contents, 0
+                ),  # type: ignore[misc]
             }
             for name, part in parts.items():
                 with counted(seconds[name]):
@@ -68,5 +79,16 @@ if __name__ == "__main__":
     whole = sorted(map(sum, zip(*found.values(), strict=True)))[given.saves // 2]
     conditions = vars(given) | {"device": "cpu", "threads": torch.get_num_threads()}
     name = f"saving-{given.preset}-{given.size}-w{given.width}"
-    print(record(name, conditions, found, median_cpu_seconds_a_save=whole, percent_of_one_core_at_one_a_minute=100 * whole / 60))
-    print({part: round(sorted(values)[given.saves // 2], 3) for part, values in found.items()}, f"{whole / 0.6:.2f}% of one core")
+    print(
+        record(
+            name,
+            conditions,
+            found,
+            median_cpu_seconds_a_save=whole,
+            percent_of_one_core_at_one_a_minute=100 * whole / 60,
+        )
+    )
+    print(
+        {part: round(sorted(values)[given.saves // 2], 3) for part, values in found.items()},
+        f"{whole / 0.6:.2f}% of one core",
+    )

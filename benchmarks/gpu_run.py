@@ -20,7 +20,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 LIMIT = 450.0  # seconds of a part
 KERNEL_TESTS = [
     str(next(ROOT.glob(f"tests/**/test_{name}.py")))
-    for name in ("gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema", "engine_kernels", "optim")
+    for name in (
+        "gradient_penalty",
+        "bias_act",
+        "latents",
+        "to_uint8",
+        "adam_ema",
+        "engine_kernels",
+        "optim",
+    )
 ]
 VARIANTS = "naive,tuned,tuned-graph,compiled,compiled-graph,ganfast,ganfast-graph,ganfast-compiled,ganfast-compiled-graph"
 OURS = "ganfast,ganfast-graph,ganfast-compiled-graph"
@@ -36,7 +44,9 @@ Run = Callable[..., Outcome]
 
 
 def worst(*outcomes: Outcome) -> Outcome:
-    return max(outcomes, key=lambda outcome: ("passed", "skipped", "stopped", "failed").index(outcome.word))
+    return max(
+        outcomes, key=lambda outcome: ("passed", "skipped", "stopped", "failed").index(outcome.word)
+    )
 
 
 class Deadline:
@@ -51,14 +61,18 @@ class Deadline:
         if left <= 0:
             return self._stopped(f"{what}: not begun, the {self._seconds:g} s of the part are over")
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, start_new_session=True
+        )
         try:
             code = process.wait(left)
         except subprocess.TimeoutExpired:
             return self._stopped(f"{what}: stopped, the {self._seconds:g} s of the part are over")
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it started: compilers and workers
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # with what it started: compilers and workers
                 process.wait()
         return PASSED if code == 0 else Outcome("failed", f"{what}: exit code {code}")
 
@@ -69,7 +83,15 @@ class Deadline:
 
 def tests(run: Run) -> Outcome:
     """What is marked gpu, and the kernels' own tests, which take the GPU where there is one. What did not end did not pass."""
-    marked = run("-m", "pytest", "-q", "-m", "gpu", "tests/gpu/test_gpu.py", "tests/engine/test_engine_choice.py")
+    marked = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "tests/gpu/test_gpu.py",
+        "tests/engine/test_engine_choice.py",
+    )
     found = worst(marked, run("-m", "pytest", "-q", *KERNEL_TESTS))
     return Outcome("failed", found.why) if found.word == "stopped" else found
 
@@ -81,7 +103,9 @@ def kernels(run: Run) -> Outcome:
 def phases(run: Run) -> Outcome:
     """At CelebA-64 size: a batch and width that fill the GPU; the penalties on both, and on reals."""
     common = ("--data", "celeba", "--rounds", "20")
-    large = _train(run, "--preset", "wgan-gp", "--batch", "512", "--width", "128", *common, "--variants", OURS)
+    large = _train(
+        run, "--preset", "wgan-gp", "--batch", "512", "--width", "128", *common, "--variants", OURS
+    )
     usual = ("--batch", "128", "--width", "64", *common, "--variants", VARIANTS)
     return worst(large, *(_train(run, "--preset", preset, *usual) for preset in ("rpgan", "r1")))
 
@@ -90,7 +114,12 @@ def bench(run: Run) -> Outcome:
     """Whole iterations by every variant, JAX too where it is installed, at MNIST and CelebA-64 size."""
     variants = VARIANTS + (",jax" if importlib.util.find_spec("jax") else "")
     common = ("--preset", "wgan-gp", "--width", "64", "--rounds", "40", "--variants", variants)
-    return worst(*(_train(run, "--data", data, "--batch", batch, *common) for data, batch in (("mnist", "64"), ("celeba", "128"))))
+    return worst(
+        *(
+            _train(run, "--data", data, "--batch", batch, *common)
+            for data, batch in (("mnist", "64"), ("celeba", "128"))
+        )
+    )
 
 
 def _train(run: Run, *arguments: str) -> Outcome:
@@ -99,7 +128,11 @@ def _train(run: Run, *arguments: str) -> Outcome:
 
 def sampler(run: Run) -> Outcome:
     """Back ends of the sampler on this GPU, their tests skipped with the reason where a package is missing; then its times."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("onnx", "onnxscript", "onnxruntime")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         return Outcome("skipped", f"{', '.join(missing)} not installed here (the extra `export`)")
     tested = run("-m", "pytest", "-q", "-rs", "-m", "gpu", "tests/gpu/test_gpu_sampler.py")
@@ -124,11 +157,21 @@ def speed(run: Run) -> Outcome:
         began = time.time()
         outcome = run("benchmarks/speed.py", data, "--device", "cuda", "--limit", limit, *more)
         recorded = any(path.name[11:].startswith(f"speed-{data}-") for path in written_since(began))
-        outcomes.append(PASSED if outcome.word == "failed" and recorded else outcome)  # it ran, and did not reach its goal
+        outcomes.append(
+            PASSED if outcome.word == "failed" and recorded else outcome
+        )  # it ran, and did not reach its goal
     return worst(*outcomes)
 
 
-PARTS = {"tests": tests, "kernels": kernels, "phases": phases, "bench": bench, "sampler": sampler, "train": train, "speed": speed}
+PARTS = {
+    "tests": tests,
+    "kernels": kernels,
+    "phases": phases,
+    "bench": bench,
+    "sampler": sampler,
+    "train": train,
+    "speed": speed,
+}
 
 
 def written_since(began: float) -> list[Path]:
@@ -143,7 +186,12 @@ def summary(ended: Mapping[str, tuple[Outcome, float]], began: float) -> int:
 
     found = [read(path) for path in written_since(began)]
     why = {
-        name: f"part {name}: " + (f"{ended[name][0].word} {ended[name][0].why}".strip() if name in ended else "not asked for")
+        name: f"part {name}: "
+        + (
+            f"{ended[name][0].word} {ended[name][0].why}".strip()
+            if name in ended
+            else "not asked for"
+        )
         for name in PARTS
     }
     print("\nparts")
@@ -159,17 +207,26 @@ def summary(ended: Mapping[str, tuple[Outcome, float]], began: float) -> int:
 def main() -> int:
     part = sys.argv[1] if len(sys.argv) > 1 else "all"
     if part not in (*PARTS, "all"):
-        print(f"make gpu: PART is {part!r}; expected one of {', '.join(PARTS)} or all", file=sys.stderr)
+        print(
+            f"make gpu: PART is {part!r}; expected one of {', '.join(PARTS)} or all",
+            file=sys.stderr,
+        )
         return 2
     try:
         import torch
     except ImportError:
-        print(f"make gpu needs torch: {sys.executable} has none; give another, make gpu PYTHON=...", file=sys.stderr)
+        print(
+            f"make gpu needs torch: {sys.executable} has none; give another, make gpu PYTHON=...",
+            file=sys.stderr,
+        )
         return 2
     if not torch.cuda.is_available():
         print("make gpu needs an NVIDIA GPU: torch sees none", file=sys.stderr)
         return 2
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}",
+        flush=True,
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended too
     started, ended = time.time(), {}
     for name in PARTS if part == "all" else [part]:

@@ -38,14 +38,19 @@ def find_data(folder: Path) -> tuple[str, str]:
     """What to train on, and a sentence about it."""
     if os.environ.get("GANFAST_DATA") and (Path(os.environ["GANFAST_DATA"]) / "mnist").is_dir():
         return "mnist", "MNIST"
-    missing = [name for name, module in (("scikit-learn", "sklearn"), ("Pillow", "PIL")) if find_spec(module) is None]
+    missing = [
+        name
+        for name, module in (("scikit-learn", "sklearn"), ("Pillow", "PIL"))
+        if find_spec(module) is None
+    ]
     if not missing:
         return "digits", "the embedded digits: GANFAST_DATA names no folder with mnist/"
     path = folder / "mnist-like.npz"  # a name by which presets take MNIST's batch and rates
     np.savez(path, **generated(60_000))
-    return str(
-        path
-    ), f"pictures made here, of MNIST's size: GANFAST_DATA names no folder with mnist/, {' and '.join(missing)} missing"
+    return (
+        str(path),
+        f"pictures made here, of MNIST's size: GANFAST_DATA names no folder with mnist/, {' and '.join(missing)} missing",
+    )
 
 
 def generated(count: int) -> dict[str, np.ndarray]:
@@ -63,9 +68,21 @@ def generated(count: int) -> dict[str, np.ndarray]:
 
 def differing(found: Contents, saved: Contents) -> list[str]:
     """Tensors that are not to the bit what was saved, or that only one side has."""
-    pairs = {f"{part}.{name}" for contents in (found, saved) for part in contents for name in contents[part]}
-    have = [{f"{part}.{name}": value.cpu() for part in c for name, value in c[part].items()} for c in (found, saved)]
-    return sorted(k for k in pairs if not all(k in one for one in have) or not torch.equal(have[0][k], have[1][k]))
+    pairs = {
+        f"{part}.{name}"
+        for contents in (found, saved)
+        for part in contents
+        for name in contents[part]
+    }
+    have = [
+        {f"{part}.{name}": value.cpu() for part in c for name, value in c[part].items()}
+        for c in (found, saved)
+    ]
+    return sorted(
+        k
+        for k in pairs
+        if not all(k in one for one in have) or not torch.equal(have[0][k], have[1][k])
+    )
 
 
 def resumed(config: Config) -> tuple[list[str], dict[str, Any]]:
@@ -91,16 +108,26 @@ def resumed(config: Config) -> tuple[list[str], dict[str, Any]]:
         wrong.append(f"the {kept} log lines up to the checkpoint changed")
     gap = float(np.abs(before - after).mean())
     if not gap < _GAP:
-        wrong.append(f"pictures differ by {gap:.3f} grey levels on average; expected less than {_GAP:g}")
+        wrong.append(
+            f"pictures differ by {gap:.3f} grey levels on average; expected less than {_GAP:g}"
+        )
     engine = json.loads((whole.folder / "engine.json").read_text())
     if engine["engine"] != "explicit":
         wrong.append(f"the critic step was not computed by the explicit engine: {engine}")
-    seen = {"gap": gap, "resumed_at": at.images, "seconds": seconds, "resumed_seconds": time.monotonic() - began, "engine": engine}
+    seen = {
+        "gap": gap,
+        "resumed_at": at.images,
+        "seconds": seconds,
+        "resumed_seconds": time.monotonic() - began,
+        "engine": engine,
+    }
     return wrong, seen
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kimg", type=float, default=60.0)
     parser.add_argument("--width", type=int, default=0, help="of the networks; 0 = the preset's")
@@ -111,17 +138,30 @@ def main(arguments: list[str]) -> int:
         print(f"training on {what}", flush=True)
         config = preset_config("wgan-gp", data)
         config = replace(
-            config, kimg=given.kimg, device=given.device, out=f"{temporary}/run", net=replace(config.net, width=given.width),
+            config,
+            kimg=given.kimg,
+            device=given.device,
+            out=f"{temporary}/run",
+            net=replace(config.net, width=given.width),
             log=LogConfig(every=5, save_kimg=_SAVED * given.kimg, tensorboard=False),
-        )  # fmt: skip
+        )
         wrong, seen = resumed(config)
-    print(f"{given.kimg:g} kimg in {seen['seconds']:.0f} s; pictures of the resumed run differ by {seen['gap']:.3f} grey levels")
+    print(
+        f"{given.kimg:g} kimg in {seen['seconds']:.0f} s; pictures of the resumed run differ by {seen['gap']:.3f} grey levels"
+    )
     for sentence in wrong[:10]:
         print(sentence)
     if not given.no_record:
         conditions = {"preset": "wgan-gp", "data": what, "kimg": given.kimg, "device": given.device}
         seconds = {"whole": [seen["seconds"]], "resumed": [seen["resumed_seconds"]]}
-        print(record(f"resume-wgan-gp-{given.device}", conditions, seconds, result=seen | {"wrong": wrong}))
+        print(
+            record(
+                f"resume-wgan-gp-{given.device}",
+                conditions,
+                seconds,
+                result=seen | {"wrong": wrong},
+            )
+        )
     return 1 if wrong else 0
 
 

@@ -28,10 +28,12 @@ from ganfast.training.state import State
 class Watching(Guard):
     """A guard that notes how large everything became."""
 
-    seen: dict[str, float] = {"growth": 0.0, "gradient": 0.0, "statistic": 0.0}  # noqa: RUF012  the one of this process
+    seen: dict[str, float] = {"growth": 0.0, "gradient": 0.0, "statistic": 0.0}
 
     def statistics_problem(self, record: Mapping[str, object]) -> str | None:
-        numbers = [abs(value) for name, value in record.items() if "/" in name and isinstance(value, float)]
+        numbers = [
+            abs(value) for name, value in record.items() if "/" in name and isinstance(value, float)
+        ]
         self.seen["statistic"] = max(self.seen["statistic"], *numbers)
         return super().statistics_problem(record)
 
@@ -39,8 +41,14 @@ class Watching(Guard):
     def state_problem(self, state: State) -> str | None:
         before = dict(self._good)
         problem = super().state_problem(state)
-        self.seen["growth"] = max([self.seen["growth"], *(self._good[net] / norm for net, norm in before.items())])
-        gradients = [tensor.norm().item() for name, tensor in named_tensors(state).items() if name.startswith("the gradient of")]
+        self.seen["growth"] = max(
+            [self.seen["growth"], *(self._good[net] / norm for net, norm in before.items())]
+        )
+        gradients = [
+            tensor.norm().item()
+            for name, tensor in named_tensors(state).items()
+            if name.startswith("the gradient of")
+        ]
         self.seen["gradient"] = max([self.seen["gradient"], *gradients])
         return problem
 
@@ -53,7 +61,11 @@ def margins(config: Config) -> dict[str, Any]:
         looks = len(read_log(Path(folder) / "run" / "log.jsonl"))
     limits = GuardConfig()
     left = {name: round(getattr(limits, name) / value, 1) for name, value in Watching.seen.items()}
-    return {"seen": {k: float(f"{v:.4g}") for k, v in Watching.seen.items()}, "times_to_the_limit": left, "log_lines": looks}
+    return {
+        "seen": {k: float(f"{v:.4g}") for k, v in Watching.seen.items()},
+        "times_to_the_limit": left,
+        "log_lines": looks,
+    }
 
 
 if __name__ == "__main__":
@@ -77,4 +89,11 @@ if __name__ == "__main__":
         print(name, json.dumps(found[name]), flush=True)
     assert all(math.isfinite(value) for each in found.values() for value in each["seen"].values())
     suffix = "" if given.faster == 1 else f"-lr-x{given.faster:g}"
-    print(record(f"guard-margins{suffix}", {"data": given.data, "kimg": given.kimg, "lr": given.faster}, {}, margins=found))
+    print(
+        record(
+            f"guard-margins{suffix}",
+            {"data": given.data, "kimg": given.kimg, "lr": given.faster},
+            {},
+            margins=found,
+        )
+    )

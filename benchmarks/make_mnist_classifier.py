@@ -22,12 +22,18 @@ EPOCHS, SEED = 6, 0
 
 def main() -> None:
     root = sys.argv[1] if len(sys.argv) > 1 else None
-    path = Path(sys.argv[2] if len(sys.argv) > 2 else Path(__file__).parents[1] / "ganfast/evaluate/mnist_classifier.safetensors")
+    path = Path(
+        sys.argv[2]
+        if len(sys.argv) > 2
+        else Path(__file__).parents[1] / "ganfast/evaluate/mnist_classifier.safetensors"
+    )
     torch.set_num_threads(1)
     net = train_classifier(open_data("mnist", root=root), SEED, EPOCHS, torch.device("cpu"))
     reached = accuracy(net, open_data("mnist", split="test", root=root))
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, path)
-    print(f"{path}: {path.stat().st_size:,} bytes, test accuracy {reached:.2%}, sha256 {sha256_of(path)}")
+    print(
+        f"{path}: {path.stat().st_size:,} bytes, test accuracy {reached:.2%}, sha256 {sha256_of(path)}"
+    )
 
 
 if __name__ == "__main__":

@@ -41,25 +41,51 @@ RUNS = Path(os.environ.get("GANFAST_QUALITY_RUNS", "runs/quality"))
 # 300 s for mnist and stacked-mnist, 900 s for celeba-64.
 KIMG: dict[str, dict[str, int]] = {
     "mnist": {
-        "acgan": 215, "dcgan": 256, "dragan": 215, "gan": 1256, "hinge": 240, "lsgan": 256,
-        "r1": 208, "rpgan": 192, "wgan": 430, "wgan-gp": 288,
+        "acgan": 215,
+        "dcgan": 256,
+        "dragan": 215,
+        "gan": 1256,
+        "hinge": 240,
+        "lsgan": 256,
+        "r1": 208,
+        "rpgan": 192,
+        "wgan": 430,
+        "wgan-gp": 288,
     },
     "stacked-mnist": {
-        "acgan": 270, "dcgan": 320, "dragan": 270, "gan": 1575, "hinge": 300, "lsgan": 320,
-        "r1": 260, "rpgan": 250, "wgan": 550, "wgan-gp": 360,
+        "acgan": 270,
+        "dcgan": 320,
+        "dragan": 270,
+        "gan": 1575,
+        "hinge": 300,
+        "lsgan": 320,
+        "r1": 260,
+        "rpgan": 250,
+        "wgan": 550,
+        "wgan-gp": 360,
     },
     "celeba-64": {
-        "acgan": 107, "dcgan": 128, "dragan": 97, "gan": 300, "hinge": 133, "lsgan": 130,
-        "r1": 116, "rpgan": 100, "wgan": 194, "wgan-gp": 136,
+        "acgan": 107,
+        "dcgan": 128,
+        "dragan": 97,
+        "gan": 300,
+        "hinge": 133,
+        "lsgan": 130,
+        "r1": 116,
+        "rpgan": 100,
+        "wgan": 194,
+        "wgan-gp": 136,
     },
-}  # fmt: skip
+}
 
 
 def recipe(data: str, preset: str) -> dict[str, Any]:
     """What a config file of the recipe holds."""
     known = KIMG.get(data, {})
     if preset not in known:
-        raise InputError(f"{data} has no recipe of {preset}; expected one of {', '.join(known or KIMG)}")
+        raise InputError(
+            f"{data} has no recipe of {preset}; expected one of {', '.join(known or KIMG)}"
+        )
     common = {"preset": preset, "kimg": known[preset], "net": {"width": 32}, "log": {"keep": 0}}
     match data:
         case "stacked-mnist":  # classes asked for would be modes given away, but acgan learns them
@@ -78,8 +104,21 @@ def train(data: str, preset: str, seed: int) -> Path:
     config = RUNS / data / f"{preset}.json"  # which is YAML too
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(recipe(data, preset)))
-    command = ["train", "--config", str(config), "--seed", str(seed), "--out", str(folder), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    command = [
+        "train",
+        "--config",
+        str(config),
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+        "--quiet",
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": str(HERE.parent),
+    }
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     try:
         subprocess.run([sys.executable, "-m", "ganfast", *command], env=environment, check=True)
@@ -116,14 +155,26 @@ def score(data: str, extractor: str) -> None:
         last = _scored(run, names[-1], evaluation)
         content = {
             "date": datetime.date.today().isoformat(),
-            "schema": 1, "benchmark": "quality", "data": data, "preset": run.config.preset, "seed": run.config.seed,
-            "images": int(names[-1]), **json.loads((folder / "cost.json").read_text()), "threads": 1,
+            "schema": 1,
+            "benchmark": "quality",
+            "data": data,
+            "preset": run.config.preset,
+            "seed": run.config.seed,
+            "images": int(names[-1]),
+            **json.loads((folder / "cost.json").read_text()),
+            "threads": 1,
             "conditions": "one thread, other processes on the machine; sample grids and 10 checkpoints included",
             "environment": environment(),
-            "config": {name: value for name, value in dataclasses.asdict(run.config).items() if name not in own},
-            "frechet_by_images": quick, "pictures_per_checkpoint": QUICK,
-            "last": last, "best": last if best == names[-1] else _scored(run, best, evaluation),
-        }  # fmt: skip
+            "config": {
+                name: value
+                for name, value in dataclasses.asdict(run.config).items()
+                if name not in own
+            },
+            "frechet_by_images": quick,
+            "pictures_per_checkpoint": QUICK,
+            "last": last,
+            "best": last if best == names[-1] else _scored(run, best, evaluation),
+        }
         with campaign(data).open("a") as file:
             file.write(json.dumps(content) + "\n")
         print(f"{folder.name} -> {campaign(data)}", flush=True)
@@ -143,7 +194,9 @@ def _evaluation(folder: Path, extractor: str) -> Evaluation:
     """Of the pictures that a run was trained on: 26,000 fakes where modes are counted, else 10,000, or as many as are held out."""
     config = Run.open(folder).config
     root = config.data_root or None
-    pack, held_out = open_reference(config.data, config.size, config.channels, config.attributes, root)
+    pack, held_out = open_reference(
+        config.data, config.size, config.channels, config.attributes, root
+    )
     count = 26_000 if len(pack.info.classes) == 1000 else 10_000
     return Evaluation(pack, held_out, find_extractor(extractor, pack, find_device("cpu")), count)
 
@@ -159,7 +212,9 @@ def _quick(run: Run, names: list[str], evaluation: Evaluation) -> dict[str, floa
     found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
         if name not in found:
-            found[name] = evaluation.score(of_run(run, name, 0, 1.0, "cpu"), QUICK).scores["frechet"]
+            found[name] = evaluation.score(of_run(run, name, 0, 1.0, "cpu"), QUICK).scores[
+                "frechet"
+            ]
             path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -170,21 +225,46 @@ def table(data: str) -> str:
     if not records:
         raise SystemExit(f"no record of {data} in {RESULTS}")
     records.sort(key=lambda r: r["last"]["scores"]["frechet"])
-    large = records[0]["last"]["ceiling"] > 1000  # distances of other networks than the classifier are thousands
+    large = (
+        records[0]["last"]["ceiling"] > 1000
+    )  # distances of other networks than the classifier are thousands
     keys = {"frechet": ",.0f" if large else ".2f", "kernel": ".2g" if large else ".4f"}
     keys |= {"precision": ".3f", "recall": ".3f", "density": ".2f", "coverage": ".3f"}
     if data == "stacked-mnist":
         keys = {"modes": ".0f", "kl_data": ".3f"} | keys
     asked = any("label_accuracy" in r["last"]["scores"] for r in records)
-    heads = ["preset", "seed", "kimg", "CPU s", "wall s", *(_HEADS.get(k, k) for k in keys), *(["asked and got"] if asked else [])]
+    heads = [
+        "preset",
+        "seed",
+        "kimg",
+        "CPU s",
+        "wall s",
+        *(_HEADS.get(k, k) for k in keys),
+        *(["asked and got"] if asked else []),
+    ]
     rows = [_row(r, keys, asked) for r in records]
     reals, ceiling = records[0]["last"]["floor"], records[0]["last"]["ceiling"]
     got = [format(reals["label_accuracy"], ".1%")] if asked else []
-    rows.append(["held-out reals", "", "", "", "", *(format(reals[k], form) for k, form in keys.items()), *got])
+    rows.append(
+        [
+            "held-out reals",
+            "",
+            "",
+            "",
+            "",
+            *(format(reals[k], form) for k, form in keys.items()),
+            *got,
+        ]
+    )
     gaussian = [format(ceiling, keys["frechet"]) if k == "frechet" else "" for k in keys]
     rows.append(["300-component Gaussian", "", "", "", "", *gaussian, *([""] if asked else [])])
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("|" + "|".join(cell if cell == "---" else f" {cell} " if cell else " " for cell in row) + "|" for row in lines)
+    return "\n".join(
+        "|"
+        + "|".join(cell if cell == "---" else f" {cell} " if cell else " " for cell in row)
+        + "|"
+        for row in lines
+    )
 
 
 _HEADS = {"kl_data": "KL"}
@@ -194,12 +274,19 @@ def _row(record: dict[str, Any], keys: dict[str, str], asked: bool) -> list[str]
     last, best = record["last"], record["best"]
     cells = {k: format(last["scores"][k], form) for k, form in keys.items()}
     if best["images"] != last["images"]:
-        cells["frechet"] += f" ({format(best['scores']['frechet'], keys['frechet'])} at {best['images'] / 1000:.0f})"
+        cells["frechet"] += (
+            f" ({format(best['scores']['frechet'], keys['frechet'])} at {best['images'] / 1000:.0f})"
+        )
     got = last["scores"].get("label_accuracy")
     return [
-        f"`{record['preset']}`", str(record["seed"]), f"{record['images'] / 1000:.0f}", f"{record['cpu_seconds']:.0f}",
-        f"{record['wall_seconds']:.0f}", *cells.values(), *(["-" if got is None else format(got, ".1%")] if asked else []),
-    ]  # fmt: skip
+        f"`{record['preset']}`",
+        str(record["seed"]),
+        f"{record['images'] / 1000:.0f}",
+        f"{record['cpu_seconds']:.0f}",
+        f"{record['wall_seconds']:.0f}",
+        *cells.values(),
+        *(["-" if got is None else format(got, ".1%")] if asked else []),
+    ]
 
 
 def write(data: str, page: Path) -> None:
@@ -213,7 +300,9 @@ def write(data: str, page: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["train", "score", "table"])
     parser.add_argument("data")
     parser.add_argument("preset", nargs="?", default="wgan-gp")

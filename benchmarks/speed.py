@@ -52,7 +52,12 @@ class Goal:
 
 GOALS = {
     "mnist": Goal("dcgan", 10_000, lambda s: s["frechet"] <= 0.2, "Frechet distance at most 0.2"),
-    "stacked-mnist": Goal("rpgan", 26_000, lambda s: s["modes"] == 1000 and s["kl_data"] <= 0.1, "1000 modes, KL at most 0.1"),
+    "stacked-mnist": Goal(
+        "rpgan",
+        26_000,
+        lambda s: s["modes"] == 1000 and s["kl_data"] <= 0.1,
+        "1000 modes, KL at most 0.1",
+    ),
 }
 
 
@@ -65,7 +70,9 @@ class Judge:
         found = ClassScores(len(pack.info.classes))
         for start in range(0, min(reals, len(pack.images)), CHUNK):
             rows = np.arange(start, min(start + CHUNK, reals, len(pack.images)))
-            seen = extractor(np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)))
+            seen = extractor(
+                np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1))
+            )
             self.frechet.reference(seen.features.cpu())
             found.add(seen.logits, None)
         self.classes = found.counts
@@ -74,7 +81,9 @@ class Judge:
         c, info = plan.config, self.pack.info
         classes = info.classes if c.conditional != "no" else ()
         reestimate_batchnorm(plan.state.average, c.seed, c.net.latent, len(classes))
-        source = Generated(plan.state.average, c.net.latent, (info.size, info.size, info.channels), classes, 0, 1.0)
+        source = Generated(
+            plan.state.average, c.net.latent, (info.size, info.size, info.channels), classes, 0, 1.0
+        )
         found = ClassScores(len(info.classes))
         for start in range(0, self.count, CHUNK):
             stop = min(start + CHUNK, self.count)
@@ -98,12 +107,28 @@ def run(config: Config, goal: Goal, judge: Judge, looks: int, limit: float) -> d
 
     def on_step(state: State, critic: object, generator: object) -> None:
         nonlocal looked
-        if state.images // every == (state.images - config.batch * config.optim.critic_steps) // every:
+        if (
+            state.images // every
+            == (state.images - config.batch * config.optim.critic_steps) // every
+        ):
             return
         trained, before = seconds(), time.monotonic()
         scores = judge(plan)
-        history.append({"images": state.images, "seconds": round(trained, 3), **scores, "reached": goal.reached(scores)})
-        print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in history[-1].items()), flush=True)
+        history.append(
+            {
+                "images": state.images,
+                "seconds": round(trained, 3),
+                **scores,
+                "reached": goal.reached(scores),
+            }
+        )
+        print(
+            ", ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in history[-1].items()
+            ),
+            flush=True,
+        )
         looked += time.monotonic() - before
 
     def stop() -> bool:
@@ -111,42 +136,75 @@ def run(config: Config, goal: Goal, judge: Judge, looks: int, limit: float) -> d
 
     c, state = plan.config, plan.state
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1])
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins)
+    critic_step = make_critic_step(
+        state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1]
+    )
+    generator_step = make_generator_step(
+        state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins
+    )
     drawing = make_drawing(state.generator, plan.autocast, plan.compile, twins[0])
     train_loop(state, plan.data, c, critic_step, generator_step, stop, on_step, drawing)
     reached = next((line for line in history if line["reached"]), None)
     return {
-        "goal": goal.text, "reached": reached is not None, "seconds": reached["seconds"] if reached else None,
-        "images": reached["images"] if reached else None, "trained_seconds": round(seconds(), 3),
-        "scoring_seconds": round(looked, 3), "engine": str(critic_step.choice), "history": history,
-    }  # fmt: skip
+        "goal": goal.text,
+        "reached": reached is not None,
+        "seconds": reached["seconds"] if reached else None,
+        "images": reached["images"] if reached else None,
+        "trained_seconds": round(seconds(), 3),
+        "scoring_seconds": round(looked, 3),
+        "engine": str(critic_step.choice),
+        "history": history,
+    }
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", choices=GOALS)
     parser.add_argument("--preset", default="", help="a recipe of the set; default the goal's")
-    parser.add_argument("--kimg", type=float, default=0.0, help="thousand images at most; 0 = the recipe's")
+    parser.add_argument(
+        "--kimg", type=float, default=0.0, help="thousand images at most; 0 = the recipe's"
+    )
     parser.add_argument("--width", type=int, default=0, help="of the networks; 0 = the recipe's")
     parser.add_argument("--batch", type=int, default=0, help="0 = the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--count", type=int, default=0, help="pictures drawn for each look; 0 = the goal's")
-    parser.add_argument("--reals", type=int, default=60_000, help="training pictures they are compared with")
-    parser.add_argument("--looks", type=int, default=20, help="times in a whole run at which pictures are scored")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds, scoring included, after which it ends")
+    parser.add_argument(
+        "--count", type=int, default=0, help="pictures drawn for each look; 0 = the goal's"
+    )
+    parser.add_argument(
+        "--reals", type=int, default=60_000, help="training pictures they are compared with"
+    )
+    parser.add_argument(
+        "--looks", type=int, default=20, help="times in a whole run at which pictures are scored"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=600.0, help="seconds, scoring included, after which it ends"
+    )
     parser.add_argument("--no-record", action="store_true", help="write no record into results/")
     given = parser.parse_args(arguments)
     goal = GOALS[given.data]
     config = configured(given, given.preset or goal.preset)
     pack = open_data(given.data)
-    judge = Judge(pack, find_extractor("auto", pack, find_device(given.device)), given.count or goal.count, given.reals)
+    judge = Judge(
+        pack,
+        find_extractor("auto", pack, find_device(given.device)),
+        given.count or goal.count,
+        given.reals,
+    )
     found = run(config, goal, judge, given.looks, given.limit)
-    print(f"{given.data} {config.preset}: {goal.text}: " + (f"{found['seconds']:.1f} s" if found["reached"] else "not reached"))
+    print(
+        f"{given.data} {config.preset}: {goal.text}: "
+        + (f"{found['seconds']:.1f} s" if found["reached"] else "not reached")
+    )
     if not given.no_record:
-        conditions = {"data": given.data, "reals": given.reals, "config": dataclasses.asdict(config)}
+        conditions = {
+            "data": given.data,
+            "reals": given.reals,
+            "config": dataclasses.asdict(config),
+        }
         record(f"speed-{given.data}-{config.preset}", conditions, {}, result=found)
     return 0 if found["reached"] else 1
 

@@ -6,12 +6,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
-import ganfast  # noqa: E402
+import ganfast
 
 project, author, release = "ganfast", "the authors of ganfast", ganfast.__version__
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated",
-]  # fmt: skip
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "generated",
+]
 exclude_patterns = ["_build"]
 html_theme, html_title = "furo", f"ganfast {release}"
 html_show_copyright = False

@@ -36,15 +36,24 @@ _ROOMS = {
     "engines": "cache cuda vendor",
     "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime run_tensorrt run_torch sampler source",
 }
-_MOVED = {f"{__name__}.{name}": f"{__name__}.{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
-_MOVED |= {f"{__name__}.latents": "ganfast.latents", f"{__name__}.backend": f"{__name__}.drawing.lanes"}
+_MOVED = {
+    f"{__name__}.{name}": f"{__name__}.{room}.{name}"
+    for room, names in _ROOMS.items()
+    for name in names.split()
+}
+_MOVED |= {
+    f"{__name__}.latents": "ganfast.latents",
+    f"{__name__}.backend": f"{__name__}.drawing.lanes",
+}
 
 
 class _OldNames:
     """Python asks it last, after it has looked for a file: the old name leads to the module itself, not to a second one."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         return ModuleSpec(name, _OldNames) if name in _MOVED else None  # type: ignore[arg-type]
 
     @staticmethod
@@ -61,7 +70,11 @@ class _OldNames:
 
 
 def _warn(old: str, new: str, level: int = 3) -> None:
-    warnings.warn(f"{old} is now {new}; the old name goes with the next version", DeprecationWarning, stacklevel=level)
+    warnings.warn(
+        f"{old} is now {new}; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=level,
+    )
 
 
 def of_old_module(room: str, name: str) -> Any:

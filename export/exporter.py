@@ -41,10 +41,17 @@ _CALIBRATION_PSI = (*(1.0, 1.0, 1.0, 0.7) * 3, 1.0, 1.0, 1.0, _WIDEST)
 
 
 def export_bundle(
-    run: Run | Path | str, out: Path | str, precision: str = "fp32", buckets: Sequence[int] = (1, 8, 64), checkpoint: str = "",
-    name: str = "", overwrite: bool = False, targets: Sequence[str] = (), cache: Path | str | None = None,
+    run: Run | Path | str,
+    out: Path | str,
+    precision: str = "fp32",
+    buckets: Sequence[int] = (1, 8, 64),
+    checkpoint: str = "",
+    name: str = "",
+    overwrite: bool = False,
+    targets: Sequence[str] = (),
+    cache: Path | str | None = None,
     tell: Callable[[str], None] = logger.info,
-) -> Bundle:  # fmt: skip
+) -> Bundle:
     """Export the averaged generator of a run as ONNX, compare its pictures with the run's, and write a bundle.
 
     Args:
@@ -73,23 +80,36 @@ def export_bundle(
     name = name or run.folder.name
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
-    model = to_precision(plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED, _CALIBRATION_PSI))
+    model = to_precision(
+        plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED, _CALIBRATION_PSI)
+    )
     kept = EngineCache(cache or cache_dir() / "engines")
 
     def engines(data: bytes, complaints: Complaints) -> list[BuiltEngine]:
         return [
             engine
             for flavour, capabilities in wanted
-            for engine in _built(data, flavour, capabilities, precision, tuple(buckets), complaints, kept, tell)
+            for engine in _built(
+                data, flavour, capabilities, precision, tuple(buckets), complaints, kept, tell
+            )
         ]
 
-    return write_compared(model, run, path, out, name, precision, tuple(buckets), overwrite, engines)
+    return write_compared(
+        model, run, path, out, name, precision, tuple(buckets), overwrite, engines
+    )
 
 
 def write_compared(
-    model: "onnx.ModelProto", run: Run, path: Path, out: Path, name: str, precision: str, buckets: tuple[int, ...],
-    overwrite: bool, engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
-) -> Bundle:  # fmt: skip
+    model: "onnx.ModelProto",
+    run: Run,
+    path: Path,
+    out: Path,
+    name: str,
+    precision: str,
+    buckets: tuple[int, ...],
+    overwrite: bool,
+    engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
+) -> Bundle:
     """Compare a graph with the generator of the checkpoint ``path`` of a run, and write it as a bundle.
 
     Args:
@@ -103,12 +123,20 @@ def write_compared(
     findings = {target: lint(model, target) for target in TARGETS}
     for finding in findings["onnxruntime-cpu"]:
         if finding.rule.id != "bf16-on-cpu":  # torch checks what is exported in bf16
-            raise InputError(f"ONNX Runtime, which checks what is exported, cannot take it: {finding}")
+            raise InputError(
+                f"ONNX Runtime, which checks what is exported, cannot take it: {finding}"
+            )
     complaints = {target: [str(finding) for finding in found] for target, found in findings.items()}
-    inputs, widest = rows(_COMPARED, latent, classes), rows(_COMPARED, latent, classes, psi=[_WIDEST])
-    golden = rows(_GOLDEN_ROWS, latent, classes, psi=_GOLDEN_PSI_INT8 if precision == "int8" else PSI)
+    inputs, widest = (
+        rows(_COMPARED, latent, classes),
+        rows(_COMPARED, latent, classes, psi=[_WIDEST]),
+    )
+    golden = rows(
+        _GOLDEN_ROWS, latent, classes, psi=_GOLDEN_PSI_INT8 if precision == "int8" else PSI
+    )
     truth, truth_of_widest, truth_of_golden = (
-        run.draw(each["z"] * each["psi"][:, None], each.get("labels"), 1.0, str(path), "cpu") for each in (inputs, widest, golden)
+        run.draw(each["z"] * each["psi"][:, None], each.get("labels"), 1.0, str(path), "cpu")
+        for each in (inputs, widest, golden)
     )
     data = to_bytes(model)
     found = (
@@ -119,17 +147,32 @@ def write_compared(
     built = engines(data, complaints)
     config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
     manifest = Manifest(
-        name=name, latent=latent, classes=run.classes, size=run.data["size"], channels=run.data["channels"],
-        precision=precision, buckets=buckets, crop=str(run.data.get("preparation", "")),
-        golden={"seed": 0, "count": _GOLDEN_ROWS}, parity=found, lint=complaints, network=network(run),
+        name=name,
+        latent=latent,
+        classes=run.classes,
+        size=run.data["size"],
+        channels=run.data["channels"],
+        precision=precision,
+        buckets=buckets,
+        crop=str(run.data.get("preparation", "")),
+        golden={"seed": 0, "count": _GOLDEN_ROWS},
+        parity=found,
+        lint=complaints,
+        network=network(run),
         engines={engine.key: engine.facts for engine in built},
-        versions={each.__name__: str(each.__version__) for each in need("torch", "onnx", "onnxruntime", "numpy")},
+        versions={
+            each.__name__: str(each.__version__)
+            for each in need("torch", "onnx", "onnxruntime", "numpy")
+        },
         training={
-            "preset": run.config.preset, "images": int(path.name) if path.name.isdecimal() else 0, "config_sha256": config_hash,
-            "data_sha256": run.data["source_hash"], "weights_sha256": _sha256(path / "ema.safetensors"),
+            "preset": run.config.preset,
+            "images": int(path.name) if path.name.isdecimal() else 0,
+            "config_sha256": config_hash,
+            "data_sha256": run.data["source_hash"],
+            "weights_sha256": _sha256(path / "ema.safetensors"),
         },
         ganfast=ganfast.__version__,
-    )  # fmt: skip
+    )
     rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
     plans = {f"engines/{engine.key}": engine.plan for engine in built}
     return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
@@ -144,24 +187,36 @@ def _engines_wanted(targets: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]
 
 
 def _built(
-    data: bytes, flavour: str, capabilities: tuple[str, ...], precision: str, buckets: tuple[int, ...], complaints: Complaints,
-    cache: EngineCache, tell: Callable[[str], None],
-) -> list[BuiltEngine]:  # fmt: skip
+    data: bytes,
+    flavour: str,
+    capabilities: tuple[str, ...],
+    precision: str,
+    buckets: tuple[int, ...],
+    complaints: Complaints,
+    cache: EngineCache,
+    tell: Callable[[str], None],
+) -> list[BuiltEngine]:
     version_ = load_flavour(flavour).version
     target = "rtx" if flavour == "rtx" else f"tensorrt-{version_.partition('.')[0]}"
     if complaints.get(target):
         raise InputError(f"{flavour} {version_} cannot take the graph: {complaints[target][0]}")
     refit = flavour == "tensorrt" and precision != "int8"
-    built = build_engines(data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities, cache)
+    built = build_engines(
+        data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities, cache
+    )
     for engine in built:
         place = engine.facts["gpu"] or engine.facts["capability"]
-        tell(f"engine {engine.key[:8]}, {flavour} for {place}: {f'built, {engine.built}' if engine.built else 'from the cache'}")
+        tell(
+            f"engine {engine.key[:8]}, {flavour} for {place}: {f'built, {engine.built}' if engine.built else 'from the cache'}"
+        )
     return built
 
 
 def network(run: Run) -> dict[str, Any] | None:
     """What a manifest says of a run's networks, in JSON values; None for a user's own."""
-    return None if ":" in run.config.model else json.loads(json.dumps(dataclasses.asdict(run.spec())))
+    return (
+        None if ":" in run.config.model else json.loads(json.dumps(dataclasses.asdict(run.spec())))
+    )
 
 
 def _check(precision: str, buckets: tuple[int, ...]) -> None:

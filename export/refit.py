@@ -16,7 +16,11 @@ logger = logging.getLogger("ganfast")
 
 
 def refit_bundle(
-    bundle: Path | str, run: Run | Path | str, out: Path | str, checkpoint: str = "", overwrite: bool = False
+    bundle: Path | str,
+    run: Run | Path | str,
+    out: Path | str,
+    checkpoint: str = "",
+    overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle with the graph, name, precision and buckets of another, and the weights of a run.
 
@@ -42,14 +46,25 @@ def refit_bundle(
     weights = {name: value.numpy() for name, value in module.generator.state_dict().items()}
     model = onnx.load_model_from_string(old.model_bytes())
     places = {tensor.name: tensor for tensor in model.graph.initializer}
-    wrong = [name for name, value in weights.items() if name not in places or list(places[name].dims) != list(value.shape)]
+    wrong = [
+        name
+        for name, value in weights.items()
+        if name not in places or list(places[name].dims) != list(value.shape)
+    ]
     if wrong:
-        raise InputError(f"the graph of {old.folder} has no weight {wrong[0]!r} of the shape that {path} has; export it instead")
+        raise InputError(
+            f"the graph of {old.folder} has no weight {wrong[0]!r} of the shape that {path} has; export it instead"
+        )
     for name, value in weights.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(places[name].data_type)
-        places[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name))
+        places[name].CopyFrom(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name)
+        )
     if m.engines:
-        logger.warning("the engines of %s hold its old weights: the new bundle has none; build them again", old.folder)
+        logger.warning(
+            "the engines of %s hold its old weights: the new bundle has none; build them again",
+            old.folder,
+        )
     return write_compared(model, run, path, out, m.name, m.precision, m.buckets, overwrite)
 
 
@@ -59,11 +74,24 @@ def _refuse_other(old: Bundle, run: Run) -> None:
         raise InputError(
             f"{old.folder} is int8, whose scales belong to its weights: export {run.folder} with --precision int8 instead"
         )
-    found = {"latent": run.config.net.latent, "size": run.data["size"], "channels": run.data["channels"], "classes": run.classes}
+    found = {
+        "latent": run.config.net.latent,
+        "size": run.data["size"],
+        "channels": run.data["channels"],
+        "classes": run.classes,
+    }
     for name, value in found.items():
         if getattr(m, name) != value:
-            raise InputError(f"{run.folder} has {name} {value}, the bundle {getattr(m, name)}; export it instead")
+            raise InputError(
+                f"{run.folder} has {name} {value}, the bundle {getattr(m, name)}; export it instead"
+            )
     theirs, ours = network(run), m.network
     if theirs != ours:
-        other = sorted(k for k in {**(theirs or {}), **(ours or {})} if (theirs or {}).get(k) != (ours or {}).get(k))
-        raise InputError(f"{run.folder} has another network than {old.folder} ({', '.join(other)}); export it instead")
+        other = sorted(
+            k
+            for k in {**(theirs or {}), **(ours or {})}
+            if (theirs or {}).get(k) != (ours or {}).get(k)
+        )
+        raise InputError(
+            f"{run.folder} has another network than {old.folder} ({', '.join(other)}); export it instead"
+        )

@@ -66,7 +66,9 @@ def cpu_session(model: bytes | Path, threads: int = 0, *, as_float: bool = False
     return make_session(model, threads or usable_threads(), list(CPU), entries)
 
 
-def make_session(model: bytes | Path, threads: int, providers: list[Any], entries: dict[str, str] | None = None) -> Any:
+def make_session(
+    model: bytes | Path, threads: int, providers: list[Any], entries: dict[str, str] | None = None
+) -> Any:
     """An ``InferenceSession`` of any provider. ``entries`` are ONNX Runtime's session config entries.
 
     Raises:
@@ -87,7 +89,9 @@ def make_session(model: bytes | Path, threads: int, providers: list[Any], entrie
         return ort.InferenceSession(source, options, providers=providers)
     except Exception as error:  # ONNX Runtime has types of its own for each kind of damage
         reason = " ".join(str(error).split())
-        raise InputError(f"ONNX Runtime {ort.__version__} cannot run the model: {reason}") from error
+        raise InputError(
+            f"ONNX Runtime {ort.__version__} cannot run the model: {reason}"
+        ) from error
 
 
 def _is_quantised(model: bytes | Path) -> bool:
@@ -111,9 +115,14 @@ def _exact_int8() -> dict[str, str]:
         answer = _probe(entries)
         if answer == _PROBE_ANSWER:
             if instead:
-                logger.warning("int8 products overflow on this processor (no VNNI); ganfast takes %s, which are slower", instead)
+                logger.warning(
+                    "int8 products overflow on this processor (no VNNI); ganfast takes %s, which are slower",
+                    instead,
+                )
             return entries
-    raise InputError(f"int8 products are wrong on this processor: a product of 64 is {answer:g}; use fp32")
+    raise InputError(
+        f"int8 products are wrong on this processor: a product of 64 is {answer:g}; use fp32"
+    )
 
 
 def _probe(entries: dict[str, str]) -> float:

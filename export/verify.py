@@ -18,7 +18,9 @@ BATCHES = (1, 3, 8, 64)
 PSI = (1.0, 1.0, 1.0, 0.7)
 
 
-def rows(count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = PSI) -> dict[str, np.ndarray]:
+def rows(
+    count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = PSI
+) -> dict[str, np.ndarray]:
     """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi in turn, and labels where there are classes."""
     index = np.arange(count)
     arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(psi, np.float32), count)}
@@ -48,7 +50,10 @@ def parity(
         draws.append((*_as_float(model), max(batches)))
     rows_of_parity: list[Parity] = []
     for name, draw, batch in draws:
-        parts = [draw({key: array[i : i + batch] for key, array in inputs.items()}) for i in range(0, len(truth), batch)]
+        parts = [
+            draw({key: array[i : i + batch] for key, array in inputs.items()})
+            for i in range(0, len(truth), batch)
+        ]
         rows_of_parity.append(compare(np.concatenate(parts), truth, name + note, batch))
     return tuple(rows_of_parity)
 
@@ -68,14 +73,18 @@ def _on_torch(model: bytes) -> tuple[str, Draw]:
     from ganfast.export.drawing.onnx_torch import Program
 
     program = Program(model, torch.device("cpu"))
-    return "torch-cpu", lambda feed: program(**{name: torch.tensor(array) for name, array in feed.items()}).numpy()
+    return "torch-cpu", lambda feed: program(
+        **{name: torch.tensor(array) for name, array in feed.items()}
+    ).numpy()
 
 
 def refuse_missed(found: Sequence[Parity], precision: str) -> None:
     """Raises RunError, with the numbers, where the gate of the precision is missed."""
     missed = [reason for each in found if (reason := each.missed(GATES[precision]))]
     if missed:
-        raise RunError(f"{precision} misses its gate: {'; '.join(missed)}; export fp32, or another precision")
+        raise RunError(
+            f"{precision} misses its gate: {'; '.join(missed)}; export fp32, or another precision"
+        )
 
 
 def verify_bundle(path: Path | str, digest: str | None = None) -> tuple[Bundle, tuple[Parity, ...]]:
@@ -88,6 +97,8 @@ def verify_bundle(path: Path | str, digest: str | None = None) -> tuple[Bundle, 
     bundle = open_bundle(path, digest)
     golden: dict[str, Any] = dict(bundle.golden())
     truth = golden.pop("images")
-    found = parity(bundle.model_bytes(), bundle.manifest.precision, golden, truth, sorted({1, 3, len(truth)}))
+    found = parity(
+        bundle.model_bytes(), bundle.manifest.precision, golden, truth, sorted({1, 3, len(truth)})
+    )
     refuse_missed(found, bundle.manifest.precision)
     return bundle, found

@@ -59,9 +59,23 @@ COMMANDS = {
 
 # Modules that an un-installed checkout may have to do without, by the package to install.
 PACKAGES = {
-    "PIL": "Pillow", "yaml": "PyYAML", "sklearn": "scikit-learn",
-    **{name: name for name in ("torch", "numpy", "safetensors", "tyro", "rich", "tensorboard", "torchmetrics", "matplotlib")},
-}  # fmt: skip
+    "PIL": "Pillow",
+    "yaml": "PyYAML",
+    "sklearn": "scikit-learn",
+    **{
+        name: name
+        for name in (
+            "torch",
+            "numpy",
+            "safetensors",
+            "tyro",
+            "rich",
+            "tensorboard",
+            "torchmetrics",
+            "matplotlib",
+        )
+    },
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if args[0] not in COMMANDS:
-            raise InputError(f"unknown command {args[0]!r}{meant(args[0], COMMANDS)}; see ganfast --help")
+            raise InputError(
+                f"unknown command {args[0]!r}{meant(args[0], COMMANDS)}; see ganfast --help"
+            )
         module, function = COMMANDS[args[0]].split(":")
         command: Callable[[list[str]], None] = getattr(import_module(module), function)
         command(args[1:])
@@ -96,7 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = PACKAGES.get((error.name or "").partition(".")[0])
         if not package:
             raise
-        return _fail(InputError(f"`ganfast {args[0]}` needs {package}, which is not installed: pip install {package}"), 2)
+        return _fail(
+            InputError(
+                f"`ganfast {args[0]}` needs {package}, which is not installed: pip install {package}"
+            ),
+            2,
+        )
     except OSError as error:  # a full disk, a folder that may not be written
         said = f"{error.filename or args[0]}: {error.strerror or error}"
         if is_mendable(error):
@@ -106,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))  # of files from elsewhere
+    sentence = "".join(
+        c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split())
+    )  # of files from elsewhere
     print(f"ganfast: {sentence}", file=sys.stderr)
     return code

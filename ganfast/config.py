@@ -12,13 +12,24 @@ from typing import Any, Literal, get_args, get_type_hints
 from ganfast.errors import InputError
 
 Norm = Literal["none", "batch", "layer", "instance", "spectral"]
-LossKind = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+LossKind = Literal[
+    "minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"
+]
 Conditional = Literal["auto", "no", "projection", "auxiliary"]
 EngineName = Literal["auto", "reference", "autograd", "explicit"]
 ScoreName = Literal[
-    "frechet", "kernel", "precision", "recall", "density", "coverage",
-    "classifier_score", "label_accuracy", "kl_uniform", "kl_data", "modes",
-]  # fmt: skip
+    "frechet",
+    "kernel",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "classifier_score",
+    "label_accuracy",
+    "kl_uniform",
+    "kl_data",
+    "modes",
+]
 PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
 
@@ -54,15 +65,23 @@ class NetConfig(_Checked):
 
     width: int = 0  # channels of the layer at full resolution (units of a hidden layer / 8 for mlp); 0 = 32 on a CPU, 64 on a GPU
     latent: int = 128  # numbers a picture is made from
-    generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"  # between the generator's layers
+    generator_norm: Literal["none", "batch", "layer", "instance"] = (
+        "batch"  # between the generator's layers
+    )
     critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
-    critic_dropout: float = 0.0  # share of the critic's hidden units dropped at random while training; 0 = none
-    init: Literal["he", "dcgan", "torch"] = "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
+    critic_dropout: float = (
+        0.0  # share of the critic's hidden units dropped at random while training; 0 = none
+    )
+    init: Literal["he", "dcgan", "torch"] = (
+        "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
+    )
 
     def check(self) -> None:
         self._at_least(0, "width")
         if not 0 <= self.critic_dropout < 1:
-            raise InputError(f"critic_dropout is {self.critic_dropout}; expected a share from 0 to below 1")
+            raise InputError(
+                f"critic_dropout is {self.critic_dropout}; expected a share from 0 to below 1"
+            )
         self._at_least(1, "latent")
 
 
@@ -71,7 +90,9 @@ class LossConfig(_Checked):
     """What critic and generator minimise."""
 
     kind: LossKind = "wasserstein"  # adversarial loss of both networks
-    class_weight: float = 1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
+    class_weight: float = (
+        1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
+    )
     class_weight_generator: float = 1.0  # the same in the generator
     class_fakes: bool = False  # the critic learns classes from fakes too, as in the ACGAN paper; it then excuses wrong ones
     label_smoothing: float = 0.0  # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
@@ -80,9 +101,13 @@ class LossConfig(_Checked):
     def check(self) -> None:
         self._at_least(0, "class_weight", "class_weight_generator", "label_smoothing", "clip")
         if self.label_smoothing >= 0.5:
-            raise InputError(f"label_smoothing is {self.label_smoothing}; expected less than 0.5, usually 0.1")
+            raise InputError(
+                f"label_smoothing is {self.label_smoothing}; expected less than 0.5, usually 0.1"
+            )
         if self.label_smoothing and self.kind not in PROBABILITY_LOSSES:
-            raise InputError(f"label_smoothing needs probabilities: loss {self.kind} has none; set it to 0")
+            raise InputError(
+                f"label_smoothing needs probabilities: loss {self.kind} has none; set it to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,9 @@ class OptimConfig(_Checked):
     beta2: float = 0.9  # Adam's decay of the second moment, both networks
     critic_steps: int = 5  # critic steps per generator step
     warmup_kimg: float = 0.0  # thousand real images over which both rates rise from 0; 0 = none
-    decay_from: float = 1.0  # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
+    decay_from: float = (
+        1.0  # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
+    )
 
     def check(self) -> None:
         self._at_least(0, "warmup_kimg")
@@ -134,8 +161,12 @@ class LogConfig(_Checked):
     """What is written while training, and how often."""
 
     every: int = 20  # generator steps from one line of log.jsonl to the next
-    sample_kimg: float = 0.0  # thousand real images from one sample grid to the next; 0 = 20 grids in the run
-    save_kimg: float = 0.0  # thousand real images from one checkpoint to the next; 0 = 10 checkpoints in the run
+    sample_kimg: float = (
+        0.0  # thousand real images from one sample grid to the next; 0 = 20 grids in the run
+    )
+    save_kimg: float = (
+        0.0  # thousand real images from one checkpoint to the next; 0 = 10 checkpoints in the run
+    )
     keep: int = 3  # latest checkpoints kept; 0 = all
     tensorboard: bool = True  # also write TensorBoard events
 
@@ -148,10 +179,14 @@ class LogConfig(_Checked):
 class ScoreConfig(_Checked):
     """Scores while training, of the averaged generator against the training's data; the best checkpoint is kept."""
 
-    every_kimg: float = 0.0  # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
+    every_kimg: float = (
+        0.0  # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
+    )
     count: int = 2000  # pictures drawn each time, from the same latents; at most the held-out half where a set is not divided
     by: ScoreName = "frechet"  # the score whose best checkpoint is kept
-    extractor: str = "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval` takes it
+    extractor: str = (
+        "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval` takes it
+    )
     preprocessing: str = ""  # of a TorchScript or ONNX file; "" = none
 
     def check(self) -> None:
@@ -171,7 +206,9 @@ class GuardConfig(_Checked):
     in 100 steps at a rate of 1e-3.
     """
 
-    every: int = 100  # generator steps from one look at all weights to the next; 0 = only before checkpoints
+    every: int = (
+        100  # generator steps from one look at all weights to the next; 0 = only before checkpoints
+    )
     growth: float = 100.0  # times that the norm of a network's weights may grow from one look to the next; 0 = no limit
     gradient: float = 1e8  # norm that the gradient of one weight tensor may have; 0 = no limit
     statistic: float = 1e8  # magnitude that a number in the log may have; 0 = no limit
@@ -180,7 +217,9 @@ class GuardConfig(_Checked):
     def check(self) -> None:
         self._at_least(0, "every", "gradient", "statistic", "tries")
         if self.growth and self.growth <= 1:
-            raise InputError(f"growth is {self.growth}; expected a factor above 1, or 0 for no limit")
+            raise InputError(
+                f"growth is {self.growth}; expected a factor above 1, or 0 for no limit"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,26 +234,42 @@ class Config(_Checked):
     size: int = 0  # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
     seed: int = 0  # of everything random, 0 or more
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
+    )
 
     skip_corrupt: bool = False  # train without pictures that cannot be read, and count them; else the first one is an error
-    data_root: str = ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
+    data_root: str = (
+        ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
+    )
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
-    attributes: tuple[str, ...] = ()  # celeba: attributes whose combinations are the classes; () = no classes
-    conditional: Conditional = "auto"  # how classes are learnt; auto = projection where the data has classes, else no
+    attributes: tuple[
+        str, ...
+    ] = ()  # celeba: attributes whose combinations are the classes; () = no classes
+    conditional: Conditional = (
+        "auto"  # how classes are learnt; auto = projection where the data has classes, else no
+    )
     balanced: bool = False  # draw every class equally often
     imbalance: float = 0.0  # make the set long-tailed: the first class keeps this many times as many as the last; 0 = as it is
-    flip: Literal["auto", "on", "off"] = "auto"  # mirror at random; auto = only where the data allows (faces, not digits)
+    flip: Literal["auto", "on", "off"] = (
+        "auto"  # mirror at random; auto = only where the data allows (faces, not digits)
+    )
 
     model: str = "dcgan"  # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator (names with "generator" generate)
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    ema_kimg: float = 5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
+    ema_kimg: float = (
+        5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
+    )
     engine: EngineName = "auto"  # how the critic's gradients are computed; auto = the fastest that can take the critic
-    compile: Literal["auto", "on", "off"] = "auto"  # compile the steps; auto = on a GPU; half a minute or so to start
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
+    compile: Literal["auto", "on", "off"] = (
+        "auto"  # compile the steps; auto = on a GPU; half a minute or so to start
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = (
+        "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
+    )
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -223,13 +278,21 @@ class Config(_Checked):
         self._at_least(2, "batch")  # batch statistics of one picture are none
         self._at_least(0, "size", "seed", "ema_kimg")
         if self.kimg <= 0:
-            raise InputError(f"kimg is {self.kimg}; expected thousand real images to train on, above 0")
+            raise InputError(
+                f"kimg is {self.kimg}; expected thousand real images to train on, above 0"
+            )
         if self.channels not in (0, 1, 3):
-            raise InputError(f"channels is {self.channels}; expected 1 (grey), 3 (colour) or 0 (the data's own)")
+            raise InputError(
+                f"channels is {self.channels}; expected 1 (grey), 3 (colour) or 0 (the data's own)"
+            )
         if self.size and not 8 <= self.size <= 1024:
-            raise InputError(f"size is {self.size}; expected 8 to 1024 pixels, or 0 for the data's own")
+            raise InputError(
+                f"size is {self.size}; expected 8 to 1024 pixels, or 0 for the data's own"
+            )
         if self.imbalance and self.imbalance < 1:
-            raise InputError(f"imbalance is {self.imbalance}; expected a ratio of 1 or more, or 0 to keep the set as it is")
+            raise InputError(
+                f"imbalance is {self.imbalance}; expected a ratio of 1 or more, or 0 to keep the set as it is"
+            )
         if self.penalty.active and self.net.critic_norm == "batch":
             raise InputError(
                 f"critic_norm batch with penalty {self.penalty.kind}: a batch-normalised critic has no gradient per sample; "
@@ -239,7 +302,9 @@ class Config(_Checked):
 
 def run_folder(config: Config) -> Path:
     """Where a run goes: config.out, or runs/<preset>-<data>."""
-    return Path(config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}")
+    return Path(
+        config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}"
+    )
 
 
 def require_run(folder: Path | str) -> None:
@@ -259,5 +324,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
-        flat |= flatten(value, f"{prefix}{item.name}.") if is_dataclass(value) else {prefix + item.name: value}
+        flat |= (
+            flatten(value, f"{prefix}{item.name}.")
+            if is_dataclass(value)
+            else {prefix + item.name: value}
+        )
     return flat

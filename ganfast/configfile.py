@@ -34,7 +34,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out")
+            raise yaml.YAMLError(
+                f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out"
+            )
         return super().compose_node(parent, index)
 
 
@@ -66,10 +68,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # PyYAML's own, and what it runs into: dates that are none, numbers too long, levels too deep
-        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"config {path} is not YAML: {' '.join(str(error).split())[:300]}"
+        ) from error
     if not isinstance(loaded, dict):
         held = "nothing" if loaded is None else f"a {type(loaded).__name__}"
-        raise InputError(f"config {path} holds {held}; expected fields and values, as in a run's config.yaml")
+        raise InputError(
+            f"config {path} holds {held}; expected fields and values, as in a run's config.yaml"
+        )
     return loaded
 
 
@@ -91,7 +97,9 @@ def _nested(changes: Mapping[str, Any], source: str) -> dict[str, Any]:
         if isinstance(value, Mapping):
             before = nested.get(head, {})
             if not isinstance(before, Mapping):
-                raise InputError(f"{head} in {source} is {_shown(before)}; expected a group of fields")
+                raise InputError(
+                    f"{head} in {source} is {_shown(before)}; expected a group of fields"
+                )
             value = {**before, **_nested(value, source)}
         nested[head] = value
     return nested
@@ -103,12 +111,18 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
     for key, value in changes.items():
         if key not in known:
             close = get_close_matches(key, known, 1, cutoff=0.5)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+            hint = (
+                f"did you mean {prefix}{close[0]}?"
+                if close
+                else f"known here: {', '.join(sorted(known))}"
+            )
             raise InputError(f"unknown field {prefix}{key[:80]} in {source}: {hint}")
         old = getattr(base, key)
         if is_dataclass(old):
             if not isinstance(value, Mapping):
-                raise InputError(f"{prefix}{key} in {source} is {_shown(value)}; expected a group of fields")
+                raise InputError(
+                    f"{prefix}{key} in {source} is {_shown(value)}; expected a group of fields"
+                )
             new[key] = _overlay(old, value, source, f"{prefix}{key}.")
         else:
             new[key] = _convert(type(base), key, value, source, prefix)
@@ -121,10 +135,19 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
     hint = typing.get_type_hints(cls)[name]
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     if choices and isinstance(value, bool):  # YAML reads a bare no, off or on as a bool
-        value = next((word for word in ("on" if value else "off", "yes" if value else "no") if word in choices), value)
+        value = next(
+            (
+                word
+                for word in ("on" if value else "off", "yes" if value else "no")
+                if word in choices
+            ),
+            value,
+        )
     expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[hint]
     wrong = InputError(f"{prefix}{name} in {source} is {_shown(value)}; expected {expected}")
-    if isinstance(value, bool) != (hint is bool):  # bool("no") is True and float(True) is 1: never coerce into or from bool
+    if isinstance(value, bool) != (
+        hint is bool
+    ):  # bool("no") is True and float(True) is 1: never coerce into or from bool
         raise wrong
     if value is None or (hint is str and isinstance(value, list | dict)):
         raise wrong
@@ -134,7 +157,9 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
         raise wrong
     if hint == tuple[str, ...] and isinstance(value, str):
         value = [value]
-    if hint == tuple[str, ...] and not (isinstance(value, list | tuple) and all(isinstance(v, str | int) for v in value)):
+    if hint == tuple[str, ...] and not (
+        isinstance(value, list | tuple) and all(isinstance(v, str | int) for v in value)
+    ):
         raise wrong
     if hint == tuple[str, ...]:
         return tuple(map(str, value))

@@ -26,7 +26,9 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto")
+            raise InputError(
+                f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto"
+            )
         torch.cuda.set_device(device.index or 0)  # what waits for "the" device waits for this one
         return torch.device("cuda", device.index or 0)  # with its index, as tensors there name it
     return device
@@ -37,8 +39,14 @@ def resolved(config: Config, device: torch.device) -> Config:
     on_gpu = device.type == "cuda"
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return replace(config, precision=precision, net=replace(config.net, width=config.net.width or (64 if on_gpu else 32)))
+        precision = (
+            "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
+    return replace(
+        config,
+        precision=precision,
+        net=replace(config.net, width=config.net.width or (64 if on_gpu else 32)),
+    )
 
 
 def prepared(net: nn.Module, device: torch.device) -> nn.Module:

@@ -64,8 +64,13 @@ class Appended:
 
     def __init__(self, path: Path) -> None:
         self._handle = calls.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self._end = os.lseek(self._handle, 0, os.SEEK_END)  # of what has reached the disk, or was there before
-        self._held, self._written = bytearray(), 0  # what comes after it, and how much of that the system has taken
+        self._end = os.lseek(
+            self._handle, 0, os.SEEK_END
+        )  # of what has reached the disk, or was there before
+        self._held, self._written = (
+            bytearray(),
+            0,
+        )  # what comes after it, and how much of that the system has taken
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> None:
@@ -83,7 +88,9 @@ class Appended:
             calls.fsync(self._handle)
         except OSError:
             with self._lock:
-                self._written = 0  # some systems forget, with this answer, what they failed to write
+                self._written = (
+                    0  # some systems forget, with this answer, what they failed to write
+                )
             raise
         with self._lock:
             del self._held[:length]
@@ -91,7 +98,9 @@ class Appended:
 
     def _hand_over(self) -> None:
         if self._written < len(self._held):
-            os.lseek(self._handle, self._end + self._written, os.SEEK_SET)  # a failed write may have written a part
+            os.lseek(
+                self._handle, self._end + self._written, os.SEEK_SET
+            )  # a failed write may have written a part
             _write_all(self._handle, bytes(self._held[self._written :]))
             self._written = len(self._held)
 
@@ -146,7 +155,10 @@ def exchange(a: Path, b: Path) -> bool:
     return bool(renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0)
 
 
-_HERE, _EXCHANGE = -100, ctypes.c_uint(2)  # AT_FDCWD: relative to the working directory; RENAME_EXCHANGE
+_HERE, _EXCHANGE = (
+    -100,
+    ctypes.c_uint(2),
+)  # AT_FDCWD: relative to the working directory; RENAME_EXCHANGE
 
 
 def remove(path: Path) -> None:

@@ -10,9 +10,24 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "PyYAML", "rich", "tensorboard", "scikit-learn",
-    "jax", "jaxlib", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "numpy",
+    "Pillow",
+    "safetensors",
+    "tyro",
+    "PyYAML",
+    "rich",
+    "tensorboard",
+    "scikit-learn",
+    "jax",
+    "jaxlib",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -22,14 +37,23 @@ def environment() -> dict[str, Any]:
     import ganfast
 
     facts: dict[str, Any] = {
-        "ganfast": ganfast.__version__, "commit": _commit(), "python": sys.version.split()[0], "platform": platform.platform(),
-        "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "ganfast": ganfast.__version__,
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "driver": _driver(), "clocks": _clocks(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "clocks": _clocks(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
         "compiler": shutil.which(os.environ.get("CXX", "g++")),
-    }  # fmt: skip
+    }
     return facts | {name: _version(name) for name in _PACKAGES}
 
 
@@ -42,7 +66,9 @@ def _version(package: str) -> str | None:
 
 def _ask(*command: str, cwd: Path | None = None) -> str | None:
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
@@ -52,7 +78,9 @@ def _commit() -> str | None:
     """Commit of this checkout, with -dirty when files differ from it; None for an installed package."""
     home = Path(__file__).resolve().parents[1]
     return (
-        _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=home) if (home / ".git").exists() else None
+        _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=home)
+        if (home / ".git").exists()
+        else None
     )
 
 
@@ -62,7 +90,11 @@ def _driver() -> str | None:
 
 def _clocks() -> str | None:
     """SM and memory clock, power and why the GPU holds back, as nvidia-smi says them now."""
-    return _ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active", "--format=csv,noheader")
+    return _ask(
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active",
+        "--format=csv,noheader",
+    )
 
 
 def _cpu() -> str | None:
@@ -70,4 +102,6 @@ def _cpu() -> str | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None
+    )

@@ -5,7 +5,16 @@ import re
 from pathlib import Path
 
 # What a person can mend: no space or quota, no permission, a file where a folder should be.
-_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 # What the allocators of torch, oneDNN, C++ and CUDA's libraries say in a RuntimeError.
 _MEMORY = re.compile(
@@ -35,4 +44,6 @@ def cannot_write(what: Path | str, error: OSError, way_out: str) -> InputError |
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the host."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
+    )

@@ -42,15 +42,21 @@ def _philox() -> tuple[np.random.Philox, Any]:
     """This thread's generator, and a state to fill in and set."""
     if not hasattr(_own, "philox"):
         state: Any = {
-            "bit_generator": "Philox", "state": {"counter": np.zeros(4, np.uint64), "key": np.zeros(2, np.uint64)},
-            "buffer": np.zeros(4, np.uint64), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0,
-        }  # fmt: skip
+            "bit_generator": "Philox",
+            "state": {"counter": np.zeros(4, np.uint64), "key": np.zeros(2, np.uint64)},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
         _own.philox = np.random.Philox(0), state
     pair: tuple[np.random.Philox, Any] = _own.philox
     return pair
 
 
-def philox_words(seed: int, stream: int, index: NDArray[np.integer], count: int) -> NDArray[np.uint64]:
+def philox_words(
+    seed: int, stream: int, index: NDArray[np.integer], count: int
+) -> NDArray[np.uint64]:
     """Raw words, uint64 (N, count), for rows ``index`` (N,) of the key ``(seed, stream)``, each 0 <= k < 2**64."""
     philox, state = _philox()
     counter, key = state["state"]["counter"], state["state"]["key"]
@@ -63,7 +69,9 @@ def philox_words(seed: int, stream: int, index: NDArray[np.integer], count: int)
     return words
 
 
-def latents(seed: int, index: NDArray[np.integer], dim: int, stream: int = Purpose.SAMPLE) -> NDArray[np.float32]:
+def latents(
+    seed: int, index: NDArray[np.integer], dim: int, stream: int = Purpose.SAMPLE
+) -> NDArray[np.float32]:
     """Standard normal latents, float32 (N, dim).
 
     Args:
@@ -100,7 +108,9 @@ def picture_range(n: Any, seed: Any, first: Any) -> tuple[int, int]:
         raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
     check_seed(seed)
     if not isinstance(first, int | np.integer) or not 0 <= int(first) < 2**63 - int(n):
-        raise InputError(f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63")
+        raise InputError(
+            f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63"
+        )
     return int(n), int(first)
 
 
@@ -112,4 +122,6 @@ def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
 
 def class_list(classes: Sequence[str]) -> str:
     """ "0 = zero, 1 = one, ..." for messages."""
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (", ..." if len(classes) > 12 else "")
+    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (
+        ", ..." if len(classes) > 12 else ""
+    )

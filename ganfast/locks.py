@@ -68,7 +68,12 @@ def _take(path: Path) -> int | None:
             if os.path.exists(path) and os.fstat(handle).st_ino == os.stat(path).st_ino:
                 os.ftruncate(handle, 0)
                 now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-                os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode())
+                os.write(
+                    handle,
+                    json.dumps(
+                        {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+                    ).encode(),
+                )
                 return handle
         except FileNotFoundError:  # removed between two questions about it
             pass
@@ -86,7 +91,11 @@ def _flock(handle: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:  # file systems without locks
-        logger.warning("%s cannot be locked (%s): let no second process work there", path.parent, error.strerror or error)
+        logger.warning(
+            "%s cannot be locked (%s): let no second process work there",
+            path.parent,
+            error.strerror or error,
+        )
     return True
 
 

@@ -70,9 +70,13 @@ class Loss:
     """An adversarial loss. A new one is a row of `LOSSES` and a word of `ganfast.config.LossKind`."""
 
     critic: Callable[[Tensor, Tensor], Tensor]  # scores of reals and fakes, (N,) -> (N,)
-    generator: Callable[..., Tensor]  # scores of fakes -> (N,); where it pairs, those of reals as well
+    generator: Callable[
+        ..., Tensor
+    ]  # scores of fakes -> (N,); where it pairs, those of reals as well
     pairs: bool = False  # the generator's fakes are compared with the scores of reals
-    probabilities: bool = False  # scores are logits of "this is real": label smoothing has a meaning
+    probabilities: bool = (
+        False  # scores are logits of "this is real": label smoothing has a meaning
+    )
 
 
 LOSSES = {
@@ -89,7 +93,9 @@ def loss_of(config: LossConfig) -> Loss:
     """The row of a config's kind; InputError where a kind was named in the config only."""
     if config.kind not in LOSSES:
         known = ", ".join(LOSSES)
-        raise InputError(f"loss {config.kind!r} has no row in ganfast.losses.LOSSES; there: {known}")
+        raise InputError(
+            f"loss {config.kind!r} has no row in ganfast.losses.LOSSES; there: {known}"
+        )
     return LOSSES[config.kind]
 
 
@@ -106,7 +112,9 @@ def generator_loss(config: LossConfig, fake: Tensor, real: Tensor | None = None)
     if not loss.pairs:
         return loss.generator(fake)
     if real is None:
-        raise ValueError(f"the {config.kind} generator loss pairs fakes with reals: give scores of both")
+        raise ValueError(
+            f"the {config.kind} generator loss pairs fakes with reals: give scores of both"
+        )
     return loss.generator(fake, real)
 
 

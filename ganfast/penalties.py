@@ -72,12 +72,18 @@ class Penalty:
 
     formula: Literal["norm", "zero-centred"]  # `norm_penalty` or `zero_centred_penalty`
     pictures: tuple[str, ...] = ()  # of the loss itself: "real", "fake"; () = points of its own
-    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # real, fake, drawn -> (N, C, H, W)
+    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = (
+        None  # real, fake, drawn -> (N, C, H, W)
+    )
     drawn: Literal["", "eps", "noise"] = ""  # for the points: (N,), or like the pictures; in [0, 1)
 
     def __post_init__(self) -> None:
-        if bool(self.pictures) == (self.points is not None) or bool(self.points) != bool(self.drawn):
-            raise ValueError(f"{self}: a penalty has pictures of the loss, or points and what they are drawn from")
+        if bool(self.pictures) == (self.points is not None) or bool(self.points) != bool(
+            self.drawn
+        ):
+            raise ValueError(
+                f"{self}: a penalty has pictures of the loss, or points and what they are drawn from"
+            )
 
 
 PENALTIES = {
@@ -93,7 +99,9 @@ def penalty_of(config: PenaltyConfig) -> Penalty:
     """The row of a config's kind; InputError where a kind was named in the config only."""
     if config.kind not in PENALTIES:
         known = ", ".join(PENALTIES)
-        raise InputError(f"penalty {config.kind!r} has no row in ganfast.penalties.PENALTIES; there: {known}")
+        raise InputError(
+            f"penalty {config.kind!r} has no row in ganfast.penalties.PENALTIES; there: {known}"
+        )
     return PENALTIES[config.kind]
 
 
@@ -118,7 +126,11 @@ def segments_of(penalties: Sequence[PenaltyConfig]) -> list[tuple[str | int, ...
 
 
 def points_of(
-    penalties: Sequence[PenaltyConfig], real: Tensor, fake: Tensor, eps: Tensor | None, noise: Tensor | None
+    penalties: Sequence[PenaltyConfig],
+    real: Tensor,
+    fake: Tensor,
+    eps: Tensor | None,
+    noise: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The points of each penalty that has its own, detached; numbers that are None are drawn by torch."""
     batches = []
@@ -141,6 +153,8 @@ def penalise(config: PenaltyConfig, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return zero_centred_penalty(config, gradient), norms
 
 
-def penalty_at(config: PenaltyConfig, critic: nn.Module, points: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def penalty_at(
+    config: PenaltyConfig, critic: nn.Module, points: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Penalty (N,) and gradient norms (N,) at points, which require a gradient."""
     return penalise(config, input_gradient(judge(critic, points, labels).score, points))

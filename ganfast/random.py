@@ -22,7 +22,9 @@ def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
 
 def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     """float32 (N, dim) in [0, 1) for image counters ``index``, int64 (N,)."""
-    return (uniforms(seed, purpose, index, dim) * 2.0**24).floor().float() * 2.0**-24  # never rounds up to 1
+    return (
+        uniforms(seed, purpose, index, dim) * 2.0**24
+    ).floor().float() * 2.0**-24  # never rounds up to 1
 
 
 def noise(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
@@ -50,7 +52,9 @@ _PARTNER, _SWAP = 0x9E3779B9, 0x85EBCA6B  # what a round adds to its two keys
 _WORD = 0xFFFFFFFF
 
 
-def permute(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor) -> Tensor:
+def permute(
+    position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor
+) -> Tensor:
     """Where a keyed shuffle of [0, size) sends each position: a different exact permutation for every (seed, purpose, epoch).
 
     Swap-or-not (Hoang, Morris, Rogaway, CRYPTO 2012): round r pairs x with K_r - x mod size and swaps the pair or not by one
@@ -69,7 +73,9 @@ def permute(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, e
     return permuted(position, size, seed, purpose, epoch)
 
 
-def _permuted_on_device(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor) -> Tensor:
+def _permuted_on_device(
+    position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor
+) -> Tensor:
     """The definition of `permute`, which a graph can capture."""
     key = philox_words(seed, purpose, epoch, 2) & _WORD
     x = position
@@ -91,28 +97,41 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
-_ROWS = 1 << 14  # that are shuffled together on a CPU: what a round reads and writes stays in its caches
+_ROWS = (
+    1 << 14
+)  # that are shuffled together on a CPU: what a round reads and writes stays in its caches
 
 
-def _permuted_on_host(position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor) -> Tensor:
+def _permuted_on_host(
+    position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor
+) -> Tensor:
     """In a fifth of the time: in words of 32 bits, which NumPy has and torch lacks, and with the keys of each epoch once."""
     epochs, which = np.unique(epoch.numpy(), return_inverse=True)
     key = (philox_words(seed, purpose, torch.from_numpy(epochs), 2) & _WORD).numpy()
     rounds = np.arange(_SHUFFLE_ROUNDS)[:, None]
-    pairing, swapping = (_mix((key[:, k] + rounds * step) & _WORD) for k, step in ((0, _PARTNER), (1, _SWAP)))  # (rounds, epochs)
+    pairing, swapping = (
+        _mix((key[:, k] + rounds * step) & _WORD) for k, step in ((0, _PARTNER), (1, _SWAP))
+    )  # (rounds, epochs)
     salts = swapping.astype(np.uint32)
     found = np.empty(len(position), np.int64)
     for start in range(0, len(found), _ROWS):
         rows = slice(start, start + _ROWS)
         of = which[rows] if len(epochs) > 1 else slice(None)
         sizes = size.numpy()[rows] if isinstance(size, Tensor) else np.array([size])
-        offset = (pairing[:, of] % sizes if isinstance(size, Tensor) else (pairing % size)[:, of]).astype(np.uint32)
-        found[rows] = _rounds(position.numpy()[rows].astype(np.uint32), sizes.astype(np.uint32), offset, salts[:, of])
+        offset = (
+            pairing[:, of] % sizes if isinstance(size, Tensor) else (pairing % size)[:, of]
+        ).astype(np.uint32)
+        found[rows] = _rounds(
+            position.numpy()[rows].astype(np.uint32), sizes.astype(np.uint32), offset, salts[:, of]
+        )
     return torch.from_numpy(found)
 
 
 def _rounds(
-    x: NDArray[np.uint32], size: NDArray[np.uint32], offset: NDArray[np.uint32], salt: NDArray[np.uint32]
+    x: NDArray[np.uint32],
+    size: NDArray[np.uint32],
+    offset: NDArray[np.uint32],
+    salt: NDArray[np.uint32],
 ) -> NDArray[np.uint32]:
     """The rounds of `permute`, ``offset`` and ``salt`` (rounds, N), or (rounds, 1) for all; in arithmetic modulo 2**32."""
     for round_ in range(_SHUFFLE_ROUNDS):

@@ -57,10 +57,16 @@ def sample_to_files(request: Request) -> list[Path]:
 def _opened(request: Request) -> "Run | BundleSource":
     if is_bundle(request.run):
         if request.checkpoint:
-            raise InputError(f"{request.run} is a bundle, which holds one checkpoint; leave --checkpoint out")
-        return BundleSource(request.run, request.device, request.backend, request.digest, request.strict)
+            raise InputError(
+                f"{request.run} is a bundle, which holds one checkpoint; leave --checkpoint out"
+            )
+        return BundleSource(
+            request.run, request.device, request.backend, request.digest, request.strict
+        )
     if request.digest is not None or request.backend != "auto" or request.strict:
-        raise InputError(f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out")
+        raise InputError(
+            f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out"
+        )
     require_run(request.run)
     from ganfast.runs.run import Run
 
@@ -73,14 +79,22 @@ def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
         raise InputError(f"columns is {request.columns}; expected 1 or more, or 0 to choose")
     for path in (request.out, request.grid):
         if path and Path(path).suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp"):
-            raise InputError(f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture")
+            raise InputError(
+                f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture"
+            )
     if request.grid and Path(request.grid).suffix.lower() != ".png":
         raise InputError(f"grid is {request.grid}; a sheet is written as FILE.png")
     try:
         if request.interpolate:
             return _write(run, request, *_interpolated(run, request, labels), request.interpolate)
         pictures, chosen = run.sample_labelled(
-            request.n, request.seed, labels, request.psi, request.first, request.checkpoint, request.device
+            request.n,
+            request.seed,
+            labels,
+            request.psi,
+            request.first,
+            request.checkpoint,
+            request.device,
         )
         names = len(run.classes)
         columns = request.columns or (len(labels) if labels and 1 < len(labels) <= 16 else 0)
@@ -88,9 +102,13 @@ def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
             columns = names
         return _write(run, request, pictures, chosen, columns)
     except OSError as error:
-        raise InputError(f"{error.filename or request.out} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"{error.filename or request.out} cannot be written: {error.strerror or error}"
+        ) from error
     except MemoryError as error:
-        raise InputError(f"n is {request.n}: so many pictures do not fit into memory; draw them in parts with --first") from error
+        raise InputError(
+            f"n is {request.n}: so many pictures do not fit into memory; draw them in parts with --first"
+        ) from error
 
 
 def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | None:
@@ -99,7 +117,9 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
         raise InputError("give --labels or --balanced, not both")
     if request.balanced:
         if not run.classes:
-            raise InputError(f"{run.folder} was trained without classes, so there is nothing to balance; leave --balanced out")
+            raise InputError(
+                f"{run.folder} was trained without classes, so there is nothing to balance; leave --balanced out"
+            )
         return list(range(len(run.classes)))
     if not request.labels:
         return None
@@ -114,11 +134,15 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
         elif run.classes:
             raise InputError(f"there is no class {word!r}; {run.folder} has {run.class_list()}")
         else:
-            raise InputError(f"{run.folder} was trained without classes: it cannot draw {word!r} on request; leave --labels out")
+            raise InputError(
+                f"{run.folder} was trained without classes: it cannot draw {word!r} on request; leave --labels out"
+            )
     return labels
 
 
-def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+def between(
+    start: NDArray[np.float32], end: NDArray[np.float32], steps: int
+) -> NDArray[np.float32]:
     """Latents (steps, dim) on the quarter circle from ``start`` to ``end``, both included: cos(a) start + sin(a) end.
 
     Unlike a straight line it keeps the length that normal latents have, so that no picture on the way is blander than its ends.
@@ -127,32 +151,49 @@ def between(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) ->
     return (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
 
 
-def _interpolated(run: "Run | BundleSource", request: Request, labels: list[int] | None) -> tuple[Pictures, np.ndarray | None]:
+def _interpolated(
+    run: "Run | BundleSource", request: Request, labels: list[int] | None
+) -> tuple[Pictures, np.ndarray | None]:
     if request.interpolate < 2:
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
     picture_index(request.n, request.seed, request.first)
     index = np.arange(request.first, request.first + request.n + 1)
     ends = latents(request.seed, index, run.latent)
-    z = np.concatenate([between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)])
+    z = np.concatenate(
+        [between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)]
+    )
     chosen = run.labels_of(index[:-1], request.seed, labels)
     rows = None if chosen is None else chosen.repeat(request.interpolate)
     return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
 
 
 def _write(
-    run: "Run | BundleSource", request: Request, pictures: Pictures, labels: NDArray[np.int64] | None, columns: int
+    run: "Run | BundleSource",
+    request: Request,
+    pictures: Pictures,
+    labels: NDArray[np.int64] | None,
+    columns: int,
 ) -> list[Path]:
     written = []
     out = Path(request.out) if request.out else None
     sheets = [Path(request.grid)] if request.grid else []
     if out is None and not sheets:
-        beside = run.sheet(request.seed) if isinstance(run, BundleSource) else run.folder / "samples" / f"seed{request.seed}.png"
+        beside = (
+            run.sheet(request.seed)
+            if isinstance(run, BundleSource)
+            else run.folder / "samples" / f"seed{request.seed}.png"
+        )
         sheets = [beside]
     elif out is not None and out.suffix.lower() == ".png":
         sheets.append(out)
     elif out is not None and out.suffix.lower() == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {"images": pictures, "seed": request.seed, "first": request.first, "psi": request.psi}
+        arrays: dict[str, Any] = {
+            "images": pictures,
+            "seed": request.seed,
+            "first": request.first,
+            "psi": request.psi,
+        }
         beside = out.with_name(out.name + ".part")
         with beside.open("wb") as file:
             np.savez(file, **arrays if labels is None else arrays | {"labels": labels})
@@ -163,7 +204,9 @@ def _write(
             label = "" if labels is None else f"_class{labels[i]}"
             row, step = divmod(i, request.interpolate or 1)
             step_name = f"_step{step:03d}" if request.interpolate else ""
-            save_png(picture, out / f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png")
+            save_png(
+                picture, out / f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png"
+            )
         written.append(out)
     for sheet in sheets:
         save_png(grid(pictures, columns), sheet, comfortable_scale(pictures.shape[1]))

@@ -13,7 +13,11 @@ def full_precision(x: Tensor) -> Tensor:
 
 def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
     """x with its channels last in memory where ``like`` has them there: mixed layouts cost every operation that meets them."""
-    if x.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+    if (
+        x.dim() == 4
+        and like.is_contiguous(memory_format=torch.channels_last)
+        and not like.is_contiguous()
+    ):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 

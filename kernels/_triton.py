@@ -27,9 +27,22 @@ except ImportError:
 
     triton, tl = None, _Absent()
 
-__all__ = ["blocks", "dense", "interpreted", "jit", "launch", "launches", "power_of_two", "same_layout", "tl", "use_triton"]
+__all__ = [
+    "blocks",
+    "dense",
+    "interpreted",
+    "jit",
+    "launch",
+    "launches",
+    "power_of_two",
+    "same_layout",
+    "tl",
+    "use_triton",
+]
 
-launches: Counter[str] = Counter()  # kernel launches by name since the start: exact, unlike their times
+launches: Counter[str] = (
+    Counter()
+)  # kernel launches by name since the start: exact, unlike their times
 
 
 def jit(kernel: Callable[..., None]) -> Any:
@@ -53,12 +66,16 @@ def interpreted() -> bool:
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any
+) -> None:
     """Run a kernel over a grid on the tensors' own device; an empty grid is nothing to do."""
     if 0 in grid:
         return
     launches[kernel.__name__] += 1
-    guard: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    guard: AbstractContextManager[Any] = (
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    )
     with guard:
         kernel[grid](*args, **constants)
 

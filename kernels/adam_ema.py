@@ -30,9 +30,17 @@ def adam_rates(step: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: flo
 
 
 def adam_ema_reference(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Tensor, beta1: float, beta2: float, eps: float,
-    average: Tensor | None = None, low: Tensor | None = None,
-) -> None:  # fmt: skip
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    average: Tensor | None = None,
+    low: Tensor | None = None,
+) -> None:
     """The definition; arguments as `adam_ema`."""
     step_size, root_scale, decay = rates.unbind()
     m.lerp_(g, 1 - beta1)
@@ -46,12 +54,30 @@ def adam_ema_reference(
 
 @jit
 def _adam_kernel(
-    p_ptr, g_ptr, m_ptr, v_ptr, average_ptr, low_ptr, rates_ptr, numel, beta1, one_minus_beta1, beta2, one_minus_beta2, eps,
-    AVERAGE: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_ptr,
+    g_ptr,
+    m_ptr,
+    v_ptr,
+    average_ptr,
+    low_ptr,
+    rates_ptr,
+    numel,
+    beta1,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    eps,
+    AVERAGE: tl.constexpr,
+    LOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
-    step_size, root_scale, decay = tl.load(rates_ptr), tl.load(rates_ptr + 1), tl.load(rates_ptr + 2)
+    step_size, root_scale, decay = (
+        tl.load(rates_ptr),
+        tl.load(rates_ptr + 1),
+        tl.load(rates_ptr + 2),
+    )
     g = tl.load(g_ptr + i, mask=inside, other=0.0)
     m = tl.load(m_ptr + i, mask=inside, other=0.0)
     v = tl.load(v_ptr + i, mask=inside, other=0.0)
@@ -70,29 +96,70 @@ def _adam_kernel(
 
 
 def adam_ema_triton(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Tensor, beta1: float, beta2: float, eps: float,
-    average: Tensor | None = None, low: Tensor | None = None,
-) -> None:  # fmt: skip
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    average: Tensor | None = None,
+    low: Tensor | None = None,
+) -> None:
     """The launcher; arguments as `adam_ema`."""
     launch(
-        _adam_kernel, (blocks(p.numel(), _BLOCK),), p.device, p, g, m, v,
-        p if average is None else average, p if low is None else low, rates, p.numel(), beta1, 1 - beta1, beta2, 1 - beta2, eps,
-        AVERAGE=average is not None, LOW=low is not None, BLOCK=_BLOCK, num_warps=4,
-    )  # fmt: skip
+        _adam_kernel,
+        (blocks(p.numel(), _BLOCK),),
+        p.device,
+        p,
+        g,
+        m,
+        v,
+        p if average is None else average,
+        p if low is None else low,
+        rates,
+        p.numel(),
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        eps,
+        AVERAGE=average is not None,
+        LOW=low is not None,
+        BLOCK=_BLOCK,
+        num_warps=4,
+    )
 
 
 @torch.library.custom_op("ganfast::adam_ema", mutates_args=("p", "m", "v", "average", "low"))
 def _op(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Tensor, beta1: float, beta2: float, eps: float,
-    average: Tensor | None, low: Tensor | None,
-) -> None:  # fmt: skip
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    average: Tensor | None,
+    low: Tensor | None,
+) -> None:
     adam_ema_triton(p, g, m, v, rates, beta1, beta2, eps, average, low)
 
 
 def adam_ema(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: Tensor, beta1: float, beta2: float, eps: float,
-    average: Tensor | None = None, low: Tensor | None = None,
-) -> None:  # fmt: skip
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    average: Tensor | None = None,
+    low: Tensor | None = None,
+) -> None:
     """One optimizer step, in place.
 
     Args:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ganfast.kernels._triton import blocks, dense, jit, launch, power_of_two, same_layout, tl, use_triton
+from ganfast.kernels._triton import (
+    blocks,
+    dense,
+    jit,
+    launch,
+    power_of_two,
+    same_layout,
+    tl,
+    use_triton,
+)
 
 _BLOCK = 2048  # elements of a program of the elementwise kernels
 _ROWS = 32  # rows and columns of a program that sums over rows
@@ -29,7 +38,9 @@ def bias_act_reference(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, T
     return torch.where(exact > 0, exact, exact * slope).to(x.dtype), _packed(exact > 0)
 
 
-def bias_act_delta_reference(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+def bias_act_delta_reference(
+    dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """dz like dy, and db (C,) in float32 or more."""
     dy = dense(dy)
     dz = _exact(dy) * torch.where(_unpacked(bits, dy, 0), 1.0, slope).to(_exact(dy).dtype)
@@ -40,7 +51,9 @@ def bias_act_delta_reference(dy: Tensor, bits: Tensor, slope: float, sample_weig
 def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
     """t like c."""
     c = dense(c)
-    return (_exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)).to(c.dtype)
+    return (_exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)).to(
+        c.dtype
+    )
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -60,7 +73,11 @@ def _packed(mask: Tensor) -> Tensor:
 
 def _unpacked(bits: Tensor, like: Tensor, first: int) -> Tensor:
     """The mask of elements first, first + 1, ... in the shape and layout of ``like``."""
-    flat = ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1).flatten()[first : first + like.numel()].bool()
+    flat = (
+        ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1)
+        .flatten()[first : first + like.numel()]
+        .bool()
+    )
     return flat.as_strided(like.shape, like.stride())
 
 
@@ -91,27 +108,45 @@ def _tangent_kernel(c_ptr, bits_ptr, t_ptr, numel, first, slope, BLOCK: tl.const
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     c = tl.load(c_ptr + i, mask=inside, other=0.0).to(tl.float32)
-    tl.store(t_ptr + i, _through(c, bits_ptr, first + i, inside, slope).to(t_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        t_ptr + i,
+        _through(c, bits_ptr, first + i, inside, slope).to(t_ptr.dtype.element_ty),
+        mask=inside,
+    )
 
 
 @jit
 def _delta_columns_kernel(
-    dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, R, C, PER_SAMPLE, slope, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
+    dy_ptr,
+    bits_ptr,
+    weight_ptr,
+    dz_ptr,
+    part_ptr,
+    R,
+    C,
+    PER_SAMPLE,
+    slope,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted column sums of a block of rows."""
     block = tl.program_id(0).to(tl.int64)
     r = block * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (r < R)[:, None] & (c < C)[None, :]
     i = r[:, None] * C + c[None, :]
-    dz = _through(tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope)
+    dz = _through(
+        tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope
+    )
     tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
     w = tl.load(weight_ptr + r // PER_SAMPLE, mask=r < R, other=0.0).to(tl.float32)
     tl.store(part_ptr + block * C + c, tl.sum(dz * w[:, None], 0), mask=c < C)
 
 
 @jit
-def _delta_rows_kernel(dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr):
+def _delta_rows_kernel(
+    dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr
+):
     """Contiguous: one program for each (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
     w = tl.load(weight_ptr + tl.program_id(0) // C).to(tl.float32)
     row = tl.program_id(0).to(tl.int64)
@@ -120,7 +155,9 @@ def _delta_rows_kernel(dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER,
         k = start + tl.arange(0, BLOCK)
         inside = k < INNER
         i = row * INNER + k
-        dz = _through(tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope)
+        dz = _through(
+            tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope
+        )
         tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         total += dz
     tl.store(part_ptr + row, tl.sum(total, 0) * w)
@@ -139,13 +176,26 @@ def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tens
     grid = (blocks(x.numel(), _BLOCK),)
     inner = _inner(x) if x.numel() else 1
     launch(
-        _forward_kernel, grid, x.device, x, bias.contiguous(), y, bits, x.numel(), x.shape[1], inner, slope,
-        BLOCK=_BLOCK, num_warps=8,
-    )  # fmt: skip
+        _forward_kernel,
+        grid,
+        x.device,
+        x,
+        bias.contiguous(),
+        y,
+        bits,
+        x.numel(),
+        x.shape[1],
+        inner,
+        slope,
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
     return y, bits
 
 
-def bias_act_delta_triton(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+def bias_act_delta_triton(
+    dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """The launcher; arguments as `bias_act_delta`."""
     dy = dense(dy)
     n, c = dy.shape[:2]
@@ -158,16 +208,40 @@ def bias_act_delta_triton(dy: Tensor, bits: Tensor, slope: float, sample_weight:
         parts = torch.empty(blocks(rows, _ROWS), c, dtype=torch.float32, device=dy.device)
         columns = min(_COLUMNS, power_of_two(c))
         launch(
-            _delta_columns_kernel, (len(parts), blocks(c, columns)), dy.device, dy, bits, sample_weight, dz, parts, rows, c,
-            per_sample, slope, ROWS=_ROWS, COLUMNS=columns, num_warps=4,
-        )  # fmt: skip
+            _delta_columns_kernel,
+            (len(parts), blocks(c, columns)),
+            dy.device,
+            dy,
+            bits,
+            sample_weight,
+            dz,
+            parts,
+            rows,
+            c,
+            per_sample,
+            slope,
+            ROWS=_ROWS,
+            COLUMNS=columns,
+            num_warps=4,
+        )
     else:
         parts = torch.empty(n, c, dtype=torch.float32, device=dy.device)
         inner = _inner(dy)
         launch(
-            _delta_rows_kernel, (n * c,), dy.device, dy, bits, sample_weight, dz, parts, c, inner, slope,
-            BLOCK=min(_ROW_PART, power_of_two(inner)), num_warps=4,
-        )  # fmt: skip
+            _delta_rows_kernel,
+            (n * c,),
+            dy.device,
+            dy,
+            bits,
+            sample_weight,
+            dz,
+            parts,
+            c,
+            inner,
+            slope,
+            BLOCK=min(_ROW_PART, power_of_two(inner)),
+            num_warps=4,
+        )
     return dz, parts.sum(0)  # the second stage: no atomics, so that the sum is the same every time
 
 
@@ -175,7 +249,19 @@ def bias_act_tangent_triton(c: Tensor, bits: Tensor, slope: float, first: int = 
     """The launcher; arguments as `bias_act_tangent`."""
     c = dense(c)
     t = torch.empty_like(c)
-    launch(_tangent_kernel, (blocks(c.numel(), _BLOCK),), c.device, c, bits, t, c.numel(), first, slope, BLOCK=_BLOCK, num_warps=8)
+    launch(
+        _tangent_kernel,
+        (blocks(c.numel(), _BLOCK),),
+        c.device,
+        c,
+        bits,
+        t,
+        c.numel(),
+        first,
+        slope,
+        BLOCK=_BLOCK,
+        num_warps=8,
+    )
     return t
 
 
@@ -190,7 +276,9 @@ def _(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("ganfast::bias_act_delta", mutates_args=())
-def _bias_act_delta(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+def _bias_act_delta(
+    dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     return bias_act_delta_triton(dy, bits, slope, sample_weight)
 
 
@@ -223,7 +311,9 @@ def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     return _bias_act(x, bias, slope) if _kernel(x) else bias_act_reference(x, bias, slope)
 
 
-def bias_act_delta(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+def bias_act_delta(
+    dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """From the delta at y to that at x, with the gradient of the bias.
 
     Args:
@@ -236,7 +326,9 @@ def bias_act_delta(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
         dz like dy, db float32 (C,).
     """
     return (
-        _bias_act_delta(dy, bits, slope, sample_weight) if _kernel(dy) else bias_act_delta_reference(dy, bits, slope, sample_weight)
+        _bias_act_delta(dy, bits, slope, sample_weight)
+        if _kernel(dy)
+        else bias_act_delta_reference(dy, bits, slope, sample_weight)
     )
 
 
@@ -248,7 +340,11 @@ def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> T
         bits, slope: as `bias_act_delta`.
         first: elements that lie before those samples: samples * C * spatial.
     """
-    return _bias_act_tangent(c, bits, slope, first) if _kernel(c) else bias_act_tangent_reference(c, bits, slope, first)
+    return (
+        _bias_act_tangent(c, bits, slope, first)
+        if _kernel(c)
+        else bias_act_tangent_reference(c, bits, slope, first)
+    )
 
 
 class _Differentiable(torch.autograd.Function):
@@ -272,10 +368,14 @@ class _Delta(torch.autograd.Function):
     """dz and db of dy, which is linear in dy: its derivative is the tangent of a direction in z and bias."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, bits: Tensor, slope: float, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, dy: Tensor, bits: Tensor, slope: float, strides: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(bits)
         ctx.slope, ctx.strides = slope, strides
-        return bias_act_delta(_laid_out(dy, strides), bits, slope, dy.new_ones(len(dy), dtype=_exact(dy).dtype))
+        return bias_act_delta(
+            _laid_out(dy, strides), bits, slope, dy.new_ones(len(dy), dtype=_exact(dy).dtype)
+        )
 
     @staticmethod
     @once_differentiable
@@ -286,7 +386,11 @@ class _Delta(torch.autograd.Function):
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    return x if x.stride() == strides else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    return (
+        x
+        if x.stride() == strides
+        else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    )
 
 
 def biased_leaky_relu(x: Tensor, bias: Tensor, slope: float) -> Tensor:

@@ -53,22 +53,35 @@ def _finish(square, weight, target, scale, ONE_SIDED: tl.constexpr, ZERO_CENTRED
         if ONE_SIDED:
             excess = tl.maximum(excess, 0.0)
         value = weight * excess * excess
-        coefficient = tl.where(norm > 0, tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0)), 0.0)
+        coefficient = tl.where(
+            norm > 0, tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0)), 0.0
+        )
     return value, norm, coefficient
 
 
 @jit
 def _whole_kernel(
-    g_ptr, u_ptr, value_ptr, norm_ptr, M, weight, target, scale,
-    ONE_SIDED: tl.constexpr, ZERO_CENTRED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    g_ptr,
+    u_ptr,
+    value_ptr,
+    norm_ptr,
+    M,
+    weight,
+    target,
+    scale,
+    ONE_SIDED: tl.constexpr,
+    ZERO_CENTRED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One program a sample, which stays in registers between norm and direction."""
     n = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     inside = i < M
     first = n.to(tl.int64) * M
     g = tl.load(g_ptr + first + i, mask=inside, other=0.0).to(tl.float32)
-    value, norm, coefficient = _finish(tl.sum(g * g, 0), weight, target, scale, ONE_SIDED, ZERO_CENTRED)
+    value, norm, coefficient = _finish(
+        tl.sum(g * g, 0), weight, target, scale, ONE_SIDED, ZERO_CENTRED
+    )
     tl.store(u_ptr + first + i, (coefficient * g).to(u_ptr.dtype.element_ty), mask=inside)
     tl.store(value_ptr + n, value)
     tl.store(norm_ptr + n, norm)
@@ -85,9 +98,21 @@ def _squares_kernel(g_ptr, part_ptr, M, PARTS, BLOCK: tl.constexpr):
 
 @jit
 def _direction_kernel(
-    g_ptr, part_ptr, u_ptr, value_ptr, norm_ptr, M, PARTS, weight, target, scale,
-    ONE_SIDED: tl.constexpr, ZERO_CENTRED: tl.constexpr, BLOCK: tl.constexpr, ALL_PARTS: tl.constexpr,
-):  # fmt: skip
+    g_ptr,
+    part_ptr,
+    u_ptr,
+    value_ptr,
+    norm_ptr,
+    M,
+    PARTS,
+    weight,
+    target,
+    scale,
+    ONE_SIDED: tl.constexpr,
+    ZERO_CENTRED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ALL_PARTS: tl.constexpr,
+):
     """One part of one sample, every program adding up the sample's parts for itself, in the same order."""
     n, part = tl.program_id(0), tl.program_id(1)
     p = tl.arange(0, ALL_PARTS)
@@ -114,17 +139,44 @@ def gradient_penalty_triton(
     if m <= _ONE_PROGRAM:
         block = power_of_two(m)
         launch(
-            _whole_kernel, (n,), g.device, g, direction, value, norm, m, weight, target, scale,
-            **flags, BLOCK=block, num_warps=min(8, max(1, block // 512)),
-        )  # fmt: skip
+            _whole_kernel,
+            (n,),
+            g.device,
+            g,
+            direction,
+            value,
+            norm,
+            m,
+            weight,
+            target,
+            scale,
+            **flags,
+            BLOCK=block,
+            num_warps=min(8, max(1, block // 512)),
+        )
         return Penalised(value, norm, direction)
     parts = blocks(m, _SPLIT)
     squares = torch.empty(n, parts, dtype=torch.float32, device=g.device)
     launch(_squares_kernel, (n, parts), g.device, g, squares, m, parts, BLOCK=_SPLIT, num_warps=8)
     launch(
-        _direction_kernel, (n, parts), g.device, g, squares, direction, value, norm, m, parts, weight, target, scale,
-        **flags, BLOCK=_SPLIT, ALL_PARTS=power_of_two(parts), num_warps=8,
-    )  # fmt: skip
+        _direction_kernel,
+        (n, parts),
+        g.device,
+        g,
+        squares,
+        direction,
+        value,
+        norm,
+        m,
+        parts,
+        weight,
+        target,
+        scale,
+        **flags,
+        BLOCK=_SPLIT,
+        ALL_PARTS=power_of_two(parts),
+        num_warps=8,
+    )
     return Penalised(value, norm, direction)
 
 
@@ -136,12 +188,16 @@ def _op(
 
 
 @_op.register_fake
-def _(g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     per_sample = g.new_empty(len(g), dtype=torch.float32)
     return per_sample, torch.empty_like(per_sample), torch.empty_like(dense(g))
 
 
-def gradient_penalty(g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float) -> Penalised:
+def gradient_penalty(
+    g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float
+) -> Penalised:
     """Per-sample norm over everything but the batch, penalty, direction; where g is 0 the direction is 0. Not differentiable.
 
     Args:

@@ -40,7 +40,12 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 (N, count): the bits of NumPy's uint64 words.
     """
-    if type(index) is Tensor and index.dtype == torch.int64 and index.device.type == "cpu" and not torch.compiler.is_compiling():
+    if (
+        type(index) is Tensor
+        and index.dtype == torch.int64
+        and index.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    ):
         return _words_on_host(seed, stream, index, count)
     return _words_on_device(seed, stream, index, count)
 
@@ -48,13 +53,21 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
 def _words_on_device(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """The definition of `philox_words`."""
     blocks = -(-count // 4)
-    block = torch.arange(1, blocks + 1, device=index.device)  # NumPy advances the counter before its first block
+    block = torch.arange(
+        1, blocks + 1, device=index.device
+    )  # NumPy advances the counter before its first block
     c0 = block.expand(len(index), blocks).reshape(-1)
     c1 = index[:, None].expand(len(index), blocks).reshape(-1)
     c2 = c3 = torch.zeros_like(c0)
     for round_ in range(_ROUNDS):
-        k0, k1 = (_signed((key + round_ * step) % (1 << 64)) for key, step in zip((seed, stream), _WEYL, strict=True))
-        (high0, low0), (high1, low1) = _multiply(c0, _MULTIPLIERS[0]), _multiply(c2, _MULTIPLIERS[1])
+        k0, k1 = (
+            _signed((key + round_ * step) % (1 << 64))
+            for key, step in zip((seed, stream), _WEYL, strict=True)
+        )
+        (high0, low0), (high1, low1) = (
+            _multiply(c0, _MULTIPLIERS[0]),
+            _multiply(c2, _MULTIPLIERS[1]),
+        )
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return torch.stack([c0, c1, c2, c3], dim=1).view(len(index), blocks * 4)[:, :count]
 
@@ -68,7 +81,9 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
 
 
-_CHUNK = 1 << 13  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+_CHUNK = (
+    1 << 13
+)  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
 _HALF = np.uint64(32)
 
 
@@ -77,16 +92,25 @@ def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     blocks, rows = -(-count // 4), index.numpy().view(np.uint64)
     words = np.empty((len(rows), blocks, 4), np.uint64)
     keys = [
-        [np.uint64((key + round_ * step) % (1 << 64)) for key, step in zip((seed, stream), _WEYL, strict=True)]
+        [
+            np.uint64((key + round_ * step) % (1 << 64))
+            for key, step in zip((seed, stream), _WEYL, strict=True)
+        ]
         for round_ in range(_ROUNDS)
     ]
     step = max(1, _CHUNK // max(1, blocks))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        c0, c1 = np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some)), np.repeat(some, blocks)
+        c0, c1 = (
+            np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some)),
+            np.repeat(some, blocks),
+        )
         c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
         for k0, k1 in keys:
-            (high0, low0), (high1, low1) = _multiply_on_host(c0, _MULTIPLIERS[0]), _multiply_on_host(c2, _MULTIPLIERS[1])
+            (high0, low0), (high1, low1) = (
+                _multiply_on_host(c0, _MULTIPLIERS[0]),
+                _multiply_on_host(c2, _MULTIPLIERS[1]),
+            )
             high1 ^= c1
             high1 ^= k0
             high0 ^= c3
@@ -98,7 +122,9 @@ def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     return torch.from_numpy(words.view(np.int64).reshape(len(rows), blocks * 4)[:, :count])
 
 
-def _multiply_on_host(a: NDArray[np.uint64], multiplier: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _multiply_on_host(
+    a: NDArray[np.uint64], multiplier: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """High and low 64 bits of the 128-bit product, from 32-bit halves."""
     m0, m1 = np.uint64(multiplier & _LOW32), np.uint64(multiplier >> 32)
     a0, high = a & _LOW32, a >> _HALF
@@ -126,7 +152,9 @@ def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tens
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.empty(pairs.shape, dtype=torch.float32, device=index.device)
-    normals[:, 0::2] = radius * torch.cos(angle)  # to stack them takes a CPU longer than cosine and sine
+    normals[:, 0::2] = radius * torch.cos(
+        angle
+    )  # to stack them takes a CPU longer than cosine and sine
     normals[:, 1::2] = radius * torch.sin(angle)
     return normals[:, :count].contiguous()
 
@@ -141,7 +169,9 @@ def _turn(u):
     x = 6.283185307179586 * (u - 0.25 * quarter)
     y = x * x
     sine, cosine = y * 0.0 + 1.0, y * 0.0 + 1.0
-    for k in tl.static_range(9):  # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+    for k in tl.static_range(
+        9
+    ):  # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
         sine = 1.0 - y * sine * (1.0 / ((18 - 2 * k) * (19 - 2 * k)))
         cosine = 1.0 - y * cosine * (1.0 / ((17 - 2 * k) * (18 - 2 * k)))
     sine *= x
@@ -153,8 +183,20 @@ def _turn(u):
 
 @jit
 def _draw_kernel(
-    index_ptr, out_ptr, N, COUNT, PER_ROW, k0, k1, m0, m1, w0, w1, NORMAL: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    index_ptr,
+    out_ptr,
+    N,
+    COUNT,
+    PER_ROW,
+    k0,
+    k1,
+    m0,
+    m1,
+    w0,
+    w1,
+    NORMAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of row j // PER_ROW.
 
     Keys, multipliers and increments come as int64 bits.
@@ -166,7 +208,10 @@ def _draw_kernel(
     c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c2 = c0 * 0
     c3 = c2
-    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)  # a key of 1 comes as a constant, which has no .to
+    key0, key1 = (
+        tl.cast(k0, tl.uint64),
+        tl.cast(k1, tl.uint64),
+    )  # a key of 1 comes as a constant, which has no .to
     mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
@@ -181,7 +226,10 @@ def _draw_kernel(
     at = out_ptr + row * COUNT + block * 4
     left = COUNT - block * 4  # columns of this block that exist
     if NORMAL:
-        near, far = tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2))  # 1 - u is exact, and never 0
+        near, far = (
+            tl.sqrt(-2.0 * tl.log(1.0 - u0)),
+            tl.sqrt(-2.0 * tl.log(1.0 - u2)),
+        )  # 1 - u is exact, and never 0
         cos1, sin1 = _turn(u1)
         cos3, sin3 = _turn(u3)
         u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3
@@ -197,13 +245,29 @@ _BLOCK = 128
 
 def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
     """The launcher: normals float32 or uniforms float64, (N, count). Arguments as `philox_words`."""
-    out = torch.empty(len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device)
+    out = torch.empty(
+        len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device
+    )
     per_row = blocks(count, 4)
-    keys = (_signed(seed % (1 << 64)), _signed(stream % (1 << 64)), *(_signed(word) for word in (*_MULTIPLIERS, *_WEYL)))
+    keys = (
+        _signed(seed % (1 << 64)),
+        _signed(stream % (1 << 64)),
+        *(_signed(word) for word in (*_MULTIPLIERS, *_WEYL)),
+    )
     launch(
-        _draw_kernel, (blocks(len(index) * per_row, _BLOCK),), index.device, index.contiguous(), out, len(index), count,
-        per_row, *keys, NORMAL=normal, BLOCK=_BLOCK, num_warps=4,
-    )  # fmt: skip
+        _draw_kernel,
+        (blocks(len(index) * per_row, _BLOCK),),
+        index.device,
+        index.contiguous(),
+        out,
+        len(index),
+        count,
+        per_row,
+        *keys,
+        NORMAL=normal,
+        BLOCK=_BLOCK,
+        num_warps=4,
+    )
     return out
 
 

@@ -15,12 +15,16 @@ def to_uint8_reference(pictures: Tensor) -> Tensor:
 
 
 @jit
-def _tail_kernel(x_ptr, y_ptr, numel, C, H, W, stride_n, stride_c, stride_h, stride_w, BLOCK: tl.constexpr):
+def _tail_kernel(
+    x_ptr, y_ptr, numel, C, H, W, stride_n, stride_c, stride_h, stride_w, BLOCK: tl.constexpr
+):
     """Elements of y in memory order, gathered from x by its strides."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     c, w, h, n = i % C, i // C % W, i // (C * W) % H, i // (C * W) // H
-    x = tl.load(x_ptr + n * stride_n + c * stride_c + h * stride_h + w * stride_w, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(
+        x_ptr + n * stride_n + c * stride_c + h * stride_h + w * stride_w, mask=inside, other=0.0
+    ).to(tl.float32)
     scaled = tl.minimum(tl.maximum((x + 1.0) * 127.5, 0.0), 255.0)
     # Adding 1.5 * 2^23 leaves no room for a fraction: the hardware rounds it away, ties to even.
     tl.store(y_ptr + i, ((scaled + 12582912.0) - 12582912.0).to(tl.uint8), mask=inside)
@@ -31,9 +35,19 @@ def to_uint8_triton(pictures: Tensor) -> Tensor:
     n, c, h, w = pictures.shape
     y = torch.empty(n, h, w, c, dtype=torch.uint8, device=pictures.device)
     launch(
-        _tail_kernel, (blocks(y.numel(), _BLOCK),), y.device, pictures, y, y.numel(), c, h, w, *pictures.stride(), BLOCK=_BLOCK,
+        _tail_kernel,
+        (blocks(y.numel(), _BLOCK),),
+        y.device,
+        pictures,
+        y,
+        y.numel(),
+        c,
+        h,
+        w,
+        *pictures.stride(),
+        BLOCK=_BLOCK,
         num_warps=4,
-    )  # fmt: skip
+    )
     return y
 
 

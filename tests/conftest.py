@@ -20,7 +20,9 @@ def real_data() -> Path:
     """The folder with mnist/, celeba/ and celeba-half/, named by GANFAST_TEST_DATA."""
     folder = os.environ.get(_VARIABLE)
     if not folder:
-        pytest.skip(f"{_VARIABLE} is not set: it names a folder with mnist/, celeba/ and celeba-half/")
+        pytest.skip(
+            f"{_VARIABLE} is not set: it names a folder with mnist/, celeba/ and celeba-half/"
+        )
     return Path(folder)
 
 
@@ -46,7 +48,9 @@ def compiler(request, monkeypatch):
     return request.param
 
 
-_skipped: list[str] = []  # data tests, told by the reports, which also reach a process that only hands out work
+_skipped: list[
+    str
+] = []  # data tests, told by the reports, which also reach a process that only hands out work
 
 
 def pytest_collection_modifyitems(items):

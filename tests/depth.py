@@ -9,7 +9,10 @@ from ganfast.presets import PRESETS
 # Dropout and batch norms; a class head; clipped weights; points between reals and fakes; two
 # judgements in a step.
 DIFFERENT = ("gan", "acgan", "wgan", "wgan-gp", "rpgan")
-EACH_PRESET = [pytest.param(preset, marks=() if preset in DIFFERENT else pytest.mark.accept) for preset in PRESETS]
+EACH_PRESET = [
+    pytest.param(preset, marks=() if preset in DIFFERENT else pytest.mark.accept)
+    for preset in PRESETS
+]
 
 
 def in_turn(*axes) -> list:

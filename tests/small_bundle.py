@@ -15,36 +15,70 @@ from ganfast.latents import latents, random_classes
 LATENT, SIZE = 6, 8
 
 
-def small_model(seed: int = 0, classes: int = 0, channels: int = 1, hidden: int = 4, rename: str = "") -> bytes:
+def small_model(
+    seed: int = 0, classes: int = 0, channels: int = 1, hidden: int = 4, rename: str = ""
+) -> bytes:
     """ONNX: z psi -> linear (+ class row) -> ReLU -> transposed convolution -> tanh -> uint8, as `ganfast export` lays it out."""
     random = np.random.default_rng(seed)
     units = hidden * 16
     weights = {
-        "project.weight": random.normal(0, 0.7, (units, LATENT)), "project.bias": random.normal(0, 0.2, units),
-        "last.weight": random.normal(0, 0.4, (hidden, channels, 4, 4)), "last.bias": random.normal(0, 0.1, channels),
-        "half": np.array(127.5), "low": np.array(0.0), "high": np.array(255.0),
-    }  # fmt: skip
+        "project.weight": random.normal(0, 0.7, (units, LATENT)),
+        "project.bias": random.normal(0, 0.2, units),
+        "last.weight": random.normal(0, 0.4, (hidden, channels, 4, 4)),
+        "last.bias": random.normal(0, 0.1, channels),
+        "half": np.array(127.5),
+        "low": np.array(0.0),
+        "high": np.array(255.0),
+    }
     if classes:
         weights["classes.weight"] = random.normal(0, 1.0, (classes, units))
     if rename:
         weights[rename] = weights.pop("project.bias")
-    tensors = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights.items()]
-    tensors += [numpy_helper.from_array(np.array([1]), "one"), numpy_helper.from_array(np.array([-1, hidden, 4, 4]), "map")]
+    tensors = [
+        numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in weights.items()
+    ]
+    tensors += [
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.array([-1, hidden, 4, 4]), "map"),
+    ]
     node = helper.make_node
     nodes = [
-        node("Unsqueeze", ["psi", "one"], ["psi_"]), node("Mul", ["z", "psi_"], ["scaled"]),
+        node("Unsqueeze", ["psi", "one"], ["psi_"]),
+        node("Mul", ["z", "psi_"], ["scaled"]),
         node("Gemm", ["scaled", "project.weight", rename or "project.bias"], ["units"], transB=1),
-        *([node("Gather", ["classes.weight", "labels"], ["row"]), node("Add", ["units", "row"], ["both"])] if classes else []),
-        node("Relu", ["both" if classes else "units"], ["positive"]), node("Reshape", ["positive", "map"], ["first"]),
-        node("ConvTranspose", ["first", "last.weight", "last.bias"], ["drawn"], strides=[2, 2], pads=[1] * 4, kernel_shape=[4, 4]),
-        node("Tanh", ["drawn"], ["pictures"]), node("Transpose", ["pictures"], ["nhwc"], perm=[0, 2, 3, 1]),
-        node("Mul", ["nhwc", "half"], ["wide"]), node("Add", ["wide", "half"], ["levels"]), node("Round", ["levels"], ["rounded"]),
-        node("Clip", ["rounded", "low", "high"], ["clipped"]), node("Cast", ["clipped"], ["images"], to=TensorProto.UINT8),
-    ]  # fmt: skip
+        *(
+            [
+                node("Gather", ["classes.weight", "labels"], ["row"]),
+                node("Add", ["units", "row"], ["both"]),
+            ]
+            if classes
+            else []
+        ),
+        node("Relu", ["both" if classes else "units"], ["positive"]),
+        node("Reshape", ["positive", "map"], ["first"]),
+        node(
+            "ConvTranspose",
+            ["first", "last.weight", "last.bias"],
+            ["drawn"],
+            strides=[2, 2],
+            pads=[1] * 4,
+            kernel_shape=[4, 4],
+        ),
+        node("Tanh", ["drawn"], ["pictures"]),
+        node("Transpose", ["pictures"], ["nhwc"], perm=[0, 2, 3, 1]),
+        node("Mul", ["nhwc", "half"], ["wide"]),
+        node("Add", ["wide", "half"], ["levels"]),
+        node("Round", ["levels"], ["rounded"]),
+        node("Clip", ["rounded", "low", "high"], ["clipped"]),
+        node("Cast", ["clipped"], ["images"], to=TensorProto.UINT8),
+    ]
     inputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", LATENT])]
     inputs += [helper.make_tensor_value_info("labels", TensorProto.INT64, ["N"])] if classes else []
     inputs += [helper.make_tensor_value_info("psi", TensorProto.FLOAT, ["N"])]
-    outputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, channels])]
+    outputs = [
+        helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, channels])
+    ]
     graph = helper.make_graph(nodes, "generator", inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
@@ -52,9 +86,16 @@ def small_model(seed: int = 0, classes: int = 0, channels: int = 1, hidden: int 
 
 
 def small_bundle(
-    folder: Path, seed: int = 0, classes: int = 0, channels: int = 1, buckets: tuple[int, ...] = (1, 4, 16),
-    engines: dict | None = None, files: dict | None = None, model: bytes = b"", **changes,
-) -> Bundle:  # fmt: skip
+    folder: Path,
+    seed: int = 0,
+    classes: int = 0,
+    channels: int = 1,
+    buckets: tuple[int, ...] = (1, 4, 16),
+    engines: dict | None = None,
+    files: dict | None = None,
+    model: bytes = b"",
+    **changes,
+) -> Bundle:
     """Write it; ``changes`` are fields of the manifest."""
     model = model or small_model(seed, classes, channels)
     rows = {"z": latents(0, np.arange(5), LATENT), "psi": np.array([1, 1, 1, 0.7, 0], np.float32)}
@@ -62,8 +103,21 @@ def small_bundle(
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     images = session.run(None, rows)[0]
     manifest = Manifest(
-        name="small", latent=LATENT, classes=tuple(f"class{i}" for i in range(classes)), size=SIZE, channels=channels,
-        precision="fp32", buckets=buckets, crop="none", golden={"seed": 0, "count": 5}, engines=engines or {},
-    )  # fmt: skip
+        name="small",
+        latent=LATENT,
+        classes=tuple(f"class{i}" for i in range(classes)),
+        size=SIZE,
+        channels=channels,
+        precision="fp32",
+        buckets=buckets,
+        crop="none",
+        golden={"seed": 0, "count": 5},
+        engines=engines or {},
+    )
     golden = golden_file(rows["z"], rows.get("labels"), rows["psi"], images)
-    return write_bundle(folder, replace(manifest, **changes), {MODEL: model, GOLDEN: golden, **(files or {})}, overwrite=True)
+    return write_bundle(
+        folder,
+        replace(manifest, **changes),
+        {MODEL: model, GOLDEN: golden, **(files or {})},
+        overwrite=True,
+    )

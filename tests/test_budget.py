@@ -20,4 +20,9 @@ def test_make_test_meets_every_value_of_a_crossing():
     cases = in_turn("ab", [(1, 2), (3, 4)], range(5))
     here = [case.values for case in cases if not case.marks]
     assert (len(cases), len(here)) == (20, 5)
-    assert [set(values) for values in zip(*here, strict=True)] == [{*"ab"}, {1, 3}, {2, 4}, {*range(5)}]
+    assert [set(values) for values in zip(*here, strict=True)] == [
+        {*"ab"},
+        {1, 3},
+        {2, 4},
+        {*range(5)},
+    ]

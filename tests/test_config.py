@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ganfast import configfile
-from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig, ScoreConfig, flatten
+from ganfast.config import (
+    Config,
+    GuardConfig,
+    LogConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PenaltyConfig,
+    ScoreConfig,
+    flatten,
+)
 from ganfast.errors import InputError
 from ganfast.presets import PRESETS, data_kind, preset_config
 
@@ -43,21 +53,34 @@ def test_every_preset_makes_a_config_for_every_kind_of_data(name, data):
     assert dataclasses.replace(config) == config  # checked again
 
 
-@pytest.mark.parametrize(("data", "kind"), [*zip(DATA, ["digits", "mnist", "celeba", "other", "other", "celeba"], strict=True)])
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [*zip(DATA, ["digits", "mnist", "celeba", "other", "other", "celeba"], strict=True)],
+)
 def test_the_kind_of_data_is_read_off_its_name(data, kind):
     assert data_kind(data) == kind
 
 
 def test_presets_are_what_their_papers_say():
-    made = {name: preset_config(name, "faces.zip") for name in PRESETS}  # small grey pictures have rates of their own
+    made = {
+        name: preset_config(name, "faces.zip") for name in PRESETS
+    }  # small grey pictures have rates of their own
     wgan_gp = made["wgan-gp"]
-    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == ("wasserstein", "wgan-gp", 10.0)
+    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == (
+        "wasserstein",
+        "wgan-gp",
+        10.0,
+    )
     assert (wgan_gp.optim.beta1, wgan_gp.optim.beta2, wgan_gp.optim.critic_steps) == (0.0, 0.9, 5)
     assert wgan_gp.penalty.target == 1
     assert not wgan_gp.penalty.one_sided
     assert made["wgan"].loss.clip == 0.01
     assert made["wgan"].optim.critic_steps == 5
-    assert (made["dcgan"].net.critic_norm, made["dcgan"].net.init, made["dcgan"].optim.beta1) == ("batch", "dcgan", 0.5)
+    assert (made["dcgan"].net.critic_norm, made["dcgan"].net.init, made["dcgan"].optim.beta1) == (
+        "batch",
+        "dcgan",
+        0.5,
+    )
     assert made["acgan"].conditional == "auxiliary"
     assert (made["hinge"].loss.kind, made["hinge"].net.critic_norm) == ("hinge", "spectral")
     assert made["lsgan"].loss.kind == "least-squares"
@@ -91,7 +114,11 @@ def test_an_unknown_preset_is_refused_with_the_closest():
         (LossConfig, {"class_weight": -0.5}, ["class_weight", "-0.5"]),
         (LossConfig, {"clip": -0.01}, ["clip", "-0.01"]),
         (LossConfig, {"kind": "minimax", "label_smoothing": 0.5}, ["label_smoothing", "0.5"]),
-        (LossConfig, {"kind": "hinge", "label_smoothing": 0.1}, ["label_smoothing", "hinge", "probabilities"]),
+        (
+            LossConfig,
+            {"kind": "hinge", "label_smoothing": 0.1},
+            ["label_smoothing", "hinge", "probabilities"],
+        ),
         (PenaltyConfig, {"kind": "gp"}, ["kind", "'gp'", "wgan-gp"]),
         (PenaltyConfig, {"weight": -1.0}, ["weight", "-1.0"]),
         (PenaltyConfig, {"target": -1.0}, ["target", "-1.0"]),
@@ -143,7 +170,9 @@ def test_batch_norm_under_a_penalty_is_refused_with_the_alternatives(kind):
     message = refusal(Config, net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind))
     for part in ("batch", kind, "layer", "instance", "spectral", "penalty none"):
         assert part in message
-    Config(net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0))  # an inactive one disturbs nothing
+    Config(
+        net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0)
+    )  # an inactive one disturbs nothing
     for norm in ("none", "layer", "instance", "spectral"):
         Config(net=NetConfig(critic_norm=norm), penalty=PenaltyConfig(kind))
 
@@ -160,7 +189,15 @@ def test_flat_names():
     assert flat["batch"] == 3
     assert flat["optim.beta1"] == 0.25
     assert not any(dataclasses.is_dataclass(value) for value in flat.values())
-    groups = (NetConfig, LossConfig, PenaltyConfig, OptimConfig, LogConfig, ScoreConfig, GuardConfig)
+    groups = (
+        NetConfig,
+        LossConfig,
+        PenaltyConfig,
+        OptimConfig,
+        LogConfig,
+        ScoreConfig,
+        GuardConfig,
+    )
     assert len(flat) == sum(len(dataclasses.fields(c)) for c in (Config, *groups)) - len(groups)
 
 
@@ -170,11 +207,15 @@ def test_flat_names():
 @pytest.mark.parametrize("data", ["digits", "celeba"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_a_file(tmp_path, name, data):
-    config = dataclasses.replace(preset_config(name, data), attributes=("Male", "Smiling"), balanced=True)
+    config = dataclasses.replace(
+        preset_config(name, data), attributes=("Male", "Smiling"), balanced=True
+    )
     configfile.write(config, tmp_path / "config.yaml")
     assert configfile.read(tmp_path / "config.yaml") == config
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
-    assert list(yaml.safe_load(configfile.to_yaml(config))) == [f.name for f in dataclasses.fields(Config)]
+    assert list(yaml.safe_load(configfile.to_yaml(config))) == [
+        f.name for f in dataclasses.fields(Config)
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -187,11 +228,19 @@ def test_a_preset_survives_a_file(tmp_path, name, data):
     flag=st.booleans(),
     kind=st.sampled_from(["r1", "wgan-gp", "none"]),
 )
-def test_any_config_survives_a_file(tmp_path_factory, rate, kimg, seed, text, attributes, flag, kind):
+def test_any_config_survives_a_file(
+    tmp_path_factory, rate, kimg, seed, text, attributes, flag, kind
+):
     config = Config(
-        kimg=kimg, seed=seed, data=text, out=text[::-1], attributes=tuple(attributes), balanced=flag,
-        penalty=PenaltyConfig(kind, one_sided=flag), optim=OptimConfig(lr_critic=rate),
-    )  # fmt: skip
+        kimg=kimg,
+        seed=seed,
+        data=text,
+        out=text[::-1],
+        attributes=tuple(attributes),
+        balanced=flag,
+        penalty=PenaltyConfig(kind, one_sided=flag),
+        optim=OptimConfig(lr_critic=rate),
+    )
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     configfile.write(config, path)
     assert configfile.read(path) == config
@@ -204,7 +253,9 @@ def test_a_file_may_name_a_few_fields_nested_or_dotted():
     assert (nested.optim.beta1, nested.optim.beta2, nested.batch, nested.kimg) == (0.5, 0.75, 7, 3)
     both = overlaid("optim: {beta1: 0.5}\noptim.beta2: 0.9\nnet.latent: 5")
     assert (both.optim.beta1, both.optim.beta2, both.net.latent) == (0.5, 0.9, 5)
-    assert overlaid("optim.beta2: 0.9\noptim: {beta1: 0.5}") == overlaid("optim: {beta1: 0.5, beta2: 0.9}")
+    assert overlaid("optim.beta2: 0.9\noptim: {beta1: 0.5}") == overlaid(
+        "optim: {beta1: 0.5, beta2: 0.9}"
+    )
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers():
@@ -259,7 +310,10 @@ def test_attributes_may_be_a_list_or_one_name():
         ("balanced: 1", "balanced in test.yaml is 1; expected true or false"),
         ("attributes: 3", "attributes in test.yaml is 3; expected a list of names"),
         ("attributes: [[Male]]", "attributes in test.yaml is .*Male"),
-        ("penalty.kind: gp", "penalty.kind in test.yaml is 'gp'; expected one of none, wgan-gp, r1"),
+        (
+            "penalty.kind: gp",
+            "penalty.kind in test.yaml is 'gp'; expected one of none, wgan-gp, r1",
+        ),
         ("penalty.kind: yes", "penalty.kind in test.yaml is True; expected one of none"),
         ("precision: 16", "precision in test.yaml is 16; expected one of"),
         ("optim: 3", "optim in test.yaml is 3; expected a group of fields"),
@@ -319,13 +373,27 @@ sys.meta_path.insert(0, Blocker())
 
 def run_without(blocked, code):
     script = BLOCKER.format(blocked=blocked) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_configs_and_presets_need_the_standard_library_only():
-    blocked = ["torch", "tyro", "cattrs", "cattr", "attrs", "attr", "yaml", "numpy", "rich", "PIL", "triton"]
+    blocked = [
+        "torch",
+        "tyro",
+        "cattrs",
+        "cattr",
+        "attrs",
+        "attr",
+        "yaml",
+        "numpy",
+        "rich",
+        "PIL",
+        "triton",
+    ]
     code = """
         import ganfast, ganfast.config, ganfast.presets
         print(ganfast.preset_config("wgan-gp", data="mnist").penalty.kind, ganfast.Config().model)
@@ -345,7 +413,9 @@ def test_drawing_latents_and_saving_pictures_needs_no_torch(tmp_path):
         save_png(grid((z.reshape(4, 4, 2, 1) > 0).astype(np.uint8) * 255), r"{tmp_path}/a.png")
         print(z.shape)
     """
-    assert run_without(["torch", "tyro", "cattrs", "triton", "onnxruntime"], code).strip() == "(4, 8)"
+    assert (
+        run_without(["torch", "tyro", "cattrs", "triton", "onnxruntime"], code).strip() == "(4, 8)"
+    )
     assert (tmp_path / "a.png").exists()
 
 

@@ -31,7 +31,9 @@ def test_a_convolution_by_hand():
 
 def test_a_transposed_convolution_by_hand():
     layer = nn.ConvTranspose2d(3, 4, 4, 2, 1)
-    assert flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4  # every input meets the whole kernel
+    assert (
+        flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4
+    )  # every input meets the whole kernel
 
 
 def test_backward_costs_two_forwards_and_one_without_an_input_gradient():
@@ -60,7 +62,10 @@ class PlainCritic(nn.Module):
 
     def __init__(self, inputs, hidden):
         super().__init__()
-        self.first, self.second = nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+        self.first, self.second = (
+            nn.Linear(inputs, hidden, bias=False),
+            nn.Linear(hidden, 1, bias=False),
+        )
 
     def forward(self, x):
         return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))[:, 0]
@@ -68,7 +73,9 @@ class PlainCritic(nn.Module):
 
 def step_flops(critic, penalty, shape, engine="reference"):
     real, fake = torch.randn(2, N, *shape).unbind(0)
-    step = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(penalty), engine=engine, check=False)
+    step = make_critic_step(
+        critic, LossConfig("wasserstein"), PenaltyConfig(penalty), engine=engine, check=False
+    )
     return flops(lambda: step(real, fake, eps=torch.rand(N), noise=torch.rand(N, *shape)))
 
 
@@ -83,10 +90,16 @@ def test_a_critic_step_on_linear_layers_by_hand():
     # factors to differentiate by, except that the second layer's incoming gradient is a constant 1; then the dead zeros that
     # leaky ReLU's second derivative sends down as a weight gradient of the first layer.
     by_weight, by_gradient, dead = a + b, a, a
-    assert step_flops(critic, "wgan-gp", (1, 4, 5)) == loss + (a + b) + (a + b) + by_weight + by_gradient + dead
+    assert (
+        step_flops(critic, "wgan-gp", (1, 4, 5))
+        == loss + (a + b) + (a + b) + by_weight + by_gradient + dead
+    )
 
 
-@pytest.mark.parametrize(("penalty", "forwards"), [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)])
+@pytest.mark.parametrize(
+    ("penalty", "forwards"),
+    [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)],
+)
 def test_a_textbook_step_costs_about_as_many_forwards_as_its_passes(penalty, forwards):
     """Deep enough that the first layer, which needs no data gradient for its weights, hardly counts."""
     torch.manual_seed(0)
@@ -118,14 +131,18 @@ def test_peak_bytes_by_hand():
 
 
 def test_peak_bytes_of_a_backward_pass_are_what_it_keeps():
-    net = nn.Sequential(nn.Linear(70, 50, bias=False), nn.Tanh(), nn.Tanh(), nn.Linear(50, 1, bias=False))
+    net = nn.Sequential(
+        nn.Linear(70, 50, bias=False), nn.Tanh(), nn.Tanh(), nn.Linear(50, 1, bias=False)
+    )
     x = torch.randn(30, 70)
     with PeakBytes() as peak, torch.no_grad():
         net(x)
     assert peak.total == 4 * 2 * 30 * 50  # a layer's input and output
     with PeakBytes() as peak:
         net(x)
-    assert peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50  # tanh keeps its output only: the first layer's is let go
+    assert (
+        peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50
+    )  # tanh keeps its output only: the first layer's is let go
 
 
 def test_peak_bytes_change_no_result():

@@ -28,7 +28,12 @@ def test_a_grid_by_hand():
 
 def test_a_grid_of_oblong_pictures_keeps_height_and_width_apart():
     picture = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3, 1)
-    assert grid(picture, gap=1)[..., 0].tolist() == [[0] * 5, [0, 1, 2, 3, 0], [0, 4, 5, 6, 0], [0] * 5]
+    assert grid(picture, gap=1)[..., 0].tolist() == [
+        [0] * 5,
+        [0, 1, 2, 3, 0],
+        [0, 4, 5, 6, 0],
+        [0] * 5,
+    ]
     two = grid(np.concatenate([picture, picture + 10]), columns=1, gap=0)[..., 0]
     assert two.tolist() == [[1, 2, 3], [4, 5, 6], [11, 12, 13], [14, 15, 16]]
 
@@ -39,7 +44,8 @@ def test_a_colour_grid_keeps_its_channels():
 
 
 @pytest.mark.parametrize(
-    ("count", "columns", "rows_and_columns"), [(1, 0, (1, 1)), (4, 0, (2, 2)), (5, 0, (2, 3)), (3, 8, (1, 3)), (9, 4, (3, 4))]
+    ("count", "columns", "rows_and_columns"),
+    [(1, 0, (1, 1)), (4, 0, (2, 2)), (5, 0, (2, 3)), (3, 8, (1, 3)), (9, 4, (3, 4))],
 )
 def test_the_number_of_columns(count, columns, rows_and_columns):
     sheet = grid(plain(*[9] * count, size=(4, 5)), columns, gap=2)
@@ -75,20 +81,35 @@ def test_enlarging_repeats_pixels(tmp_path, channels):
 
 
 def test_small_pictures_are_enlarged_to_a_comfortable_size():
-    assert [comfortable_scale(size) for size in (8, 16, 28, 56, 64, 128, 1024)] == [7, 3, 2, 1, 1, 1, 1]
+    assert [comfortable_scale(size) for size in (8, 16, 28, 56, 64, 128, 1024)] == [
+        7,
+        3,
+        2,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 # Floats to bytes.
 
 
 def to_bytes(*values, dtype=torch.float32):
-    return to_uint8_reference(torch.tensor(values, dtype=dtype).view(1, 1, 1, -1)).flatten().tolist()
+    return (
+        to_uint8_reference(torch.tensor(values, dtype=dtype).view(1, 1, 1, -1)).flatten().tolist()
+    )
 
 
 def test_bytes_by_hand():
     assert to_bytes(-1.0, 0.0, 1.0) == [0, 128, 255]  # 0 is 127.5: ties go to the even number
     assert to_bytes(-1 + 1 / 127.5, -1 + 2 / 127.5, 1 - 1 / 127.5) == [1, 2, 254]
-    assert to_bytes(-1 + 0.49 / 127.5, -1 + 0.51 / 127.5, 1 - 0.49 / 127.5, 1 - 0.51 / 127.5) == [0, 1, 255, 254]
+    assert to_bytes(-1 + 0.49 / 127.5, -1 + 0.51 / 127.5, 1 - 0.49 / 127.5, 1 - 0.51 / 127.5) == [
+        0,
+        1,
+        255,
+        254,
+    ]
 
 
 def test_values_outside_are_clipped_not_wrapped():
@@ -97,7 +118,9 @@ def test_values_outside_are_clipped_not_wrapped():
 
 def test_every_byte_survives_the_way_to_a_float_and_back():
     bytes_ = torch.arange(256)
-    assert torch.equal(to_uint8_reference((bytes_.float() / 127.5 - 1).view(1, 1, 16, 16)).flatten().long(), bytes_)
+    assert torch.equal(
+        to_uint8_reference((bytes_.float() / 127.5 - 1).view(1, 1, 16, 16)).flatten().long(), bytes_
+    )
 
 
 def test_bytes_are_channels_last_and_contiguous():
@@ -109,7 +132,9 @@ def test_bytes_are_channels_last_and_contiguous():
         assert bytes_.is_contiguous()
         for n in range(2):
             for c in range(3):
-                assert bytes_[n, :, :, c].tolist() == [[((n * 3 + c) * 4 + y) * 5 + x for x in range(5)] for y in range(4)]
+                assert bytes_[n, :, :, c].tolist() == [
+                    [((n * 3 + c) * 4 + y) * 5 + x for x in range(5)] for y in range(4)
+                ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

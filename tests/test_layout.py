@@ -23,15 +23,17 @@ PROJECT, MAPPING = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 def folders_with_modules(top: Path) -> set[str]:
     return {
         ".".join(("ganfast", *path.parent.relative_to(top).parts))
-        for path in top.rglob("__init__.py") if not any(parent.is_symlink() for parent in path.parents)
-    }  # fmt: skip
+        for path in top.rglob("__init__.py")
+        if not any(parent.is_symlink() for parent in path.parents)
+    }
 
 
 def test_package_list_equals_the_folders():
     mapped = {
         ".".join(("ganfast", *path.parent.relative_to(ROOT).parts))
-        for name in ("kernels", "export") for path in (ROOT / name).rglob("__init__.py")
-    }  # fmt: skip
+        for name in ("kernels", "export")
+        for path in (ROOT / name).rglob("__init__.py")
+    }
     assert set(MAPPING["packages"]) == folders_with_modules(ROOT / "ganfast") | mapped
 
 
@@ -75,7 +77,11 @@ def test_checkout_runs_without_installing(tmp_path):
     code = "import ganfast.kernels.latents, ganfast.export.drawing.rows; print(ganfast.kernels.__file__)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-S", "-c", _with_site(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-S", "-c", _with_site(code)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("ganfast/kernels/__init__.py")
@@ -109,7 +115,9 @@ def test_wheel_holds_every_module_once(tmp_path):
             if folder.name == "ganfast" and parts[0] in ("kernels", "export", "bench"):
                 continue
             assert f"{prefix}/{'/'.join(parts)}" in inside
-    assert not [n for n in inside if n.startswith(("kernels/", "export/", "ganfast/bench/", "benchmarks/"))]
+    assert not [
+        n for n in inside if n.startswith(("kernels/", "export/", "ganfast/bench/", "benchmarks/"))
+    ]
     _without_harness(wheel, tmp_path)
     assert "ganfast/py.typed" in zipfile.ZipFile(wheel).namelist()
 
@@ -118,7 +126,10 @@ def _without_harness(wheel: Path, folder: Path) -> None:
     """In an installed package `bench sample` parses its arguments, and the others name what is missing."""
     zipfile.ZipFile(wheel).extractall(folder / "installed")
     environment = os.environ | {"PYTHONPATH": str(folder / "installed")}
-    for line, sentence in (("train r1", "`ganfast bench train` needs the folder benchmarks/"), ("sample", "required: bundle")):
+    for line, sentence in (
+        ("train r1", "`ganfast bench train` needs the folder benchmarks/"),
+        ("sample", "required: bundle"),
+    ):
         command = [sys.executable, "-m", "ganfast", "bench", *line.split()]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
         assert done.returncode == 2, done.stderr
@@ -186,7 +197,9 @@ def loaded(path: Path, known: Container[str]) -> Iterator[str]:
 
 def floor(module: str) -> int:
     parts = module.split(".")
-    return next(FLOOR[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in FLOOR)
+    return next(
+        FLOOR[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in FLOOR
+    )
 
 
 def test_every_import_leads_down_and_none_in_a_circle():
@@ -220,5 +233,7 @@ def test_what_a_sampler_imports_is_without_torch():
 
 def test_no_folder_is_wider_than_24_modules():
     tops = ("ganfast", "kernels", "export", "benchmarks", "tests")
-    widths = Counter(path.parent for top in tops for path in sources(top) if path.name != "__init__.py")
+    widths = Counter(
+        path.parent for top in tops for path in sources(top) if path.name != "__init__.py"
+    )
     assert not {str(folder): width for folder, width in widths.items() if width > 24}

@@ -8,10 +8,20 @@ import torch
 
 from ganfast.config import PROBABILITY_LOSSES, LossConfig, LossKind
 from ganfast.errors import InputError
-from ganfast.losses import LOSSES, accuracy, class_loss, critic_loss, generator_loss, wasserstein_estimate
+from ganfast.losses import (
+    LOSSES,
+    accuracy,
+    class_loss,
+    critic_loss,
+    generator_loss,
+    wasserstein_estimate,
+)
 
 KINDS = list(LOSSES)
-REAL, FAKE = [2.0, -1.5, 0.25, 1.0], [-0.5, 1.75, 0.0, -3.0]  # both sides of 0 and of the margins, pairs in either order
+REAL, FAKE = (
+    [2.0, -1.5, 0.25, 1.0],
+    [-0.5, 1.75, 0.0, -3.0],
+)  # both sides of 0 and of the margins, pairs in either order
 
 
 def p(score):
@@ -42,24 +52,38 @@ GENERATOR = {
 
 def test_a_loss_is_a_row_a_word_of_the_config_and_a_second_formula_here():
     words = set(get_args(LossKind))
-    assert set(LOSSES) == words, "ganfast.losses.LOSSES and ganfast.config.LossKind name the same losses"
-    assert set(CRITIC) == set(GENERATOR) == words, "write the formula of every loss a second time above"
+    assert set(LOSSES) == words, (
+        "ganfast.losses.LOSSES and ganfast.config.LossKind name the same losses"
+    )
+    assert set(CRITIC) == set(GENERATOR) == words, (
+        "write the formula of every loss a second time above"
+    )
     assert {kind for kind, loss in LOSSES.items() if loss.probabilities} == set(PROBABILITY_LOSSES)
 
 
 def test_a_loss_without_a_row_is_one_sentence(monkeypatch):
     monkeypatch.delitem(LOSSES, "hinge")
-    with pytest.raises(InputError, match=r"loss 'hinge' has no row in ganfast.losses.LOSSES; there: minimax"):
+    with pytest.raises(
+        InputError, match=r"loss 'hinge' has no row in ganfast.losses.LOSSES; there: minimax"
+    ):
         critic_loss(LossConfig("hinge"), scores(1.0), scores(0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_loss_is_its_formula_for_each_pair(kind):
     real, fake = scores(*REAL), scores(*FAKE)
-    expected = torch.tensor([CRITIC[kind](r, f) for r, f in zip(REAL, FAKE, strict=True)], dtype=torch.float64)
-    torch.testing.assert_close(critic_loss(LossConfig(kind), real, fake).detach(), expected, rtol=1e-14, atol=1e-14)
-    expected = torch.tensor([GENERATOR[kind](r, f) for r, f in zip(REAL, FAKE, strict=True)], dtype=torch.float64)
-    torch.testing.assert_close(generator_loss(LossConfig(kind), fake, real).detach(), expected, rtol=1e-14, atol=1e-14)
+    expected = torch.tensor(
+        [CRITIC[kind](r, f) for r, f in zip(REAL, FAKE, strict=True)], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        critic_loss(LossConfig(kind), real, fake).detach(), expected, rtol=1e-14, atol=1e-14
+    )
+    expected = torch.tensor(
+        [GENERATOR[kind](r, f) for r, f in zip(REAL, FAKE, strict=True)], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        generator_loss(LossConfig(kind), fake, real).detach(), expected, rtol=1e-14, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,16 +100,27 @@ def test_every_loss_is_its_formula_for_each_pair(kind):
 def test_losses_of_a_critic_that_knows_nothing(kind, critic, generator):
     zero = scores(0.0)
     assert critic_loss(LossConfig(kind), zero, zero).item() == pytest.approx(critic, abs=1e-15)
-    assert generator_loss(LossConfig(kind), zero, zero).item() == pytest.approx(generator, abs=1e-15)
+    assert generator_loss(LossConfig(kind), zero, zero).item() == pytest.approx(
+        generator, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_descent_raises_reals_and_lowers_fakes_in_the_critic_and_raises_fakes_in_the_generator(kind):
-    real, fake = scores(0.2, -0.4), scores(0.3, 0.1)  # inside the hinge's margins, between the targets of least squares
-    by_real, by_fake = torch.autograd.grad(critic_loss(LossConfig(kind), real, fake).sum(), (real, fake))
+def test_descent_raises_reals_and_lowers_fakes_in_the_critic_and_raises_fakes_in_the_generator(
+    kind,
+):
+    real, fake = (
+        scores(0.2, -0.4),
+        scores(0.3, 0.1),
+    )  # inside the hinge's margins, between the targets of least squares
+    by_real, by_fake = torch.autograd.grad(
+        critic_loss(LossConfig(kind), real, fake).sum(), (real, fake)
+    )
     assert (by_real < -0.1).all()
     assert (by_fake > 0.09).all()
-    (by_fake,) = torch.autograd.grad(generator_loss(LossConfig(kind), fake, real.detach()).sum(), fake)
+    (by_fake,) = torch.autograd.grad(
+        generator_loss(LossConfig(kind), fake, real.detach()).sum(), fake
+    )
     assert (by_fake < -0.1).all()
 
 
@@ -106,7 +141,9 @@ def test_the_minimax_game_is_zero_sum_in_the_fakes():
 
 def test_hinge_leaves_scores_beyond_the_margin_alone():
     real, fake = scores(1.5, 0.5), scores(-0.5, -1.5)
-    by_real, by_fake = torch.autograd.grad(critic_loss(LossConfig("hinge"), real, fake).sum(), (real, fake))
+    by_real, by_fake = torch.autograd.grad(
+        critic_loss(LossConfig("hinge"), real, fake).sum(), (real, fake)
+    )
     assert by_real.tolist() == [0, -1]
     assert by_fake.tolist() == [1, 0]
 
@@ -117,7 +154,9 @@ def test_sure_critics_overflow_nothing(kind):
     wrong, right = critic_loss(LossConfig(kind), real, fake).tolist()
     assert wrong == 2e4  # the logarithm of a probability too small for any float
     assert right == 0
-    losses = critic_loss(LossConfig(kind), real, fake) + generator_loss(LossConfig(kind), fake, real)
+    losses = critic_loss(LossConfig(kind), real, fake) + generator_loss(
+        LossConfig(kind), fake, real
+    )
     for gradient in torch.autograd.grad(losses.sum(), (real, fake)):
         assert gradient.isfinite().all()
 
@@ -128,15 +167,21 @@ def test_label_smoothing_moves_the_target_of_reals_only(kind):
     real, fake = scores(*REAL), scores(*FAKE)
     actual = critic_loss(config, real, fake)
     for i, (r, f) in enumerate(zip(REAL, FAKE, strict=True)):
-        assert actual[i].item() == pytest.approx(-(1 - s) * math.log(p(r)) - s * math.log(1 - p(r)) - math.log(1 - p(f)), rel=1e-13)
+        assert actual[i].item() == pytest.approx(
+            -(1 - s) * math.log(p(r)) - s * math.log(1 - p(r)) - math.log(1 - p(f)), rel=1e-13
+        )
     best = scores(math.log((1 - s) / s))  # p(real) = 0.9 is the best answer
     (slope,) = torch.autograd.grad(critic_loss(config, best, scores(0.0)), best)
     assert abs(slope.item()) < 1e-15
     # One-sided: fakes, and the generator, see no difference.
     plain = LossConfig(kind)
-    smooth, sharp = (torch.autograd.grad(critic_loss(c, real, fake).sum(), fake)[0] for c in (config, plain))
+    smooth, sharp = (
+        torch.autograd.grad(critic_loss(c, real, fake).sum(), fake)[0] for c in (config, plain)
+    )
     torch.testing.assert_close(smooth, sharp, rtol=0, atol=0)
-    torch.testing.assert_close(generator_loss(config, fake), generator_loss(plain, fake), rtol=0, atol=0)
+    torch.testing.assert_close(
+        generator_loss(config, fake), generator_loss(plain, fake), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["least-squares", "hinge", "wasserstein", "relativistic"])
@@ -147,9 +192,17 @@ def test_label_smoothing_is_refused_where_the_loss_has_no_probabilities(kind):
 
 def test_relativistic_losses_see_only_differences_within_pairs():
     config = LossConfig("relativistic")
-    real, fake, shift = scores(*REAL), scores(*FAKE), torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64)
-    torch.testing.assert_close(critic_loss(config, real + shift, fake + shift), critic_loss(config, real, fake))
-    torch.testing.assert_close(generator_loss(config, fake + shift, real + shift), generator_loss(config, fake, real))
+    real, fake, shift = (
+        scores(*REAL),
+        scores(*FAKE),
+        torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        critic_loss(config, real + shift, fake + shift), critic_loss(config, real, fake)
+    )
+    torch.testing.assert_close(
+        generator_loss(config, fake + shift, real + shift), generator_loss(config, fake, real)
+    )
     # The pairing counts: other partners, another loss.
     others = sum(CRITIC["relativistic"](r, f) for r, f in zip(REAL, reversed(FAKE), strict=True))
     assert abs(others - critic_loss(config, real, fake).sum().item()) > 0.3
@@ -162,14 +215,18 @@ def test_the_relativistic_generator_needs_reals_and_the_others_ignore_them():
         generator_loss(LossConfig("relativistic"), fake)
     for kind in KINDS[:-1]:
         with_reals = generator_loss(LossConfig(kind), fake, scores(*REAL))
-        torch.testing.assert_close(generator_loss(LossConfig(kind), fake), with_reals, rtol=0, atol=0)
+        torch.testing.assert_close(
+            generator_loss(LossConfig(kind), fake), with_reals, rtol=0, atol=0
+        )
 
 
 def test_class_loss_is_minus_the_log_probability_of_the_label():
     logits = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, -1.0]], dtype=torch.float64)
     total = math.exp(1) + math.exp(2) + math.exp(-1)
     expected = torch.tensor([math.log(3), -math.log(math.exp(-1) / total)], dtype=torch.float64)
-    torch.testing.assert_close(class_loss(logits, torch.tensor([1, 2])), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        class_loss(logits, torch.tensor([1, 2])), expected, rtol=1e-14, atol=0
+    )
 
 
 def test_accuracy_and_the_wasserstein_estimate():

@@ -113,103 +113,157 @@ def filled_in_front(right, rows, bucket):
 
 
 CHECK = "test_engines.py::test_a_right_engine_passes_the_check"
-SAME = "test_training.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit[dcgan]"
+SAME = (
+    "test_training.py::test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit[dcgan]"
+)
 ADAM = "test_adam_ema.py::test_five_steps_are_those_of_torchs_adam_in_float64"
 DEPLOYED = "test_export.py::test_deployed_pictures_are_the_generators"
-FLIPPED = "test_checkpoint.py::test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used"
-FILLED = "test_sampler.py::test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request"
+FLIPPED = (
+    "test_checkpoint.py::test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used"
+)
+FILLED = (
+    "test_sampler.py::test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request"
+)
 
 MUTANTS = {
     # Losses and penalties by their definitions.
     "the hinge loss prefers fakes": Mutant(
-        "losses.hinge_critic", lambda right, real, fake: right(-real, -fake),
-        "test_losses.py::test_every_loss_is_its_formula_for_each_pair"),
+        "losses.hinge_critic",
+        lambda right, real, fake: right(-real, -fake),
+        "test_losses.py::test_every_loss_is_its_formula_for_each_pair",
+    ),
     "a norm over channels only": Mutant(
-        "penalties.norm", lambda right, gradient: gradient.norm(dim=1).flatten(1).mean(1),
-        "test_penalties.py::test_property"),
+        "penalties.norm",
+        lambda right, gradient: gradient.norm(dim=1).flatten(1).mean(1),
+        "test_penalties.py::test_property",
+    ),
     "a norm without its square": Mutant(
-        "penalties.squared_norm", lambda right, gradient: right(gradient).sqrt(),
-        "test_penalties.py::test_norms_are_of_each_picture_and_match_their_squares"),
+        "penalties.squared_norm",
+        lambda right, gradient: right(gradient).sqrt(),
+        "test_penalties.py::test_norms_are_of_each_picture_and_match_their_squares",
+    ),
     "one eps for the batch": Mutant(
         "penalties.interpolate",
         lambda right, real, fake, eps: right(real, fake, eps[:1].expand(len(real))),
-        "test_penalties.py::test_property"),
+        "test_penalties.py::test_property",
+    ),
     # Engines; where `CHECK` fails, the start-up check has refused the wrong gradients.
     "no mask in the tangent": Mutant(
-        "layers.LeakyReLU.tangent", lambda right, self, w, kept, t: t,
-        f"{CHECK}[wgan-gp-explicit]"),
+        "layers.LeakyReLU.tangent", lambda right, self, w, kept, t: t, f"{CHECK}[wgan-gp-explicit]"
+    ),
     "no second-order term of a curve": Mutant(
-        "explicit._Bend.added", lambda right, self, layer, kept, before, after, d: d,
-        "test_engines.py::test_engines_agree_on_curved_critics[SiLU-wgan-gp]"),
+        "explicit._Bend.added",
+        lambda right, self, layer, kept, before, after, d: d,
+        "test_engines.py::test_engines_agree_on_curved_critics[SiLU-wgan-gp]",
+    ),
     "the loss's slope lost on rows that it shares with r1": Mutant(
-        "explicit._times", lambda right, x, factor: x, f"{CHECK}[r1-explicit]"),
+        "explicit._times", lambda right, x, factor: x, f"{CHECK}[r1-explicit]"
+    ),
     "half of r1": Mutant(
-        "gradient_penalty.gradient_penalty_reference", half_of_r1, f"{CHECK}[r1-explicit]"),
+        "gradient_penalty.gradient_penalty_reference", half_of_r1, f"{CHECK}[r1-explicit]"
+    ),
     "gradients that do not go through spectral normalisation": Mutant(
-        "weights.normalised", lambda right, *given: (right(*given)[0], lambda gradient: gradient),
-        "test_engines.py::test_engines_agree_under_spectral_normalisation"),
+        "weights.normalised",
+        lambda right, *given: (right(*given)[0], lambda gradient: gradient),
+        "test_engines.py::test_engines_agree_under_spectral_normalisation",
+    ),
     "no mask in autograd's second derivative": Mutant(
-        "lean.LeakThrough.backward", lambda right, ctx, g: (g, None, None),
-        f"{CHECK}[wgan-gp-autograd]"),
+        "lean.LeakThrough.backward",
+        lambda right, ctx, g: (g, None, None),
+        f"{CHECK}[wgan-gp-autograd]",
+    ),
     # Kernels, under triton's interpreter.
     "writes behind the last element": Mutant("adam_ema._adam_kernel", unmasked_stores, ADAM),
     "moments that decay alike": Mutant(
-        "adam_ema._adam_kernel", swapped("one_minus_beta2", "one_minus_beta1"), ADAM),
+        "adam_ema._adam_kernel", swapped("one_minus_beta2", "one_minus_beta1"), ADAM
+    ),
     "squares summed in bfloat16": Mutant(
-        "gradient_penalty._squares_kernel", narrow,
-        "test_gradient_penalty.py::test_value_norm_and_direction_are_those_of_float64"),
+        "gradient_penalty._squares_kernel",
+        narrow,
+        "test_gradient_penalty.py::test_value_norm_and_direction_are_those_of_float64",
+    ),
     "nine rounds of Philox": Mutant(
-        "latents._draw_kernel", swapped("10", "9"),
-        "test_latents.py::test_uniforms_are_the_words_of_numpys_philox"),
+        "latents._draw_kernel",
+        swapped("10", "9"),
+        "test_latents.py::test_uniforms_are_the_words_of_numpys_philox",
+    ),
     "even levels only": Mutant(
-        "to_uint8._tail_kernel", swapped("12582912.0", "16777216.0"),
-        "test_to_uint8.py::test_every_level_is_reached_from_its_own_value"),
+        "to_uint8._tail_kernel",
+        swapped("12582912.0", "16777216.0"),
+        "test_to_uint8.py::test_every_level_is_reached_from_its_own_value",
+    ),
     # Resuming.
     "a counter that starts anew": Mutant(
-        "state.restore", lambda right, state, contents, images, at: right(state, contents, 0, at),
-        SAME),
+        "state.restore",
+        lambda right, state, contents, images, at: right(state, contents, 0, at),
+        SAME,
+    ),
     "an order that starts anew": Mutant("feed.Feed.set", counted_from_here, SAME),
     "one order for all epochs": Mutant(
-        "random.permute", lambda right, *given: right(*given[:-1], given[-1] * 0),
-        "test_resident.py::test_every_epoch_shows_each_picture_once_in_an_order_of_its_own"),
+        "random.permute",
+        lambda right, *given: right(*given[:-1], given[-1] * 0),
+        "test_resident.py::test_every_epoch_shows_each_picture_once_in_an_order_of_its_own",
+    ),
     "moments of Adam forgotten": Mutant(
-        "state.restore_optimizer", lambda right, *given: None, SAME),
+        "state.restore_optimizer", lambda right, *given: None, SAME
+    ),
     "the average forgotten": Mutant(
         "state.restore",
         lambda right, state, contents, *more: right(
-            state, {**contents, "ema": contents["generator"]}, *more), SAME),
+            state, {**contents, "ema": contents["generator"]}, *more
+        ),
+        SAME,
+    ),
     "a log that is not cut": Mutant(
-        "logfile.split_log", lambda right, path, images, position=None: right(path, float("inf")),
-        "test_training.py::test_steps_after_the_last_checkpoint_are_done_again_after_a_crash"),
+        "logfile.split_log",
+        lambda right, path, images, position=None: right(path, float("inf")),
+        "test_training.py::test_steps_after_the_last_checkpoint_are_done_again_after_a_crash",
+    ),
     "a checkpoint's hash that is not compared": Mutant(
-        "checkpoint._compare", lambda right, path, data, record: None,
+        "checkpoint._compare",
+        lambda right, path, data, record: None,
         "test_checkpoint.py::"
-        "test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used"),
+        "test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used",
+    ),
     "a name before the directory is on disk": Mutant(
-        "disk.publish", renamed_first,
-        "test_checkpoint.py::test_every_file_reaches_the_disk_before_the_directory_gets_its_name"),
+        "disk.publish",
+        renamed_first,
+        "test_checkpoint.py::test_every_file_reaches_the_disk_before_the_directory_gets_its_name",
+    ),
     # Export and sampler.
     "eps forgotten where BatchNorm is folded": Mutant("deploy._scale_shift", without_eps, DEPLOYED),
     "psi ignored": Mutant(
         "deploy.Deployable.forward",
-        lambda right, self, z, *more: right(self, z, *more[:-1], more[-1] * 0 + 1), DEPLOYED),
+        lambda right, self, z, *more: right(self, z, *more[:-1], more[-1] * 0 + 1),
+        DEPLOYED,
+    ),
     "a gate that sees brighter pixels only": Mutant(
         "parity.compare",
         lambda right, pictures, truth, *more: right(pictures.clip(min=truth), truth, *more),
-        "test_export.py::test_parity_is_a_distance_to_either_side"),
+        "test_export.py::test_parity_is_a_distance_to_either_side",
+    ),
     "golden pictures that nobody compares": Mutant(
-        "sampler.check_golden", lambda right, bundle, backend: None,
-        "test_sampler.py::test_refit_that_misses_the_golden_rows_puts_the_weights_back"),
+        "sampler.check_golden",
+        lambda right, bundle, backend: None,
+        "test_sampler.py::test_refit_that_misses_the_golden_rows_puts_the_weights_back",
+    ),
     "a bundle's hashes that are not compared": Mutant(
-        "bundle.Bundle.read", lambda right, self, path: (self.folder / path).read_bytes(),
-        "test_bundle.py::test_any_changed_byte_is_refused"),
+        "bundle.Bundle.read",
+        lambda right, self, path: (self.folder / path).read_bytes(),
+        "test_bundle.py::test_any_changed_byte_is_refused",
+    ),
     "what fills a bucket given away": Mutant(
-        "lanes.filled", filled_in_front, "test_sampler.py::"
-        "test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request"),
+        "lanes.filled",
+        filled_in_front,
+        "test_sampler.py::"
+        "test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request",
+    ),
     "seed and stream swapped": Mutant(
-        "latents of NumPy.philox_words", lambda right, seed, stream, *of: right(stream, seed, *of),
-        "test_random.py::test_latents_are_the_same_in_torch_and_numpy"),
-}  # fmt: skip
+        "latents of NumPy.philox_words",
+        lambda right, seed, stream, *of: right(stream, seed, *of),
+        "test_random.py::test_latents_are_the_same_in_torch_and_numpy",
+    ),
+}
 
 # What is no mutant has to be told from a mutant that is caught.
 HINGE = MUTANTS["the hinge loss prefers fakes"]
@@ -281,12 +335,14 @@ def make(mutant: Mutant) -> None:
         kept = FunctionType(right.__code__, right.__globals__, symbol, right.__defaults__)
         kept.__kwdefaults__ = right.__kwdefaults__
         right.__globals__["_mutant"] = or_exit(partial(mutant.wrong, kept))
-        right.__code__ = (lambda *given, **named: _mutant(*given, **named)).__code__  # noqa: F821
+        right.__code__ = (lambda *given, **named: _mutant(*given, **named)).__code__
 
 
 def outcome(tests: list[str], mutant: Mutant | None = None) -> tuple[int, str]:
     """Exit code and output of pytest in a fork of this process, which makes the mistake first."""
-    paths = [str(next((ROOT / "tests").rglob(name.partition("::")[0])).parent / name) for name in tests]
+    paths = [
+        str(next((ROOT / "tests").rglob(name.partition("::")[0])).parent / name) for name in tests
+    ]
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if child == 0:
@@ -324,7 +380,9 @@ def main(kernels: bool) -> None:
 @pytest.mark.accept
 @pytest.mark.parametrize("kind", ["functions", "kernels"])
 def test_ordinary_tests_catch_every_mutant_and_pass_without_one(kind):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "GANFAST_"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_", "GANFAST_"))
+    }
     environment = kept | ({"TRITON_INTERPRET": "1"} if kind == "kernels" else {})
     command = [sys.executable, "-m", __name__, kind]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

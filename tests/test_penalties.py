@@ -63,7 +63,10 @@ def pictures(n, seed=0):
 
 def lengths(x):
     """|x_n| in float64, one picture at a time."""
-    return torch.tensor([math.sqrt(sum(v * v for v in picture.flatten().tolist())) for picture in x.detach()], dtype=torch.float64)
+    return torch.tensor(
+        [math.sqrt(sum(v * v for v in picture.flatten().tolist())) for picture in x.detach()],
+        dtype=torch.float64,
+    )
 
 
 def right(critic, real, fake, eps):
@@ -76,14 +79,19 @@ def right(critic, real, fake, eps):
 
 def one_norm_per_picture_over_all_its_pixels(penalty):
     w = pictures(1)[0]
-    values = penalty(LinearCritic(w), pictures(4, 1), pictures(4, 2), torch.rand(4, dtype=torch.float64))
+    values = penalty(
+        LinearCritic(w), pictures(4, 1), pictures(4, 2), torch.rand(4, dtype=torch.float64)
+    )
     expected = 10 * (lengths(w[None]) - 1) ** 2
     assert values.shape == (4,)
     assert torch.allclose(values.double(), expected.expand(4), rtol=ROUNDING)
 
 
 def pictures_do_not_mix(penalty):
-    real, a = pictures(3, 1) * torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64).view(3, 1, 1, 1), 0.7
+    real, a = (
+        pictures(3, 1) * torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64).view(3, 1, 1, 1),
+        0.7,
+    )
     values = penalty(QuadraticCritic(a), real, pictures(3, 2), torch.ones(3, dtype=torch.float64))
     assert values.shape == (3,)
     assert torch.allclose(values.double(), 10 * (a * lengths(real) - 1) ** 2, rtol=1e-5)
@@ -99,7 +107,9 @@ def every_picture_has_its_own_place_between(penalty):
 
 def nothing_reaches_the_pictures(penalty):
     real, fake = pictures(2, 1).requires_grad_(), pictures(2, 2).requires_grad_()
-    values = penalty(QuadraticCritic(2.0), real * 1, fake * 1, torch.tensor([0.3, 0.6], dtype=torch.float64))
+    values = penalty(
+        QuadraticCritic(2.0), real * 1, fake * 1, torch.tensor([0.3, 0.6], dtype=torch.float64)
+    )
     if values.requires_grad:
         values.sum().backward()
     assert real.grad is None
@@ -111,7 +121,9 @@ def it_trains_the_critic(penalty):
     critic = LinearCritic(w)
     values = penalty(critic, pictures(4, 1), pictures(4, 2), torch.rand(4, dtype=torch.float64))
     assert values.requires_grad
-    gradient, by_bias = torch.autograd.grad(values.mean(), (critic.w, critic.bias), allow_unused=True)
+    gradient, by_bias = torch.autograd.grad(
+        values.mean(), (critic.w, critic.bias), allow_unused=True
+    )
     length = lengths(w[None])
     assert torch.allclose(gradient, 20 * (length - 1) * w / length, rtol=1e-5)
     assert by_bias is None or by_bias == 0
@@ -139,7 +151,9 @@ PROPERTIES = [
 # Penalties as found elsewhere, each wrong in one way.
 
 
-def textbook(critic, x, norms=lambda g: torch.linalg.vector_norm(g.flatten(1), dim=1), create_graph=True):
+def textbook(
+    critic, x, norms=lambda g: torch.linalg.vector_norm(g.flatten(1), dim=1), create_graph=True
+):
     (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=create_graph)
     return 10 * (norms(gradient) - 1) ** 2
 
@@ -158,7 +172,9 @@ def over_the_batch(critic, real, fake, eps):
 
 
 def mean_over_pixels(critic, real, fake, eps):
-    return textbook(critic, between(real, fake, eps), lambda g: g.flatten(1).square().mean(1).sqrt())
+    return textbook(
+        critic, between(real, fake, eps), lambda g: g.flatten(1).square().mean(1).sqrt()
+    )
 
 
 def one_eps_for_the_batch(critic, real, fake, eps):
@@ -186,7 +202,9 @@ def bare_square_root(critic, real, fake, eps):
 
 
 def root_with_a_large_safety_term(critic, real, fake, eps):
-    return textbook(critic, between(real, fake, eps), lambda g: (g.flatten(1).square().sum(1) + 1e-3).sqrt())
+    return textbook(
+        critic, between(real, fake, eps), lambda g: (g.flatten(1).square().sum(1) + 1e-3).sqrt()
+    )
 
 
 def forgotten_create_graph(critic, real, fake, eps):
@@ -229,7 +247,9 @@ def test_a_wrong_penalty_is_rejected(wrong, property_):
 
 
 @pytest.mark.parametrize(
-    "wrong", [bare_square_root, fakes_not_detached, one_eps_for_the_batch, forgotten_create_graph], ids=name_of
+    "wrong",
+    [bare_square_root, fakes_not_detached, one_eps_for_the_batch, forgotten_create_graph],
+    ids=name_of,
 )
 def test_each_property_is_needed(wrong):
     """Penalties wrong in one way only: no other property would have caught them."""
@@ -253,7 +273,9 @@ def test_the_norm_and_its_gradient_are_exact_zeros_at_zero():
     (gradient,) = torch.autograd.grad(norm(g).sum(), g)
     assert norm(g)[0] == 0
     assert (gradient[0] == 0).all()
-    torch.testing.assert_close(gradient[1], torch.full(SHAPE, 60**-0.5, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        gradient[1], torch.full(SHAPE, 60**-0.5, dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
 def test_the_input_gradient_is_each_scores_own_and_differentiable():
@@ -309,7 +331,9 @@ def test_dragan_points_are_reals_moved_by_half_a_standard_deviation_of_the_batch
     mean = sum(flat) / len(flat)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in flat) / (len(flat) - 1))
     points = perturb(real, real, noise)
-    torch.testing.assert_close(points.detach(), real.detach() + 0.5 * deviation * noise, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        points.detach(), real.detach() + 0.5 * deviation * noise, rtol=1e-13, atol=1e-13
+    )
     assert points.is_leaf
     assert points.requires_grad
     assert torch.equal(perturb(real, real, noise * 0), real)
@@ -342,7 +366,9 @@ BY_HAND = {
 
 def test_a_penalty_is_a_row_a_word_of_the_config_and_a_second_formula_here():
     words = set(get_args(PenaltyKind)) - {"none"}
-    assert set(PENALTIES) == words, "ganfast.penalties.PENALTIES and ganfast.config.PenaltyKind name the same kinds"
+    assert set(PENALTIES) == words, (
+        "ganfast.penalties.PENALTIES and ganfast.config.PenaltyKind name the same kinds"
+    )
     assert set(BY_HAND) == words, "write the formula of every penalty a second time above"
 
 
@@ -350,15 +376,21 @@ def test_a_penalty_is_a_row_a_word_of_the_config_and_a_second_formula_here():
 def test_every_penalty_is_its_formula(kind):
     real, fake, noise = pictures(5, 1), pictures(5, 2), pictures(5, 3)
     eps = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    step = make_critic_step(QuadraticCritic(0.3), "wasserstein", PenaltyConfig(kind, weight=10.0), engine="reference")
+    step = make_critic_step(
+        QuadraticCritic(0.3), "wasserstein", PenaltyConfig(kind, weight=10.0), engine="reference"
+    )
     found = step(real, fake, eps=eps, noise=noise)["penalty"]
-    torch.testing.assert_close(found, BY_HAND[kind](real, fake, eps, noise).mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        found, BY_HAND[kind](real, fake, eps, noise).mean(), rtol=1e-12, atol=0
+    )
 
 
 def test_a_penalty_without_a_row_is_one_sentence(monkeypatch):
     monkeypatch.delitem(PENALTIES, "r2")
     step = make_critic_step(QuadraticCritic(0.3), "wasserstein", "r2", engine="reference")
-    with pytest.raises(InputError, match=r"penalty 'r2' has no row in ganfast.penalties.PENALTIES; there: wgan-gp"):
+    with pytest.raises(
+        InputError, match=r"penalty 'r2' has no row in ganfast.penalties.PENALTIES; there: wgan-gp"
+    ):
         step(pictures(2, 1), pictures(2, 2))
 
 
@@ -368,7 +400,10 @@ def test_a_penalty_without_a_row_is_one_sentence(monkeypatch):
     ids=["nothing", "numbers for nothing", "points of nothing"],
 )
 def test_a_row_that_says_half_is_refused(half):
-    with pytest.raises(ValueError, match="a penalty has pictures of the loss, or points and what they are drawn from"):
+    with pytest.raises(
+        ValueError,
+        match="a penalty has pictures of the loss, or points and what they are drawn from",
+    ):
         Penalty("norm", **half)
 
 
@@ -398,7 +433,9 @@ def test_under_bf16_autocast_norm_and_penalty_are_float32():
     assert values.dtype == norms.dtype == torch.float32
     length = lengths(critic.layer.weight.bfloat16().double())  # the weights as the layer sees them
     torch.testing.assert_close(norms.double(), length.expand(4), rtol=ROUNDING, atol=0)
-    torch.testing.assert_close(values.double(), (10 * (length - 1) ** 2).expand(4), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        values.double(), (10 * (length - 1) ** 2).expand(4), rtol=1e-5, atol=0
+    )
     (gradient,) = torch.autograd.grad(values.mean(), critic.layer.weight)
     assert gradient.dtype == torch.float32
     expected = 20 * (length - 1) / length * critic.layer.weight.double()
@@ -419,19 +456,31 @@ KINDS = ["wgan-gp", "dragan", "r1", "r2", "r1+r2"]
 def smooth_critic(dtype=torch.float64, seed=0):
     """No kinks, so that finite differences hold; few enough weights to move each."""
     torch.manual_seed(seed)
-    trunk = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 2), nn.Softplus(), nn.Flatten())
+    trunk = nn.Sequential(
+        nn.Conv2d(3, 2, 3, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 2), nn.Softplus(), nn.Flatten()
+    )
     return Critic(trunk, 2 * 2 * 1).to(dtype)
 
 
 def arguments(n=3, dtype=torch.float64):
     generator = torch.Generator().manual_seed(5)
     eps, noise = torch.rand(n, generator=generator), torch.rand(n, *SHAPE, generator=generator)
-    return {"real": pictures(n, 1).to(dtype), "fake": pictures(n, 2).to(dtype), "eps": eps.to(dtype), "noise": noise.to(dtype)}
+    return {
+        "real": pictures(n, 1).to(dtype),
+        "fake": pictures(n, 2).to(dtype),
+        "eps": eps.to(dtype),
+        "noise": noise.to(dtype),
+    }
 
 
-@pytest.mark.parametrize(("kind", "one_sided"), [*((kind, False) for kind in KINDS), ("wgan-gp", True), ("dragan", True)])
+@pytest.mark.parametrize(
+    ("kind", "one_sided"), [*((kind, False) for kind in KINDS), ("wgan-gp", True), ("dragan", True)]
+)
 def test_the_parameter_gradient_of_the_penalised_loss_matches_finite_differences(kind, one_sided):
-    critic, penalty = smooth_critic(), PenaltyConfig(kind, weight=3.0, target=0.2, one_sided=one_sided, interval=2)
+    critic, penalty = (
+        smooth_critic(),
+        PenaltyConfig(kind, weight=3.0, target=0.2, one_sided=one_sided, interval=2),
+    )
     step = make_critic_step(critic, LossConfig("non-saturating"), penalty)
 
     def whole_loss():
@@ -450,8 +499,12 @@ def test_the_parameter_gradient_of_the_penalised_loss_matches_finite_differences
                 flat[i] = value + k * h
                 around[k] = whole_loss()
             flat[i] = value
-            difference = (8 * (around[1] - around[-1]) - (around[2] - around[-2])) / (12 * h)  # error O(h^4)
-            assert gradients[name].reshape(-1)[i].item() == pytest.approx(difference, abs=1e-4 * scale), (name, i)
+            difference = (8 * (around[1] - around[-1]) - (around[2] - around[-2])) / (
+                12 * h
+            )  # error O(h^4)
+            assert gradients[name].reshape(-1)[i].item() == pytest.approx(
+                difference, abs=1e-4 * scale
+            ), (name, i)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -473,7 +526,9 @@ def test_a_flat_critic_has_finite_gradients(kind):
     critic = smooth_critic()
     with torch.no_grad():
         critic.head.weight.zero_()  # every input gradient is exactly 0
-    stats = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=10.0))(**arguments())
+    stats = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=10.0))(
+        **arguments()
+    )
     assert stats["gradient_norm"] == stats["gradient_norm_max"] == 0
     assert stats["penalty"] == (10.0 if kind in ("wgan-gp", "dragan") else 0.0)
     for name, parameter in critic.named_parameters():
@@ -486,10 +541,18 @@ def test_a_lazy_penalty_weighs_its_interval(kind):
     gradients, stats = {}, {}
     for interval in (0, 1, 4):
         critic = smooth_critic()
-        penalty = PenaltyConfig(kind, weight=2.0, interval=interval) if interval else PenaltyConfig("none")
-        stats[interval] = make_critic_step(critic, LossConfig("wasserstein"), penalty)(**arguments())
+        penalty = (
+            PenaltyConfig(kind, weight=2.0, interval=interval)
+            if interval
+            else PenaltyConfig("none")
+        )
+        stats[interval] = make_critic_step(critic, LossConfig("wasserstein"), penalty)(
+            **arguments()
+        )
         gradients[interval] = torch.cat([p.grad.flatten() for p in critic.parameters()])
-    torch.testing.assert_close(gradients[4] - gradients[0], 4 * (gradients[1] - gradients[0]), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        gradients[4] - gradients[0], 4 * (gradients[1] - gradients[0]), rtol=1e-5, atol=1e-8
+    )
     assert stats[4]["penalty"] == stats[1]["penalty"]
     assert (gradients[1] - gradients[0]).abs().max() > 1e-3
 
@@ -499,14 +562,20 @@ def test_r1_holds_reals_r2_fakes_and_both_add_up():
     critic = QuadraticCritic(0.5)
     given = arguments()
     for kind in ("r1", "r2", "r1+r2"):
-        stats[kind] = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=3.0))(**given)
+        stats[kind] = make_critic_step(
+            critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=3.0)
+        )(**given)
     real, fake = 0.5 * lengths(given["real"]), 0.5 * lengths(given["fake"])
     assert stats["r1"]["penalty"].item() == pytest.approx((1.5 * real**2).mean().item(), rel=1e-5)
     assert stats["r2"]["penalty"].item() == pytest.approx((1.5 * fake**2).mean().item(), rel=1e-5)
-    assert stats["r1+r2"]["penalty"].item() == pytest.approx((1.5 * (real**2 + fake**2)).mean().item(), rel=1e-5)
+    assert stats["r1+r2"]["penalty"].item() == pytest.approx(
+        (1.5 * (real**2 + fake**2)).mean().item(), rel=1e-5
+    )
     assert stats["r1"]["gradient_norm"].item() == pytest.approx(real.mean().item(), rel=1e-5)
     assert stats["r2"]["gradient_norm_max"].item() == pytest.approx(fake.max().item(), rel=1e-5)
-    assert stats["r1+r2"]["gradient_norm"].item() == pytest.approx(torch.cat([real, fake]).mean().item(), rel=1e-5)
+    assert stats["r1+r2"]["gradient_norm"].item() == pytest.approx(
+        torch.cat([real, fake]).mean().item(), rel=1e-5
+    )
 
 
 def test_points_of_the_critic_step_are_those_of_the_given_eps_and_noise():
@@ -514,9 +583,13 @@ def test_points_of_the_critic_step_are_those_of_the_given_eps_and_noise():
     between_ = interpolate(given["real"], given["fake"], given["eps"])
     around = perturb(given["real"], given["fake"], given["noise"])
     for kind, points in (("wgan-gp", between_), ("dragan", around)):
-        step = make_critic_step(critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=3.0, target=0.4))
+        step = make_critic_step(
+            critic, LossConfig("wasserstein"), PenaltyConfig(kind, weight=3.0, target=0.4)
+        )
         stats, norms = step(**given), 0.5 * lengths(points)
-        assert stats["penalty"].item() == pytest.approx((3 * (norms - 0.4) ** 2).mean().item(), rel=1e-5)
+        assert stats["penalty"].item() == pytest.approx(
+            (3 * (norms - 0.4) ** 2).mean().item(), rel=1e-5
+        )
         assert stats["gradient_norm"].item() == pytest.approx(norms.mean().item(), rel=1e-5)
         assert stats["gradient_norm_max"].item() == pytest.approx(norms.max().item(), rel=1e-5)
 
@@ -527,7 +600,9 @@ def test_fakes_are_detached_in_the_critic_step(kind):
     given = arguments()
     given["fake"] = generator(torch.randn(3, 4, dtype=torch.float64)).view(3, *SHAPE)
     given["real"].requires_grad_()
-    make_critic_step(smooth_critic(), LossConfig("hinge"), PenaltyConfig(kind, weight=10.0))(**given)
+    make_critic_step(smooth_critic(), LossConfig("hinge"), PenaltyConfig(kind, weight=10.0))(
+        **given
+    )
     assert generator.weight.grad is None
     assert generator.bias.grad is None
     assert given["real"].grad is None

@@ -11,14 +11,28 @@ from ganfast.kernels.latents import latents_reference, philox_words, uniforms_re
 from ganfast.latents import Purpose
 from ganfast.random import noise, normal, permute, scalar_seed, uniform
 
-SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]  # halves and sign of a 64-bit word
+SEEDS = [
+    0,
+    1,
+    42,
+    2**32 - 1,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]  # halves and sign of a 64-bit word
 INDEX = [0, 1, 2, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1]
 
 # np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0]).random_raw(4), NumPy 2.4
 KNOWN = [
     (0, 0, 0, [0x02F4BA6408E4D89B, 0x3DD62B0B9CA8C5B2, 0x1C8667A55D902E79, 0x907D7A052FD5B4DC]),
     (42, 0, 7, [0x7344A9DBBBA9C04D, 0x4E54F097A868198D, 0x8DF50C8B929A196D, 0x08FF86AAEC6906F8]),
-    (9223372036854775808, 13, 1099511627777, [0x550A69C2383BEB17, 0xBC42F3831368A663, 0x4B75042BDDB0983F, 0xEB964D57ACB7D233]),
+    (
+        9223372036854775808,
+        13,
+        1099511627777,
+        [0x550A69C2383BEB17, 0xBC42F3831368A663, 0x4B75042BDDB0983F, 0xEB964D57ACB7D233],
+    ),
     (
         18446744073709551615,
         18446744073709551615,
@@ -29,7 +43,9 @@ KNOWN = [
 
 
 def numpy_words(seed, stream, index, count):
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))
+    generator = np.random.Philox(
+        key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64)
+    )
     return generator.random_raw(count)
 
 
@@ -57,7 +73,9 @@ def test_words_are_those_of_numpys_philox(seed, stream):
         expected = np.stack([numpy_words(seed, stream, i, count) for i in INDEX])
         on_torch = philox_words(seed, stream, torch.tensor(INDEX), count)
         np.testing.assert_array_equal(on_torch.numpy().view(np.uint64), expected)
-        np.testing.assert_array_equal(host.philox_words(seed, stream, np.array(INDEX), count), expected)
+        np.testing.assert_array_equal(
+            host.philox_words(seed, stream, np.array(INDEX), count), expected
+        )
 
 
 def test_words_of_a_shorter_index_are_those_of_the_long_one():
@@ -75,7 +93,10 @@ def test_normals_lie_one_after_the_other(count):
 
 @pytest.mark.parametrize(("seed", "stream", "index", "words"), KNOWN)
 def test_known_words(seed, stream, index, words):
-    assert philox_words(seed, stream, torch.tensor([index]), 4).numpy().view(np.uint64)[0].tolist() == words
+    assert (
+        philox_words(seed, stream, torch.tensor([index]), 4).numpy().view(np.uint64)[0].tolist()
+        == words
+    )
     assert host.philox_words(seed, stream, np.array([index]), 4)[0].tolist() == words
 
 
@@ -83,7 +104,10 @@ def test_known_words(seed, stream, index, words):
 def test_noise_is_thirteen_bits_at_a_time_of_numpys_words_from_the_top(count):
     words = np.stack([numpy_words(42, 5, i, -(-count // 4)) for i in INDEX])
     expected = (
-        np.stack([(words >> np.uint64(51 - 13 * k)) & np.uint64(0x1FFF) for k in range(4)], 2).reshape(len(INDEX), -1) / 2**13
+        np.stack(
+            [(words >> np.uint64(51 - 13 * k)) & np.uint64(0x1FFF) for k in range(4)], 2
+        ).reshape(len(INDEX), -1)
+        / 2**13
     )
     drawn = noise(42, Purpose.NOISE, torch.tensor(INDEX), count)
     assert (drawn.shape, drawn.dtype) == ((len(INDEX), count), torch.float32)
@@ -94,12 +118,26 @@ def test_known_latents():
     """The pictures of a (seed, index) are promised for good: these numbers must never change."""
     expected = np.array(
         [
-            [-0.5702505111694336, 1.9461275339126587, -0.8648582696914673, 0.5846463441848755, -0.136850968003273],
-            [0.38319846987724304, 0.972558856010437, 0.5566105842590332, -1.804815411567688, -0.7397736310958862],
+            [
+                -0.5702505111694336,
+                1.9461275339126587,
+                -0.8648582696914673,
+                0.5846463441848755,
+                -0.136850968003273,
+            ],
+            [
+                0.38319846987724304,
+                0.972558856010437,
+                0.5566105842590332,
+                -1.804815411567688,
+                -0.7397736310958862,
+            ],
         ],
         np.float32,
     )
-    np.testing.assert_array_max_ulp(latents_reference(7, 0, torch.tensor([0, 5]), 5).numpy(), expected, 1)
+    np.testing.assert_array_max_ulp(
+        latents_reference(7, 0, torch.tensor([0, 5]), 5).numpy(), expected, 1
+    )
     np.testing.assert_array_max_ulp(host.latents(7, np.array([0, 5]), 5), expected, 1)
 
 
@@ -108,7 +146,9 @@ def test_latents_are_the_same_in_torch_and_numpy(dim):
     index = np.arange(3, 503)
     for seed in (0, 2**64 - 1):
         np.testing.assert_array_max_ulp(
-            latents_reference(seed, 4, torch.from_numpy(index), dim).numpy(), host.latents(seed, index, dim, stream=4), 1
+            latents_reference(seed, 4, torch.from_numpy(index), dim).numpy(),
+            host.latents(seed, index, dim, stream=4),
+            1,
         )
 
 
@@ -118,10 +158,14 @@ def test_uniforms_and_normals_are_the_textbook_functions_of_the_words():
     np.testing.assert_array_equal(uniforms_reference(3, 1, torch.arange(4), 6).numpy(), u)
     radius = np.sqrt(-2 * np.log(1 - u[:, 0::2]))
     z = np.empty_like(u)
-    z[:, 0::2], z[:, 1::2] = radius * np.cos(2 * np.pi * u[:, 1::2]), radius * np.sin(2 * np.pi * u[:, 1::2])
+    z[:, 0::2], z[:, 1::2] = (
+        radius * np.cos(2 * np.pi * u[:, 1::2]),
+        radius * np.sin(2 * np.pi * u[:, 1::2]),
+    )
     np.testing.assert_allclose(latents_reference(3, 1, torch.arange(4), 6).numpy(), z, rtol=2e-7)
     np.testing.assert_array_equal(
-        latents_reference(3, 1, torch.arange(4), 5).numpy(), latents_reference(3, 1, torch.arange(4), 6).numpy()[:, :5]
+        latents_reference(3, 1, torch.arange(4), 5).numpy(),
+        latents_reference(3, 1, torch.arange(4), 6).numpy()[:, :5],
     )
 
 
@@ -130,7 +174,12 @@ def test_normals_have_the_moments_of_a_standard_normal():
     assert z.dtype == torch.float32
     z = z.double()
     n = z.numel()
-    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # variance of z**power
+    for power, moment, variance in (
+        (1, 0, 1),
+        (2, 1, 2),
+        (3, 0, 15),
+        (4, 3, 96),
+    ):  # variance of z**power
         assert abs(z.pow(power).mean() - moment) < 4 * (variance / n) ** 0.5, power
     correlation = torch.corrcoef(z.T) - torch.eye(40)
     assert correlation.abs().max() < 5 / 5000**0.5  # 780 pairs, each N(0, 1 / rows)
@@ -145,39 +194,74 @@ def test_uniforms_are_uniform_and_never_one():
     assert u.min() >= 0
     assert u.max() < 1
     observed = torch.histc(u, 50, 0, 1)
-    assert 20 < ((observed - 2000).square() / 2000).sum() < 95  # chi-square with 49 degrees of freedom
+    assert (
+        20 < ((observed - 2000).square() / 2000).sum() < 95
+    )  # chi-square with 49 degrees of freedom
 
 
 def test_a_uniform_close_to_one_is_not_rounded_up_to_it(monkeypatch):
     import ganfast.random
 
-    monkeypatch.setattr(ganfast.random, "uniforms", lambda *_: torch.tensor([[1 - 2.0**-53, 1 - 2.0**-24]], dtype=torch.float64))
+    monkeypatch.setattr(
+        ganfast.random,
+        "uniforms",
+        lambda *_: torch.tensor([[1 - 2.0**-53, 1 - 2.0**-24]], dtype=torch.float64),
+    )
     assert uniform(0, Purpose.FLIP, torch.tensor([0]), 2).tolist() == [[1 - 2.0**-24, 1 - 2.0**-24]]
 
 
 def test_a_row_does_not_depend_on_the_batch_it_is_drawn_in():
     whole = normal(1, Purpose.CRITIC_LATENT, torch.arange(64), 9)
-    parts = torch.cat([normal(1, Purpose.CRITIC_LATENT, torch.arange(a, b), 9) for a, b in ((0, 1), (1, 40), (40, 64))])
+    parts = torch.cat(
+        [
+            normal(1, Purpose.CRITIC_LATENT, torch.arange(a, b), 9)
+            for a, b in ((0, 1), (1, 40), (40, 64))
+        ]
+    )
     assert torch.equal(whole, parts)
-    assert torch.equal(whole[[5, 63, 5]], normal(1, Purpose.CRITIC_LATENT, torch.tensor([5, 63, 5]), 9))
+    assert torch.equal(
+        whole[[5, 63, 5]], normal(1, Purpose.CRITIC_LATENT, torch.tensor([5, 63, 5]), 9)
+    )
     assert torch.equal(whole[:, :4], normal(1, Purpose.CRITIC_LATENT, torch.arange(64), 4))
 
 
 def test_seeds_purposes_and_images_each_draw_their_own():
-    drawn = {tuple(philox_words(seed, purpose, torch.arange(3), 2).flatten().tolist()) for seed in (0, 1) for purpose in Purpose}
+    drawn = {
+        tuple(philox_words(seed, purpose, torch.arange(3), 2).flatten().tolist())
+        for seed in (0, 1)
+        for purpose in Purpose
+    }
     assert len(drawn) == 2 * len(Purpose)
     assert len(
-        torch.cat([philox_words(seed, purpose, torch.arange(50), 4) for seed in (0, 1) for purpose in Purpose]).unique()
+        torch.cat(
+            [
+                philox_words(seed, purpose, torch.arange(50), 4)
+                for seed in (0, 1)
+                for purpose in Purpose
+            ]
+        ).unique()
     ) == (2 * len(Purpose) * 50 * 4)
 
 
 def test_purposes_are_streams_of_their_own_and_never_renumbered():
     assert len({*Purpose}) == len(Purpose.__members__)  # an alias would share its stream
     assert {p.name: int(p) for p in Purpose}.items() >= {
-        "SAMPLE": 0, "CRITIC_LATENT": 1, "GENERATOR_LATENT": 2, "EPSILON": 4, "NOISE": 5, "FLIP": 6, "ORDER": 7,
-        "BALANCED_ORDER": 8, "BATCHNORM": 9, "INIT": 10, "IMBALANCE": 11, "SAMPLE_CLASS": 13,
-    }.items()  # fmt: skip
-    np.testing.assert_array_equal(host.latents(3, np.arange(4), 6), normal(3, Purpose.SAMPLE, torch.arange(4), 6).numpy())
+        "SAMPLE": 0,
+        "CRITIC_LATENT": 1,
+        "GENERATOR_LATENT": 2,
+        "EPSILON": 4,
+        "NOISE": 5,
+        "FLIP": 6,
+        "ORDER": 7,
+        "BALANCED_ORDER": 8,
+        "BATCHNORM": 9,
+        "INIT": 10,
+        "IMBALANCE": 11,
+        "SAMPLE_CLASS": 13,
+    }.items()
+    np.testing.assert_array_equal(
+        host.latents(3, np.arange(4), 6), normal(3, Purpose.SAMPLE, torch.arange(4), 6).numpy()
+    )
 
 
 def test_random_classes_are_uniform_and_fixed_by_seed_and_index():
@@ -186,13 +270,17 @@ def test_random_classes_are_uniform_and_fixed_by_seed_and_index():
     counts = np.bincount(drawn, minlength=10)
     assert len(counts) == 10
     assert 1 < ((counts - 2000) ** 2 / 2000).sum() < 30  # chi-square with 9 degrees of freedom
-    np.testing.assert_array_equal(host.random_classes(2, np.array([7, 19_999]), 10), drawn[[7, 19_999]])
+    np.testing.assert_array_equal(
+        host.random_classes(2, np.array([7, 19_999]), 10), drawn[[7, 19_999]]
+    )
     u = host.philox_words(2, int(Purpose.SAMPLE_CLASS), np.arange(20_000), 1)[:, 0] / 2.0**64
     np.testing.assert_array_equal(drawn, np.floor(u * 10).astype(np.int64))
 
 
 def test_scalar_seeds_fit_torchs_generator_and_differ():
-    seeds = [scalar_seed(seed, Purpose.INIT, index) for seed in (0, 1, 2**62) for index in range(20)]
+    seeds = [
+        scalar_seed(seed, Purpose.INIT, index) for seed in (0, 1, 2**62) for index in range(20)
+    ]
     assert len(set(seeds)) == 60
     assert all(0 <= s < 2**63 for s in seeds)
     assert seeds[0] == int(numpy_words(0, Purpose.INIT, 0, 1)[0]) % 2**63
@@ -227,7 +315,11 @@ def test_a_known_shuffle():
 def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
     """One in words of 32 bits, the other in int64: sizes up to the largest, more rows than are taken at once."""
     count, rng = 40_000, torch.Generator().manual_seed(epochs)
-    sizes = torch.randint(1, 2**31, (count,), generator=rng) if size == "each its own" else torch.full((count,), size)
+    sizes = (
+        torch.randint(1, 2**31, (count,), generator=rng)
+        if size == "each its own"
+        else torch.full((count,), size)
+    )
     position = torch.randint(0, 2**62, (count,), generator=rng) % sizes
     epoch = torch.randint(0, epochs, (count,), generator=rng)
     given = position, sizes if size == "each its own" else size, 2**63 - 1, Purpose.ORDER, epoch
@@ -236,18 +328,29 @@ def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
 
 def test_permute_is_elementwise():
     """Sizes and epochs may differ from position to position; nothing depends on the neighbours."""
-    size, epoch, position = torch.tensor([5, 97, 5, 2]), torch.tensor([0, 3, 1, 0]), torch.tensor([4, 90, 4, 1])
+    size, epoch, position = (
+        torch.tensor([5, 97, 5, 2]),
+        torch.tensor([0, 3, 1, 0]),
+        torch.tensor([4, 90, 4, 1]),
+    )
     together = permute(position, size, 9, Purpose.ORDER, epoch)
-    alone = [shuffled(int(n), 9, epoch=int(e))[int(x)].item() for n, e, x in zip(size, epoch, position, strict=True)]
+    alone = [
+        shuffled(int(n), 9, epoch=int(e))[int(x)].item()
+        for n, e, x in zip(size, epoch, position, strict=True)
+    ]
     assert together.tolist() == alone
 
 
 def test_permute_makes_every_order_of_three_equally_often():
     position, count = torch.arange(3).repeat(12_000), 12_000
-    order = permute(position, 3, 4, Purpose.ORDER, torch.arange(count).repeat_interleave(3)).view(count, 3)
+    order = permute(position, 3, 4, Purpose.ORDER, torch.arange(count).repeat_interleave(3)).view(
+        count, 3
+    )
     _, counts = order.unique(dim=0, return_counts=True)
     assert len(counts) == 6
-    assert 0.1 < ((counts - 2000).square() / 2000).sum() < 25  # chi-square with 5 degrees of freedom
+    assert (
+        0.1 < ((counts - 2000).square() / 2000).sum() < 25
+    )  # chi-square with 5 degrees of freedom
 
 
 @pytest.mark.parametrize("size", [2, 10, 31])

@@ -29,9 +29,17 @@ def trained(folder: Path, **changes) -> Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
     config = replace(
-        preset_config("wgan-gp"), data=str(folder / "data"), out=str(folder / "run"), kimg=0.32, batch=16, size=16, ema_kimg=0.0,
-        net=NetConfig(width=4, latent=8), log=LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False), **changes,
-    )  # fmt: skip
+        preset_config("wgan-gp"),
+        data=str(folder / "data"),
+        out=str(folder / "run"),
+        kimg=0.32,
+        batch=16,
+        size=16,
+        ema_kimg=0.0,
+        net=NetConfig(width=4, latent=8),
+        log=LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False),
+        **changes,
+    )
     return train(config, quiet=True)
 
 
@@ -59,11 +67,15 @@ def test_a_picture_is_the_same_alone_in_a_batch_and_at_any_offset(kind, request)
     run = request.getfixturevalue(kind)
     together = run.sample(100, seed=7)
     assert (together.dtype, together.shape) == (np.uint8, (100, 16, 16, 3))
-    assert len(np.unique(together.reshape(100, -1), axis=0)) == 100, "equal pictures would show nothing"
+    assert len(np.unique(together.reshape(100, -1), axis=0)) == 100, (
+        "equal pictures would show nothing"
+    )
     for index in (0, 1, 5, 31, 32, 63, 64, 99):  # both sides of the chunks of 32
         np.testing.assert_array_equal(run.sample(1, seed=7, first=index)[0], together[index])
     for first, n in ((3, 33), (31, 2), (50, 50)):
-        np.testing.assert_array_equal(run.sample(n, seed=7, first=first), together[first : first + n])
+        np.testing.assert_array_equal(
+            run.sample(n, seed=7, first=first), together[first : first + n]
+        )
 
 
 def test_a_picture_is_the_same_from_a_run_opened_anew_and_moved(conditional, tmp_path):
@@ -72,7 +84,10 @@ def test_a_picture_is_the_same_from_a_run_opened_anew_and_moved(conditional, tmp
 
 
 def test_other_seeds_give_other_pictures(plain):
-    assert all((plain.sample(4, seed=seed) != plain.sample(4, seed=0)).any((1, 2, 3)).all() for seed in (1, 2**64 - 1))
+    assert all(
+        (plain.sample(4, seed=seed) != plain.sample(4, seed=0)).any((1, 2, 3)).all()
+        for seed in (1, 2**64 - 1)
+    )
 
 
 def test_seeds_and_indices_do_not_run_into_each_other(plain):
@@ -128,7 +143,10 @@ def test_psi_out_of_range_is_refused_with_the_range(plain, psi):
 def test_classes_are_asked_for_by_number_or_name(conditional, asked, names):
     words = [word.strip() for word in asked.split(",")]
     names = names or [None] * len(words)
-    wanted = [int(word) if name is None else conditional.classes.index(name) for word, name in zip(words, names, strict=True)]
+    wanted = [
+        int(word) if name is None else conditional.classes.index(name)
+        for word, name in zip(words, names, strict=True)
+    ]
     assert parse_labels(conditional, Request(run="", labels=asked)) == wanted
 
 
@@ -144,7 +162,9 @@ def test_balanced_draws_every_class_equally_often(conditional, tmp_path):
     with np.load(tmp_path / "balanced.npz") as file:
         assert np.bincount(file["labels"]).tolist() == [10] * 4
     _, at_random = conditional.sample_labelled(40)
-    assert np.bincount(at_random, minlength=4).tolist() != [10] * 4, "chance would have done as well"
+    assert np.bincount(at_random, minlength=4).tolist() != [10] * 4, (
+        "chance would have done as well"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +183,9 @@ def test_a_class_that_is_not_there_is_answered_with_those_that_are(conditional, 
         ask(conditional, labels=labels)
 
 
-@pytest.mark.parametrize("options", [{"labels": "3"}, {"labels": "circle"}, {"balanced": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"labels": "3"}, {"labels": "circle"}, {"balanced": True}], ids=str
+)
 def test_a_run_without_classes_refuses_to_draw_one(plain, options, tmp_path):
     with pytest.raises(InputError, match="was trained without classes.*leave --"):
         ask(plain, **options, out=str(tmp_path / "no.png"))
@@ -184,7 +206,9 @@ def test_a_requested_class_changes_the_picture_and_nothing_else_does(conditional
 
 
 def test_npz_holds_pictures_classes_and_where_they_came_from(conditional, tmp_path):
-    written = ask(conditional, n=9, seed=5, first=20, psi=0.5, out=str(tmp_path / "new" / "some.npz"))
+    written = ask(
+        conditional, n=9, seed=5, first=20, psi=0.5, out=str(tmp_path / "new" / "some.npz")
+    )
     assert written == [tmp_path / "new" / "some.npz"]
     pictures, classes = conditional.sample_labelled(9, seed=5, first=20, psi=0.5)
     with np.load(written[0], allow_pickle=False) as file:
@@ -208,12 +232,20 @@ def test_a_sampled_npz_can_be_trained_on(conditional, tmp_path):
 
 
 def test_a_folder_gets_one_png_a_picture_named_by_seed_index_and_class(conditional, tmp_path):
-    assert ask(conditional, n=3, seed=5, first=20, labels="1,3", out=str(tmp_path / "pictures")) == [tmp_path / "pictures"]
+    assert ask(
+        conditional, n=3, seed=5, first=20, labels="1,3", out=str(tmp_path / "pictures")
+    ) == [tmp_path / "pictures"]
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert names == ["seed5_000020_class1.png", "seed5_000021_class3.png", "seed5_000022_class1.png"]
+    assert names == [
+        "seed5_000020_class1.png",
+        "seed5_000021_class3.png",
+        "seed5_000022_class1.png",
+    ]
     for i, name in enumerate(names):
         alone = conditional.sample(1, seed=5, first=20 + i, labels=[1, 3])
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pictures" / name)), alone[0])
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(tmp_path / "pictures" / name)), alone[0]
+        )
 
 
 def test_a_folder_of_a_run_without_classes_names_none(plain, tmp_path):
@@ -222,10 +254,14 @@ def test_a_folder_of_a_run_without_classes_names_none(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"out": "sheet.png"}, {"grid": "sheet.png"}, {"out": "some.npz", "grid": "sheet.png"}], ids=str
+    "options",
+    [{"out": "sheet.png"}, {"grid": "sheet.png"}, {"out": "some.npz", "grid": "sheet.png"}],
+    ids=str,
 )
 def test_a_sheet_holds_the_pictures_row_by_row(options, plain, tmp_path):
-    written = ask(plain, n=10, columns=4, **{name: str(tmp_path / value) for name, value in options.items()})
+    written = ask(
+        plain, n=10, columns=4, **{name: str(tmp_path / value) for name, value in options.items()}
+    )
     assert {path.name for path in written} == set(options.values())
     expected = grid(plain.sample(10), 4).repeat(3, 0).repeat(3, 1)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheet.png")), expected)
@@ -238,7 +274,9 @@ def test_without_a_place_a_sheet_goes_into_the_run(plain):
 
 
 @pytest.mark.parametrize(
-    ("options", "columns"), [({"balanced": True}, 4), ({"labels": "1,2,0"}, 3), ({"labels": "1"}, 4), ({}, 4)], ids=str
+    ("options", "columns"),
+    [({"balanced": True}, 4), ({"labels": "1,2,0"}, 3), ({"labels": "1"}, 4), ({}, 4)],
+    ids=str,
 )
 def test_a_sheet_of_classes_has_a_column_each(conditional, options, columns, tmp_path):
     ask(conditional, n=12, out=str(tmp_path / "sheet.png"), **options)
@@ -302,7 +340,9 @@ def test_a_checkpoint_is_chosen_by_number_name_or_path(plain):
 
 @pytest.mark.parametrize("which", ["77", "latest", "²"])
 def test_an_unknown_checkpoint_is_answered_with_those_that_are_there(plain, which):
-    with pytest.raises(InputError, match=f"no checkpoint {which} in .*; there: 000000160, 000000240, 000000320"):
+    with pytest.raises(
+        InputError, match=f"no checkpoint {which} in .*; there: 000000160, 000000240, 000000320"
+    ):
         plain.sample(1, checkpoint=which)
 
 
@@ -317,14 +357,20 @@ def test_a_checkpoint_of_another_run_is_refused(plain, conditional):
 
 
 def test_a_run_without_a_checkpoint_says_how_to_get_one(plain, tmp_path):
-    bare = shutil.copytree(plain.folder, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(InputError, match="no checkpoint yet; train it further with `ganfast train --out "):
+    bare = shutil.copytree(
+        plain.folder, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    with pytest.raises(
+        InputError, match="no checkpoint yet; train it further with `ganfast train --out "
+    ):
         Run.open(bare).sample(1)
 
 
 def test_a_folder_that_is_no_run_is_answered_with_the_runs_there_are(plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="nowhere is not a run directory.*train one with `ganfast train`"):
+    with pytest.raises(
+        InputError, match="nowhere is not a run directory.*train one with `ganfast train`"
+    ):
         Run.open("nowhere")
     shutil.copytree(plain.folder, tmp_path / "runs" / "noise")
     with pytest.raises(InputError, match="nowhere is not a run directory.*runs here: runs/noise"):
@@ -379,21 +425,48 @@ def test_a_place_that_cannot_be_written_is_bad_input(plain, out, tmp_path):
 
 
 def test_the_command_prints_what_it_wrote_and_nothing_else(conditional, tmp_path, capsys):
-    flags = ["-n", "4", "--seed", "7", "--psi", "0.7", "--labels", "circle", "--out", str(tmp_path / "a.npz"), "--grid"]
+    flags = [
+        "-n",
+        "4",
+        "--seed",
+        "7",
+        "--psi",
+        "0.7",
+        "--labels",
+        "circle",
+        "--out",
+        str(tmp_path / "a.npz"),
+        "--grid",
+    ]
     assert main(["sample", str(conditional.folder), *flags, str(tmp_path / "b.png")]) == 0
     assert capsys.readouterr() == (f"{tmp_path / 'a.npz'}\n{tmp_path / 'b.png'}\n", "")
     with np.load(tmp_path / "a.npz") as file:
-        expected = conditional.sample(4, seed=7, psi=0.7, labels=[conditional.classes.index("circle")])
+        expected = conditional.sample(
+            4, seed=7, psi=0.7, labels=[conditional.classes.index("circle")]
+        )
         np.testing.assert_array_equal(file["images"], expected)
 
 
 def test_every_flag_of_the_command_reaches_the_request(monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.sampling.sample_to_files", lambda request: asked.append(request) or [])
+    monkeypatch.setattr(
+        "ganfast.sampling.sample_to_files", lambda request: asked.append(request) or []
+    )
     wanted = Request(
-        run="r", n=3, seed=4, first=5, labels="6", balanced=True, psi=0.5, interpolate=7, out="o.png", grid="g.png", columns=8,
-        checkpoint="9", device="cpu",
-    )  # fmt: skip
+        run="r",
+        n=3,
+        seed=4,
+        first=5,
+        labels="6",
+        balanced=True,
+        psi=0.5,
+        interpolate=7,
+        out="o.png",
+        grid="g.png",
+        columns=8,
+        checkpoint="9",
+        device="cpu",
+    )
     flags = "-n 3 --seed 4 --first 5 --labels 6 --balanced --psi 0.5 --interpolate 7 --out o.png --grid g.png --columns 8"
     assert main(["sample", "r", *flags.split(), "--checkpoint", "9", "--device", "cpu"]) == 0
     assert main(["sample", "r"]) == 0

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def device_activity(run: Callable[[], object], wait: Callable[[], None], seconds: float) -> dict[str, float]:
+def device_activity(
+    run: Callable[[], object], wait: Callable[[], None], seconds: float
+) -> dict[str, float]:
     """{"launches": kernels, copies and fills of one call, "busy_s": ..., "idle_share": of its ``seconds``, measured unprofiled}."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
@@ -14,7 +16,9 @@ def device_activity(run: Callable[[], object], wait: Callable[[], None], seconds
         run()
         wait()
     events: Any = trace.events()
-    spans = [(e.time_range.start, e.time_range.end) for e in events if e.device_type == DeviceType.CUDA]
+    spans = [
+        (e.time_range.start, e.time_range.end) for e in events if e.device_type == DeviceType.CUDA
+    ]
     busy = covered(spans) / 1e6
     return {"launches": len(spans), "busy_s": busy, "idle_share": max(0.0, 1 - busy / seconds)}
 

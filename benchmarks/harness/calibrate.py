@@ -36,7 +36,10 @@ def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, f
         "matrix_flops": (partial(torch.mm, a, b), 2.0 * n**3),
         "copy_bytes_per_s": (lambda: target.copy_(source), 2.0 * source.numel()),
     }
-    return {name: amount / min(sample(run, 2, clock) for _ in range(8)) for name, (run, amount) in works.items()}
+    return {
+        name: amount / min(sample(run, 2, clock) for _ in range(8))
+        for name, (run, amount) in works.items()
+    }
 
 
 def describe(rates: dict[str, float]) -> str:

@@ -50,11 +50,14 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
         )
     was, now = keyed(old), keyed(new)
     common = [
-        key for key in was
+        key
+        for key in was
         if key in now and was[key]["unit"] == "s" and was[key]["samples"] and now[key]["samples"]
-    ]  # fmt: skip
+    ]
     if not common:
-        raise InputError(f"not comparable: {old['name']} and {new['name']} have no samples of the same measurement")
+        raise InputError(
+            f"not comparable: {old['name']} and {new['name']} have no samples of the same measurement"
+        )
     return {key: stats.unpaired_ratio(was[key]["samples"], now[key]["samples"]) for key in common}
 
 
@@ -64,10 +67,16 @@ class Side(Protocol):
 
 
 def interleave(
-    make_old: Callable[[], Side], make_new: Callable[[], Side], phases: tuple[str, ...], starts: int, rounds: int
+    make_old: Callable[[], Side],
+    make_new: Callable[[], Side],
+    phases: tuple[str, ...],
+    starts: int,
+    rounds: int,
 ) -> dict[Key, Ratio]:
     """Fresh processes of both sides, taking turns; which one goes first changes from start to start and from round to round."""
-    samples: dict[str, tuple[list[list[float]], list[list[float]]]] = {phase: ([], []) for phase in phases}
+    samples: dict[str, tuple[list[list[float]], list[list[float]]]] = {
+        phase: ([], []) for phase in phases
+    }
     for start in range(starts):
         makers = (make_old, make_new)
         made = {i: makers[i]() for i in ((0, 1) if start % 2 == 0 else (1, 0))}
@@ -85,13 +94,24 @@ def interleave(
 
 
 def with_base(
-    revision: str, setting: Setting, starts: int, rounds: int, threads: int, checkout: Path | None = None
+    revision: str,
+    setting: Setting,
+    starts: int,
+    rounds: int,
+    threads: int,
+    checkout: Path | None = None,
 ) -> dict[Key, Ratio]:
     """This checkout over another revision of it, which is put into a git worktree for as long as it is measured."""
     here = checkout or Path(__file__).resolve().parents[2]
     given: dict[str, Any] = setting.asdict()
     with _ended_by_signals(), worktree(here, revision) as base:
-        return interleave(lambda: Worker(base, given, threads), lambda: Worker(here, given, threads), PHASES, starts, rounds)
+        return interleave(
+            lambda: Worker(base, given, threads),
+            lambda: Worker(here, given, threads),
+            PHASES,
+            starts,
+            rounds,
+        )
 
 
 @contextmanager
@@ -128,11 +148,17 @@ def worktree(checkout: Path, revision: str) -> Any:
             raise InputError("--base needs git, which is not installed") from error
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.strip().splitlines() or ["git said nothing"])[-1]
-            raise InputError(f"base is {revision!r}; expected a revision of the checkout in {checkout}: {reason}") from error
+            raise InputError(
+                f"base is {revision!r}; expected a revision of the checkout in {checkout}: {reason}"
+            ) from error
         try:
             yield folder
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=checkout, capture_output=True)
+            subprocess.run(
+                ["git", "worktree", "remove", "--force", str(folder)],
+                cwd=checkout,
+                capture_output=True,
+            )
 
 
 def table(found: Mapping[Key, Ratio]) -> str:
@@ -140,5 +166,7 @@ def table(found: Mapping[Key, Ratio]) -> str:
     width = max(12, *(len(name) + 2 for name in names.values()))
     lines = [f"{'phase':{width}}{'variant':26}{'new / old':>10}   {stats.CONFIDENCE:.0%} interval"]
     for key, r in found.items():
-        lines.append(f"{names[key]:{width}}{key[2]:26}{r.value:10.3f}   [{r.low:.3f}, {r.high:.3f}]  {r.verdict}")
+        lines.append(
+            f"{names[key]:{width}}{key[2]:26}{r.value:10.3f}   [{r.low:.3f}, {r.high:.3f}]  {r.verdict}"
+        )
     return "\n".join(lines)

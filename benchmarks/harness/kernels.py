@@ -19,7 +19,12 @@ from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_ui
 from ganfast.kernels._triton import use_triton
 
 _LEAK = 0.2
-_LAYERS = [(192, 64, 14, 14), (384, 64, 32, 32), (384, 256, 8, 8), (1536, 128, 32, 32)]  # outputs of convolutions
+_LAYERS = [
+    (192, 64, 14, 14),
+    (384, 64, 32, 32),
+    (384, 256, 8, 8),
+    (1536, 128, 32, 32),
+]  # outputs of convolutions
 _PICTURES = [(64, 1, 28, 28), (128, 3, 64, 64), (4096, 3, 64, 64), (512, 3, 256, 256)]
 _SMALL_LAYERS, _SMALL_PICTURES = [(96, 32, 14, 14)], [(64, 1, 28, 28), (32, 3, 64, 64)]
 _LOOPS = 5  # calibration loops a sample
@@ -43,9 +48,9 @@ class Case(NamedTuple):
 def cases(device: torch.device, small: bool) -> Iterator[Case]:
     """Of every kernel; ``small``: sizes for a CPU."""
     for shape in _SMALL_LAYERS if small else _LAYERS:
-        x = torch.randn(shape, device=device, dtype=torch.float32 if small else torch.bfloat16).contiguous(
-            memory_format=torch.channels_last
-        )
+        x = torch.randn(
+            shape, device=device, dtype=torch.float32 if small else torch.bfloat16
+        ).contiguous(memory_format=torch.channels_last)
         b = torch.randn(shape[1], device=device)
         ones = torch.ones(shape[0], device=device)
         y, bits = bias_act.bias_act_reference(x, b, _LEAK)
@@ -62,37 +67,70 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
         def tangent(dy: Tensor, y: Tensor) -> Tensor:
             return torch.where(y > 0, dy, dy * _LEAK)
 
-        yield Case("bias_act", shape, 2 * size + x.numel() // 8, {
-            "triton": partial(bias_act.bias_act_triton, x, b, _LEAK),
-            **_both(forward, x, b),
-        }, lambda a: [a[0]])  # fmt: skip
-        yield Case("bias_act_delta", shape, 2 * size + x.numel() // 8, {
-            "triton": partial(bias_act.bias_act_delta_triton, dy, bits, _LEAK, ones),
-            **_both(delta, dy, y),
-        }, list)  # fmt: skip
-        yield Case("bias_act_tangent", shape, 2 * size + x.numel() // 8, {
-            "triton": partial(bias_act.bias_act_tangent_triton, dy, bits, _LEAK),
-            **_both(tangent, dy, y),
-        }, lambda a: [a])  # fmt: skip
+        yield Case(
+            "bias_act",
+            shape,
+            2 * size + x.numel() // 8,
+            {"triton": partial(bias_act.bias_act_triton, x, b, _LEAK), **_both(forward, x, b)},
+            lambda a: [a[0]],
+        )
+        yield Case(
+            "bias_act_delta",
+            shape,
+            2 * size + x.numel() // 8,
+            {
+                "triton": partial(bias_act.bias_act_delta_triton, dy, bits, _LEAK, ones),
+                **_both(delta, dy, y),
+            },
+            list,
+        )
+        yield Case(
+            "bias_act_tangent",
+            shape,
+            2 * size + x.numel() // 8,
+            {
+                "triton": partial(bias_act.bias_act_tangent_triton, dy, bits, _LEAK),
+                **_both(tangent, dy, y),
+            },
+            lambda a: [a],
+        )
     for shape in _SMALL_PICTURES if small else _PICTURES:
         g = torch.randn(shape, device=device, dtype=torch.float32)
         given = (10.0, 1.0, False, False, 1 / shape[0])
         whole = g[0].numel() <= gradient_penalty._ONE_PROGRAM
         penalty = partial(_penalty, given)
-        yield Case("gradient_penalty", shape, (2 if whole else 3) * g.numel() * 4, {
-            "triton": partial(gradient_penalty.gradient_penalty_triton, g, *given),
-            **_both(penalty, g),
-        }, list)  # fmt: skip
+        yield Case(
+            "gradient_penalty",
+            shape,
+            (2 if whole else 3) * g.numel() * 4,
+            {
+                "triton": partial(gradient_penalty.gradient_penalty_triton, g, *given),
+                **_both(penalty, g),
+            },
+            list,
+        )
         x = torch.rand(shape, device=device) * 2 - 1
-        yield Case("to_uint8", shape, x.numel() * 5, {
-            "triton": partial(to_uint8.to_uint8_triton, x),
-            **_both(to_uint8.to_uint8_reference, x),
-        }, lambda a: [a.float()])  # fmt: skip
+        yield Case(
+            "to_uint8",
+            shape,
+            x.numel() * 5,
+            {
+                "triton": partial(to_uint8.to_uint8_triton, x),
+                **_both(to_uint8.to_uint8_reference, x),
+            },
+            lambda a: [a.float()],
+        )
     index = torch.arange(1024 if small else 8192, device=device)
-    yield Case("latents", (len(index), 128), len(index) * 128 * 4, {
-        "triton": lambda: latents.draw_triton(0, 1, index, 128, True),
-        **_both(lambda index: latents.latents_reference(0, 1, index, 128), index),
-    }, lambda a: [a])  # fmt: skip
+    yield Case(
+        "latents",
+        (len(index), 128),
+        len(index) * 128 * 4,
+        {
+            "triton": lambda: latents.draw_triton(0, 1, index, 128, True),
+            **_both(lambda index: latents.latents_reference(0, 1, index, 128), index),
+        },
+        lambda a: [a],
+    )
     yield from _adam(device, 500_000 if small else 20_000_000)
 
 
@@ -146,9 +184,13 @@ class _Compiled:
 
 
 def measure(
-    names: Sequence[str], device: torch.device, rounds: int, compile: bool, said: Callable[[str], None],
+    names: Sequence[str],
+    device: torch.device,
+    rounds: int,
+    compile: bool,
+    said: Callable[[str], None],
     keep: Callable[[records.Record], object] = lambda _: None,
-) -> records.Record:  # fmt: skip
+) -> records.Record:
     """Every case of the kernels in ``names`` (all where it is empty): proven equal, then timed in turns.
 
     One whose variants disagree, or that breaks, is listed as failed with the reason. ``keep`` is given the record after every case.
@@ -159,18 +201,26 @@ def measure(
     said(calibrate.describe(peaks))
     has_kernels = use_triton(torch.empty(1, device=device))
     conditions = {
-        "device": device.type, "gpu": torch.cuda.get_device_name() if on_gpu else None, "threads": torch.get_num_threads(),
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "threads": torch.get_num_threads(),
         "rounds": rounds,
-    }  # fmt: skip
+    }
     where = device.type if on_gpu else f"cpu-t{torch.get_num_threads()}"
     loop, loops = calibrate.calibration_loop(device), list[float]()
-    record = records.make("kernels", "-".join(("kernels", where, *names)), conditions, [], peaks | {"loop_s": loops})
+    record = records.make(
+        "kernels", "-".join(("kernels", where, *names)), conditions, [], peaks | {"loop_s": loops}
+    )
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for case in cases(device, small=not on_gpu):
         if names and case.kernel not in names:
             continue
-        variants = {k: run for k, run in case.variants.items() if (k != "triton" or has_kernels) and (k != "compile" or compile)}
+        variants = {
+            k: run
+            for k, run in case.variants.items()
+            if (k != "triton" or has_kernels) and (k != "compile" or compile)
+        }
         loops.append(sample(loop, _LOOPS, clock))
         try:
             _agree(case, variants)
@@ -184,7 +234,11 @@ def measure(
 
 
 def _timed(
-    case: Case, variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, copy: float
+    case: Case,
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    copy: float,
 ) -> list[dict[str, Any]]:
     measured, on_gpu = [], device.type == "cuda"
     for cache in ("cold", "hot"):
@@ -192,7 +246,11 @@ def _timed(
         for name, seconds in times.items():
             one = records.measurement(cache, name, seconds, case=case.name)
             median = one["summary"]["median"]
-            one |= {"least_bytes": case.bytes, "bytes_per_s": case.bytes / median, "share_of_copy": case.bytes / median / copy}
+            one |= {
+                "least_bytes": case.bytes,
+                "bytes_per_s": case.bytes / median,
+                "share_of_copy": case.bytes / median / copy,
+            }
             if cache == "hot" and on_gpu:
                 activity = device_activity(variants[name], torch.cuda.synchronize, median)
                 one["launches"] = int(activity["launches"])
@@ -206,7 +264,9 @@ def _agree(case: Case, variants: Mapping[str, Callable[[], Any]]) -> None:
         for ours, theirs in zip(answer, answers["eager"], strict=True):
             gap = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
             if not gap < _AGREE:
-                raise RunError(f"{case.kernel} {case.shape}: {name} and eager differ by {gap:.2g} of the largest value")
+                raise RunError(
+                    f"{case.kernel} {case.shape}: {name} and eager differ by {gap:.2g} of the largest value"
+                )
 
 
 def line(measured: list[dict[str, Any]], case: Case) -> str:

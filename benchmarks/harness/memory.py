@@ -26,7 +26,9 @@ def peak_bytes(setting: Setting, variant: str) -> int:
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RunError(f"memory of {variant}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+        raise RunError(
+            f"memory of {variant}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        )
     return int(done.stdout.strip().splitlines()[-1])
 
 

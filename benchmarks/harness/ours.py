@@ -27,7 +27,12 @@ class Ours:
     """
 
     def __init__(
-        self, problem: Problem, engine: EngineName = "auto", compile: bool = False, graph: bool = False, unpenalised: bool = False
+        self,
+        problem: Problem,
+        engine: EngineName = "auto",
+        compile: bool = False,
+        graph: bool = False,
+        unpenalised: bool = False,
     ) -> None:
         c, device, self.problem = problem.config, problem.device, problem
         data = ResidentData(problem.pack, device, c.seed)
@@ -39,9 +44,18 @@ class Ours:
         self.adam_critic = self.state.optimizer_critic
         twins = self.adam_generator.computing, self.adam_critic.computing
         critic_step = make_critic_step(
-            self.critic, c.loss, c.penalty, problem.autocast, engine, compile, check=False, computing=twins[1]
+            self.critic,
+            c.loss,
+            c.penalty,
+            problem.autocast,
+            engine,
+            compile,
+            check=False,
+            computing=twins[1],
         )
-        generator_step = make_generator_step(self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False)
+        generator_step = make_generator_step(
+            self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False
+        )
         drawing = make_drawing(self.generator, problem.autocast, compile, twins[0])
         graphs = Graphs("on" if graph else "off", device)
         iteration = Iteration(self.state, data, c, critic_step, generator_step, drawing, graphs)
@@ -58,7 +72,9 @@ class Ours:
         self.feed.draw()
         self.rewind()
         for phase in self.phases.values() if graph else ():
-            for _ in range(5):  # a phase is captured behind its first calls, and what is captured is to be proven
+            for _ in range(
+                5
+            ):  # a phase is captured behind its first calls, and what is captured is to be proven
                 phase()
 
     def rewind(self) -> None:
@@ -71,15 +87,21 @@ class Ours:
 
     def used(self, phase: str) -> Inputs:
         """What the first call of a phase after `rewind` is fed."""
-        self.feed.clock.fill_(self.problem.config.batch if self._turns > 1 or phase == "generator" else 0)
-        given: CriticFeed | GeneratorFeed = self.feed.critic() if phase == "critic" else self.feed.generator()
+        self.feed.clock.fill_(
+            self.problem.config.batch if self._turns > 1 or phase == "generator" else 0
+        )
+        given: CriticFeed | GeneratorFeed = (
+            self.feed.critic() if phase == "critic" else self.feed.generator()
+        )
         real = torch.empty(0) if given.real is None else given.real
         eps, noise = (given.eps, given.noise) if isinstance(given, CriticFeed) else (None, None)
         self.rewind()
         return Inputs(real, given.z, torch.empty(0) if eps is None else eps, noise, given.labels)
 
     def _turn(self, critic: Phase) -> None:
-        if self._at >= self._turns:  # the same tables again: what they hold does not matter to speed
+        if (
+            self._at >= self._turns
+        ):  # the same tables again: what they hold does not matter to speed
             self.feed.set(0)
             self._at = 0
         self._at += 1

@@ -45,7 +45,9 @@ class Plain:
         graph: capture each phase in a CUDA graph.
     """
 
-    def __init__(self, problem: Problem, tuned: bool = True, compile: bool = False, graph: bool = False) -> None:
+    def __init__(
+        self, problem: Problem, tuned: bool = True, compile: bool = False, graph: bool = False
+    ) -> None:
         self.problem, self.tuned = problem, tuned
         c, device = problem.config, problem.device
         layout = torch.channels_last if tuned else torch.contiguous_format
@@ -53,18 +55,33 @@ class Plain:
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.layout = layout
         self.pictures = torch.from_numpy(problem.pack.images).to(device)
-        self.labels = None if problem.pack.labels is None else torch.from_numpy(problem.pack.labels).to(device)
-        self._fed = {"critic": self._drawn()}  # by phase: a captured one fills the tensors of its own
+        self.labels = (
+            None
+            if problem.pack.labels is None
+            else torch.from_numpy(problem.pack.labels).to(device)
+        )
+        self._fed = {
+            "critic": self._drawn()
+        }  # by phase: a captured one fills the tensors of its own
         self.autocast = problem.autocast if tuned else None
         how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
         if tuned:
             how |= {"fused": True, "capturable": graph}
-        self.adam_generator = torch.optim.Adam(self.generator.parameters(), c.optim.lr_generator, **how)
+        self.adam_generator = torch.optim.Adam(
+            self.generator.parameters(), c.optim.lr_generator, **how
+        )
         self.adam_critic = torch.optim.Adam(self.critic.parameters(), c.optim.lr_critic, **how)
-        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules())
+        self.batch_norm = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules()
+        )
         self._critic_gradients = self._gradients_of_critic(compile)
-        self._generator_loss = torch.compile(self.generator_loss) if compile else self.generator_loss
-        self.phases: dict[str, Step] = {"critic": self.critic_phase, "generator": self.generator_phase}
+        self._generator_loss = (
+            torch.compile(self.generator_loss) if compile else self.generator_loss
+        )
+        self.phases: dict[str, Step] = {
+            "critic": self.critic_phase,
+            "generator": self.generator_phase,
+        }
         self.ahead = 1
         if graph:
             self.phases = {name: captured(phase) for name, phase in self.phases.items()}
@@ -79,8 +96,13 @@ class Plain:
     def _drawn(self) -> Inputs:
         c, device = self.problem.config, self.problem.device
         index = torch.randint(len(self.pictures), (c.batch,), device=device)
-        real = self.pictures[index].float().div_(127.5).sub_(1).contiguous(memory_format=self.layout)
-        z, eps = torch.randn(c.batch, c.net.latent, device=device), torch.rand(c.batch, device=device)
+        real = (
+            self.pictures[index].float().div_(127.5).sub_(1).contiguous(memory_format=self.layout)
+        )
+        z, eps = (
+            torch.randn(c.batch, c.net.latent, device=device),
+            torch.rand(c.batch, device=device),
+        )
         noise = torch.rand_like(real) if self.problem.draws_noise else None
         return Inputs(real, z, eps, noise, None if self.labels is None else self.labels[index])
 
@@ -98,26 +120,45 @@ class Plain:
         given = self._fed["generator"] = replace(shown, z=torch.randn_like(shown.z))
         real = given.real if loss_of(self.problem.config.loss).pairs else None
         self.adam_generator.zero_grad()
-        self._generator_loss(given.z, given.labels, real).backward(inputs=list(self.generator.parameters()))
+        self._generator_loss(given.z, given.labels, real).backward(
+            inputs=list(self.generator.parameters())
+        )
         self.adam_generator.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1e-3)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.generator.parameters()), 1e-3
+            )
 
     def generator_loss(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
-        return whole_generator_loss(self.generator, self.critic, self.problem.config.loss, z, labels, real, self.autocast)
+        return whole_generator_loss(
+            self.generator, self.critic, self.problem.config.loss, z, labels, real, self.autocast
+        )
 
-    def critic_loss(self, critic: nn.Module, fake: Tensor, real: Tensor, points: Tensor | None, labels: Tensor | None) -> Tensor:
+    def critic_loss(
+        self,
+        critic: nn.Module,
+        fake: Tensor,
+        real: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
         """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
         c = self.problem.config
         penalty = c.penalty if c.penalty.active else None
         pictures = penalty_of(penalty).pictures if penalty else ()
-        held = {name: x.requires_grad_() for name, x in (("real", real), ("fake", fake)) if name in pictures}
+        held = {
+            name: x.requires_grad_()
+            for name, x in (("real", real), ("fake", fake))
+            if name in pictures
+        }
         with autocast(self.problem.device, self.autocast):
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
                 said = judge(critic, torch.cat((real, fake)), both)
                 scores = list(said.score.chunk(2))
-                classes: list[Any] = [None, None] if said.classes is None else list(said.classes.chunk(2))
+                classes: list[Any] = (
+                    [None, None] if said.classes is None else list(said.classes.chunk(2))
+                )
             else:
                 first = judge(critic, real, labels)
                 with held_power_iteration(critic):
@@ -129,7 +170,10 @@ class Plain:
                     gradient = input_gradient(scores[0] if name == "real" else scores[1], x)
                     total = total + penalise(c.penalty, gradient)[0].mean()
                 if points is not None and penalty:
-                    total = total + penalty_at(penalty, critic, points.requires_grad_(), labels)[0].mean()
+                    total = (
+                        total
+                        + penalty_at(penalty, critic, points.requires_grad_(), labels)[0].mean()
+                    )
         if classes[0] is not None and labels is not None:
             named = class_loss(full_precision(classes[0]), labels).mean()
             if c.loss.class_fakes:
@@ -152,28 +196,47 @@ class Plain:
 
             def run(fake: Tensor, given: Inputs) -> None:
                 self.adam_critic.zero_grad()
-                loss(critic, fake.detach(), given.real.detach(), points(fake, given), given.labels).backward(inputs=parameters)
+                loss(
+                    critic, fake.detach(), given.real.detach(), points(fake, given), given.labels
+                ).backward(inputs=parameters)
 
             return run
-        whole = _Whole(critic, self.critic_loss)  # torch.compile does not differentiate twice: the whole step becomes one graph
+        whole = _Whole(
+            critic, self.critic_loss
+        )  # torch.compile does not differentiate twice: the whole step becomes one graph
         trained = {f"critic.{name}" for name, _ in critic.named_parameters()}
 
         def gradients(
-            weights: dict[str, Tensor], fake: Tensor, real: Tensor, at: Tensor | None, labels: Tensor | None
+            weights: dict[str, Tensor],
+            fake: Tensor,
+            real: Tensor,
+            at: Tensor | None,
+            labels: Tensor | None,
         ) -> list[Tensor]:
-            leaves = {name: w.detach().requires_grad_() for name, w in weights.items() if name in trained}
+            leaves = {
+                name: w.detach().requires_grad_() for name, w in weights.items() if name in trained
+            }
             given = {name: w for name, w in weights.items() if name not in trained} | leaves
             with torch.enable_grad():
-                total = functional_call(whole, given, (fake.detach(), real.detach(), None if at is None else at.detach(), labels))
+                total = functional_call(
+                    whole,
+                    given,
+                    (fake.detach(), real.detach(), None if at is None else at.detach(), labels),
+                )
                 return list(torch.autograd.grad(total, list(leaves.values())))
 
         step = compiled(gradients)
 
         def run_compiled(fake: Tensor, given: Inputs) -> None:
-            weights = {f"critic.{n}": w.detach() for n, w in (*critic.named_parameters(), *critic.named_buffers())}
+            weights = {
+                f"critic.{n}": w.detach()
+                for n, w in (*critic.named_parameters(), *critic.named_buffers())
+            }
             found = step(weights, fake, given.real, points(fake, given), given.labels)
             for p, g in zip(parameters, found, strict=True):
-                p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)  # fused Adam walks both by address
+                p.grad = (
+                    g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+                )  # fused Adam walks both by address
 
         return run_compiled
 
@@ -188,9 +251,14 @@ class _Whole(nn.Module):
 
 
 def whole_generator_loss(
-    generator: nn.Module, critic: nn.Module, loss: LossConfig, z: Tensor, labels: Tensor | None, real: Tensor | None,
+    generator: nn.Module,
+    critic: nn.Module,
+    loss: LossConfig,
+    z: Tensor,
+    labels: Tensor | None,
+    real: Tensor | None,
     dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What the generator minimises, 0-d. ``real``: what the relativistic loss pairs fakes with, None under the others."""
     with autocast(z.device, dtype), held_power_iteration(critic):
         said = judge(critic, pictures(generator, z, labels), labels)

@@ -39,9 +39,17 @@ class Problem:
         _keep_freed_memory(self.device)
         config = resolved(setting.config(), self.device)
         net = replace(config.net, critic_dropout=0.0) if proof else config.net
-        self.config: Config = replace(config, net=net, kimg=1e9, seed=0)  # so long that the rate does not fall while measuring
+        self.config: Config = replace(
+            config, net=net, kimg=1e9, seed=0
+        )  # so long that the rate does not fall while measuring
         self.classes = setting.class_count()
-        self.spec = NetSpec.of(self.config, self.config.size, self.config.channels, self.classes, self.config.conditional)
+        self.spec = NetSpec.of(
+            self.config,
+            self.config.size,
+            self.config.channels,
+            self.classes,
+            self.config.conditional,
+        )
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -61,7 +69,9 @@ class Problem:
         pictures = random.integers(0, 256, (count, c.channels, c.size, c.size), dtype=np.uint8)
         names = tuple(str(k) for k in range(self.classes))
         labels = random.integers(0, self.classes, count) if self.classes else None
-        info = PackInfo("noise", "arrays", "noise", count, c.channels, c.size, names, False, "train", (), "", "")
+        info = PackInfo(
+            "noise", "arrays", "noise", count, c.channels, c.size, names, False, "train", (), "", ""
+        )
         return Pack(pictures, labels, info)
 
     @property

@@ -35,31 +35,54 @@ _SAMPLES = 100  # of a measurement in a campaign
 Record = dict[str, Any]
 
 
-def measurement(phase: str, variant: str, samples: Sequence[float], case: str = "", unit: str = "s", **more: Any) -> dict[str, Any]:
+def measurement(
+    phase: str, variant: str, samples: Sequence[float], case: str = "", unit: str = "s", **more: Any
+) -> dict[str, Any]:
     """One entry of "measurements"."""
     return {
-        "case": case, "phase": phase, "variant": variant, "unit": unit, "samples": list(samples), "summary": summary(samples),
+        "case": case,
+        "phase": phase,
+        "variant": variant,
+        "unit": unit,
+        "samples": list(samples),
+        "summary": summary(samples),
         **more,
-    }  # fmt: skip
+    }
 
 
 def make(
-    kind: str, name: str, conditions: Mapping[str, Any], measurements: Sequence[dict[str, Any]],
-    calibration: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None,
-) -> Record:  # fmt: skip
+    kind: str,
+    name: str,
+    conditions: Mapping[str, Any],
+    measurements: Sequence[dict[str, Any]],
+    calibration: Mapping[str, Any] | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> Record:
     from ganfast.environment import environment
 
     begun = {
-        "schema": SCHEMA, "kind": kind, "name": name, "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment(), "code": code(), "conditions": dict(conditions), "calibration": dict(calibration or {}),
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "code": code(),
+        "conditions": dict(conditions),
+        "calibration": dict(calibration or {}),
+    }
     return updated(begun, measurements, failed or {})
 
 
-def updated(record: Record, measurements: Sequence[dict[str, Any]], failed: Mapping[str, str]) -> Record:
+def updated(
+    record: Record, measurements: Sequence[dict[str, Any]], failed: Mapping[str, str]
+) -> Record:
     """The record with all that has been measured by now."""
     series = [m["samples"] for m in measurements if m["unit"] == "s"]
-    return record | {"noise": noise(series), "measurements": list(measurements), "failed": dict(failed)}
+    return record | {
+        "noise": noise(series),
+        "measurements": list(measurements),
+        "failed": dict(failed),
+    }
 
 
 @cache
@@ -75,7 +98,9 @@ def code() -> str:
 def write(record: Record, folder: Path) -> Path:
     """As <folder>/<date>-<name>.json, or with -2, -3 and so on behind it: a record that is there is never replaced."""
     stem = f"{record['utc'][:10]}-{record['name']}"
-    numbered = (folder / f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+    numbered = (
+        folder / f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1)
+    )
     path = _put(record, next(each for each in numbered if not each.exists()))
     _partial(record, folder).unlink(missing_ok=True)
     return path
@@ -102,7 +127,9 @@ def read(path: Path) -> Record:
     """The record in a file that holds one; raises InputError where it holds another number of them."""
     records = read_all(path)
     if len(records) != 1:
-        raise InputError(f"{path} holds {len(records)} records; expected one, as ganfast bench writes")
+        raise InputError(
+            f"{path} holds {len(records)} records; expected one, as ganfast bench writes"
+        )
     return records[0]
 
 
@@ -117,15 +144,21 @@ def read_all(path: Path) -> list[Record]:
         parts = text.splitlines() if path.suffix == ".jsonl" else [text]
         loaded = [json.loads(part) for part in parts]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote") from error
+        raise InputError(
+            f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote"
+        ) from error
     for record in loaded:
         schema = record.get("schema") if isinstance(record, dict) else None
         if schema != SCHEMA:
-            raise InputError(f"{path} has schema {schema!r}; expected {SCHEMA}: a record of another ganfast, or none")
+            raise InputError(
+                f"{path} has schema {schema!r}; expected {SCHEMA}: a record of another ganfast, or none"
+            )
         try:
             _check(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again") from error
+            raise InputError(
+                f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again"
+            ) from error
     return loaded
 
 
@@ -134,12 +167,14 @@ def _check(record: Record) -> None:
     texts = record["kind"], record["name"], record["utc"]
     tables = record["environment"], record["conditions"], record["calibration"], record["noise"]
     if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, dict) for x in tables):
-        raise TypeError("kind, name, utc, environment, conditions, calibration or noise is of another type")
+        raise TypeError(
+            "kind, name, utc, environment, conditions, calibration or noise is of another type"
+        )
     bool(record["noise"]["noisy"])
     for m in record["measurements"]:
-        if not all(isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")) or not (
-            m["samples"] or m.get("count")
-        ):
+        if not all(
+            isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")
+        ) or not (m["samples"] or m.get("count")):
             raise ValueError(f"a measurement without samples or name: {m.get('variant')}")
         for number in (*m["samples"], *(m["summary"][name] for name in ("p20", "median", "p80"))):
             float(number)

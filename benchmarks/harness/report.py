@@ -10,11 +10,26 @@ import numpy as np
 from ganfast.bench.records import Record, lasting
 from ganfast.errors import InputError
 
-COLOURS = ("#9a9a9a", "#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#bab0ac")
+COLOURS = (
+    "#9a9a9a",
+    "#4c78a8",
+    "#f58518",
+    "#54a24b",
+    "#e45756",
+    "#72b7b2",
+    "#b279a2",
+    "#eeca3b",
+    "#9d755d",
+    "#ff9da6",
+    "#bab0ac",
+)
 
 _COLUMNS = {
-    "images_per_s": "{:,.0f}", "seconds_per_kimg": "{:.3f}", "share_of_matrix_peak": "{:.0%}", "first_call_s": "{:.1f} s",
-}  # fmt: skip
+    "images_per_s": "{:,.0f}",
+    "seconds_per_kimg": "{:.3f}",
+    "share_of_matrix_peak": "{:.0%}",
+    "first_call_s": "{:.1f} s",
+}
 
 
 def write_report(found: Sequence[Record], folder: Path) -> list[Path]:
@@ -23,10 +38,19 @@ def write_report(found: Sequence[Record], folder: Path) -> list[Path]:
     written = [folder / "report.md"]
     written[0].write_text(markdown(found))
     known = {"preset", "size", "width", "batch", "images"}
-    trains = [r for r in found if r["kind"] == "train" and r["measurements"] and known <= r["conditions"].keys()]
+    trains = [
+        r
+        for r in found
+        if r["kind"] == "train" and r["measurements"] and known <= r["conditions"].keys()
+    ]
     if trains:
         written += _saved(_bars(trains), folder / "bars")
-        counted = [r for r in trains if "matrix_flops" in r["calibration"] and any("flops_per_s" in m for m in r["measurements"])]
+        counted = [
+            r
+            for r in trains
+            if "matrix_flops" in r["calibration"]
+            and any("flops_per_s" in m for m in r["measurements"])
+        ]
         if counted:
             written += _saved(_roofline(counted), folder / "roofline")
         for name, group in sweeps(trains).items():
@@ -45,7 +69,11 @@ def markdown(found: Sequence[Record]) -> str:
             "",
             ("**stopped before its end**; " if r.get("partial") else "")
             + f"{where}, {c.get('threads', e.get('threads'))} threads, torch {e.get('torch')}, commit {e.get('commit')}, {r['utc']}"
-            + (f"; **noisy** (spread {r['noise']['spread']:.0%}, drift {r['noise']['drift']:.0%})" if r["noise"]["noisy"] else ""),
+            + (
+                f"; **noisy** (spread {r['noise']['spread']:.0%}, drift {r['noise']['drift']:.0%})"
+                if r["noise"]["noisy"]
+                else ""
+            ),
             "",
             "| case | phase | variant | median | 20% | 80% | images/s | s/kimg | of matrix peak | first call |",
             "|---|---|---|---|---|---|---|---|---|---|",
@@ -53,7 +81,12 @@ def markdown(found: Sequence[Record]) -> str:
         for m in r["measurements"]:
             scale, unit = (1e3, "ms") if m["unit"] == "s" else (1.0, m["unit"])
             s = m["summary"]
-            cells = [m["case"], m["phase"], m["variant"], *(f"{s[k] * scale:.3f} {unit}" for k in ("median", "p20", "p80"))]
+            cells = [
+                m["case"],
+                m["phase"],
+                m["variant"],
+                *(f"{s[k] * scale:.3f} {unit}" for k in ("median", "p20", "p80")),
+            ]
             for key, form in _COLUMNS.items():
                 cells.append(form.format(m[key]) if key in m else "")
             lines.append(f"| {' | '.join(cells)} |")
@@ -67,14 +100,20 @@ def sweeps(trains: Sequence[Record]) -> dict[str, list[Record]]:
     for axis in ("batch", "width", "size"):
         groups: dict[Any, list[Record]] = {}
         for r in trains:
-            same = lasting(r["conditions"], axis, "images")  # of an iteration: as many as its batches hold
+            same = lasting(
+                r["conditions"], axis, "images"
+            )  # of an iteration: as many as its batches hold
             machine = [r["environment"].get(name) for name in ("cpu", "gpu", "torch")]
-            groups.setdefault(json.dumps([same, machine, r.get("code")], sort_keys=True), []).append(r)
+            groups.setdefault(
+                json.dumps([same, machine, r.get("code")], sort_keys=True), []
+            ).append(r)
         for group in groups.values():
             if len({r["conditions"].get(axis) for r in group}) >= 3:
                 stem = f"{axis}-{group[0]['conditions']['preset']}"
                 names = (stem, *(f"{stem}-{number}" for number in range(2, len(found) + 2)))
-                found[next(name for name in names if name not in found)] = sorted(group, key=lambda r: r["conditions"][axis])
+                found[next(name for name in names if name not in found)] = sorted(
+                    group, key=lambda r: r["conditions"][axis]
+                )
     return found
 
 
@@ -82,7 +121,9 @@ def _plots() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise InputError("plots need matplotlib: pip install 'ganfast[bench]'; report.md is written") from error
+        raise InputError(
+            "plots need matplotlib: pip install 'ganfast[bench]'; report.md is written"
+        ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -97,19 +138,35 @@ def _variants(trains: Sequence[Record]) -> dict[str, str]:
 def _bars(trains: Sequence[Record]) -> Any:
     """Whole iteration: medians with 20th and 80th percentile, as speed over the slowest variant of each setting."""
     colours = _variants(trains)
-    figure, axes = _plots().subplots(figsize=(max(6.0, 1.3 * len(trains) + 2), 4.2), layout="constrained")
+    figure, axes = _plots().subplots(
+        figsize=(max(6.0, 1.3 * len(trains) + 2), 4.2), layout="constrained"
+    )
     width = 0.8 / len(colours)
     for i, (name, colour) in enumerate(colours.items()):
         at, heights, ends = [], [], []
         for k, r in enumerate(trains):
             by = {m["variant"]: m for m in r["measurements"] if m["phase"] == "iteration"}
             if name in by:
-                rate = [r["conditions"]["images"] / by[name]["summary"][p] for p in ("p80", "median", "p20")]
+                rate = [
+                    r["conditions"]["images"] / by[name]["summary"][p]
+                    for p in ("p80", "median", "p20")
+                ]
                 at.append(k + i * width)
                 heights.append(rate[1])
                 ends.append((rate[1] - rate[0], rate[2] - rate[1]))
-        axes.bar(at, heights, width, yerr=np.array(ends).T if ends else None, capsize=2, color=colour, label=name)
-    labels = [f"{r['conditions']['preset']}\n{r['conditions']['size']}px b{r['conditions']['batch']}" for r in trains]
+        axes.bar(
+            at,
+            heights,
+            width,
+            yerr=np.array(ends).T if ends else None,
+            capsize=2,
+            color=colour,
+            label=name,
+        )
+    labels = [
+        f"{r['conditions']['preset']}\n{r['conditions']['size']}px b{r['conditions']['batch']}"
+        for r in trains
+    ]
     axes.set_xticks([k + 0.4 - width / 2 for k in range(len(trains))], labels, fontsize=8)
     axes.set_ylabel("images/s, whole iteration")
     axes.legend(fontsize=8, ncols=2)
@@ -129,12 +186,28 @@ def _roofline(trains: Sequence[Record]) -> Any:
                 seen.add(m["variant"])
                 marker = "o" if m["phase"] == "critic" else "^"
                 axes.scatter(
-                    m["flops"] / 1e9, m["flops_per_s"] / 1e9, color=colours[m["variant"]], marker=marker, label=label, s=28
+                    m["flops"] / 1e9,
+                    m["flops_per_s"] / 1e9,
+                    color=colours[m["variant"]],
+                    marker=marker,
+                    label=label,
+                    s=28,
                 )
     peak = max(r["calibration"]["matrix_flops"] for r in trains)
     axes.axhline(peak / 1e9, color="black", lw=1)
-    axes.annotate("measured matrix peak", (0.02, peak / 1e9), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="GFLOP a call (circle: critic, triangle: generator)", ylabel="GFLOP/s achieved")
+    axes.annotate(
+        "measured matrix peak",
+        (0.02, peak / 1e9),
+        xycoords=("axes fraction", "data"),
+        va="bottom",
+        fontsize=8,
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="GFLOP a call (circle: critic, triangle: generator)",
+        ylabel="GFLOP/s achieved",
+    )
     axes.set_ylim(top=peak / 1e9 * 1.6)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -147,15 +220,34 @@ def _scaling(axis: str, group: Sequence[Record]) -> Any:
     figure, axes = _plots().subplots(figsize=(6.0, 4.2), layout="constrained")
     for name, colour in colours.items():
         points = [
-            (r["conditions"][axis], m["summary"]) for r in group for m in r["measurements"]
+            (r["conditions"][axis], m["summary"])
+            for r in group
+            for m in r["measurements"]
             if m["phase"] == "iteration" and m["variant"] == name
-        ]  # fmt: skip
+        ]
         if points:
             x = [at for at, _ in points]
-            axes.plot(x, [s["median"] * 1e3 for _, s in points], marker="o", ms=4, color=colour, label=name)
-            axes.fill_between(x, [s["p20"] * 1e3 for _, s in points], [s["p80"] * 1e3 for _, s in points], color=colour, alpha=0.2)
+            axes.plot(
+                x,
+                [s["median"] * 1e3 for _, s in points],
+                marker="o",
+                ms=4,
+                color=colour,
+                label=name,
+            )
+            axes.fill_between(
+                x,
+                [s["p20"] * 1e3 for _, s in points],
+                [s["p80"] * 1e3 for _, s in points],
+                color=colour,
+                alpha=0.2,
+            )
     first = group[0]["conditions"]
-    others = [f"{name} {first[name]}" for name in ("size", "width", "batch", "precision", "device", "threads") if name != axis]
+    others = [
+        f"{name} {first[name]}"
+        for name in ("size", "width", "batch", "precision", "device", "threads")
+        if name != axis
+    ]
     axes.set_title(f"{first['preset']}: {', '.join(others)}", fontsize=9)
     axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms an iteration")
     ticks = [r["conditions"][axis] for r in group]

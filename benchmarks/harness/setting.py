@@ -41,20 +41,30 @@ class Setting:
         if conditional == "auto":
             conditional = "projection" if classes else "no"
         if conditional != "no" and not classes:
-            raise InputError(f"preset {self.preset} learns classes and {self.data} has none; give --classes")
+            raise InputError(
+                f"preset {self.preset} learns classes and {self.data} has none; give --classes"
+            )
         return replace(
-            config, size=self.size or config.size or side, channels=self.channels or config.channels or channels,
-            conditional=conditional, batch=self.batch or config.batch, precision=self.precision, device=self.device,
+            config,
+            size=self.size or config.size or side,
+            channels=self.channels or config.channels or channels,
+            conditional=conditional,
+            batch=self.batch or config.batch,
+            precision=self.precision,
+            device=self.device,
             net=replace(config.net, width=self.width or config.net.width),
-            optim=replace(config.optim, lr_generator=RATE, lr_critic=RATE), engine=self.engine,
-        )  # fmt: skip
+            optim=replace(config.optim, lr_generator=RATE, lr_critic=RATE),
+            engine=self.engine,
+        )
 
     def class_count(self) -> int:
         """Of the networks; 0 = unconditional."""
         config = self.config()
         if config.conditional == "no":
             return 0
-        of_data = 2 ** len(config.attributes) if config.attributes else _SHAPES[data_kind(self.data)][2]
+        of_data = (
+            2 ** len(config.attributes) if config.attributes else _SHAPES[data_kind(self.data)][2]
+        )
         return self.classes if self.classes > 0 else of_data
 
     def asdict(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-SPREAD = 0.1  # of a quiet machine (p80 - p20) / median is below this, and so is the drift between halves
+SPREAD = (
+    0.1  # of a quiet machine (p80 - p20) / median is below this, and so is the drift between halves
+)
 CALIBRATIONS = 0.03  # calibration loops of two comparable records differ by less than this
 EFFECT = 0.03  # a ratio within this of 1 is no difference, however narrow its interval
 CONFIDENCE = 0.99
@@ -50,7 +52,9 @@ class Ratio:
         return "faster" if self.high < 1 / (1 + EFFECT) else "same"
 
 
-def paired_ratio(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]], seed: int = 0) -> Ratio:
+def paired_ratio(
+    old: Sequence[Sequence[float]], new: Sequence[Sequence[float]], seed: int = 0
+) -> Ratio:
     """From interleaved samples: one pair of lists for every fresh start of both sides.
 
     The median ratio of the rounds of a start is one observation, because medians of one program move between fresh processes; the
@@ -63,7 +67,9 @@ def paired_ratio(old: Sequence[Sequence[float]], new: Sequence[Sequence[float]],
         return Ratio(*(float(np.exp(x)) for x in (np.median(starts[0]), low, high)))
     medians = np.array([np.median(x) for x in starts])
     half = _student(len(medians) - 1) * medians.std(ddof=1) / len(medians) ** 0.5
-    return Ratio(*(float(np.exp(x)) for x in (medians.mean(), medians.mean() - half, medians.mean() + half)))
+    return Ratio(
+        *(float(np.exp(x)) for x in (medians.mean(), medians.mean() - half, medians.mean() + half))
+    )
 
 
 def unpaired_ratio(old: Sequence[float], new: Sequence[float], seed: int = 0) -> Ratio:
@@ -85,7 +91,25 @@ def _bootstrap(values: np.ndarray, seed: int, draws: int = 4000) -> np.ndarray:
 
 
 # Two-sided 99% points of Student's distribution by degrees of freedom, from 2 on.
-_STUDENT = (9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947, 2.921, 2.898, 2.878)
+_STUDENT = (
+    9.925,
+    5.841,
+    4.604,
+    4.032,
+    3.707,
+    3.499,
+    3.355,
+    3.250,
+    3.169,
+    3.106,
+    3.055,
+    3.012,
+    2.977,
+    2.947,
+    2.921,
+    2.898,
+    2.878,
+)
 
 
 def _student(freedom: int) -> float:

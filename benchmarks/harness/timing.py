@@ -11,7 +11,9 @@ Run = Callable[[], object]
 _AT_LEAST = 3  # calls before anything counts
 _AT_MOST = 20
 _STEADY = 1.2  # two calls in a row whose times differ by less than this factor end the warm-up
-_SAMPLE = 0.01  # seconds that a sample lasts at least, so that the clock and the last wait do not count
+_SAMPLE = (
+    0.01  # seconds that a sample lasts at least, so that the clock and the last wait do not count
+)
 STEADY_SAMPLE = 0.05  # of what trains for hours: several calls, as the first ones find the caches full of another variant's data
 _SHORT = 0.25  # seconds: behind other variants' turns, a call that takes less is made once before it counts
 
@@ -79,9 +81,13 @@ def sample(run: Run, calls: int, clock: Clock) -> float:
 
 
 def interleaved(
-    runs: Mapping[str, Run], rounds: int, clock: Clock, warm: Mapping[str, Warm], compilations: Callable[[], int] = lambda: 0,
+    runs: Mapping[str, Run],
+    rounds: int,
+    clock: Clock,
+    warm: Mapping[str, Warm],
+    compilations: Callable[[], int] = lambda: 0,
     rest: Callable[[], None] = lambda: None,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """Samples of every variant, taking turns (A B C, B C A, ...), so that a slow minute of the machine hits all of them alike.
 
     What is measured is the steady state of each: short calls are made once before they count.
@@ -103,14 +109,18 @@ def interleaved(
                 runs[name]()  # brings back its weights, its code and its threads
             seconds[name].append(sample(runs[name], warm[name].calls, clock))
     if compilations() != before:
-        raise RunError(f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: the figures are void")
+        raise RunError(
+            f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: the figures are void"
+        )
     return seconds
 
 
 _CACHE = 256 << 20  # bytes, more than any cache holds
 
 
-def device_times(runs: Mapping[str, Run], rounds: int, cold: bool, device: Any) -> dict[str, list[float]]:
+def device_times(
+    runs: Mapping[str, Run], rounds: int, cold: bool, device: Any
+) -> dict[str, list[float]]:
     """Seconds on the device of every single call, variants taking turns, launching on a GPU left out.
 
     Args:
@@ -120,7 +130,11 @@ def device_times(runs: Mapping[str, Run], rounds: int, cold: bool, device: Any) 
     import torch
 
     on_gpu, clock = device.type == "cuda", HostClock()
-    flush = torch.empty(_CACHE if on_gpu else _CACHE // 8, dtype=torch.uint8, device=device) if cold else None
+    flush = (
+        torch.empty(_CACHE if on_gpu else _CACHE // 8, dtype=torch.uint8, device=device)
+        if cold
+        else None
+    )
     host = {name: [sample(run, 1, clock) for _ in range(3)][-1] for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -131,7 +145,9 @@ def device_times(runs: Mapping[str, Run], rounds: int, cold: bool, device: Any) 
                 seconds[name].append(sample(run, 1, clock))
                 continue
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(int(2e9 * min(0.1, 2 * host[name])))  # in cycles: the host gets ahead, so launching is not measured
+            torch.cuda._sleep(
+                int(2e9 * min(0.1, 2 * host[name]))
+            )  # in cycles: the host gets ahead, so launching is not measured
             start.record()
             run()
             end.record()

@@ -22,7 +22,12 @@ from ganfast.engine.compiled import graphs
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 
-PHASES = ("draw", "critic", "generator", "critic without penalty")  # in the order in which a stop loses least
+PHASES = (
+    "draw",
+    "critic",
+    "generator",
+    "critic without penalty",
+)  # in the order in which a stop loses least
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,9 @@ class Plan:
     variants: tuple[str, ...] = DEFAULT
     rounds: int = 30
     memory: bool = False  # peak memory on a CPU too, every variant in a process of its own
-    rest_s: float = 0.004  # between variants: OpenMP's threads spin for about as long after their work
+    rest_s: float = (
+        0.004  # between variants: OpenMP's threads spin for about as long after their work
+    )
 
 
 def measure(
@@ -50,13 +57,17 @@ def measure(
     problem = Problem(setting)
     on_gpu = problem.device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = problem.autocast is not None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        problem.autocast is not None
+    )
     record = records.make("train", name_of(problem), _conditions(problem, plan), []) | {"ahead": {}}
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
 
     def so_far() -> records.Record:
-        return records.updated(record, [*measured, *iterations(measured, problem, record["ahead"])], failed)
+        return records.updated(
+            record, [*measured, *iterations(measured, problem, record["ahead"])], failed
+        )
 
     made: dict[str, Prepared] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -72,7 +83,9 @@ def measure(
             said(f"  {name}: {failed[name]}")
         keep(so_far())
     if not made:
-        raise RunError(f"nothing was measured: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
+        raise RunError(
+            f"nothing was measured: {'; '.join(f'{name}: {why}' for name, why in failed.items())}"
+        )
     record["ahead"] = {name: variant.ahead for name, variant in made.items()}
     clock = HostClock(*(variant.wait for variant in made.values()))
     peaks = calibrate.peaks(problem.device, problem.autocast or torch.float32, clock)
@@ -80,11 +93,15 @@ def measure(
     loops: list[float] = []
     record["calibration"] = peaks | {"loop_s": loops}
     for phase in PHASES:
-        runs = {name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases}
+        runs = {
+            name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases
+        }
         runs |= {"calibration": made_loop}
         warm = {name: warm_up(run, clock, STEADY_SAMPLE) for name, run in runs.items()}
         rounds = plan.rounds if phase != "draw" else min(10, plan.rounds)  # once in many iterations
-        samples = interleaved(runs, rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s))
+        samples = interleaved(
+            runs, rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s)
+        )
         loops += samples.pop("calibration")
         for name, seconds in samples.items():
             one = _measured(phase, name, seconds, warm[name].calls, facts[name], peaks)
@@ -98,11 +115,22 @@ def measure(
 def _conditions(problem: Problem, plan: Plan) -> dict[str, Any]:
     c = problem.config
     return {
-        **problem.setting.asdict(), "size": c.size, "channels": c.channels, "classes": problem.classes, "width": c.net.width,
-        "batch": c.batch, "latent": c.net.latent, "precision": c.precision, "device": problem.device.type,
-        "critic_steps": c.optim.critic_steps, "threads": torch.get_num_threads(), "rest_s": plan.rest_s, "images": problem.images,
-        "load_1min": round(_load(), 2), "proof": "without dropout" if c.net.critic_dropout else "of the timed callables",
-    }  # fmt: skip
+        **problem.setting.asdict(),
+        "size": c.size,
+        "channels": c.channels,
+        "classes": problem.classes,
+        "width": c.net.width,
+        "batch": c.batch,
+        "latent": c.net.latent,
+        "precision": c.precision,
+        "device": problem.device.type,
+        "critic_steps": c.optim.critic_steps,
+        "threads": torch.get_num_threads(),
+        "rest_s": plan.rest_s,
+        "images": problem.images,
+        "load_1min": round(_load(), 2),
+        "proof": "without dropout" if c.net.critic_dropout else "of the timed callables",
+    }
 
 
 def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict[str, Any]]:
@@ -120,7 +148,9 @@ def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict
         for run in variant.phases.values():  # once more: in the first calls Adam had no state yet
             run()
         variant.wait()
-        facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before  # ahead of the proof, whose float64 lies there too
+        facts["peak_bytes"] = (
+            torch.cuda.max_memory_allocated() - before
+        )  # ahead of the proof, whose float64 lies there too
     elif memory and not on_gpu:
         facts["peak_bytes"] = peak_bytes(problem.setting, name)
     if problem.config.net.critic_dropout:
@@ -150,22 +180,35 @@ def _flops(variant: Any, name: str) -> dict[str, float]:
 
 
 def _measured(
-    phase: str, name: str, seconds: list[float], calls: int, facts: dict[str, Any], peaks: dict[str, float]
+    phase: str,
+    name: str,
+    seconds: list[float],
+    calls: int,
+    facts: dict[str, Any],
+    peaks: dict[str, float],
 ) -> dict[str, Any]:
     more: dict[str, Any] = {
-        "calls_per_sample": calls, "error": facts["error"].get(phase), "first_call_s": facts["first_call_s"][phase],
+        "calls_per_sample": calls,
+        "error": facts["error"].get(phase),
+        "first_call_s": facts["first_call_s"][phase],
         "prepare_s": facts["prepare_s"],
-    }  # fmt: skip
+    }
     if "peak_bytes" in facts:
         more["peak_bytes"] = facts["peak_bytes"]
     flops = facts["flops"].get(phase)
     if flops:
         rate = flops / float(np.median(seconds))
-        more |= {"flops": flops, "flops_per_s": rate, "share_of_matrix_peak": rate / peaks["matrix_flops"]}
+        more |= {
+            "flops": flops,
+            "flops_per_s": rate,
+            "share_of_matrix_peak": rate / peaks["matrix_flops"],
+        }
     return records.measurement(phase, name, seconds, **more)
 
 
-def iterations(measured: list[dict[str, Any]], problem: Problem, ahead: dict[str, int]) -> Iterator[dict[str, Any]]:
+def iterations(
+    measured: list[dict[str, Any]], problem: Problem, ahead: dict[str, int]
+) -> Iterator[dict[str, Any]]:
     """A generator step with its critic steps and its share of what is drawn ahead, from samples of the phases, round by round."""
     steps = problem.config.optim.critic_steps
     by = {(m["phase"], m["variant"]): m for m in measured}
@@ -176,19 +219,27 @@ def iterations(measured: list[dict[str, Any]], problem: Problem, ahead: dict[str
             pairs = zip(critic["samples"], by["generator", name]["samples"], strict=True)
             seconds = [steps * c + g + share for c, g in pairs]
             rate = problem.images / float(np.median(seconds))
-            yield records.measurement("iteration", name, seconds, images_per_s=rate, seconds_per_kimg=1000 / rate)
+            yield records.measurement(
+                "iteration", name, seconds, images_per_s=rate, seconds_per_kimg=1000 / rate
+            )
 
 
 def compilations() -> int:
     """Graphs that torch.compile and ganfast's own recording have made so far in this process."""
     from torch._dynamo.utils import counters
 
-    return int(counters["stats"]["unique_graphs"]) + int(counters["inductor"]["fxgraph_cache_miss"]) + graphs.total()
+    return (
+        int(counters["stats"]["unique_graphs"])
+        + int(counters["inductor"]["fxgraph_cache_miss"])
+        + graphs.total()
+    )
 
 
 def name_of(problem: Problem) -> str:
     c = problem.config
-    where = f"cpu-t{torch.get_num_threads()}" if problem.device.type == "cpu" else problem.device.type
+    where = (
+        f"cpu-t{torch.get_num_threads()}" if problem.device.type == "cpu" else problem.device.type
+    )
     classes = f"-c{problem.classes}" if problem.setting.classes >= 0 else ""
     return f"train-{c.preset}-{c.size}x{c.channels}{classes}-w{c.net.width}-b{c.batch}-{c.precision}-{where}"
 
@@ -199,7 +250,9 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
 
 
-def fastest(record: records.Record, names: Sequence[str], phase: str = "iteration") -> dict[str, Any] | None:
+def fastest(
+    record: records.Record, names: Sequence[str], phase: str = "iteration"
+) -> dict[str, Any] | None:
     """The measurement with the least median among variants; None where none was measured."""
     found = [m for m in record["measurements"] if m["phase"] == phase and m["variant"] in names]
     return min(found, key=lambda m: m["summary"]["median"], default=None)
@@ -212,7 +265,9 @@ def speed_over(rival: dict[str, Any], one: dict[str, Any]) -> float:
 
 def table(record: records.Record) -> str:
     """Medians with percentiles, and ratios over naive, tuned and JAX, of one setting."""
-    lines = [f"{record['name']}: {record['conditions']['threads']} threads{', NOISY' if record['noise']['noisy'] else ''}"]
+    lines = [
+        f"{record['name']}: {record['conditions']['threads']} threads{', NOISY' if record['noise']['noisy'] else ''}"
+    ]
     by = records.keyed(record)
     for phase in (*PHASES, "iteration"):
         for (_, where, name), m in by.items():
@@ -233,7 +288,11 @@ def table(record: records.Record) -> str:
 
 
 def run(
-    settings: Sequence[Setting], plan: Plan, out: Path | None, again: bool, said: Callable[[str], None]
+    settings: Sequence[Setting],
+    plan: Plan,
+    out: Path | None,
+    again: bool,
+    said: Callable[[str], None],
 ) -> list[records.Record]:
     """Measure settings, each written as soon as it is measured; what ``out`` already holds of this code is not measured again."""
     done = {} if out is None or again else _done(settings, out, plan, said)
@@ -244,7 +303,10 @@ def run(
         record = done.get(name)
         if record is None:
             left = sum(name_of(Problem(s)) not in done for s in settings[i:])
-            said(f"{name} ({i + 1} of {len(settings)})" + (f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else ""))
+            said(
+                f"{name} ({i + 1} of {len(settings)})"
+                + (f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else "")
+            )
             began = time.monotonic()
             record = measure(setting, plan, said, records.keeper(out))
             spent.append(time.monotonic() - began)
@@ -259,7 +321,7 @@ def run(
 
 def _done(
     settings: Sequence[Setting], folder: Path, plan: Plan, said: Callable[[str], None]
-) -> dict[str, records.Record]:  # fmt: skip
+) -> dict[str, records.Record]:
     """Records by name that this code and these versions made of the same settings with the same plan."""
     from ganfast.environment import environment
 
@@ -277,7 +339,9 @@ def _done(
         versions = all(old["environment"].get(k) == here[k] for k in ("torch", "jax", "cpu", "gpu"))
         whole = not old.get("partial") and rounds >= plan.rounds and names >= set(plan.variants)
         if plan.memory:
-            whole = whole and all("peak_bytes" in m for m in old["measurements"] if m["phase"] == "critic")
+            whole = whole and all(
+                "peak_bytes" in m for m in old["measurements"] if m["phase"] == "critic"
+            )
         same = records.lasting(old["conditions"]) == wanted.get(old["name"])
         if whole and same and versions and old.get("code") == records.code():
             found[old["name"]] = old
@@ -287,20 +351,29 @@ def _done(
 def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:
     """The setting at several batches, widths or sides."""
     if name not in ("batch", "width", "size"):
-        raise InputError(f"sweep is over {name!r}; expected batch, width or size, as --sweep batch=16,32,64")
+        raise InputError(
+            f"sweep is over {name!r}; expected batch, width or size, as --sweep batch=16,32,64"
+        )
     return [replace(setting, **{name: value}) for value in values]  # type: ignore[arg-type]
 
 
 def overview(found: Sequence[records.Record]) -> str:
     """One line a setting: the best of ganfast against the best of each rival, whole iteration, as Markdown."""
-    lines = ["| setting | ganfast img/s | over naive | over tuned | over JAX | noisy |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| setting | ganfast img/s | over naive | over tuned | over JAX | noisy |",
+        "|---|---|---|---|---|---|",
+    ]
     ours = [name for name, v in VARIANTS.items() if not v.baseline]
     for record in found:
         best = fastest(record, ours)
         if best is None:
             continue
         cells = [record["name"].removeprefix("train-"), f"{best['images_per_s']:,.0f}"]
-        for family in (("naive",), ("tuned", "tuned-graph", "compiled", "compiled-graph"), ("jax",)):
+        for family in (
+            ("naive",),
+            ("tuned", "tuned-graph", "compiled", "compiled-graph"),
+            ("jax",),
+        ):
             rival = fastest(record, family)
             cells.append("-" if rival is None else f"{speed_over(rival, best):.2f}x")
         lines.append(f"| {' | '.join(cells)} | {'yes' if record['noise']['noisy'] else 'no'} |")

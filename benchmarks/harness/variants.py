@@ -51,7 +51,9 @@ class TorchPrepared:
     @torch.no_grad()
     def load(self, seed: int) -> None:
         made, fresh = self._made, self._problem.networks(seed)
-        for net, new in zip((made.generator, made.critic, made.average), (*fresh, fresh[0]), strict=True):
+        for net, new in zip(
+            (made.generator, made.critic, made.average), (*fresh, fresh[0]), strict=True
+        ):
             net.load_state_dict(new.state_dict())
         for optimizer in (made.adam_generator, made.adam_critic):
             for state in optimizer.state.values():
@@ -65,7 +67,10 @@ class TorchPrepared:
     def gradients(self, phase: str) -> list[np.ndarray]:
         adam = getattr(self._made, f"adam_{phase}")
         scale = 1 / (1 - self._problem.config.optim.beta1)
-        return [(adam.state[p]["exp_avg"] * scale).cpu().double().numpy() for p in getattr(self._made, phase).parameters()]
+        return [
+            (adam.state[p]["exp_avg"] * scale).cpu().double().numpy()
+            for p in getattr(self._made, phase).parameters()
+        ]
 
     def wait(self) -> None:
         if self._problem.device.type == "cuda":
@@ -100,18 +105,42 @@ class Variant:
 
 
 VARIANTS: dict[str, Variant] = {
-    "naive": Variant("fp32, contiguous, three forward passes, Adam as torch makes it", _plain(tuned=False), True, counted=True),
-    "tuned": Variant("the precision asked for, channels last, merged loss rows, fused Adam", _plain(), True, counted=True),
-    "compiled": Variant("tuned, under torch.compile with its second derivatives", _plain(compile=True), True),
-    "tuned-graph": Variant("tuned, each phase captured in a CUDA graph", _plain(graph=True), True, gpu=True),
-    "compiled-graph": Variant("compiled, captured", _plain(compile=True, graph=True), True, gpu=True),
+    "naive": Variant(
+        "fp32, contiguous, three forward passes, Adam as torch makes it",
+        _plain(tuned=False),
+        True,
+        counted=True,
+    ),
+    "tuned": Variant(
+        "the precision asked for, channels last, merged loss rows, fused Adam",
+        _plain(),
+        True,
+        counted=True,
+    ),
+    "compiled": Variant(
+        "tuned, under torch.compile with its second derivatives", _plain(compile=True), True
+    ),
+    "tuned-graph": Variant(
+        "tuned, each phase captured in a CUDA graph", _plain(graph=True), True, gpu=True
+    ),
+    "compiled-graph": Variant(
+        "compiled, captured", _plain(compile=True, graph=True), True, gpu=True
+    ),
     "jax": Variant("jax.jit of each phase, NHWC, buffers donated", _xla, True),
-    "ganfast": Variant("the phases of ganfast train with the engine that auto takes", _ours(), False, counted=True),
+    "ganfast": Variant(
+        "the phases of ganfast train with the engine that auto takes", _ours(), False, counted=True
+    ),
     "ganfast-compiled": Variant("the same with --compile on", _ours(compile=True), False),
-    "ganfast-graph": Variant("the same with --compile off --cuda-graphs on", _ours(graph=True), False, gpu=True),
-    "ganfast-compiled-graph": Variant("compiled and captured, as on a GPU", _ours(compile=True, graph=True), False, gpu=True),
-    "ganfast-autograd-compiled": Variant("engine autograd, compiled", _ours(engine="autograd", compile=True), False),
-}  # fmt: skip
+    "ganfast-graph": Variant(
+        "the same with --compile off --cuda-graphs on", _ours(graph=True), False, gpu=True
+    ),
+    "ganfast-compiled-graph": Variant(
+        "compiled and captured, as on a GPU", _ours(compile=True, graph=True), False, gpu=True
+    ),
+    "ganfast-autograd-compiled": Variant(
+        "engine autograd, compiled", _ours(engine="autograd", compile=True), False
+    ),
+}
 DEFAULT = ("naive", "tuned", "jax", "ganfast")
 
 
@@ -125,10 +154,14 @@ def exact_gradients(problem: Problem, seed: int, phase: str, given: Inputs) -> l
     if phase == "critic":
         with torch.no_grad():
             fake = pictures(generator, z, labels)
-        make_critic_step(critic, c.loss, c.penalty, engine="reference", check=False)(real, fake, labels, eps=eps, noise=noise)
+        make_critic_step(critic, c.loss, c.penalty, engine="reference", check=False)(
+            real, fake, labels, eps=eps, noise=noise
+        )
     else:
         paired = real if loss_of(c.loss).pairs else None
-        whole_generator_loss(generator, critic, c.loss, z, labels, paired).backward(inputs=list(generator.parameters()))
+        whole_generator_loss(generator, critic, c.loss, z, labels, paired).backward(
+            inputs=list(generator.parameters())
+        )
     net = critic if phase == "critic" else generator
     return [_array(p.grad) for p in net.parameters() if p.grad is not None]
 
@@ -159,11 +192,16 @@ def prove(problem: Problem, variant: Prepared) -> dict[str, float]:
                     variant.phases[phase]()
                     variant.wait()
                     found = variant.gradients(phase)
-                    errors[phase] = min(errors[phase], distance(found, exact_gradients(problem, seed, phase, variant.used(phase))))
+                    errors[phase] = min(
+                        errors[phase],
+                        distance(found, exact_gradients(problem, seed, phase, variant.used(phase))),
+                    )
             if max(errors.values()) <= allowed:
                 return errors
     worst = max(errors, key=lambda phase: errors[phase])
-    raise RunError(f"gradients of the {worst} are {errors[worst]:.2g} off float64 on each of {SEEDS} seeds, {allowed:g} allowed")
+    raise RunError(
+        f"gradients of the {worst} are {errors[worst]:.2g} off float64 on each of {SEEDS} seeds, {allowed:g} allowed"
+    )
 
 
 def first_calls(variant: Prepared, now: Callable[[], float]) -> dict[str, float]:

@@ -28,10 +28,23 @@ class Worker:
 
     def __init__(self, checkout: Path, setting: dict[str, Any], threads: int) -> None:
         self.checkout = checkout
-        command = [sys.executable, "-c", _START, str(Path(__file__).parent), json.dumps(setting), str(threads)]
+        command = [
+            sys.executable,
+            "-c",
+            _START,
+            str(Path(__file__).parent),
+            json.dumps(setting),
+            str(threads),
+        ]
         environment = os.environ | {"PYTHONPATH": str(checkout)}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=checkout
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=checkout,
         )
         self.ready = self._answer()
 
@@ -51,7 +64,9 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             said = self._process.stderr.read().strip().splitlines()
-            raise RunError(f"the benchmark of {self.checkout} ended: {said[-1] if said else 'it said nothing'}")
+            raise RunError(
+                f"the benchmark of {self.checkout} ended: {said[-1] if said else 'it said nothing'}"
+            )
         return json.loads(line)
 
 
@@ -83,4 +98,8 @@ def serve(setting: str, threads: int) -> None:
     for line in sys.stdin:
         phase = line.strip()
         variant.phases[phase]()  # the other side had the processor's caches
-        print(json.dumps({"seconds": sample(variant.phases[phase], warm[phase].calls, clock)}), file=out, flush=True)
+        print(
+            json.dumps({"seconds": sample(variant.phases[phase], warm[phase].calls, clock)}),
+            file=out,
+            flush=True,
+        )

@@ -41,29 +41,44 @@ class Net:
         self.buffer_leaves: dict[str, Leaf] = {}
         self._spectral = {name for name, m in net.named_modules() if is_parametrized(m, "weight")}
         for name, module in net.named_modules():
-            if is_parametrized(module, "weight") and not isinstance(module.parametrizations.weight[0], _SpectralNorm):
-                raise InputError(f"layer {name} has a parametrisation that the JAX variant does not know")
+            if is_parametrized(module, "weight") and not isinstance(
+                module.parametrizations.weight[0], _SpectralNorm
+            ):
+                raise InputError(
+                    f"layer {name} has a parametrisation that the JAX variant does not know"
+                )
 
     def params(self, net: nn.Module) -> Params:
-        given = {self._short(n): p.detach().cpu().float().numpy() for n, p in net.named_parameters()}
+        given = {
+            self._short(n): p.detach().cpu().float().numpy() for n, p in net.named_parameters()
+        }
         return {name: jnp.asarray(leaf.there(given[name])) for name, leaf in self.leaves.items()}
 
     def buffers(self, net: nn.Module) -> Params:
         given = {self._short(n): b.detach().cpu().numpy() for n, b in net.named_buffers()}
-        return {name: jnp.asarray(leaf.there(given[name])) for name, leaf in self.buffer_leaves.items()}
+        return {
+            name: jnp.asarray(leaf.there(given[name])) for name, leaf in self.buffer_leaves.items()
+        }
 
     def back(self, params: Params, net: nn.Module) -> list[np.ndarray]:
         """In torch's layout and order."""
-        return [self.leaves[self._short(n)].back(np.asarray(params[self._short(n)])) for n, _ in net.named_parameters()]
+        return [
+            self.leaves[self._short(n)].back(np.asarray(params[self._short(n)]))
+            for n, _ in net.named_parameters()
+        ]
 
     @staticmethod
     def _short(name: str) -> str:
-        return name.replace(".parametrizations.weight.original", ".weight").replace(".parametrizations.weight.0.", ".")
+        return name.replace(".parametrizations.weight.original", ".weight").replace(
+            ".parametrizations.weight.0.", "."
+        )
 
     def _add(self, name: str, leaf: Leaf) -> None:
         self.leaves[name] = leaf
 
-    def sequence(self, layers: nn.Sequential, prefix: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+    def sequence(
+        self, layers: nn.Sequential, prefix: str, shape: tuple[int, ...]
+    ) -> tuple[Layer, tuple[int, ...]]:
         made: list[Layer] = []
         for i, layer in enumerate(layers):
             step, shape = self.layer(layer, f"{prefix}{i}.", shape)
@@ -76,7 +91,9 @@ class Net:
 
         return run, shape
 
-    def layer(self, m: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+    def layer(
+        self, m: nn.Module, name: str, shape: tuple[int, ...]
+    ) -> tuple[Layer, tuple[int, ...]]:
         """``shape`` is torch's, (C, H, W) or (units,).
 
         A flattened map keeps its (C, H, W), so that the weights behind it can be permuted.
@@ -90,18 +107,28 @@ class Net:
                 return self._batch_norm(m, name), shape
             case nn.LeakyReLU() | nn.ReLU():
                 slope = getattr(m, "negative_slope", 0.0)
-                return (lambda p, b, new, x, key: jnp.where(x > 0, x, x * jnp.asarray(slope, x.dtype))), shape
+                return (
+                    lambda p, b, new, x, key: jnp.where(x > 0, x, x * jnp.asarray(slope, x.dtype))
+                ), shape
             case nn.Flatten():
                 return (lambda p, b, new, x, key: x.reshape(len(x), -1)), shape
             case nn.Unflatten():
                 c, h, w = m.unflattened_size
-                return (lambda p, b, new, x, key: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), (c, h, w)
+                return (lambda p, b, new, x, key: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), (
+                    c,
+                    h,
+                    w,
+                )
             case nn.Dropout():
                 keep = 1 - m.p
                 return (
-                    lambda p, b, new, x, key: jnp.where(jax.random.bernoulli(key, keep, x.shape), x / jnp.asarray(keep, x.dtype), 0)
+                    lambda p, b, new, x, key: jnp.where(
+                        jax.random.bernoulli(key, keep, x.shape), x / jnp.asarray(keep, x.dtype), 0
+                    )
                 ), shape
-        raise InputError(f"layer {name[:-1]} is a {type(m).__name__}, which the JAX variant does not know")
+        raise InputError(
+            f"layer {name[:-1]} is a {type(m).__name__}, which the JAX variant does not know"
+        )
 
     def weight(self, p: Params, b: Params, name: str) -> Array:
         """With spectral normalisation divided by the largest singular value by its estimates (arXiv:1802.05957, eq. 11)."""
@@ -111,7 +138,9 @@ class Net:
             w = w / (_matrix(w) @ v @ u)
         return w.astype(self.dtype)
 
-    def linear(self, m: nn.Linear, name: str, shape: tuple[int, ...], out: tuple[int, ...] = ()) -> Layer:
+    def linear(
+        self, m: nn.Linear, name: str, shape: tuple[int, ...], out: tuple[int, ...] = ()
+    ) -> Layer:
         """``shape`` (C, H, W): the input is a flattened map; ``out`` likewise: the output becomes one."""
         rows = _order(shape)
         columns = _order(out or (m.out_features,))
@@ -126,7 +155,9 @@ class Net:
 
         return run
 
-    def _conv(self, m: nn.Conv2d | nn.ConvTranspose2d, name: str, shape: tuple[int, ...]) -> tuple[Layer, tuple[int, ...]]:
+    def _conv(
+        self, m: nn.Conv2d | nn.ConvTranspose2d, name: str, shape: tuple[int, ...]
+    ) -> tuple[Layer, tuple[int, ...]]:
         """A transposed convolution is the data gradient of the convolution that goes the other way.
 
         Its kernel is that one's: HWIO, with I = the channels made here.
@@ -139,7 +170,9 @@ class Net:
             self._add(f"{name}bias", _SAME)
         kernel, stride, pad = m.kernel_size[0], m.stride[0], int(m.padding[0])
         if isinstance(m, nn.Conv2d):
-            self._spectral_buffers(name, _order((m.in_channels, kernel, kernel)), np.arange(m.out_channels))
+            self._spectral_buffers(
+                name, _order((m.in_channels, kernel, kernel)), np.arange(m.out_channels)
+            )
             side = [(s + 2 * pad - kernel) // stride + 1 for s in shape[1:]]
             convolve, _ = _convolution(stride, kernel, pad, shape[1])
         else:
@@ -165,10 +198,15 @@ class Net:
             exact = x.astype(jnp.float32)
             mean, var = exact.mean(axes), exact.var(axes)
             count = x.size // x.shape[-1]
-            for which, value in (("running_mean", mean), ("running_var", var * (count / (count - 1)))):
+            for which, value in (
+                ("running_mean", mean),
+                ("running_var", var * (count / (count - 1))),
+            ):
                 old = new.get(f"{name}{which}", b[f"{name}{which}"])
                 new[f"{name}{which}"] = lax.stop_gradient(old + momentum * (value - old))
-            return ((exact - mean) * (lax.rsqrt(var + eps) * p[f"{name}weight"]) + p[f"{name}bias"]).astype(x.dtype)
+            return (
+                (exact - mean) * (lax.rsqrt(var + eps) * p[f"{name}weight"]) + p[f"{name}bias"]
+            ).astype(x.dtype)
 
         return run
 
@@ -192,15 +230,24 @@ class CriticNet(Net):
         super().__init__(net, shape, dtype)
         self.trunk, features = self.sequence(net.trunk, "trunk.", shape)
         self.head = self.linear(net.head, "head.", features)
-        self.projection = None if net.projection is None else self.linear(net.projection, "projection.", features)
-        self.classes = None if net.class_head is None else self.linear(net.class_head, "class_head.", features)
+        self.projection = (
+            None if net.projection is None else self.linear(net.projection, "projection.", features)
+        )
+        self.classes = (
+            None if net.class_head is None else self.linear(net.class_head, "class_head.", features)
+        )
 
-    def __call__(self, p: Params, b: Params, new: Params, x: Array, labels: Array, key: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, p: Params, b: Params, new: Params, x: Array, labels: Array, key: Array
+    ) -> tuple[Array, Array]:
         """Score (N,) and class logits (N, K) or None, float32."""
         f = self.trunk(p, b, new, x, key)
         score = self.head(p, b, new, f, key)[:, 0]
         if self.projection is not None:
-            score = score + jnp.take_along_axis(self.projection(p, b, new, f, key), labels[:, None], 1)[:, 0]
+            score = (
+                score
+                + jnp.take_along_axis(self.projection(p, b, new, f, key), labels[:, None], 1)[:, 0]
+            )
         said = None if self.classes is None else self.classes(p, b, new, f, key).astype(jnp.float32)
         return score.astype(jnp.float32), said
 
@@ -214,7 +261,9 @@ class GeneratorNet(Net):
         self.has_classes = net.classes is not None
         if self.has_classes:
             columns = _order(first)
-            self._add("classes.weight", Leaf(lambda w: w[:, columns], lambda w: w[:, np.argsort(columns)]))
+            self._add(
+                "classes.weight", Leaf(lambda w: w[:, columns], lambda w: w[:, np.argsort(columns)])
+            )
         self.layers, _ = self.sequence(net.layers, "layers.", first)
 
     def __call__(self, p: Params, b: Params, new: Params, z: Array, labels: Array) -> Array:
@@ -222,11 +271,15 @@ class GeneratorNet(Net):
         hidden = self.project(p, b, new, z, None)
         if self.has_classes:
             hidden = hidden + p["classes.weight"].astype(self.dtype)[labels]
-        return jnp.tanh(self.layers(p, b, new, hidden.reshape(len(z), *self.first), None)).astype(jnp.float32)
+        return jnp.tanh(self.layers(p, b, new, hidden.reshape(len(z), *self.first), None)).astype(
+            jnp.float32
+        )
 
 
 @lru_cache
-def _convolution(stride: int, kernel: int, pad: int, side: int) -> tuple[Callable[..., Array], Callable[..., Array]]:
+def _convolution(
+    stride: int, kernel: int, pad: int, side: int
+) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """A convolution (x, w) -> y of square maps NHWC with this side, and its data gradient (y, w) -> x, both differentiable at will.
 
     Convolution, data gradient and weight gradient are bilinear, and each one's derivatives are the other two. Said so, XLA gets
@@ -235,7 +288,9 @@ def _convolution(stride: int, kernel: int, pad: int, side: int) -> tuple[Callabl
     """
     dims = ("NHWC", "HWIO", "NHWC")
     out = (side + 2 * pad - kernel) // stride + 1
-    pads = [(pad, (out - 1) * stride + kernel - side - pad)] * 2  # no row that the kernel does not reach
+    pads = [
+        (pad, (out - 1) * stride + kernel - side - pad)
+    ] * 2  # no row that the kernel does not reach
     even = side + -(side + 2 * pad - kernel) % stride
     rows = (even + 2 * pad - kernel) // stride + 1 - out
 
@@ -244,7 +299,9 @@ def _convolution(stride: int, kernel: int, pad: int, side: int) -> tuple[Callabl
 
     def to_input(y: Array, w: Array) -> Array:
         y = jnp.pad(y, ((0, 0), (0, rows), (0, rows), (0, 0)))
-        whole = lambda x: lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=dims)  # noqa: E731
+        whole = lambda x: lax.conv_general_dilated(
+            x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=dims
+        )
         like = jax.ShapeDtypeStruct((len(y), even, even, w.shape[2]), y.dtype)
         return jax.linear_transpose(whole, like)(y)[0][:, :side, :side]
 
@@ -253,9 +310,15 @@ def _convolution(stride: int, kernel: int, pad: int, side: int) -> tuple[Callabl
         return jax.linear_transpose(lambda w: plain(x, w), like)(y)[0]
 
     conv, data, weight = (jax.custom_vjp(f) for f in (plain, to_input, to_weight))
-    conv.defvjp(lambda x, w: (conv(x, w), (x, w)), lambda given, g: (data(g, given[1]), weight(given[0], g)))
-    data.defvjp(lambda y, w: (data(y, w), (y, w)), lambda given, g: (conv(g, given[1]), weight(g, given[0])))
-    weight.defvjp(lambda x, y: (weight(x, y), (x, y)), lambda given, g: (data(given[1], g), conv(given[0], g)))
+    conv.defvjp(
+        lambda x, w: (conv(x, w), (x, w)), lambda given, g: (data(g, given[1]), weight(given[0], g))
+    )
+    data.defvjp(
+        lambda y, w: (data(y, w), (y, w)), lambda given, g: (conv(g, given[1]), weight(g, given[0]))
+    )
+    weight.defvjp(
+        lambda x, y: (weight(x, y), (x, y)), lambda given, g: (data(given[1], g), conv(given[0], g))
+    )
     return conv, data
 
 
@@ -271,8 +334,9 @@ def _order(shape: tuple[int, ...]) -> np.ndarray:
 def _permuted(rows: np.ndarray, columns: np.ndarray) -> Leaf:
     """torch's (out, in) to (in, out) with both axes in the order of NHWC."""
     return Leaf(
-        lambda w: w.T[np.ix_(rows, columns)], lambda w: w[np.ix_(np.argsort(rows), np.argsort(columns))].T,
-    )  # fmt: skip
+        lambda w: w.T[np.ix_(rows, columns)],
+        lambda w: w[np.ix_(np.argsort(rows), np.argsort(columns))].T,
+    )
 
 
 def _matrix(w: Array) -> Array:

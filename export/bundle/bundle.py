@@ -54,7 +54,9 @@ class Bundle:
     def engine(self, key: str) -> bytes:
         """An engine by its key in ``manifest.engines``; InputError where there is none."""
         if key not in self.manifest.engines:
-            raise InputError(f"{self.folder} has no engine {key}; there: {', '.join(self.manifest.engines) or 'none'}")
+            raise InputError(
+                f"{self.folder} has no engine {key}; there: {', '.join(self.manifest.engines) or 'none'}"
+            )
         return self.read(f"engines/{key}")
 
     def golden(self) -> dict[str, np.ndarray]:
@@ -65,10 +67,16 @@ class Bundle:
         except ValueError as error:
             raise InputError(f"{self.folder / GOLDEN} is damaged: {error}") from error
         count = m.golden["count"]
-        wanted = {"z": ("<f4", (count, m.latent)), "psi": ("<f4", (count,)), "images": ("|u1", (count, *m.shape))}
+        wanted = {
+            "z": ("<f4", (count, m.latent)),
+            "psi": ("<f4", (count,)),
+            "images": ("|u1", (count, *m.shape)),
+        }
         wanted |= {"labels": ("<i8", (count,))} if m.classes else {}
         if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != wanted:
-            raise InputError(f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; export again")
+            raise InputError(
+                f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; export again"
+            )
         return arrays
 
     def _kept_or_read(self, path: str) -> bytes:
@@ -80,11 +88,15 @@ class Bundle:
         try:
             data = _content(_inside(self.folder, path), facts.bytes)
         except FileNotFoundError as error:
-            raise InputError(f"{self.folder} has no {path}, which its manifest names; copy the bundle again") from error
+            raise InputError(
+                f"{self.folder} has no {path}, which its manifest names; copy the bundle again"
+            ) from error
         except _UNREADABLE as error:
             raise _unreadable(self.folder / path, error) from error
         if FileFacts.of(data) != facts:
-            raise InputError(f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; copy the bundle again")
+            raise InputError(
+                f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; copy the bundle again"
+            )
         return data
 
     def latency(self) -> dict[str, Any]:
@@ -99,7 +111,9 @@ class Bundle:
     def write_latency(self, table: Mapping[str, Any]) -> None:
         """Store a table of measurements beside the manifest."""
         kept = {"sha256": _json_hash(table), "table": table}
-        write_file(self.folder / LATENCY, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+        write_file(
+            self.folder / LATENCY, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode()
+        )
 
 
 def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
@@ -126,7 +140,9 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
 def _checked(folder: Path, digest: str | None) -> Bundle:
     manifest = _read_manifest(folder)
     if digest is not None and manifest.digest != digest:
-        raise InputError(f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one")
+        raise InputError(
+            f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one"
+        )
     bundle, kept = Bundle(folder, manifest), {}
     for file in manifest.files:
         data = bundle.read(file)
@@ -150,7 +166,9 @@ def _read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         told = f"{folder} is not a bundle (it has no {MANIFEST})"
         if is_bundle(old := _beside(folder, "old")):
-            raise InputError(f"{told}; {old} is the one from before, left by an export that was stopped: rename it back") from error
+            raise InputError(
+                f"{told}; {old} is the one from before, left by an export that was stopped: rename it back"
+            ) from error
         raise InputError(f"{told}; make one with `ganfast export RUN --out {folder}`") from error
     except _UNREADABLE as error:
         raise _unreadable(folder / MANIFEST, error) from error
@@ -160,7 +178,9 @@ _UNREADABLE = (OSError, MemoryError)
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    return InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or str(error) or 'it does not fit into memory'}")
+    return InputError(
+        f"{path} cannot be read: {getattr(error, 'strerror', None) or str(error) or 'it does not fit into memory'}"
+    )
 
 
 def _content(path: Path, most: int) -> bytes:
@@ -169,7 +189,9 @@ def _content(path: Path, most: int) -> bytes:
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path} is no plain file; copy the bundle again")
     if found.st_size > most:
-        raise InputError(f"{path} has {found.st_size:,} bytes; expected {most:,} at most, as exported; copy the bundle again")
+        raise InputError(
+            f"{path} has {found.st_size:,} bytes; expected {most:,} at most, as exported; copy the bundle again"
+        )
     return path.read_bytes()
 
 
@@ -178,7 +200,9 @@ def is_bundle(path: Path | str) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool = False) -> Bundle:
+def write_bundle(
+    out: Path | str, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool = False
+) -> Bundle:
     """Write a bundle beside its place and rename it there.
 
     Args:
@@ -192,7 +216,9 @@ def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes]
         RunError: another process is writing it.
     """
     out = Path(out)
-    manifest = replace(manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())})
+    manifest = replace(
+        manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())}
+    )
     content = manifest.to_bytes()
     Manifest.from_bytes(content)  # what cannot be read back is never written
     try:
@@ -204,25 +230,35 @@ def write_bundle(out: Path | str, manifest: Manifest, files: Mapping[str, bytes]
                 write_file(beside / path, data)
             _swap(beside, out)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
+        raise InputError(
+            f"{out} cannot be written: {error.strerror or error}; choose another --out"
+        ) from error
     return Bundle(out, manifest, {path: files[path] for path in (MODEL, GOLDEN)})
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
     """Raises InputError where `write_bundle` would have to remove something it may not, or could not rename what it wrote."""
     if out.name in ("", ".."):
-        raise InputError(f"{out} is no name of its own; give the directory of the bundle by its name, such as {out / 'my.bundle'}")
+        raise InputError(
+            f"{out} is no name of its own; give the directory of the bundle by its name, such as {out / 'my.bundle'}"
+        )
     if out.is_symlink():
-        raise InputError(f"{out} is a link, to {out.readlink()}; choose --out {os.path.realpath(out)}, or remove the link")
+        raise InputError(
+            f"{out} is a link, to {out.readlink()}; choose --out {os.path.realpath(out)}, or remove the link"
+        )
     if out.is_dir() and not any(out.iterdir()):
         return
     if is_bundle(out) and not overwrite:
-        raise InputError(f"{out} is a bundle already; replace it with --overwrite, or choose another --out")
+        raise InputError(
+            f"{out} is a bundle already; replace it with --overwrite, or choose another --out"
+        )
     if not is_bundle(out) and out.exists():
         raise InputError(f"{out} exists and is not a bundle; choose another --out")
 
 
-def golden_file(z: np.ndarray, labels: np.ndarray | None, psi: np.ndarray, images: np.ndarray) -> bytes:
+def golden_file(
+    z: np.ndarray, labels: np.ndarray | None, psi: np.ndarray, images: np.ndarray
+) -> bytes:
     """The content of golden.safetensors; arrays as `Bundle.golden` gives them."""
     arrays = {"z": z, "psi": psi, "images": images} | ({} if labels is None else {"labels": labels})
     return write_tensors(arrays)
@@ -241,7 +277,9 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
         try:
             held.enter_context(locked(lock, str(path), wait))
         except Held as error:
-            raise RunError(f"another process is writing {path} ({holder(lock)}); wait for it, or choose another place") from error
+            raise RunError(
+                f"another process is writing {path} ({holder(lock)}); wait for it, or choose another place"
+            ) from error
         yield
 
 
@@ -280,9 +318,13 @@ def _inside(folder: Path, path: str) -> Path:
     target = folder / path
     try:
         if not target.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{target} leads out of the bundle, to {target.resolve()}; do not use it")
+            raise InputError(
+                f"{target} leads out of the bundle, to {target.resolve()}; do not use it"
+            )
     except RuntimeError as error:  # as Python up to 3.12 says it
-        raise InputError(f"{target} is a link that leads to itself; copy the bundle again") from error
+        raise InputError(
+            f"{target} is a link that leads to itself; copy the bundle again"
+        ) from error
     return target
 
 

@@ -57,13 +57,23 @@ class Manifest:
     buckets: tuple[int, ...]  # batch sizes to be fast at, ascending
     crop: str  # what was done to the pictures it was trained on, in words
     files: dict[str, FileFacts] = field(default_factory=dict)  # all but the manifest itself
-    golden: dict[str, int] = field(default_factory=dict)  # seed and count: golden.safetensors holds its rows 0 .. count - 1
+    golden: dict[str, int] = field(
+        default_factory=dict
+    )  # seed and count: golden.safetensors holds its rows 0 .. count - 1
     parity: tuple[Parity, ...] = ()  # as measured when it was exported
-    lint: dict[str, list[str]] = field(default_factory=dict)  # target -> why it cannot take the graph; [] where it can
-    engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> facts; the engine is the file engines/<key>
-    network: dict[str, Any] | None = None  # ganfast.models.NetSpec of a network of ganfast's own; None for a user's
+    lint: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # target -> why it cannot take the graph; [] where it can
+    engines: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # key -> facts; the engine is the file engines/<key>
+    network: dict[str, Any] | None = (
+        None  # ganfast.models.NetSpec of a network of ganfast's own; None for a user's
+    )
     versions: dict[str, str] = field(default_factory=dict)  # of what made it
-    training: dict[str, Any] = field(default_factory=dict)  # preset, images shown, hashes of config, data and weights
+    training: dict[str, Any] = field(
+        default_factory=dict
+    )  # preset, images shown, hashes of config, data and weights
     ganfast: str = ""
     schema: int = SCHEMA
 
@@ -80,7 +90,11 @@ class Manifest:
     def inputs(self) -> list[dict[str, Any]]:
         z = {"name": "z", "dtype": "float32", "shape": ["N", self.latent]}
         labels = {"name": "labels", "dtype": "int64", "shape": ["N"]}
-        return [z, *([labels] if self.classes else []), {"name": "psi", "dtype": "float32", "shape": ["N"]}]
+        return [
+            z,
+            *([labels] if self.classes else []),
+            {"name": "psi", "dtype": "float32", "shape": ["N"]},
+        ]
 
     @property
     def outputs(self) -> list[dict[str, Any]]:
@@ -105,7 +119,9 @@ class Manifest:
             "latent_distribution": "standard normal",
             "psi_range": [0, 2],
         }
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | derived))  # tuples become lists, as when read back
+        plain: dict[str, Any] = json.loads(
+            json.dumps(asdict(self) | derived)
+        )  # tuples become lists, as when read back
         return plain
 
     @staticmethod
@@ -118,16 +134,23 @@ class Manifest:
         plain = _parsed(data, source)
         schema = plain.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
-            raise InputError(f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: install a newer ganfast")
+            raise InputError(
+                f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: install a newer ganfast"
+            )
         if schema != SCHEMA:
             raise InputError(f"{source} has schema {schema!r}; expected {SCHEMA}")
         said = plain.pop("digest", None)
         try:
             unchanged = said == _digest(plain) and _text({"digest": said} | plain) == data
-        except (ValueError, RecursionError):  # what the writer never writes: numbers beyond all range, endless nesting
+        except (
+            ValueError,
+            RecursionError,
+        ):  # what the writer never writes: numbers beyond all range, endless nesting
             unchanged = False
         if not unchanged:
-            raise InputError(f"{source} was changed after the export: its digest is not that of its content; export again")
+            raise InputError(
+                f"{source} was changed after the export: its digest is not that of its content; export again"
+            )
         try:
             manifest = _built(plain)
             manifest._check(source)
@@ -149,8 +172,14 @@ class Manifest:
         if missing:
             raise InputError(f"{source} names no {', '.join(sorted(missing))}; export again")
         if self.precision not in PRECISIONS:
-            raise InputError(f"{source} has precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
-        for name, value, least in (("latent", self.latent, 1), ("size", self.size, 1), ("golden", self.golden["count"], 1)):
+            raise InputError(
+                f"{source} has precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
+            )
+        for name, value, least in (
+            ("latent", self.latent, 1),
+            ("size", self.size, 1),
+            ("golden", self.golden["count"], 1),
+        ):
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}")
         if self.channels not in (1, 3):
@@ -164,24 +193,39 @@ class Manifest:
 
 def check_buckets(buckets: tuple[int, ...]) -> None:
     """Raises InputError unless they are batch sizes in ascending order."""
-    good = all(type(b) is int and 1 <= b <= MAX_BUCKET for b in buckets) and list(buckets) == sorted(set(buckets))
+    good = all(type(b) is int and 1 <= b <= MAX_BUCKET for b in buckets) and list(
+        buckets
+    ) == sorted(set(buckets))
     if not buckets or not good:
-        raise InputError(f"buckets are {list(buckets)}; expected ascending batch sizes from 1 to {MAX_BUCKET}, such as 1,8,64")
+        raise InputError(
+            f"buckets are {list(buckets)}; expected ascending batch sizes from 1 to {MAX_BUCKET}, such as 1,8,64"
+        )
 
 
 def refuse_outside(path: str, source: str) -> None:
     """Raises InputError for a path that is not plainly inside the bundle."""
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or ".." in parts or re.search(r"[\\:\0\ud800-\udfff]", path):
-        raise InputError(f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it")
+    if (
+        not parts
+        or path != "/".join(parts)
+        or ".." in parts
+        or re.search(r"[\\:\0\ud800-\udfff]", path)
+    ):
+        raise InputError(
+            f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it"
+        )
 
 
 def _built(plain: Mapping[str, Any]) -> Manifest:
     known = {item.name for item in fields(Manifest)}
     values = {name: plain[name] for name in known}
     values["files"] = {path: FileFacts(**facts) for path, facts in plain["files"].items()}
-    values["parity"] = tuple(Parity(**{**each, "histogram": tuple(each["histogram"])}) for each in plain["parity"])
-    return Manifest(**{**values, "classes": tuple(plain["classes"]), "buckets": tuple(plain["buckets"])})
+    values["parity"] = tuple(
+        Parity(**{**each, "histogram": tuple(each["histogram"])}) for each in plain["parity"]
+    )
+    return Manifest(
+        **{**values, "classes": tuple(plain["classes"]), "buckets": tuple(plain["buckets"])}
+    )
 
 
 def _parsed(data: bytes, source: str) -> dict[str, Any]:

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
-EDGES = (0, 1, 2, 3, 5, 9, 17, 33)  # of the histogram: |difference| 0, 1, 2, 3-4, 5-8, 9-16, 17-32, 33 and more
+EDGES = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    9,
+    17,
+    33,
+)  # of the histogram: |difference| 0, 1, 2, 3-4, 5-8, 9-16, 17-32, 33 and more
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,11 @@ class Gate:
     psnr_db: float | None = None
 
     def __str__(self) -> str:
-        wanted = [(self.max_lsb, "max <= {} LSB"), (self.mean_lsb, "mean <= {} LSB"), (self.psnr_db, "PSNR >= {} dB")]
+        wanted = [
+            (self.max_lsb, "max <= {} LSB"),
+            (self.mean_lsb, "mean <= {} LSB"),
+            (self.psnr_db, "PSNR >= {} dB"),
+        ]
         return ", ".join(text.format(value) for value, text in wanted if value is not None)
 
 
@@ -30,7 +43,9 @@ GATES = {
     "fp32": Gate(max_lsb=1),
     "tf32": Gate(mean_lsb=0.1, psnr_db=45.0),
     "fp16": Gate(mean_lsb=0.1, psnr_db=45.0),
-    "bf16": Gate(mean_lsb=0.8, psnr_db=35.0),  # three bits less than fp16: its rounding is 8 times as coarse
+    "bf16": Gate(
+        mean_lsb=0.8, psnr_db=35.0
+    ),  # three bits less than fp16: its rounding is 8 times as coarse
     "int8": Gate(psnr_db=32.0),
 }
 
@@ -68,8 +83,15 @@ def compare(pictures: Pictures, truth: Pictures, back_end: str = "", batch: int 
     Raises:
         ValueError: other shapes or types.
     """
-    if pictures.shape != truth.shape or pictures.dtype != np.uint8 or truth.dtype != np.uint8 or not len(truth):
-        raise ValueError(f"{pictures.dtype} {pictures.shape} cannot be compared with {truth.dtype} {truth.shape}")
+    if (
+        pictures.shape != truth.shape
+        or pictures.dtype != np.uint8
+        or truth.dtype != np.uint8
+        or not len(truth)
+    ):
+        raise ValueError(
+            f"{pictures.dtype} {pictures.shape} cannot be compared with {truth.dtype} {truth.shape}"
+        )
     distance = np.abs(pictures.astype(np.int16) - truth.astype(np.int16))
     squared = distance.astype(np.int64) ** 2
     mean_squared = float(squared.mean())

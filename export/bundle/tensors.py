@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
 _NAMES = {value: name for name, value in _DTYPES.items()}
 _LONGEST_HEADER = 1 << 20  # bytes; of a few arrays it has some hundred
 
@@ -29,7 +37,9 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
             if name != "__metadata__":
                 arrays[name] = _array(name, facts, body)
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a safetensors file: its header is no table of arrays ({error!r})") from error
+        raise ValueError(
+            f"not a safetensors file: its header is no table of arrays ({error!r})"
+        ) from error
     return arrays
 
 

@@ -22,9 +22,14 @@ _LEAST = 5  # calls of each, however long they take
 
 
 def measure(
-    bundle: Bundle, back_ends: Sequence[str] = (), device: str = "auto", threads: int = 0, seconds: float = 1.0,
-    concurrency: Sequence[int] = (1, 4), batches: Sequence[int] = (),
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    bundle: Bundle,
+    back_ends: Sequence[str] = (),
+    device: str = "auto",
+    threads: int = 0,
+    seconds: float = 1.0,
+    concurrency: Sequence[int] = (1, 4),
+    batches: Sequence[int] = (),
+) -> tuple[dict[str, Any], list[str]]:
     """Latencies from the request to pictures on the host.
 
     Args:
@@ -59,11 +64,18 @@ def measure(
     return {"machine": machine(gpu), "threads": threads or usable_threads(), "rows": rows}, refused
 
 
-def _opened(bundle: Bundle, back_ends: Sequence[str], device: str, threads: int) -> tuple[list[Sampler], list[str]]:
+def _opened(
+    bundle: Bundle, back_ends: Sequence[str], device: str, threads: int
+) -> tuple[list[Sampler], list[str]]:
     samplers: dict[str, Sampler] = {}
     refused = []
-    there = {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()} | {"onnxruntime", "torch"}
-    places = ("cuda", "cpu") if device == "auto" and _gpu(device) else (device.replace("auto", "cpu"),)
+    there = {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()} | {
+        "onnxruntime",
+        "torch",
+    }
+    places = (
+        ("cuda", "cpu") if device == "auto" and _gpu(device) else (device.replace("auto", "cpu"),)
+    )
     for name in back_ends or [each for each in BACKENDS if each in there]:
         for where in places:
             try:
@@ -88,7 +100,9 @@ def _gpu(device: str) -> str:
         return ""
 
 
-def _turns(samplers: Sequence[Sampler], batch: int, at_once: int, seconds: float) -> list[dict[str, Any]]:
+def _turns(
+    samplers: Sequence[Sampler], batch: int, at_once: int, seconds: float
+) -> list[dict[str, Any]]:
     """Back ends in turns of a tenth of their time, so that a slow moment of the machine hits all of them alike."""
     times: dict[str, list[float]] = {sampler.backend_name: [] for sampler in samplers}
     spent = dict.fromkeys(times, 0.0)
@@ -100,16 +114,31 @@ def _turns(samplers: Sequence[Sampler], batch: int, at_once: int, seconds: float
             began = time.perf_counter()
             with ThreadPoolExecutor(at_once) as pool:
                 least = _LEAST if turn == 0 else 1
-                found = pool.map(lambda i, s=sampler, n=least: _repeat(s, batch, i, seconds / 10, n), range(at_once))
+                found = pool.map(
+                    lambda i, s=sampler, n=least: _repeat(s, batch, i, seconds / 10, n),
+                    range(at_once),
+                )
                 times[sampler.backend_name] += [each for part in found for each in part]
             spent[sampler.backend_name] += time.perf_counter() - began
     return [
-        {"back_end": sampler.backend_name, "batch": batch, "concurrency": at_once, "requests": len(times[sampler.backend_name])}
-        | {level: float(np.percentile(times[sampler.backend_name], value)) for level, value in _LEVELS.items()}
-        | {"images_per_second": batch * len(times[sampler.backend_name]) / spent[sampler.backend_name]}
+        {
+            "back_end": sampler.backend_name,
+            "batch": batch,
+            "concurrency": at_once,
+            "requests": len(times[sampler.backend_name]),
+        }
+        | {
+            level: float(np.percentile(times[sampler.backend_name], value))
+            for level, value in _LEVELS.items()
+        }
+        | {
+            "images_per_second": batch
+            * len(times[sampler.backend_name])
+            / spent[sampler.backend_name]
+        }
         | (_parts(sampler, batch) if at_once == 1 else {})
         for sampler in samplers
-    ]  # fmt: skip
+    ]
 
 
 def _repeat(sampler: Sampler, batch: int, seed: int, seconds: float, least: int) -> list[float]:

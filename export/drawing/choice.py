@@ -35,7 +35,9 @@ def open_backend(
     if backend == "auto":
         from ganfast.export.session import usable_threads
 
-        wanted = in_order_of_speed(bundle, wanted, cuda.gpu.name if cuda else "", threads or usable_threads())
+        wanted = in_order_of_speed(
+            bundle, wanted, cuda.gpu.name if cuda else "", threads or usable_threads()
+        )
     refused: list[str] = []
     for name in wanted:
         try:
@@ -59,7 +61,9 @@ def open_backend(
 def _cuda(device: str) -> "Cuda | None":
     """The GPU that was asked for; with auto the first one, or None."""
     kind, colon, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and (kind != "cuda" or not number.isdecimal())):
+    if kind not in ("auto", "cpu", "cuda") or (
+        colon and (kind != "cuda" or not number.isdecimal())
+    ):
         raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return None
@@ -74,7 +78,9 @@ def _cuda(device: str) -> "Cuda | None":
 
 
 def _candidates(bundle: Bundle, backend: str, device: str, cuda: "Cuda | None") -> list[str]:
-    flavours = sorted({str(facts.get("flavour")) for facts in bundle.manifest.engines.values()}, reverse=True)
+    flavours = sorted(
+        {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()}, reverse=True
+    )
     on_gpu = ["onnxruntime-cuda", "torch-cuda"] if cuda else []
     on_cpu = ["onnxruntime-cpu", "torch-cpu"] if device in ("auto", "cpu") else []
     if backend == "auto":
@@ -98,14 +104,21 @@ def _open(name: str, bundle: Bundle, cuda: "Cuda | None", device: str, threads: 
         from ganfast.export.drawing.run_torch import TorchBackend
     except ImportError as error:
         raise InputError(f"torch cannot be imported here: {error}; pip install torch") from error
-    return TorchBackend(bundle.model_bytes(), bundle.manifest, f"cuda:{number}" if name.endswith("cuda") else "cpu", threads)
+    return TorchBackend(
+        bundle.model_bytes(),
+        bundle.manifest,
+        f"cuda:{number}" if name.endswith("cuda") else "cpu",
+        threads,
+    )
 
 
 def _open_engine(name: str, bundle: Bundle, cuda: "Cuda | None") -> LaneBackend:
     from ganfast.export.drawing.run_tensorrt import TensorRT
     from ganfast.export.engines.engines import find_engine
 
-    engines = {key: facts for key, facts in bundle.manifest.engines.items() if facts.get("flavour") == name}
+    engines = {
+        key: facts for key, facts in bundle.manifest.engines.items() if facts.get("flavour") == name
+    }
     if cuda is None:
         raise InputError("there is no GPU here that could run an engine")
     key, flavour = find_engine(engines, name, cuda.gpu)

@@ -14,10 +14,17 @@ _NAME = b"dltensor"
 
 class _Tensor(ctypes.Structure):
     _fields_ = [
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64),
-    ]  # fmt: skip
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
 
 
 class _Managed(ctypes.Structure):
@@ -35,13 +42,22 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
 
-_alive: dict[int, Any] = {}  # address of a structure given away -> what must live until its consumer lets go
+_alive: dict[
+    int, Any
+] = {}  # address of a structure given away -> what must live until its consumer lets go
 
 
 class DevicePictures:
     """uint8 (N, H, W, C) in device memory; ``torch.from_dlpack(pictures)`` takes them, and nobody copies."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], index: int, free: Callable[[], None], kind: int = CUDA) -> None:
+    def __init__(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        index: int,
+        free: Callable[[], None],
+        kind: int = CUDA,
+    ) -> None:
         """``free`` is called once nobody holds the memory any more."""
         self.shape = shape
         self._memory = _Memory(address, free)
@@ -54,7 +70,9 @@ class DevicePictures:
         """A capsule. The pictures are complete already, so any stream may read them."""
         shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
         kind, index = self._kind, self._index
-        tensor = _Tensor(self._memory.address, kind, index, len(self.shape), _UINT, 8, 1, shape, None, 0)
+        tensor = _Tensor(
+            self._memory.address, kind, index, len(self.shape), _UINT, 8, 1, shape, None, 0
+        )
         managed = _Managed(tensor, None, _delete)
         at = ctypes.addressof(managed)
         _alive[at] = (managed, shape, self._memory)

@@ -13,7 +13,9 @@ from ganfast.export.drawing.rows import Rows
 class Backend(Protocol):
     """One engine on one device. The graph's inputs are z, labels (where there are classes) and psi, its output is images."""
 
-    name: str  # "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "rtx" or "torch-cpu", "torch-cuda"
+    name: (
+        str  # "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "rtx" or "torch-cpu", "torch-cuda"
+    )
 
     def run(
         self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
@@ -100,7 +102,9 @@ def copied(pictures: Pictures, out: Pictures | None) -> Pictures:
     return out
 
 
-def filled(rows: Rows, bucket: int) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:
+def filled(
+    rows: Rows, bucket: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:
     """z, labels, psi of a full batch: what is left of the bucket draws the latent 0."""
     z, labels, psi, n = rows.z(), rows.labels, rows.psi, len(rows)
     if n == bucket:

@@ -22,7 +22,9 @@ def machine(gpu: str = "") -> str:
     """What latencies depend on: processor and GPU, in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        processor = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration, IndexError):
         processor = platform.processor() or platform.machine()
     return ", ".join(part for part in (processor, gpu) if part)
@@ -50,14 +52,18 @@ def bucket_costs(bundle: Bundle, back_end: str) -> dict[int, float]:
     return _measured(bundle, back_end) or prior_cost(bundle.manifest.buckets)
 
 
-def in_order_of_speed(bundle: Bundle, back_ends: Sequence[str], gpu: str, threads: int) -> list[str]:
+def in_order_of_speed(
+    bundle: Bundle, back_ends: Sequence[str], gpu: str, threads: int
+) -> list[str]:
     """The back ends as they come, but the fastest on this machine first, if two or more were measured: geometric mean over the
     buckets."""
     table = bundle.latency()
     if table.get("machine") != machine(gpu) or table.get("threads") != threads:
         return list(back_ends)
     costs = {name: measured for name in back_ends if (measured := _measured(bundle, name))}
-    means = {name: float(np.exp(np.mean(np.log(list(cost.values()))))) for name, cost in costs.items()}
+    means = {
+        name: float(np.exp(np.mean(np.log(list(cost.values()))))) for name, cost in costs.items()
+    }
     if len(means) < 2:
         return list(back_ends)
     fastest = min(means.values())
@@ -68,10 +74,16 @@ def in_order_of_speed(bundle: Bundle, back_ends: Sequence[str], gpu: str, thread
 def _measured(bundle: Bundle, back_end: str) -> dict[int, float]:
     """Median by bucket, one request at a time; {} for a table that does not tell of every bucket."""
     try:
-        rows = [row for row in bundle.latency()["rows"] if row["back_end"] == back_end and row["concurrency"] == 1]
+        rows = [
+            row
+            for row in bundle.latency()["rows"]
+            if row["back_end"] == back_end and row["concurrency"] == 1
+        ]
         found = {int(row["batch"]): float(row["p50"]) for row in rows}
     except (KeyError, TypeError, ValueError, OverflowError):
         return {}
-    if not all(0 < value < 3600 for value in found.values()) or not set(bundle.manifest.buckets) <= set(found):
+    if not all(0 < value < 3600 for value in found.values()) or not set(
+        bundle.manifest.buckets
+    ) <= set(found):
         return {}
     return {bucket: found[bucket] for bucket in bundle.manifest.buckets}

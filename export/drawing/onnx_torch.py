@@ -29,7 +29,9 @@ class Program:
         values: dict[str, Any] = {**self.weights, **inputs}
         for operation, names, attributes, results, unused in self._steps:
             given = operation(attributes, *(values[name] if name else None for name in names))
-            for result, value in zip(results, given if isinstance(given, tuple) else (given,), strict=False):
+            for result, value in zip(
+                results, given if isinstance(given, tuple) else (given,), strict=False
+            ):
                 values[result] = value
             for name in unused:
                 del values[name]
@@ -45,8 +47,15 @@ class Program:
         others, _, _ = _parsed(model, torch.device("cpu"))
         for name in sorted(self.weights.keys() | others.keys()):
             mine, other = self.weights.get(name), others.get(name)
-            if mine is None or other is None or mine.shape != other.shape or mine.dtype != other.dtype:
-                raise InputError(f"{name} is not the same in the new graph; load the new bundle with load_sampler")
+            if (
+                mine is None
+                or other is None
+                or mine.shape != other.shape
+                or mine.dtype != other.dtype
+            ):
+                raise InputError(
+                    f"{name} is not the same in the new graph; load the new bundle with load_sampler"
+                )
         for name, value in others.items():
             self.weights[name].copy_(value)
 
@@ -56,7 +65,9 @@ def _parsed(model: bytes, device: torch.device) -> tuple[dict[str, Tensor], list
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise InputError('the torch back end reads ONNX files: pip install "ganfast[export]"') from error
+        raise InputError(
+            'the torch back end reads ONNX files: pip install "ganfast[export]"'
+        ) from error
     graph = onnx.load_model_from_string(model).graph
     missing = sorted({node.op_type for node in graph.node} - set(_OPERATIONS))
     if missing:
@@ -69,12 +80,18 @@ def _parsed(model: bytes, device: torch.device) -> tuple[dict[str, Tensor], list
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
             value = (
-                numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.asarray(next(iter(attributes.values())))
+                numpy_helper.to_array(attributes["value"])
+                if "value" in attributes
+                else np.asarray(next(iter(attributes.values())))
             )
             weights[node.output[0]] = _on(device, _tensor(value))
             continue
-        unused = [n for n in {*node.input} if n and last[n] == i and n not in weights and n != output]
-        steps.append((_OPERATIONS[node.op_type], list(node.input), attributes, list(node.output), unused))
+        unused = [
+            n for n in {*node.input} if n and last[n] == i and n not in weights and n != output
+        ]
+        steps.append(
+            (_OPERATIONS[node.op_type], list(node.input), attributes, list(node.output), unused)
+        )
     return weights, steps, output
 
 
@@ -92,9 +109,16 @@ def _on(device: torch.device, value: Tensor) -> Tensor:
 
 
 _TYPES = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
-    11: torch.float64, 16: torch.bfloat16,
-}  # fmt: skip
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
 
 
 def _ints(value: Tensor | None, otherwise: list[int] | None = None) -> list[int]:
@@ -105,7 +129,9 @@ def _pads(a: Attributes, spatial: int) -> list[int]:
     """Symmetric padding; ONNX gives begins, then ends."""
     pads = list(a.get("pads", [0] * 2 * spatial))
     if pads[:spatial] != pads[spatial:] or a.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise InputError(f"the torch back end has no convolution with padding {pads}; use backend onnxruntime")
+        raise InputError(
+            f"the torch back end has no convolution with padding {pads}; use backend onnxruntime"
+        )
     return pads[:spatial]
 
 
@@ -118,8 +144,14 @@ def _conv(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tenso
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[d]
     ones = [1] * d
     return function(
-        _channels_last(x), w, b, a.get("strides", ones), _pads(a, d), a.get("dilations", ones), a.get("group", 1)
-    )  # fmt: skip
+        _channels_last(x),
+        w,
+        b,
+        a.get("strides", ones),
+        _pads(a, d),
+        a.get("dilations", ones),
+        a.get("group", 1),
+    )
 
 
 def _conv_transpose(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -127,8 +159,15 @@ def _conv_transpose(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None
     function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[d]
     ones, extra = [1] * d, a.get("output_padding", [0] * d)
     return function(
-        _channels_last(x), w, b, a.get("strides", ones), _pads(a, d), extra, a.get("group", 1), a.get("dilations", ones)
-    )  # fmt: skip
+        _channels_last(x),
+        w,
+        b,
+        a.get("strides", ones),
+        _pads(a, d),
+        extra,
+        a.get("group", 1),
+        a.get("dilations", ones),
+    )
 
 
 def _gemm(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -150,7 +189,11 @@ def _shape(a: Attributes, x: Tensor) -> Tensor:
 
 def _along(x: Tensor, values: Tensor, axis: int) -> Tensor:
     """``values``, one a channel of ``axis`` or one for all, as they broadcast over x."""
-    return values.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())]) if values.numel() > 1 else values.reshape(())
+    return (
+        values.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
+        if values.numel() > 1
+        else values.reshape(())
+    )
 
 
 def _quantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -176,7 +219,9 @@ def _group_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def _layer_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.layer_norm(x, x.shape[a.get("axis", -1) % x.dim() :], weight, bias, a.get("epsilon", 1e-5))
+    return F.layer_norm(
+        x, x.shape[a.get("axis", -1) % x.dim() :], weight, bias, a.get("epsilon", 1e-5)
+    )
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -187,10 +232,14 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return reduced
 
 
-def _slice(a: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Any = None, steps: Any = None) -> Tensor:
+def _slice(
+    a: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Any = None, steps: Any = None
+) -> Tensor:
     first, stop = _ints(starts), _ints(ends)
     cut: list[Any] = [slice(None)] * x.dim()
-    for s, e, axis, step in zip(first, stop, _ints(axes) or range(len(first)), _ints(steps) or [1] * len(first), strict=True):
+    for s, e, axis, step in zip(
+        first, stop, _ints(axes) or range(len(first)), _ints(steps) or [1] * len(first), strict=True
+    ):
         cut[axis] = slice(s, e, step)
     return x[tuple(cut)]
 
@@ -204,7 +253,9 @@ def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor) -> Tensor:
 
 def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis, at = a.get("axis", 0), index.to(x.device)
-    return x.index_select(axis, at.reshape(-1)).reshape(*x.shape[:axis], *at.shape, *x.shape[axis:][1:])
+    return x.index_select(axis, at.reshape(-1)).reshape(
+        *x.shape[:axis], *at.shape, *x.shape[axis:][1:]
+    )
 
 
 def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
@@ -212,36 +263,86 @@ def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     b = a["blocksize"]
     if a.get("mode", b"DCR") == b"CRD":
         return F.pixel_shuffle(x, b)
-    return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
+    return (
+        x.reshape(n, b, b, c // (b * b), h, w)
+        .permute(0, 3, 4, 1, 5, 2)
+        .reshape(n, c // (b * b), h * b, w * b)
+    )
 
 
-def _resize(a: Attributes, x: Tensor, roi: Any = None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+def _resize(
+    a: Attributes,
+    x: Tensor,
+    roi: Any = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+) -> Tensor:
     mode, place = a.get("mode", b"nearest"), a.get("coordinate_transformation_mode", b"half_pixel")
-    size = _ints(sizes)[2:] if sizes is not None else [int(n * s) for n, s in zip(x.shape[2:], scales.tolist()[2:], strict=True)]  # type: ignore[union-attr]
+    size = (
+        _ints(sizes)[2:]
+        if sizes is not None
+        else [int(n * s) for n, s in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+    )  # type: ignore[union-attr]
     whole = all(b % a_ == 0 for a_, b in zip(x.shape[2:], size, strict=True))
     if mode == b"nearest" and whole and not a.get("antialias"):
         return F.interpolate(x, size, mode="nearest")
-    if mode == b"linear" and place in (b"half_pixel", b"pytorch_half_pixel", b"align_corners") and not a.get("antialias"):
+    if (
+        mode == b"linear"
+        and place in (b"half_pixel", b"pytorch_half_pixel", b"align_corners")
+        and not a.get("antialias")
+    ):
         return F.interpolate(x, size, mode="bilinear", align_corners=place == b"align_corners")
-    raise InputError(f"the torch back end has no such Resize ({mode.decode()}, {place.decode()}); use backend onnxruntime")
+    raise InputError(
+        f"the torch back end has no such Resize ({mode.decode()}, {place.decode()}); use backend onnxruntime"
+    )
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Constant": lambda a: None,
-    "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": lambda a, x, y: x @ y,
-    "Add": lambda a, x, y: x + y, "Sub": lambda a, x, y: x - y, "Mul": lambda a, x, y: x * y, "Div": lambda a, x, y: x / y,
-    "Pow": lambda a, x, y: x**y, "Sqrt": lambda a, x: x.sqrt(), "Reciprocal": lambda a, x: x.reciprocal(), "Neg": lambda a, x: -x,
-    "Exp": lambda a, x: x.exp(), "Erf": lambda a, x: x.erf(),
-    "Relu": lambda a, x: x.relu(), "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)), "Tanh": lambda a, x: x.tanh(),
-    "Sigmoid": lambda a, x: x.sigmoid(), "Softplus": lambda a, x: F.softplus(x), "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),
-    "Softmax": lambda a, x: x.softmax(a.get("axis", -1)), "PRelu": lambda a, x, s: torch.where(x > 0, x, x * s),
-    "Round": lambda a, x: x.round(), "Clip": lambda a, x, low=None, high=None: x.clamp(low, high),
-    "Cast": lambda a, x: x.to(_TYPES[a["to"]]), "Transpose": lambda a, x: x.permute(a["perm"]), "Identity": lambda a, x: x,
-    "Reshape": _reshape, "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a.get("axis", 1)])), -1), "Shape": _shape,
-    "Unsqueeze": _unsqueeze, "Squeeze": lambda a, x, axes: x.squeeze(tuple(_ints(axes))), "Gather": _gather, "Slice": _slice,
-    "Concat": lambda a, *xs: torch.cat(xs, a["axis"]), "Expand": lambda a, x, shape: x + x.new_zeros(_ints(shape)),
-    "Split": lambda a, x, sizes: x.split(_ints(sizes), a.get("axis", 0)), "DepthToSpace": _depth_to_space, "Resize": _resize,
-    "ReduceMean": _reduce(torch.mean), "ReduceSum": _reduce(torch.sum),
-    "InstanceNormalization": _instance_norm, "GroupNormalization": _group_norm, "LayerNormalization": _layer_norm,
-    "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
-}  # fmt: skip
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": lambda a, x, y: x @ y,
+    "Add": lambda a, x, y: x + y,
+    "Sub": lambda a, x, y: x - y,
+    "Mul": lambda a, x, y: x * y,
+    "Div": lambda a, x, y: x / y,
+    "Pow": lambda a, x, y: x**y,
+    "Sqrt": lambda a, x: x.sqrt(),
+    "Reciprocal": lambda a, x: x.reciprocal(),
+    "Neg": lambda a, x: -x,
+    "Exp": lambda a, x: x.exp(),
+    "Erf": lambda a, x: x.erf(),
+    "Relu": lambda a, x: x.relu(),
+    "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
+    "Tanh": lambda a, x: x.tanh(),
+    "Sigmoid": lambda a, x: x.sigmoid(),
+    "Softplus": lambda a, x: F.softplus(x),
+    "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),
+    "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
+    "PRelu": lambda a, x, s: torch.where(x > 0, x, x * s),
+    "Round": lambda a, x: x.round(),
+    "Clip": lambda a, x, low=None, high=None: x.clamp(low, high),
+    "Cast": lambda a, x: x.to(_TYPES[a["to"]]),
+    "Transpose": lambda a, x: x.permute(a["perm"]),
+    "Identity": lambda a, x: x,
+    "Reshape": _reshape,
+    "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a.get("axis", 1)])), -1),
+    "Shape": _shape,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": lambda a, x, axes: x.squeeze(tuple(_ints(axes))),
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
+    "Expand": lambda a, x, shape: x + x.new_zeros(_ints(shape)),
+    "Split": lambda a, x, sizes: x.split(_ints(sizes), a.get("axis", 0)),
+    "DepthToSpace": _depth_to_space,
+    "Resize": _resize,
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LayerNormalization": _layer_norm,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}

@@ -28,7 +28,9 @@ class Rows:
     index: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64] | None  # (N,); None for a generator without classes
     psi: NDArray[np.float32]  # (N,)
-    given: NDArray[np.float32] | None = None  # latents (N, latent) in place of those of (seed, index)
+    given: NDArray[np.float32] | None = (
+        None  # latents (N, latent) in place of those of (seed, index)
+    )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -47,7 +49,7 @@ class Rows:
 
 def ask(
     manifest: Manifest, n: int | None, indices: Any, seed: int, first: int, labels: Labels, psi: Any
-) -> Rows:  # fmt: skip
+) -> Rows:
     """The rows of a request.
 
     Args:
@@ -60,7 +62,13 @@ def ask(
     """
     check_seed(seed)
     index = _index(n, indices, first)
-    return Rows(manifest.latent, int(seed), index, chosen_labels(manifest, labels, int(seed), index), _psi(psi, len(index)))
+    return Rows(
+        manifest.latent,
+        int(seed),
+        index,
+        chosen_labels(manifest, labels, int(seed), index),
+        _psi(psi, len(index)),
+    )
 
 
 def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
@@ -69,14 +77,28 @@ def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
         if np.iscomplexobj(z):
             raise TypeError
         latent = np.ascontiguousarray(z, np.float32)
-        if latent.ndim != 2 or latent.shape[1] != manifest.latent or not len(latent) or not np.isfinite(latent).all():
+        if (
+            latent.ndim != 2
+            or latent.shape[1] != manifest.latent
+            or not len(latent)
+            or not np.isfinite(latent).all()
+        ):
             raise ValueError(f"{latent.shape}")
     except (TypeError, ValueError) as error:
-        raise InputError(f"z is {_short(z)}; expected finite numbers (N, {manifest.latent})") from error
+        raise InputError(
+            f"z is {_short(z)}; expected finite numbers (N, {manifest.latent})"
+        ) from error
     index = np.arange(len(latent))
     if manifest.classes and labels is None:
         raise InputError(f"{manifest.name} draws classes: give labels with z")
-    return Rows(manifest.latent, 0, index, chosen_labels(manifest, labels, 0, index), _psi(psi, len(index)), latent)
+    return Rows(
+        manifest.latent,
+        0,
+        index,
+        chosen_labels(manifest, labels, 0, index),
+        _psi(psi, len(index)),
+        latent,
+    )
 
 
 def refuse_huge(manifest: Manifest, n: int) -> None:
@@ -93,7 +115,9 @@ def _free_memory() -> int:
     """Bytes that can be taken without swapping; on systems that do not say, a large number."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+        return 1024 * int(
+            next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        )
     except (OSError, StopIteration, ValueError, IndexError):
         return 1 << 40
 
@@ -107,19 +131,31 @@ def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:
         raise InputError(f"first is {first}; it goes with n, not with indices")
     try:
         index = np.asarray(indices)
-        if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= 2**63:
+        if (
+            index.ndim != 1
+            or not len(index)
+            or index.dtype.kind not in "iu"
+            or index.min() < 0
+            or index.max() >= 2**63
+        ):
             raise ValueError(f"{index.dtype} {index.shape}")
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"indices are {_short(indices)}; expected one or more integers, 0 or more, below 2**63") from error
+        raise InputError(
+            f"indices are {_short(indices)}; expected one or more integers, 0 or more, below 2**63"
+        ) from error
     return index.astype(np.int64)
 
 
-def chosen_labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def chosen_labels(
+    manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
     """The class of each picture, int64 (N,), or None for a generator without classes. See `ask`."""
     count = len(manifest.classes)
     if not count:
         if labels is not None:
-            raise InputError(f"{manifest.name} was trained without classes: it cannot draw one on request; leave labels out")
+            raise InputError(
+                f"{manifest.name} was trained without classes: it cannot draw one on request; leave labels out"
+            )
         return None
     if labels is None:
         return random_classes(seed, index, count)
@@ -129,8 +165,16 @@ def chosen_labels(manifest: Manifest, labels: Any, seed: int, index: NDArray[np.
     if one:
         return np.broadcast_to(numbers, len(index))
     if len(numbers) != len(index):
-        given = len(labels) if hasattr(labels, "__len__") else len(numbers) if len(numbers) < len(index) else "more"
-        raise InputError(f"labels are {given} for {len(index)} pictures; expected one for all, or one for each")
+        given = (
+            len(labels)
+            if hasattr(labels, "__len__")
+            else len(numbers)
+            if len(numbers) < len(index)
+            else "more"
+        )
+        raise InputError(
+            f"labels are {given} for {len(index)} pictures; expected one for all, or one for each"
+        )
     return numbers
 
 
@@ -142,9 +186,15 @@ def is_one(value: Any) -> bool:
 def _number(manifest: Manifest, label: Any) -> int:
     if isinstance(label, str) and label in manifest.classes:
         return manifest.classes.index(label)
-    if isinstance(label, int | np.integer) and not isinstance(label, bool) and 0 <= label < len(manifest.classes):
+    if (
+        isinstance(label, int | np.integer)
+        and not isinstance(label, bool)
+        and 0 <= label < len(manifest.classes)
+    ):
         return int(label)
-    raise InputError(f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {class_list(manifest.classes)}")
+    raise InputError(
+        f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {class_list(manifest.classes)}"
+    )
 
 
 def _psi(psi: Any, count: int) -> NDArray[np.float32]:
@@ -159,9 +209,13 @@ def _psi(psi: Any, count: int) -> NDArray[np.float32]:
     except (TypeError, ValueError, OverflowError):
         values = np.full(1, np.nan, np.float32)
     if values.ndim > 1 or not (np.isfinite(values) & (values >= 0) & (values <= 2)).all():
-        raise InputError(f"psi is {_short(psi)}; expected 0 (one picture) to 2, where 1 is as trained")
+        raise InputError(
+            f"psi is {_short(psi)}; expected 0 (one picture) to 2, where 1 is as trained"
+        )
     if values.ndim == 1 and len(values) != count:
-        raise InputError(f"psi are {len(values)} for {count} pictures; expected one for all, or one for each")
+        raise InputError(
+            f"psi are {len(values)} for {count} pictures; expected one for all, or one for each"
+        )
     return np.ascontiguousarray(np.broadcast_to(values, count))
 
 
@@ -185,7 +239,9 @@ def plan(count: int, cost: Mapping[int, float], exact: bool = False) -> list[int
     best = min(cost, key=lambda bucket: (cost[bucket] / bucket, -bucket))
     whole = max(0, (count - 2 * largest) // best)
     rest = count - whole * best
-    least: list[tuple[float, int]] = [(0.0, 0)]  # by pictures left: seconds, and the bucket to begin with
+    least: list[tuple[float, int]] = [
+        (0.0, 0)
+    ]  # by pictures left: seconds, and the bucket to begin with
     for left in range(1, rest + 1):
         least.append(min((cost[b] + least[max(0, left - b)][0], -b) for b in cost))
     parts = [best] * whole

@@ -17,9 +17,7 @@ from ganfast.export.drawing.lanes import HostLane, Pictures, copied, filled
 from ganfast.export.drawing.rows import Rows
 from ganfast.export.session import cpu_session, make_session, need_onnxruntime, usable_threads
 
-_SPLIT = (
-    8  # pictures a thread, from which on threads draw batches of their own: a batch shared by two loses up to a fifth of their time
-)
+_SPLIT = 8  # pictures a thread, from which on threads draw batches of their own: a batch shared by two loses up to a fifth of their time
 
 
 def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
@@ -35,7 +33,11 @@ class OnnxRuntimeCpu:
     def __init__(self, model: bytes, threads: int = 0) -> None:
         self.threads = threads or usable_threads()
         self.lanes = max(2, self.threads)
-        self._pool = ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime") if self.threads > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime")
+            if self.threads > 1
+            else None
+        )
         self._counting, self._requests = threading.Lock(), 0
         self._open(model)
 
@@ -44,7 +46,9 @@ class OnnxRuntimeCpu:
         alone = together if self._pool is None else cpu_session(model, 1)
         self._together, self._alone = together, alone  # both or, where one cannot be made, neither
 
-    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+    def run(
+        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
+    ) -> Pictures:
         with self._counting:
             self._requests += 1
             by_itself = self._requests == 1
@@ -58,10 +62,14 @@ class OnnxRuntimeCpu:
         if self._pool is None or len(z) < _SPLIT * self.threads:
             return self._run(self._together if by_itself else self._alone, z, labels, psi)
         edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
-        parts = [(z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)]
+        parts = [
+            (z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)
+        ]
         others: list[Future[Pictures]] = []
         try:
-            with suppress(RuntimeError):  # where the program is ending no thread takes more work: the rest is drawn here
+            with suppress(
+                RuntimeError
+            ):  # where the program is ending no thread takes more work: the rest is drawn here
                 for part in parts[1:]:
                     others.append(self._pool.submit(self._run, self._alone, *part))
             own = [self._run(self._alone, *part) for part in (parts[0], *parts[1 + len(others) :])]
@@ -79,7 +87,10 @@ class OnnxRuntimeCpu:
         return HostLane(self.run, self.exact)
 
     def ways(self) -> list[HostLane]:
-        return [HostLane(partial(self._drawn, by_itself=each), self.exact) for each in ([True, False] if self._pool else [True])]
+        return [
+            HostLane(partial(self._drawn, by_itself=each), self.exact)
+            for each in ([True, False] if self._pool else [True])
+        ]
 
     def refit(self, model: bytes) -> None:
         self._open(model)  # takes as long as exchanging initializers, and checks the graph
@@ -93,12 +104,23 @@ class OnnxRuntimeCpu:
 class OnnxRuntimeCuda:
     """Buffers on the device bound once; from the second call of a bucket on, its CUDA graph is replayed."""
 
-    name, exact, lanes = "onnxruntime-cuda", False, 1  # a session's graphs belong to one thread at a time
+    name, exact, lanes = (
+        "onnxruntime-cuda",
+        False,
+        1,
+    )  # a session's graphs belong to one thread at a time
 
-    def __init__(self, model: bytes, manifest: Manifest, device: int = 0, where: str = "cuda") -> None:
+    def __init__(
+        self, model: bytes, manifest: Manifest, device: int = 0, where: str = "cuda"
+    ) -> None:
         """``where``: "cpu" runs the same code without a GPU and without graphs, for tests."""
-        if where == "cuda" and "CUDAExecutionProvider" not in need_onnxruntime().get_available_providers():
-            raise InputError('this ONNX Runtime has no CUDA: pip install "ganfast[gpu]" in place of onnxruntime')
+        if (
+            where == "cuda"
+            and "CUDAExecutionProvider" not in need_onnxruntime().get_available_providers()
+        ):
+            raise InputError(
+                'this ONNX Runtime has no CUDA: pip install "ganfast[gpu]" in place of onnxruntime'
+            )
         self.manifest, self.device, self.where = manifest, device, where
         self._open(model)
 
@@ -111,10 +133,14 @@ class OnnxRuntimeCuda:
         options = {"device_id": str(self.device), "use_tf32": tf32, "enable_cuda_graph": "1"}
         session = make_session(model, 1, [("CUDAExecutionProvider", options)])
         if "CUDAExecutionProvider" not in session.get_providers():
-            raise InputError("ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log")
+            raise InputError(
+                "ONNX Runtime could not start CUDA: its driver or cuDNN do not fit; see its log"
+            )
         return session
 
-    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+    def run(
+        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
+    ) -> Pictures:
         """One batch at a time: of a bucket's size, or of any."""
         count = np.arange(len(z))
         self._lane.launch(Rows(self.manifest.latent, 0, count, labels, psi, z), len(z))
@@ -139,7 +165,9 @@ class _BoundLane:
 
     def __init__(self, backend: OnnxRuntimeCuda) -> None:
         self._backend = backend
-        self._bound: dict[int, tuple[dict[str, Any], Any, Any]] = {}  # bucket -> inputs, output, binding
+        self._bound: dict[
+            int, tuple[dict[str, Any], Any, Any]
+        ] = {}  # bucket -> inputs, output, binding
         self.launched: deque[tuple[int, int]] = deque()  # bucket, pictures
 
     def launch(self, rows: Rows, bucket: int) -> None:
@@ -148,7 +176,9 @@ class _BoundLane:
             inputs[name].update_inplace(value)
         options = need_onnxruntime().RunOptions()
         known = bucket in self._backend.manifest.buckets
-        options.add_run_config_entry("gpu_graph_id", str(bucket) if known and self._backend.where == "cuda" else "-1")
+        options.add_run_config_entry(
+            "gpu_graph_id", str(bucket) if known and self._backend.where == "cuda" else "-1"
+        )
         self._backend.session.run_with_iobinding(binding, options)
         self.launched.append((bucket, len(rows)))
 
@@ -165,7 +195,9 @@ class _BoundLane:
         inputs = {name: self._new(value) for name, value in _feed(*filled(rows, len(rows))).items()}
         images, binding = self._bind(len(rows), inputs)
         options = need_onnxruntime().RunOptions()
-        options.add_run_config_entry("gpu_graph_id", "-1")  # a graph of its own buffers, which the next request overwrites
+        options.add_run_config_entry(
+            "gpu_graph_id", "-1"
+        )  # a graph of its own buffers, which the next request overwrites
         self._backend.session.run_with_iobinding(binding, options)
         return images
 
@@ -173,7 +205,9 @@ class _BoundLane:
         if bucket not in self._bound:
             m = self._backend.manifest
             labels = np.zeros(bucket, np.int64) if m.classes else None
-            feed = _feed(np.zeros((bucket, m.latent), np.float32), labels, np.zeros(bucket, np.float32))
+            feed = _feed(
+                np.zeros((bucket, m.latent), np.float32), labels, np.zeros(bucket, np.float32)
+            )
             inputs = {name: self._new(value) for name, value in feed.items()}
             self._bound[bucket] = (inputs, *self._bind(bucket, inputs))
         return self._bound[bucket]

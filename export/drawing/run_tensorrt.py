@@ -36,7 +36,9 @@ class TensorRT:
         self._undo: list[Callable[[], None]] = []
         profiles = {self._engine.batch_of(i): i for i in range(self._engine.profiles)}
         if missing := set(manifest.buckets) - set(profiles):
-            raise InputError(f"the engine has no batch of {sorted(missing)}, which the manifest tells of; export again")
+            raise InputError(
+                f"the engine has no batch of {sorted(missing)}, which the manifest tells of; export again"
+            )
         self._stream = cuda.stream()
         self._undo.append(lambda: cuda.drop_stream(self._stream))
         try:
@@ -47,7 +49,9 @@ class TensorRT:
             raise
         self._launched: list[tuple[int, int]] = []  # bucket, pictures
 
-    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+    def run(
+        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
+    ) -> Pictures:
         """One batch of a bucket's size."""
         rows = Rows(self._manifest.latent, 0, np.arange(len(z)), labels, psi, z)
         self.launch(rows, len(z))
@@ -80,12 +84,19 @@ class TensorRT:
         each = int(np.prod(self._manifest.shape))
         self._cuda.use()
         address, start = self._cuda.allocate(len(rows) * each), 0
-        pictures = DevicePictures(address, shape, self._cuda.index, lambda: self._cuda.free(address))
+        pictures = DevicePictures(
+            address, shape, self._cuda.index, lambda: self._cuda.free(address)
+        )
         for bucket in parts:
             stop = min(start + bucket, len(rows))
             self.launch(rows.part(start, stop), bucket)
             self._launched.pop()
-            self._cuda.copy(address + start * each, self._buckets[bucket].device["images"], (stop - start) * each, self._stream)
+            self._cuda.copy(
+                address + start * each,
+                self._buckets[bucket].device["images"],
+                (stop - start) * each,
+                self._stream,
+            )
             self._cuda.wait(self._stream)  # before the next part's inputs overwrite this one's
             start = stop
         return pictures
@@ -124,7 +135,9 @@ class _Bucket:
         arrays |= {"labels": (np.int64, (size,))} if m.classes else {}
         arrays |= {"images": (np.uint8, (size, *m.shape))}
         if set(arrays) != {*owner._engine.inputs, *owner._engine.outputs}:
-            raise InputError(f"the engine has {owner._engine.inputs} and {owner._engine.outputs}; expected {sorted(arrays)}")
+            raise InputError(
+                f"the engine has {owner._engine.inputs} and {owner._engine.outputs}; expected {sorted(arrays)}"
+            )
         self.host: dict[str, np.ndarray] = {}
         self.device: dict[str, int] = {}
         self._pinned: dict[str, int] = {}
@@ -134,7 +147,9 @@ class _Bucket:
             memory = (ctypes.c_uint8 * count).from_address(self._pinned[name])
             self.host[name] = np.frombuffer(memory, dtype).reshape(shape)
             self.host[name][...] = 0
-        self._context: Context = owner._engine.context(profile, owner._arena, self.device, owner._stream)
+        self._context: Context = owner._engine.context(
+            profile, owner._arena, self.device, owner._stream
+        )
         self._graph = 0
         owner._undo.append(self._drop)
         self.capture()
@@ -152,14 +167,21 @@ class _Bucket:
         self._enqueue()
         cuda.wait(stream)
         if not self._context.capturable(stream):
-            logger.warning("%s: no CUDA graph, the engine cannot be captured; every batch is enqueued", self._owner.name)
+            logger.warning(
+                "%s: no CUDA graph, the engine cannot be captured; every batch is enqueued",
+                self._owner.name,
+            )
             return
         cuda.begin_capture(stream)
         try:
             self._enqueue()
         except RunError as error:
-            logger.warning("%s: no CUDA graph (%s); every batch is enqueued", self._owner.name, error)
-            with suppress(RunError):  # an invalidated capture has no graph; ending it is what frees the stream
+            logger.warning(
+                "%s: no CUDA graph (%s); every batch is enqueued", self._owner.name, error
+            )
+            with suppress(
+                RunError
+            ):  # an invalidated capture has no graph; ending it is what frees the stream
                 cuda.drop_graph(cuda.end_capture(stream))
             return
         self._graph = cuda.end_capture(stream)
@@ -169,7 +191,9 @@ class _Bucket:
         for name in self._owner._engine.inputs:
             cuda.copy_in(self.device[name], self._pinned[name], self.host[name].nbytes, stream)
         self._context.enqueue(stream)
-        cuda.copy_out(self._pinned["images"], self.device["images"], self.host["images"].nbytes, stream)
+        cuda.copy_out(
+            self._pinned["images"], self.device["images"], self.host["images"].nbytes, stream
+        )
 
     def _drop(self) -> None:
         if self._graph:

@@ -18,19 +18,35 @@ from ganfast.export.drawing.onnx_torch import Program
 from ganfast.export.drawing.rows import Rows
 from ganfast.kernels.latents import latents
 
-_thread_count = threading.Lock()  # it is the process's: whoever changes it draws, and puts it back, before another does
-_LANES, _DEPTH = 2, 2  # on a GPU: one lane's copies run beside the other's kernels; a batch is drawn while the last is copied out
+_thread_count = (
+    threading.Lock()
+)  # it is the process's: whoever changes it draws, and puts it back, before another does
+_LANES, _DEPTH = (
+    2,
+    2,
+)  # on a GPU: one lane's copies run beside the other's kernels; a batch is drawn while the last is copied out
 
 
 class TorchBackend:
     """Runs the bundle's graph with torch operations."""
 
-    def __init__(self, model: bytes, manifest: Manifest, device: str = "cpu", threads: int = 0, static: bool = False) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        manifest: Manifest,
+        device: str = "cpu",
+        threads: int = 0,
+        static: bool = False,
+    ) -> None:
         """``static``: buckets and buffers as on a GPU, for tests on a CPU."""
         self.device, self.manifest = torch.device(device), manifest
         self._cuda = self.device.type == "cuda"
-        if self._cuda and self.device.index >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            raise InputError(f"torch {torch.__version__} sees no {device} here; use device cpu, or backend onnxruntime")
+        if self._cuda and self.device.index >= (
+            torch.cuda.device_count() if torch.cuda.is_available() else 0
+        ):
+            raise InputError(
+                f"torch {torch.__version__} sees no {device} here; use device cpu, or backend onnxruntime"
+            )
         self.name = f"torch-{self.device.type}"
         self._static = static or self._cuda
         self.exact, self.lanes = not self._static, _LANES if self._static else 1
@@ -38,10 +54,17 @@ class TorchBackend:
         self.capturing = threading.Lock()  # settings are the process's own
         self.program = Program(model, self.device)
 
-    def run(self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]) -> Pictures:
+    def run(
+        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
+    ) -> Pictures:
         feed = {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
         with self.settings():
-            drawn = self.program(**{name: torch.from_numpy(np.array(value)).to(self.device) for name, value in feed.items()})
+            drawn = self.program(
+                **{
+                    name: torch.from_numpy(np.array(value)).to(self.device)
+                    for name, value in feed.items()
+                }
+            )
         pictures: Pictures = drawn.cpu().contiguous().numpy()
         return pictures
 
@@ -51,7 +74,9 @@ class TorchBackend:
         tf32 = self.manifest.precision == "tf32"
         with ExitStack() as stack:
             if self._cuda:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32))
+                stack.enter_context(
+                    torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32)
+                )
                 before = torch.backends.cuda.matmul.allow_tf32
                 torch.backends.cuda.matmul.allow_tf32 = tf32
                 stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
@@ -89,7 +114,10 @@ class _StaticLane:
         self._next = 0
         self._launched: deque[tuple[_Slot, int]] = deque()
         with self._on_stream():  # now, not in somebody's first request
-            self._buckets = {bucket: _Captured(backend, bucket, self._stream) for bucket in backend.manifest.buckets}
+            self._buckets = {
+                bucket: _Captured(backend, bucket, self._stream)
+                for bucket in backend.manifest.buckets
+            }
 
     def launch(self, rows: Rows, bucket: int) -> None:
         slot = self._slots[self._next]
@@ -106,7 +134,11 @@ class _StaticLane:
         return copied(slot.images[:count].numpy(), out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Tensor:
-        result = torch.empty((len(rows), *self._backend.manifest.shape), dtype=torch.uint8, device=self._backend.device)
+        result = torch.empty(
+            (len(rows), *self._backend.manifest.shape),
+            dtype=torch.uint8,
+            device=self._backend.device,
+        )
         start = 0
         for bucket in parts:
             slot = self._slots[0]
@@ -124,7 +156,9 @@ class _StaticLane:
         n, device = len(rows), self._backend.device
         if self._cuda and rows.given is None:  # drawn where they are used: only the indices travel
             slot.index.numpy()[:n] = rows.index
-            captured.inputs["z"][:n] = latents(rows.seed, 0, slot.index[:n].to(device, non_blocking=True), rows.latent)
+            captured.inputs["z"][:n] = latents(
+                rows.seed, 0, slot.index[:n].to(device, non_blocking=True), rows.latent
+            )
         else:
             slot.z.numpy()[:n] = rows.z()
             captured.inputs["z"][:n].copy_(slot.z[:n], non_blocking=True)
@@ -166,7 +200,10 @@ class _Captured:
     def __init__(self, backend: TorchBackend, bucket: int, stream: Any) -> None:
         m, device = backend.manifest, backend.device
         self._backend = backend
-        self.inputs = {"z": torch.zeros(bucket, m.latent, device=device), "psi": torch.zeros(bucket, device=device)}
+        self.inputs = {
+            "z": torch.zeros(bucket, m.latent, device=device),
+            "psi": torch.zeros(bucket, device=device),
+        }
         if m.classes:
             self.inputs["labels"] = torch.zeros(bucket, dtype=torch.int64, device=device)
         self._graph: Any = None
@@ -178,10 +215,14 @@ class _Captured:
                     backend.program(**self.inputs)
                 stream.synchronize()
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    self._graph, stream=stream, capture_error_mode="thread_local"
+                ):
                     self._images = backend.program(**self.inputs)
         except RuntimeError as error:
-            raise RunError(f"batch {bucket} could not be captured as a CUDA graph: {error}; use backend onnxruntime") from error
+            raise RunError(
+                f"batch {bucket} could not be captured as a CUDA graph: {error}; use backend onnxruntime"
+            ) from error
 
     def replay(self) -> Tensor:
         if self._graph is None:

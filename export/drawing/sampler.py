@@ -34,7 +34,12 @@ _thread = threading.local()  # .works_for: the mark of the sampler whose thread 
 
 
 def load_sampler(
-    path: Path | str, device: str = "auto", backend: str = "auto", digest: str | None = None, strict: bool = False, threads: int = 0
+    path: Path | str,
+    device: str = "auto",
+    backend: str = "auto",
+    digest: str | None = None,
+    strict: bool = False,
+    threads: int = 0,
 ) -> "Sampler":
     """Open a bundle for drawing.
 
@@ -72,7 +77,9 @@ def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
             start += bucket
         missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
         if missed:
-            raise InputError(f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again")
+            raise InputError(
+                f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again"
+            )
 
 
 class Sampler:
@@ -87,7 +94,9 @@ class Sampler:
         for _ in range(backend.lanes):
             self._lanes.put(backend.lane())
         self._mark = object()  # a thread that held the sampler itself would keep it alive
-        self._workers = ThreadPoolExecutor(backend.lanes, "ganfast-sampler", setattr, (_thread, "works_for", self._mark))
+        self._workers = ThreadPoolExecutor(
+            backend.lanes, "ganfast-sampler", setattr, (_thread, "works_for", self._mark)
+        )
         self._closing = self._closed = False
         self._process = os.getpid()
         self._refitting = threading.Lock()
@@ -101,9 +110,17 @@ class Sampler:
         return self.bundle.manifest
 
     def sample(
-        self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
-        out: Pictures | None = None, on_device: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        labels: Labels = None,
+        psi: Any = 1.0,
+        *,
+        indices: Any = None,
+        first: int = 0,
+        out: Pictures | None = None,
+        on_device: bool = False,
+    ) -> Any:
         """Draw pictures.
 
         Args:
@@ -132,13 +149,22 @@ class Sampler:
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
         """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
-        drawn: Pictures = self._on_lane(self._draw, given(self.manifest, z, labels, psi), None, time.perf_counter())
+        drawn: Pictures = self._on_lane(
+            self._draw, given(self.manifest, z, labels, psi), None, time.perf_counter()
+        )
         return drawn
 
     def submit(
-        self, n: int | None = None, seed: int = 0, labels: Labels = None, psi: Any = 1.0, *, indices: Any = None, first: int = 0,
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        labels: Labels = None,
+        psi: Any = 1.0,
+        *,
+        indices: Any = None,
+        first: int = 0,
         out: Pictures | None = None,
-    ) -> "Future[Pictures]":  # fmt: skip
+    ) -> "Future[Pictures]":
         """`sample` on a thread of the sampler; arguments are checked at once."""
         rows = self._ask(n, indices, seed, first, labels, psi)
         self._check(rows, out)
@@ -157,21 +183,34 @@ class Sampler:
         return done
 
     def stream(
-        self, n: int, seed: int = 0, labels: int | str | None = None, psi: float = 1.0, *, first: int = 0, chunk: int = 0
-    ) -> Iterator[Pictures]:  # fmt: skip
+        self,
+        n: int,
+        seed: int = 0,
+        labels: int | str | None = None,
+        psi: float = 1.0,
+        *,
+        first: int = 0,
+        chunk: int = 0,
+    ) -> Iterator[Pictures]:
         """The pictures of ``sample(n, ...)`` in parts of ``chunk`` (0 = the largest bucket), one drawn ahead; for any large n."""
         n, first = picture_range(n, seed, first)
         if not isinstance(chunk, int | np.integer) or chunk < 0:
-            raise InputError(f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, or 0 to choose")
+            raise InputError(
+                f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, or 0 to choose"
+            )
         for name, value in (("labels", labels), ("psi", psi)):
             if not is_one(value):
-                raise InputError(f"{name} of a stream are one for all its pictures; draw them with sample, in parts of your own")
+                raise InputError(
+                    f"{name} of a stream are one for all its pictures; draw them with sample, in parts of your own"
+                )
         size = int(chunk) or max(self.manifest.buckets)
         ahead = self.submit(min(size, n), seed, labels, psi, first=first)
 
         def parts(ahead: "Future[Pictures]") -> Iterator[Pictures]:
             for start in range(size, n, size):
-                following = self.submit(min(size, n - start), seed, labels, psi, first=first + start)
+                following = self.submit(
+                    min(size, n - start), seed, labels, psi, first=first + start
+                )
                 yield ahead.result()
                 ahead = following
             yield ahead.result()
@@ -205,10 +244,23 @@ class Sampler:
         ends were refused."""
         with self._counting:
             seconds, filling = list(self._seconds), self._drawn - self._pictures
-            found = {"back_end": self.backend_name, "requests": self._requests, "pictures": self._pictures, "filling": filling}
+            found = {
+                "back_end": self.backend_name,
+                "requests": self._requests,
+                "pictures": self._pictures,
+                "filling": filling,
+            }
         levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
-        times = {name: float(np.percentile(seconds, level)) for name, level in levels.items()} if seconds else {}
-        return found | {"seconds": times, "refused": list(self.refused), "lanes": self._backend.lanes}
+        times = (
+            {name: float(np.percentile(seconds, level)) for name, level in levels.items()}
+            if seconds
+            else {}
+        )
+        return found | {
+            "seconds": times,
+            "refused": list(self.refused),
+            "lanes": self._backend.lanes,
+        }
 
     def close(self) -> None:
         """Finish what was submitted and give everything back; more calls do nothing.
@@ -217,7 +269,9 @@ class Sampler:
             RunError: called by a callback of one of its own futures, which it would have to wait for; it stays open.
         """
         if getattr(_thread, "works_for", None) is self._mark:
-            raise RunError("a sampler cannot be closed by a callback of its own future; close it on another thread")
+            raise RunError(
+                "a sampler cannot be closed by a callback of its own future; close it on another thread"
+            )
         if os.getpid() != self._process:
             return  # forked: everything belongs to the other process
         self._closing = True
@@ -271,15 +325,25 @@ class Sampler:
             for _ in held:
                 self._lanes.put(_Closed() if self._closed else self._backend.lane())
 
-    def _on_lane(self, draw: Callable[[Lane, Rows, Pictures | None], Any], rows: Rows, out: Pictures | None, began: float) -> Any:
+    def _on_lane(
+        self,
+        draw: Callable[[Lane, Rows, Pictures | None], Any],
+        rows: Rows,
+        out: Pictures | None,
+        began: float,
+    ) -> Any:
         """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""
         lane = self._take()
         try:
             drawn = draw(lane, rows, out)
         except BaseException as error:
-            lane = self._backend.lane()  # what was launched and not collected is forgotten with its lane
+            lane = (
+                self._backend.lane()
+            )  # what was launched and not collected is forgotten with its lane
             if isinstance(error, Exception) and not isinstance(error, InputError | RunError):
-                raise RunError(f"{self.backend_name} failed to draw: {' '.join(str(error).split())}") from error
+                raise RunError(
+                    f"{self.backend_name} failed to draw: {' '.join(str(error).split())}"
+                ) from error
             raise
         finally:
             self._lanes.put(lane)
@@ -324,7 +388,12 @@ class Sampler:
     def _check(self, rows: Rows, out: Any) -> None:
         """Raises InputError where pictures cannot be written into ``out``."""
         shape = (len(rows), *self.manifest.shape)
-        if out is None or (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == np.uint8 and out.flags.writeable):
+        if out is None or (
+            isinstance(out, np.ndarray)
+            and out.shape == shape
+            and out.dtype == np.uint8
+            and out.flags.writeable
+        ):
             return
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out is {found}; expected a writeable uint8 array {shape}")
@@ -349,7 +418,9 @@ def _refuse_other(old: Bundle, new: Bundle) -> None:
     for name in ("latent", "classes", "size", "channels", "precision", "buckets"):
         before, after = getattr(old.manifest, name), getattr(new.manifest, name)
         if before != after:
-            raise InputError(f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler")
+            raise InputError(
+                f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler"
+            )
     if new.manifest.precision == "int8":
         raise InputError(
             "the scales of an int8 graph belong to its weights: it cannot be refitted; load the new bundle with load_sampler"

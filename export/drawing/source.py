@@ -17,28 +17,45 @@ class BundleSource:
     """What `ganfast.runs.run.Run` offers for drawing, drawn from a bundle. Close it."""
 
     def __init__(
-        self, path: Path | str, device: str = "auto", backend: str = "auto", digest: str | None = None, strict: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        path: Path | str,
+        device: str = "auto",
+        backend: str = "auto",
+        digest: str | None = None,
+        strict: bool = False,
+    ) -> None:
         self.folder = Path(path)
         self._sampler = load_sampler(path, device, backend, digest, strict)
         self.classes, self.latent = self._sampler.manifest.classes, self._sampler.manifest.latent
 
     def sample_labelled(
-        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0, checkpoint: str = "",
+        self,
+        n: int,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        psi: float = 1.0,
+        first: int = 0,
+        checkpoint: str = "",
         device: str = "auto",
-    ) -> tuple[Pictures, NDArray[np.int64] | None]:  # fmt: skip
+    ) -> tuple[Pictures, NDArray[np.int64] | None]:
         refuse_huge(self._sampler.manifest, n)
         index = picture_index(n, seed, first)
         chosen = self.labels_of(index, seed, labels)
         return self._sampler.sample(n, seed, chosen, psi, first=first), chosen
 
     def draw(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None = None, psi: float = 1.0, checkpoint: str = "",
+        self,
+        z: NDArray[np.float32],
+        labels: NDArray[np.int64] | None = None,
+        psi: float = 1.0,
+        checkpoint: str = "",
         device: str = "auto",
-    ) -> Pictures:  # fmt: skip
+    ) -> Pictures:
         return self._sampler.draw(z, labels, psi)
 
-    def labels_of(self, index: NDArray[np.int64], seed: int, labels: Sequence[int] | None) -> NDArray[np.int64] | None:
+    def labels_of(
+        self, index: NDArray[np.int64], seed: int, labels: Sequence[int] | None
+    ) -> NDArray[np.int64] | None:
         """The class of each picture: those given, in turn, or as (seed, index) fixes them."""
         if labels is None:
             return chosen_labels(self._sampler.manifest, None, seed, index)
@@ -67,10 +84,19 @@ class BundleFakes:
         self.seed, self.psi, self.name, self.count = seed, psi, str(path), None
         self.shape = (m.size, m.size, m.channels)
         self.classes = tuple(m.classes)
-        self.facts: dict[str, Any] = {"seed": seed, "psi": psi, "backend": self.sampler.backend_name, "bundle": m.digest}
+        self.facts: dict[str, Any] = {
+            "seed": seed,
+            "psi": psi,
+            "backend": self.sampler.backend_name,
+            "bundle": m.digest,
+        }
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
         found: Pictures = self.sampler.sample(
-            stop - start, seed=self.seed, psi=self.psi, first=start, labels=labels if self.classes else None
+            stop - start,
+            seed=self.seed,
+            psi=self.psi,
+            first=start,
+            labels=labels if self.classes else None,
         )
         return found

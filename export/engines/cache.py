@@ -43,12 +43,20 @@ class EngineCache:
         with exclusive(self.folder / "engines", wait=True):
             write_file(self.folder / key, data)
             kept = FileFacts.of(data)
-            text = json.dumps({"sha256": kept.sha256, "bytes": kept.bytes, "facts": dict(facts)}, indent=1, sort_keys=True)
+            text = json.dumps(
+                {"sha256": kept.sha256, "bytes": kept.bytes, "facts": dict(facts)},
+                indent=1,
+                sort_keys=True,
+            )
             write_file(self.folder / f"{key}.json", text.encode())
             self._shrink(key)
 
     def _shrink(self, newest: str) -> None:
-        engines = [path.with_suffix("") for path in self.folder.glob("*.json") if path.with_suffix("").exists()]
+        engines = [
+            path.with_suffix("")
+            for path in self.folder.glob("*.json")
+            if path.with_suffix("").exists()
+        ]
         engines.sort(key=lambda path: (path.name == newest, path.stat().st_mtime))
         total = sum(path.stat().st_size for path in engines)
         for path in engines[:-1]:
@@ -64,16 +72,29 @@ class EngineCache:
         for path in self.folder.glob("*.json"):
             try:
                 there = _flat(json.loads(path.read_bytes())["facts"])
-                best = max(best, there, key=lambda f: sum(f.get(name) == value for name, value in wanted.items()))
+                best = max(
+                    best,
+                    there,
+                    key=lambda f: sum(f.get(name) == value for name, value in wanted.items()),
+                )
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
         if not best:
             return f"no engine in {self.folder} yet"
-        differing = [f"{name} is {value}, there {best.get(name)}" for name, value in wanted.items() if best.get(name) != value]
-        return f"no engine in {self.folder} for this: {'; '.join(differing) or 'its files are gone'}"
+        differing = [
+            f"{name} is {value}, there {best.get(name)}"
+            for name, value in wanted.items()
+            if best.get(name) != value
+        ]
+        return (
+            f"no engine in {self.folder} for this: {'; '.join(differing) or 'its files are gone'}"
+        )
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of facts by their own names: they are what a reader can act on."""
-    parts = [dict(value) if isinstance(value, Mapping) else {name: value} for name, value in facts.items()]
+    parts = [
+        dict(value) if isinstance(value, Mapping) else {name: value}
+        for name, value in facts.items()
+    ]
     return {name: value for part in parts for name, value in part.items()}

@@ -37,7 +37,9 @@ class Cuda:
         try:
             return Cuda(library, device)
         except RunError as error:
-            raise InputError(f"CUDA device {device} cannot be used: {error}; use device cpu") from error
+            raise InputError(
+                f"CUDA device {device} cannot be used: {error}; use device cpu"
+            ) from error
 
     @property
     def gpu(self) -> Gpu:
@@ -67,13 +69,31 @@ class Cuda:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(device), ctypes.c_void_p(host), ctypes.c_size_t(size), _stream(stream))
+        self._call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(device),
+            ctypes.c_void_p(host),
+            ctypes.c_size_t(size),
+            _stream(stream),
+        )
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(host), ctypes.c_uint64(device), ctypes.c_size_t(size), _stream(stream))
+        self._call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(host),
+            ctypes.c_uint64(device),
+            ctypes.c_size_t(size),
+            _stream(stream),
+        )
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(size), _stream(stream))
+        self._call(
+            "cuMemcpyDtoDAsync_v2",
+            ctypes.c_uint64(to),
+            ctypes.c_uint64(source),
+            ctypes.c_size_t(size),
+            _stream(stream),
+        )
 
     def stream(self) -> int:
         handle = ctypes.c_void_p()
@@ -93,7 +113,9 @@ class Cuda:
         """The captured graph, ready to be launched."""
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuStreamEndCapture", _stream(stream), ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_uint64(0))
+        self._call(
+            "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_uint64(0)
+        )
         self._call("cuGraphDestroy", graph)
         return executable.value or 0
 

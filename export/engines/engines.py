@@ -16,7 +16,13 @@ from typing import Any
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import write_file
 from ganfast.export.engines.cache import EngineCache
-from ganfast.export.engines.vendor import Build, Flavour, build_plan, builds_without_gpu, load_flavour
+from ganfast.export.engines.vendor import (
+    Build,
+    Flavour,
+    build_plan,
+    builds_without_gpu,
+    load_flavour,
+)
 
 logger = logging.getLogger("ganfast")
 
@@ -39,12 +45,18 @@ class BuiltEngine:
     built: str  # why: what the cache had instead; "" for one that was found there
 
 
-def engine_facts(model: bytes, build: Build, flavour: str, version: str, gpu: Gpu) -> dict[str, Any]:
+def engine_facts(
+    model: bytes, build: Build, flavour: str, version: str, gpu: Gpu
+) -> dict[str, Any]:
     """What determines an engine, in JSON values."""
     return {
-        "onnx_sha256": hashlib.sha256(model).hexdigest(), "build": json.loads(json.dumps(asdict(build))),
-        "flavour": flavour, "version": version, "gpu": gpu.name, "capability": gpu.capability,
-    }  # fmt: skip
+        "onnx_sha256": hashlib.sha256(model).hexdigest(),
+        "build": json.loads(json.dumps(asdict(build))),
+        "flavour": flavour,
+        "version": version,
+        "gpu": gpu.name,
+        "capability": gpu.capability,
+    }
 
 
 def engine_key(facts: Mapping[str, Any]) -> str:
@@ -61,7 +73,9 @@ def parse_target(target: str) -> tuple[str, tuple[str, ...]]:
     flavour, colon, rest = target.partition(":")
     capabilities = tuple(word.strip() for word in rest.split(",")) if colon else ()
     if flavour not in ("tensorrt", "rtx"):
-        raise InputError(f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, such as rtx:8.6,8.9")
+        raise InputError(
+            f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, such as rtx:8.6,8.9"
+        )
     wrong = [word for word in capabilities if not re.fullmatch(r"\d{1,2}\.\d", word)]
     if wrong or (capabilities and flavour == "tensorrt"):
         raise InputError(
@@ -71,7 +85,11 @@ def parse_target(target: str) -> tuple[str, tuple[str, ...]]:
 
 
 def build_engines(
-    model: bytes, flavour: str, build: Build, capabilities: Sequence[str] = (), cache: EngineCache | None = None
+    model: bytes,
+    flavour: str,
+    build: Build,
+    capabilities: Sequence[str] = (),
+    cache: EngineCache | None = None,
 ) -> list[BuiltEngine]:
     """One engine for each compute capability, or one for the GPU here.
 
@@ -87,7 +105,9 @@ def build_engines(
     """
     library = load_flavour(flavour)
     if capabilities and not builds_without_gpu(library):
-        raise InputError(f"{flavour} {library.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out")
+        raise InputError(
+            f"{flavour} {library.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out"
+        )
     gpus = [Gpu("", each) for each in capabilities] or [_gpu_here()]
     return [_build_one(model, library, build, gpu, bool(capabilities), cache) for gpu in gpus]
 
@@ -100,13 +120,17 @@ def _gpu_here() -> Gpu:
 
 def _build_one(
     model: bytes, library: Flavour, build: Build, gpu: Gpu, named: bool, cache: EngineCache | None
-) -> BuiltEngine:  # fmt: skip
+) -> BuiltEngine:
     facts = engine_facts(model, build, library.name, library.version, gpu)
     key = engine_key(facts)
     plan, why = cache.get(key, facts) if cache else (None, "there is no cache")
     if plan is not None:
         return BuiltEngine(key, facts, plan, "")
-    timing = None if cache is None or named else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
+    timing = (
+        None
+        if cache is None or named
+        else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
+    )
     plan, kept = build_plan(library, model, build, [gpu.capability] if named else [], _read(timing))
     if cache:
         try:
@@ -114,7 +138,9 @@ def _build_one(
             if timing and kept:
                 write_file(timing, kept)
         except OSError as error:
-            logger.warning("%s: the engine cannot be kept there and will be built again next time", error)
+            logger.warning(
+                "%s: the engine cannot be kept there and will be built again next time", error
+            )
     return BuiltEngine(key, facts, plan, why)
 
 
@@ -129,10 +155,13 @@ def refusal(facts: Mapping[str, Any], flavour: Flavour, gpu: Gpu) -> str:
     """Why an engine with these facts cannot run here; "" where it can."""
     build = facts.get("build", {})
     wanted = facts.get("flavour")
-    if flavour.name != wanted and not (flavour.name == "lean" and wanted == "tensorrt" and build.get("version_compatible")):
+    if flavour.name != wanted and not (
+        flavour.name == "lean" and wanted == "tensorrt" and build.get("version_compatible")
+    ):
         return f"it was built by {wanted}, here is {flavour.name}"
     if facts.get("version") != flavour.version and not (
-        build.get("version_compatible") and _numbers(facts.get("version")) <= _numbers(flavour.version)
+        build.get("version_compatible")
+        and _numbers(facts.get("version")) <= _numbers(flavour.version)
     ):
         return f"it was built by {wanted} {facts.get('version')}, here is {flavour.version}"
     if facts.get("capability") != gpu.capability:
@@ -146,13 +175,19 @@ def _numbers(version: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", str(version)))
 
 
-def find_engine(engines: Mapping[str, Mapping[str, Any]], flavour: str, gpu: Gpu) -> tuple[str, Flavour]:
+def find_engine(
+    engines: Mapping[str, Mapping[str, Any]], flavour: str, gpu: Gpu
+) -> tuple[str, Flavour]:
     """The key of an engine that runs here, and the library that runs it: the one that built it, else its lean runtime.
 
     Raises:
         InputError: no engine does, with the reason for each.
     """
-    reasons = [] if engines else [f"the bundle has no {flavour} engine; export it with --target {flavour}"]
+    reasons = (
+        []
+        if engines
+        else [f"the bundle has no {flavour} engine; export it with --target {flavour}"]
+    )
     for name in (flavour, *(["lean"] if flavour == "tensorrt" else [])):
         try:
             library = load_flavour(name)

@@ -40,10 +40,14 @@ class Flavour:
 class Build:
     """How a plan is built, besides the graph."""
 
-    buckets: tuple[int, ...]  # one profile each, of exactly this batch size: kernels for one shape, and equal bytes every time
+    buckets: tuple[
+        int, ...
+    ]  # one profile each, of exactly this batch size: kernels for one shape, and equal bytes every time
     tf32: bool = False  # may float32 convolutions round their inputs to 10 bits?
     refit: bool = False  # may weights be exchanged later? TensorRT-RTX cannot build such a plan where there is no GPU
-    version_compatible: bool = False  # for later versions and the lean runtime too; no code for the host is put inside
+    version_compatible: bool = (
+        False  # for later versions and the lean runtime too; no code for the host is put inside
+    )
     effort: int = 3  # of the search for kernels, 0 to 5
 
 
@@ -58,7 +62,9 @@ def load_flavour(name: str) -> Flavour:
     try:
         module = import_module(MODULES[name])
     except ImportError as error:
-        raise InputError(f"{name} needs the package {MODULES[name].replace('_', '-')}: {_INSTALL[name]} ({error})") from error
+        raise InputError(
+            f"{name} needs the package {MODULES[name].replace('_', '-')}: {_INSTALL[name]} ({error})"
+        ) from error
     except Exception as error:  # a half-installed library raises whatever its loader does
         raise InputError(f"the package {MODULES[name]} does not load here: {error}") from error
     return Flavour(name, module, str(module.__version__))
@@ -99,7 +105,11 @@ def builds_without_gpu(flavour: Flavour) -> bool:
 
 
 def build_plan(
-    flavour: Flavour, model: bytes, build: Build, capabilities: Sequence[str] = (), timing_cache: bytes = b""
+    flavour: Flavour,
+    model: bytes,
+    build: Build,
+    capabilities: Sequence[str] = (),
+    timing_cache: bytes = b"",
 ) -> tuple[bytes, bytes]:
     """Compile a graph.
 
@@ -117,7 +127,9 @@ def build_plan(
     """
     trt = flavour.module
     if not can_build(flavour):
-        raise InputError(f"{flavour.name} {flavour.version} only runs engines; build them with tensorrt: {_INSTALL['tensorrt']}")
+        raise InputError(
+            f"{flavour.name} {flavour.version} only runs engines; build them with tensorrt: {_INSTALL['tensorrt']}"
+        )
     log, said = _logger_of(flavour)
     said.clear()
     builder = trt.Builder(log)
@@ -125,8 +137,12 @@ def build_plan(
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        told = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors) or _told(said)
-        raise InputError(f"{flavour.name} {flavour.version} cannot take the graph: {told}; see `ganfast lint`")
+        told = "; ".join(
+            f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors
+        ) or _told(said)
+        raise InputError(
+            f"{flavour.name} {flavour.version} cannot take the graph: {told}; see `ganfast lint`"
+        )
     config = builder.create_builder_config()
     _configure(flavour, config, build, capabilities)
     for bucket in build.buckets:
@@ -159,13 +175,24 @@ def _configure(flavour: Flavour, config: Any, build: Build, capabilities: Sequen
     if not capabilities:
         return
     if not hasattr(config, "set_compute_capability"):
-        raise InputError(f"{flavour.name} {flavour.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out")
-    known = {name: getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None) for name in capabilities}
+        raise InputError(
+            f"{flavour.name} {flavour.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out"
+        )
+    known = {
+        name: getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None)
+        for name in capabilities
+    }
     missing = [name for name, value in known.items() if value is None]
     if missing:
-        there = sorted(int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM") and name[2:].isdecimal())
+        there = sorted(
+            int(name[2:])
+            for name in dir(trt.ComputeCapability)
+            if name.startswith("SM") and name[2:].isdecimal()
+        )
         listed = ", ".join(f"{number / 10:.1f}" for number in there)
-        raise InputError(f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {listed}")
+        raise InputError(
+            f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {listed}"
+        )
     config.num_compute_capabilities = len(known)
     for i, value in enumerate(known.values()):
         config.set_compute_capability(value, i)
@@ -186,12 +213,18 @@ class Engine:
         self._runtime = trt.Runtime(log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise InputError(f"{flavour.name} {flavour.version} cannot open the engine: {_told(self._said)}")
+            raise InputError(
+                f"{flavour.name} {flavour.version} cannot open the engine: {_told(self._said)}"
+            )
         self.profiles = int(self._engine.num_optimization_profiles)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self.inputs = [
+            n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT
+        ]
         self.outputs = [n for n in names if n not in self.inputs]
-        self.arena_bytes = int(self._engine.device_memory_size_v2)  # what the greediest profile works in
+        self.arena_bytes = int(
+            self._engine.device_memory_size_v2
+        )  # what the greediest profile works in
 
     def batch_of(self, profile: int) -> int:
         """The bucket of a profile."""
@@ -200,13 +233,21 @@ class Engine:
     def shape_of(self, name: str, batch: int) -> tuple[int, ...]:
         return (batch, *tuple(self._engine.get_tensor_shape(name))[1:])
 
-    def context(self, profile: int, arena: int, addresses: dict[str, int], stream: int) -> "Context":
+    def context(
+        self, profile: int, arena: int, addresses: dict[str, int], stream: int
+    ) -> "Context":
         """What runs one profile; contexts may share an arena if they never run at once."""
         trt = self.flavour.module
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):  # kernels now, not at some later call
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if hasattr(
+            config, "dynamic_shapes_kernel_specialization_strategy"
+        ):  # kernels now, not at some later call
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
         context = self._engine.create_execution_context(config)
         if context is None:
             raise RunError(f"{self.flavour.name} made no context: {_told(self._said)}")
@@ -229,13 +270,17 @@ class Engine:
         """
         trt = self.flavour.module
         if not self._engine.refittable:
-            raise InputError(f"the {self.flavour.name} engine was built without refitting; export again")
+            raise InputError(
+                f"the {self.flavour.name} engine was built without refitting; export again"
+            )
         log, _ = _logger_of(self.flavour)
         self._said.clear()
         refitter = trt.Refitter(self._engine, log)
         parser = trt.OnnxParserRefitter(refitter, log)
         if not parser.refit_from_bytes(model):
-            told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or _told(self._said)
+            told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or _told(
+                self._said
+            )
             raise InputError(f"the weights do not fit the engine: {told}; export again")
         missing = refitter.get_missing_weights()
         if missing or not refitter.refit_cuda_engine():
@@ -252,8 +297,14 @@ class Context:
 
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
-            raise RunError(f"{self._engine.flavour.name} failed to run: {_told(self._engine._said)}")
+            raise RunError(
+                f"{self._engine.flavour.name} failed to run: {_told(self._engine._said)}"
+            )
 
     def capturable(self, stream: int) -> bool:
         """Whether a CUDA graph can be captured now; a library that cannot say so leaves it to be tried."""
-        return bool(self._context.is_stream_capturable(stream)) if hasattr(self._context, "is_stream_capturable") else True
+        return (
+            bool(self._context.is_stream_capturable(stream))
+            if hasattr(self._context, "is_stream_capturable")
+            else True
+        )

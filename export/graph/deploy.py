@@ -54,7 +54,9 @@ def deployable(generator: nn.Module, latent: int, classes: int) -> Deployable:
     plain = without_parametrisations(copy.deepcopy(generator))
     folded = fold_batchnorm(copy.deepcopy(plain))
     if not _same(folded, generator, latent, classes):
-        logger.warning("BatchNorm stays a scale and a shift of its own: folded into the weights before it, it gives other pictures")
+        logger.warning(
+            "BatchNorm stays a scale and a shift of its own: folded into the weights before it, it gives other pictures"
+        )
         folded = fold_batchnorm(plain, into_weights=False)
     return Deployable(folded.to(memory_format=torch.contiguous_format), classes).eval()  # type: ignore[call-overload]
 
@@ -98,7 +100,10 @@ class ScaleShift(nn.Module):
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         scale, shift = (value.to(norm.running_mean.dtype) for value in _scale_shift(norm))  # type: ignore[union-attr]
-        self.weight, self.bias = nn.Parameter(scale, requires_grad=False), nn.Parameter(shift, requires_grad=False)
+        self.weight, self.bias = (
+            nn.Parameter(scale, requires_grad=False),
+            nn.Parameter(shift, requires_grad=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         along = (-1, *[1] * (x.dim() - 2))
@@ -135,7 +140,14 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
             if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
                 continue  # its weights are (in, out / groups, ...): a channel of the norm is no row of them
             weight, bias = fuse_conv_bn_weights(
-                layer.weight.double(), _double(layer.bias), mean, variance, norm.eps, scale, shift, isinstance(layer, _TRANSPOSED)
+                layer.weight.double(),
+                _double(layer.bias),
+                mean,
+                variance,
+                norm.eps,
+                scale,
+                shift,
+                isinstance(layer, _TRANSPOSED),
             )
         elif isinstance(layer, nn.Linear):
             weight, bias = fuse_linear_bn_weights(
@@ -154,10 +166,16 @@ def _fold_first_norm(net: Generator) -> None:
     assert isinstance(norm, _BatchNorm)
     each = net.project.out_features // norm.num_features  # units a channel
     scale, shift = (value.repeat_interleave(each) for value in _scale_shift(norm))
-    net.project.weight = nn.Parameter((net.project.weight.double() * scale[:, None]).float(), requires_grad=False)
-    net.project.bias = nn.Parameter((net.project.bias.double() * scale + shift).float(), requires_grad=False)
+    net.project.weight = nn.Parameter(
+        (net.project.weight.double() * scale[:, None]).float(), requires_grad=False
+    )
+    net.project.bias = nn.Parameter(
+        (net.project.bias.double() * scale + shift).float(), requires_grad=False
+    )
     if net.classes is not None:
-        net.classes.weight = nn.Parameter((net.classes.weight.double() * scale).float(), requires_grad=False)
+        net.classes.weight = nn.Parameter(
+            (net.classes.weight.double() * scale).float(), requires_grad=False
+        )
     net.layers[0] = nn.Identity()
 
 

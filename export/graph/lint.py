@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 _ORT, _TRT = ("onnxruntime-cpu", "onnxruntime-cuda"), ("tensorrt-10", "tensorrt-11", "rtx")
 TARGETS = (*_ORT, *_TRT)
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+_RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+}
 _UINT8, _INT32, _DOUBLE, _BF16 = 2, 6, 11, 16  # onnx.TensorProto
 
 
@@ -43,7 +50,9 @@ class _Graph:
         self.model, self.nodes = model, list(model.graph.node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        self.types = {v.name: v.type.tensor_type.elem_type for v in values} | {n: t.data_type for n, t in self.weights.items()}
+        self.types = {v.name: v.type.tensor_type.elem_type for v in values} | {
+            n: t.data_type for n, t in self.weights.items()
+        }
         self.shapes = {v.name: v.type.tensor_type.shape.dim for v in values}
         self.made = {name: node for node in self.nodes for name in node.output}
 
@@ -54,9 +63,10 @@ class _Graph:
         """A weight, or one behind casts and dequantisation."""
         node = self.made.get(name)
         return name in self.weights or (
-            node is not None and node.op_type in ("Cast", "Identity", "DequantizeLinear", "Constant", "Transpose")
+            node is not None
+            and node.op_type in ("Cast", "Identity", "DequantizeLinear", "Constant", "Transpose")
             and all(map(self.constant, node.input[:1]))
-        )  # fmt: skip
+        )
 
     def types_of(self, node: "onnx.NodeProto") -> set[int]:
         return {self.types.get(name, 0) for name in (*node.input, *node.output)}
@@ -76,11 +86,17 @@ def _random(g: _Graph) -> Iterator[str]:
 
 
 def _antialias(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type == "Resize" and g.attribute(node, "antialias"))
+    return (
+        node.name for node in g.nodes if node.op_type == "Resize" and g.attribute(node, "antialias")
+    )
 
 
 def _bf16_transposed(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type == "ConvTranspose" and _BF16 in g.types_of(node))
+    return (
+        node.name
+        for node in g.nodes
+        if node.op_type == "ConvTranspose" and _BF16 in g.types_of(node)
+    )
 
 
 def _bf16(g: _Graph) -> Iterator[str]:
@@ -104,15 +120,25 @@ def _modulated(g: _Graph) -> Iterator[str]:
 
 
 def _int32_bias(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type == "DequantizeLinear" and g.types.get(node.input[0]) == _INT32)
+    return (
+        node.name
+        for node in g.nodes
+        if node.op_type == "DequantizeLinear" and g.types.get(node.input[0]) == _INT32
+    )
 
 
 def _opset(g: _Graph) -> Iterator[str]:
-    return (f"opset {o.version}" for o in g.model.opset_import if o.domain in ("", "ai.onnx") and not 17 <= o.version <= 22)
+    return (
+        f"opset {o.version}"
+        for o in g.model.opset_import
+        if o.domain in ("", "ai.onnx") and not 17 <= o.version <= 22
+    )
 
 
 def _domain(g: _Graph) -> Iterator[str]:
-    return (f"{node.name} of {node.domain}" for node in g.nodes if node.domain not in ("", "ai.onnx"))
+    return (
+        f"{node.name} of {node.domain}" for node in g.nodes if node.domain not in ("", "ai.onnx")
+    )
 
 
 def _fixed_batch(g: _Graph) -> Iterator[str]:
@@ -131,25 +157,79 @@ def _external(g: _Graph) -> Iterator[str]:
 
 
 RULES = (
-    Rule("random-op", TARGETS, "draws other numbers at each run", "make the noise an input or a constant", _random),
-    Rule("antialiased-resize", _TRT, "is not supported", "write it as a convolution with a fixed kernel", _antialias),
-    Rule("bf16-transposed-convolution", TARGETS, "has no bfloat16 form", "export fp16, or resize and convolve", _bf16_transposed),
-    Rule("bf16-on-cpu", ("onnxruntime-cpu",), "has no bfloat16 implementation", "export fp32 for a CPU", _bf16),
-    Rule("uint8-inside", _TRT, "uint8 is taken at the end of a graph only", "cast to uint8 as the very last step", _uint8),
     Rule(
-        "modulated-convolution", _TRT, "has as many kernels as there are pictures",
-        "scale the channels of the input, convolve, scale those of the output", _modulated,
+        "random-op",
+        TARGETS,
+        "draws other numbers at each run",
+        "make the noise an input or a constant",
+        _random,
     ),
-    Rule("int8-bias", _TRT, "dequantises an int32 bias", "keep biases float32 when quantising", _int32_bias),
-    Rule("opset", TARGETS, "is outside of what was tried, 17 to 22", "export with opset 20", _opset),
+    Rule(
+        "antialiased-resize",
+        _TRT,
+        "is not supported",
+        "write it as a convolution with a fixed kernel",
+        _antialias,
+    ),
+    Rule(
+        "bf16-transposed-convolution",
+        TARGETS,
+        "has no bfloat16 form",
+        "export fp16, or resize and convolve",
+        _bf16_transposed,
+    ),
+    Rule(
+        "bf16-on-cpu",
+        ("onnxruntime-cpu",),
+        "has no bfloat16 implementation",
+        "export fp32 for a CPU",
+        _bf16,
+    ),
+    Rule(
+        "uint8-inside",
+        _TRT,
+        "uint8 is taken at the end of a graph only",
+        "cast to uint8 as the very last step",
+        _uint8,
+    ),
+    Rule(
+        "modulated-convolution",
+        _TRT,
+        "has as many kernels as there are pictures",
+        "scale the channels of the input, convolve, scale those of the output",
+        _modulated,
+    ),
+    Rule(
+        "int8-bias",
+        _TRT,
+        "dequantises an int32 bias",
+        "keep biases float32 when quantising",
+        _int32_bias,
+    ),
+    Rule(
+        "opset", TARGETS, "is outside of what was tried, 17 to 22", "export with opset 20", _opset
+    ),
     Rule("custom-op", TARGETS, "is no operation of ONNX", "export plain operations", _domain),
-    Rule("fixed-batch", TARGETS, "has a fixed number of rows", "export with a symbolic first dimension", _fixed_batch),
-    Rule("float64", _TRT, "asks for float64, but is computed in float32", "cast to float32", _double),
+    Rule(
+        "fixed-batch",
+        TARGETS,
+        "has a fixed number of rows",
+        "export with a symbolic first dimension",
+        _fixed_batch,
+    ),
+    Rule(
+        "float64", _TRT, "asks for float64, but is computed in float32", "cast to float32", _double
+    ),
     Rule("external-data", TARGETS, "lies in another file", "store the weights inside", _external),
-)  # fmt: skip
+)
 
 
 def lint(model: "onnx.ModelProto", target: str) -> list[Finding]:
     """What a target of `TARGETS` cannot take of a model; [] where it can take it."""
     graph = _Graph(model)
-    return [Finding(rule, where) for rule in RULES if target in rule.targets for where in rule.find(graph)]
+    return [
+        Finding(rule, where)
+        for rule in RULES
+        if target in rule.targets
+        for where in rule.find(graph)
+    ]

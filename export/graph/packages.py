@@ -11,4 +11,6 @@ def need(*names: str) -> list[Any]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise InputError(f'exporting needs {error.name or names[0]}: pip install "ganfast[export]"') from error
+        raise InputError(
+            f'exporting needs {error.name or names[0]}: pip install "ganfast[export]"'
+        ) from error

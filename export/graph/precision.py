@@ -18,11 +18,19 @@ from ganfast.export.graph.to_onnx import checked, to_bytes
 if TYPE_CHECKING:
     import onnx
 
-_FLOAT32_OPS = {"InstanceNormalization", "LayerNormalization", "GroupNormalization", "ReduceMean", "Resize"}
+_FLOAT32_OPS = {
+    "InstanceNormalization",
+    "LayerNormalization",
+    "GroupNormalization",
+    "ReduceMean",
+    "Resize",
+}
 BF16_OPSET = 22  # the first whose convolutions take bfloat16
 
 
-def to_precision(model: "onnx.ModelProto", precision: str, calibration: Mapping[str, np.ndarray]) -> "onnx.ModelProto":
+def to_precision(
+    model: "onnx.ModelProto", precision: str, calibration: Mapping[str, np.ndarray]
+) -> "onnx.ModelProto":
     """The graph in a precision of `ganfast.export.bundle.manifest.PRECISIONS`.
 
     Args:
@@ -48,9 +56,13 @@ def _cast(model: "onnx.ModelProto", half: int, keep: set[str]) -> "onnx.ModelPro
     onnx = need("onnx")[0]
     graph, single = model.graph, onnx.TensorProto.FLOAT
     weights = {t.name: t for t in graph.initializer if t.data_type == single}
-    floats = {v.name for v in (*graph.input, *graph.value_info) if v.type.tensor_type.elem_type == single} | set(weights)
+    floats = {
+        v.name for v in (*graph.input, *graph.value_info) if v.type.tensor_type.elem_type == single
+    } | set(weights)
     outside = _outside(graph)
-    wide = {node.output[0] for node in graph.node if node.op_type in keep or node.output[0] in outside}
+    wide = {
+        node.output[0] for node in graph.node if node.op_type in keep or node.output[0] in outside
+    }
     type_of = {v.name: single for v in graph.input if v.name in floats}
     uses: dict[str, set[int]] = {}
     nodes: list[Any] = []
@@ -63,7 +75,11 @@ def _cast(model: "onnx.ModelProto", half: int, keep: set[str]) -> "onnx.ModelPro
             elif name in floats and type_of[name] != wanted:
                 if (name, wanted) not in casts:
                     casts[name, wanted] = f"{name}_{'single' if wanted == single else 'half'}"
-                    nodes.append(onnx.helper.make_node("Cast", [name], [casts[name, wanted]], casts[name, wanted], to=wanted))
+                    nodes.append(
+                        onnx.helper.make_node(
+                            "Cast", [name], [casts[name, wanted]], casts[name, wanted], to=wanted
+                        )
+                    )
                 node.input[place] = casts[name, wanted]
         nodes.append(node)
         type_of |= {name: wanted for name in node.output if name in floats}
@@ -108,7 +124,10 @@ class _Rows:
     def __init__(self, rows: Mapping[str, np.ndarray], batch: int = 32) -> None:
         count = len(rows["z"])
         self._batches: Iterator[dict[str, np.ndarray]] = iter(
-            [{name: array[start : start + batch] for name, array in rows.items()} for start in range(0, count, batch)]
+            [
+                {name: array[start : start + batch] for name, array in rows.items()}
+                for start in range(0, count, batch)
+            ]
         )
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -125,20 +144,35 @@ def _int8(model: "onnx.ModelProto", calibration: Mapping[str, np.ndarray]) -> "o
 
     quantization = need("onnxruntime.quantization", "onnxruntime")[0]
     onnx = need("onnx")[0]
-    layers = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    layers = [
+        node
+        for node in model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    ]
     if len(layers) < 3:
-        raise InputError(f"int8 needs a generator with layers between its first and its last; this one has {len(layers)} in all")
+        raise InputError(
+            f"int8 needs a generator with layers between its first and its last; this one has {len(layers)} in all"
+        )
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(to_bytes(model))
         with _without_advice():
             quantization.quantize_static(
-                source, target, _reader(quantization, calibration), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
+                source,
+                target,
+                _reader(quantization, calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
                 op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul"],
                 nodes_to_exclude=[layers[0].name, layers[-1].name],
-                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-            )  # fmt: skip
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                },
+            )
         new = onnx.load_model(str(target))
     new.producer_name, new.producer_version = model.producer_name, model.producer_version
     return checked(new)

@@ -37,13 +37,17 @@ def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.
     onnx = need("onnx", "onnxscript")[0]
     with _distinct_weights(module) as real:
         model = _exported(module, latent)
-        if not {_plain_name(name) for name in real} <= {tensor.name for tensor in model.graph.initializer}:
+        if not {_plain_name(name) for name in real} <= {
+            tensor.name for tensor in model.graph.initializer
+        }:
             real.clear()  # weights computed from others while exporting: they must be the real ones
     if not real:
         model = _exported(module, latent)
     _fill(model, {_plain_name(name): value for name, value in real.items()})
     model.producer_name, model.producer_version = "ganfast", ganfast.__version__
-    onnx.helper.set_model_props(model, {f"ganfast.{key}": json.dumps(value) for key, value in facts.items()})
+    onnx.helper.set_model_props(
+        model, {f"ganfast.{key}": json.dumps(value) for key, value in facts.items()}
+    )
     return checked(model)
 
 
@@ -56,10 +60,14 @@ def checked(model: "onnx.ModelProto") -> "onnx.ModelProto":
     onnx = need("onnx")[0]
     try:
         del model.graph.value_info[:]
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
         onnx.checker.check_model(inferred, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"the exported graph is not valid ONNX: {' '.join(str(error).split())}"
+        ) from error
     return inferred
 
 
@@ -76,9 +84,17 @@ def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
     try:
         with _quiet():
             program = torch.onnx.export(
-                module, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, external_data=False, optimize=True,
-                input_names=["z", *["labels"][: len(labels)], "psi"], output_names=["images"], verbose=False,
-            )  # fmt: skip
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                external_data=False,
+                optimize=True,
+                input_names=["z", *["labels"][: len(labels)], "psi"],
+                output_names=["images"],
+                verbose=False,
+            )
     except Exception as error:  # whatever tracing a user's code raises
         raise InputError(f"the generator cannot be exported: {_reason(error)}") from error
     assert program is not None
@@ -90,7 +106,11 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
-    if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__ or "Not all values of" in text:
+    if (
+        "Constraints violated" in text
+        or "ConstraintViolation" in type(error).__name__
+        or "Not all values of" in text
+    ):
         return (
             "it does not take a batch of any size (a convolution with groups = batch, or a reshape to a fixed number of rows); "
             "a modulated convolution is exported as: scale the channels of its input, convolve, scale those of its output"
@@ -102,11 +122,15 @@ def _reason(error: BaseException) -> str:
 def _tidy(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Names of weights as in the state dict; nothing of the machine that exported: no paths, no stack traces."""
     graph = model.graph
-    taken = {value.name for value in (*graph.input, *graph.output)} | {name for node in graph.node for name in node.output}
+    taken = {value.name for value in (*graph.input, *graph.output)} | {
+        name for node in graph.node for name in node.output
+    }
     new = {t.name: _plain_name(t.name) for t in graph.initializer}
     clash = sorted(name for old, name in new.items() if old != name and name in taken)
     if clash:
-        raise InputError(f"the generator calls a weight {clash[0]!r}, a name of the exported graph; give it another name")
+        raise InputError(
+            f"the generator calls a weight {clash[0]!r}, a name of the exported graph; give it another name"
+        )
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]
         node.ClearField("doc_string")
@@ -138,7 +162,9 @@ def _distinct_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     real: dict[str, Tensor] = {}
     seen: set[tuple[Any, ...]] = set()
     random = torch.Generator().manual_seed(0)
-    state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    state = {
+        name: value for name, value in module.state_dict().items() if value.is_floating_point()
+    }
     for name, value in state.items():
         content = (tuple(value.shape), value.numpy().tobytes())
         if content in seen or (value == value.flatten()[0]).all():
@@ -158,7 +184,11 @@ def _fill(model: "onnx.ModelProto", values: Mapping[str, Tensor]) -> None:
 
     for tensor in model.graph.initializer:
         if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name].numpy()), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    np.ascontiguousarray(values[tensor.name].numpy()), tensor.name
+                )
+            )
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
 
 _PANELS = {
-    "critic/loss": "critic loss", "generator/loss": "generator loss", "critic/wasserstein": "Wasserstein estimate",
-    "critic/gradient_norm": "gradient norm", "images_per_second": "images/s",
-}  # fmt: skip
+    "critic/loss": "critic loss",
+    "generator/loss": "generator loss",
+    "critic/wasserstein": "Wasserstein estimate",
+    "critic/gradient_norm": "gradient norm",
+    "images_per_second": "images/s",
+}
 
 
 def draw_curves(folders: Sequence[str], out: str) -> Path:
@@ -28,13 +31,24 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
     from matplotlib.figure import Figure
 
     logged = {key for points in logs.values() for key in points}
-    panels = {k: v for k, v in _PANELS.items() if k in logged} | {k: k for k in sorted(logged - set(_PANELS))}
-    figure = Figure(figsize=(5 * min(3, len(panels)), 3.2 * -(-len(panels) // 3)), layout="constrained")
+    panels = {k: v for k, v in _PANELS.items() if k in logged} | {
+        k: k for k in sorted(logged - set(_PANELS))
+    }
+    figure = Figure(
+        figsize=(5 * min(3, len(panels)), 3.2 * -(-len(panels) // 3)), layout="constrained"
+    )
     for number, (key, title) in enumerate(panels.items()):
-        axes = figure.add_subplot(-(-len(panels) // 3), min(3, len(panels)), number + 1, title=title, xlabel="kimg")
+        axes = figure.add_subplot(
+            -(-len(panels) // 3), min(3, len(panels)), number + 1, title=title, xlabel="kimg"
+        )
         for colour, points in enumerate(logs.values()):
             found = points.get(key, [])  # one point makes no line
-            axes.plot(*zip(*found, strict=True), color=f"C{colour}", linewidth=1, marker="o" if len(found) == 1 else None)
+            axes.plot(
+                *zip(*found, strict=True),
+                color=f"C{colour}",
+                linewidth=1,
+                marker="o" if len(found) == 1 else None,
+            )
         if number == 0:
             _name_runs(axes, shortened(list(logs)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +64,9 @@ def _logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not records:
-        raise InputError(f"{folder} has logged nothing yet: train it further with `ganfast train --out {folder}`")
+        raise InputError(
+            f"{folder} has logged nothing yet: train it further with `ganfast train --out {folder}`"
+        )
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         if isinstance(record, dict) and _is_number(record.get("images")):
@@ -58,7 +74,9 @@ def _logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
                 if (key in _PANELS or key.startswith("score/")) and _is_number(value):
                     points.setdefault(key, []).append((record["images"] / 1000, value))
     if not points:
-        raise InputError(f"{path} has none of the quantities that are drawn: {', '.join(_PANELS)}, score/...")
+        raise InputError(
+            f"{path} has none of the quantities that are drawn: {', '.join(_PANELS)}, score/..."
+        )
     return points
 
 

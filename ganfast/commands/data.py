@@ -24,12 +24,29 @@ def data(args: list[str]) -> None:
         raise InputError(f"unknown command data {verb!r}{meant(verb, verbs)}")
     parser = parser_for(f"ganfast data {verb}", "See ganfast data --help for examples")
     parser.add_argument("data", help="name or path")
-    parser.add_argument("--data-root", default=None, help="where names are looked up first; default $GANFAST_DATA, then the cache")
+    parser.add_argument(
+        "--data-root",
+        default=None,
+        help="where names are looked up first; default $GANFAST_DATA, then the cache",
+    )
     if verb != "fetch":
-        parser.add_argument("--size", type=int, default=0, help="side in pixels; 0 = the data's own")
-        parser.add_argument("--channels", type=int, default=0, help="1 grey, 3 colour, 0 the data's own")
-        parser.add_argument("--attributes", nargs="*", default=[], help="celeba: attributes whose combinations are the classes")
-        parser.add_argument("--skip-corrupt", action="store_true", help="leave out pictures that cannot be read, and count them")
+        parser.add_argument(
+            "--size", type=int, default=0, help="side in pixels; 0 = the data's own"
+        )
+        parser.add_argument(
+            "--channels", type=int, default=0, help="1 grey, 3 colour, 0 the data's own"
+        )
+        parser.add_argument(
+            "--attributes",
+            nargs="*",
+            default=[],
+            help="celeba: attributes whose combinations are the classes",
+        )
+        parser.add_argument(
+            "--skip-corrupt",
+            action="store_true",
+            help="leave out pictures that cannot be read, and count them",
+        )
         parser.add_argument("--split", default="train", help="train, test, val or all")
     if verb == "preview":
         parser.add_argument("--out", default="preview.png", help="PNG to write")
@@ -50,9 +67,15 @@ def data(args: list[str]) -> None:
         return
     with progress_bar() as progress:
         pack = open_data(
-            given.data, size=given.size, channels=given.channels, attributes=given.attributes, split=given.split,
-            root=given.data_root, progress=progress, skip_corrupt=given.skip_corrupt,
-        )  # fmt: skip
+            given.data,
+            size=given.size,
+            channels=given.channels,
+            attributes=given.attributes,
+            split=given.split,
+            root=given.data_root,
+            progress=progress,
+            skip_corrupt=given.skip_corrupt,
+        )
     if verb == "preview":
         from ganfast.data.pack import pack_preview
         from ganfast.images import comfortable_scale, grid, save_png
@@ -72,5 +95,9 @@ def data(args: list[str]) -> None:
 
         counts = np.bincount(np.asarray(pack.labels), minlength=len(info.classes))
         print(
-            "classes: " + ", ".join(f"{i} = {name} ({n:,})" for i, (name, n) in enumerate(zip(info.classes, counts, strict=True)))
+            "classes: "
+            + ", ".join(
+                f"{i} = {name} ({n:,})"
+                for i, (name, n) in enumerate(zip(info.classes, counts, strict=True))
+            )
         )

@@ -46,10 +46,14 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
     with FlopCount() as forward, torch.no_grad():
         state.critic(*((real, labels) if getattr(state.critic, "takes_labels", False) else (real,)))
 
-    def gradients(critic: torch.nn.Module, engine: str, dtype: torch.dtype) -> tuple[list[Tensor], FlopCount, PeakBytes]:
+    def gradients(
+        critic: torch.nn.Module, engine: str, dtype: torch.dtype
+    ) -> tuple[list[Tensor], FlopCount, PeakBytes]:
         critic = copy.deepcopy(critic).to(dtype)
         autocast = plan.autocast if dtype is torch.float32 else None
-        step = make_critic_step(critic, c.loss, c.penalty, autocast, engine, compile=False, check=False)  # type: ignore[arg-type]
+        step = make_critic_step(
+            critic, c.loss, c.penalty, autocast, engine, compile=False, check=False
+        )  # type: ignore[arg-type]
         torch.manual_seed(c.seed)  # dropout
         with FlopCount() as flops, PeakBytes() as peak:
             step(real.to(dtype), fake.to(dtype), labels, eps=eps.to(dtype), noise=noise.to(dtype))
@@ -71,7 +75,9 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
 def engines_report(plan: Plan) -> str:
     """For a person."""
     c = plan.config
-    choice = make_critic_step(plan.state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile).choice
+    choice = make_critic_step(
+        plan.state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile
+    ).choice
     costs, forward = engine_costs(plan)
     lines = [f"{plan.describe()}", f"critic step: {choice}", ""]
     try:
@@ -79,14 +85,19 @@ def engines_report(plan: Plan) -> str:
     except CannotWalk as error:
         lines.append(f"no layer is walked: {error}")
     penalty = f"penalty {c.penalty.kind}" if c.penalty.active else "no penalty"
-    lines += ["", f"{f'one step, {penalty}, batch {c.batch}':36}{'GFLOP':>10}{'in F':>8}{'peak MB':>10}{'error':>10}"]
+    lines += [
+        "",
+        f"{f'one step, {penalty}, batch {c.batch}':36}{'GFLOP':>10}{'in F':>8}{'peak MB':>10}{'error':>10}",
+    ]
     for engine, cost in costs.items():
         if isinstance(cost, str):
             lines.append(f"{engine:14}{cost}")
         else:
             row = f"{cost.flops / 1e9:10.3f}{cost.flops / forward:8.2f}{cost.peak_bytes / 1e6:10.1f}{cost.error:10.1e}"
             lines.append(f"{engine:36}{row}")
-    lines.append("F: the critic's forward pass over the batch; error: of the whole gradient, relative to the reference in float64")
+    lines.append(
+        "F: the critic's forward pass over the batch; error: of the whole gradient, relative to the reference in float64"
+    )
     return "\n".join(lines)
 
 
@@ -95,7 +106,10 @@ def _layers(plan: Plan, found: Walk) -> list[str]:
     pictures, labels = plan.data.batch(0, 2)
     with torch.no_grad(), held_power_iteration(plan.state.critic):
         weights = EffectiveWeights(plan.state.critic).values
-        values, lines = {0: pictures}, [f"{'layer':24}{'what':14}{'walked':12}{'MFLOP a picture':>16}"]
+        values, lines = (
+            {0: pictures},
+            [f"{'layer':24}{'what':14}{'walked':12}{'MFLOP a picture':>16}"],
+        )
         for step in found.steps:
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and labels is not None:
@@ -104,5 +118,7 @@ def _layers(plan: Plan, found: Walk) -> list[str]:
                 x.append(step.layer.draw(x[0]))
             with FlopCount() as count:
                 values[step.output], _ = step.layer.forward(weights, *x)
-            lines.append(f"{step.name:24}{type(step.layer).__name__:14}{'yes':12}{count.total / 2 / 1e6:16.3f}")
+            lines.append(
+                f"{step.name:24}{type(step.layer).__name__:14}{'yes':12}{count.total / 2 / 1e6:16.3f}"
+            )
     return lines + [f"{name:38}no, nor what follows from it" for name in found.refused]

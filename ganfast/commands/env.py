@@ -6,7 +6,9 @@ from ganfast.commands.parsing import parser_for
 
 
 def env(args: list[str]) -> None:
-    parser = parser_for("ganfast env", "Versions and devices: what a bug report or a benchmark record needs")
+    parser = parser_for(
+        "ganfast env", "Versions and devices: what a bug report or a benchmark record needs"
+    )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     given = parser.parse_args(args)
     from ganfast.environment import environment

@@ -34,7 +34,14 @@ def overlaid(base: T, args: list[str], prog: str, description: str) -> T:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(type(base), prog=prog, args=args, description=description, use_underscores=False, default=base)
+            return tyro.cli(
+                type(base),
+                prog=prog,
+                args=args,
+                description=description,
+                use_underscores=False,
+                default=base,
+            )
     except SystemExit as leave:
         if leave.code:
             raise InputError(_one_sentence(said.getvalue(), prog)) from None
@@ -48,10 +55,20 @@ def _one_sentence(box: str, prog: str) -> str:
     body = list(dropwhile(_is_rule, rows))
     text = " ".join(takewhile(lambda row: not _is_rule(row), body)).rstrip(".")
     text = re.sub(r"^Error parsing \w+: ", "", text)
-    text = re.sub(r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$", r"\1 is \2; expected a whole number", text)
-    text = re.sub(r"^Error parsing (\S+): could not convert string to float: (.*)$", r"\1 is \2; expected a number", text)
+    text = re.sub(
+        r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$",
+        r"\1 is \2; expected a whole number",
+        text,
+    )
+    text = re.sub(
+        r"^Error parsing (\S+): could not convert string to float: (.*)$",
+        r"\1 is \2; expected a number",
+        text,
+    )
     text = re.sub(r"^Missing value for argument '(\S+)'.*$", r"\1 needs a value", text)
-    proposals = re.findall(r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w.-]+)", " ".join(rows))
+    proposals = re.findall(
+        r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w.-]+)", " ".join(rows)
+    )
     hint = f"; did you mean {', '.join(proposals)}?" if proposals else ""
     return f"{text}{hint} (see {prog} --help)"
 

@@ -15,6 +15,8 @@ def presets(args: list[str]) -> None:
         given = parser.parse_args(args[1:])
         print(to_yaml(preset_config(given.preset, given.data)), end="")
         return
-    parser_for("ganfast presets", "List the presets; `ganfast presets show NAME` prints one as YAML").parse_args(args)
+    parser_for(
+        "ganfast presets", "List the presets; `ganfast presets show NAME` prints one as YAML"
+    ).parse_args(args)
     for preset in PRESETS.values():
         print(f"{preset.name:9}{preset.line:55}{preset.paper}")

@@ -20,8 +20,13 @@ def run(args: list[str]) -> None:
         print(HELP, end="")
         return
     if args[0] != "check":
-        raise InputError(f"unknown command run {args[0]!r}{meant(args[0], ['check'])}; see ganfast run --help")
-    parser = parser_for("ganfast run check", "Verify a run directory and say what can be resumed; see ganfast run --help")
+        raise InputError(
+            f"unknown command run {args[0]!r}{meant(args[0], ['check'])}; see ganfast run --help"
+        )
+    parser = parser_for(
+        "ganfast run check",
+        "Verify a run directory and say what can be resumed; see ganfast run --help",
+    )
     parser.add_argument("run", help="run directory")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     given = parser.parse_args(args[1:])

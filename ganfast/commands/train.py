@@ -10,11 +10,15 @@ from ganfast.errors import InputError
 
 
 def train(args: list[str]) -> None:
-    config, found = configured(args, "train", "Train", _FLAGS, _SWITCHES, ("--checkpoint", "--fork"))
+    config, found = configured(
+        args, "train", "Train", _FLAGS, _SWITCHES, ("--checkpoint", "--fork")
+    )
     parent = ""
     for flag, value in (("--fork", found.fork), ("--checkpoint", found.checkpoint)):
         if value == "":
-            raise InputError(f"{flag} is empty; expected a new directory for --fork, images shown or best for --checkpoint")
+            raise InputError(
+                f"{flag} is empty; expected a new directory for --fork, images shown or best for --checkpoint"
+            )
     if found.fork:
         parent, config = str(run_folder(config)), replace(config, out=found.fork)
     if found.dry_run:
@@ -31,7 +35,9 @@ def train(args: list[str]) -> None:
 
 
 def engines(args: list[str]) -> None:
-    config, _ = configured(args, "engines", "How the critic's gradients are computed in", "Nothing is trained.")
+    config, _ = configured(
+        args, "engines", "How the critic's gradients are computed in", "Nothing is trained."
+    )
     from ganfast.commands.engine_report import engines_report
     from ganfast.training.plan import make_plan
 
@@ -47,7 +53,12 @@ _FLAGS = (
 
 
 def configured(
-    args: list[str], command: str, verb: str, closing: str, switches: tuple[str, ...] = (), valued: tuple[str, ...] = ()
+    args: list[str],
+    command: str,
+    verb: str,
+    closing: str,
+    switches: tuple[str, ...] = (),
+    valued: tuple[str, ...] = (),
 ) -> tuple[Any, Any]:
     """The config that preset, file and flags make, and the command's own switches and options, which belong to no config."""
     from ganfast.config import Config
@@ -64,7 +75,9 @@ def configured(
         raise InputError(f"two presets, {preset} and --preset {found.preset}: give one")
     preset = preset or found.preset
     out = found.out
-    if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():  # ganfast train runs/digits
+    if (
+        preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists()
+    ):  # ganfast train runs/digits
         preset, out = None, preset
     rest = _without(args, ("--preset", "--config", *valued), switches)
     base = _base_config(preset, found.config, found.data, out)

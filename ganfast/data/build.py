@@ -24,7 +24,13 @@ BATCH = 64  # pictures per task of the thread pool: enough to drown its overhead
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
-def build(final: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool = False) -> None:
+def build(
+    final: Path,
+    info: PackInfo,
+    selection: Selection,
+    progress: Progress,
+    skip_corrupt: bool = False,
+) -> None:
     """Read the selection into a pack at `final`, or leave the valid one that another process put there meanwhile.
 
     One process at a time works on a pack; the next one says who does, waits, and finds the pack done.
@@ -43,7 +49,11 @@ def build(final: Path, info: PackInfo, selection: Selection, progress: Progress,
                 _sweep(final.parent)
                 _build(final, info, selection, progress, skip_corrupt)
     except OSError as error:
-        raise cannot_write(f"the pack {final}", error, "free some space, or choose another folder with $GANFAST_CACHE") from error
+        raise cannot_write(
+            f"the pack {final}",
+            error,
+            "free some space, or choose another folder with $GANFAST_CACHE",
+        ) from error
 
 
 def _is_whole(pack: Path) -> bool:
@@ -54,7 +64,9 @@ def _is_whole(pack: Path) -> bool:
     return True
 
 
-def _build(final: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool) -> None:
+def _build(
+    final: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool
+) -> None:
     partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final.parent))
     try:
         partial.chmod(0o755)  # the cache may be shared; mkdtemp keeps others out
@@ -64,8 +76,16 @@ def _build(final: Path, info: PackInfo, selection: Selection, progress: Progress
             info = _left_out(partial / IMAGES, info, kept, skipped)
         if selection.labels is not None:
             np.save(partial / LABELS, selection.labels[kept])
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(partial.iterdir())}
-        manifest = {"schema": SCHEMA, "created_by": f"ganfast {__version__}", "info": asdict(info), "files": files}
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in sorted(partial.iterdir())
+        }
+        manifest = {
+            "schema": SCHEMA,
+            "created_by": f"ganfast {__version__}",
+            "info": asdict(info),
+            "files": files,
+        }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (*partial.iterdir(), partial):
             disk.sync(path)
@@ -78,8 +98,14 @@ def _left_out(path: Path, info: PackInfo, kept: np.ndarray, skipped: dict[int, s
     """Close the gaps that corrupt pictures left in the array, and say which they were."""
     said = [skipped[position] for position in sorted(skipped)]
     if not len(kept):
-        raise InputError(f"none of the {info.count:,} pictures can be read, the first because {said[0]}")
-    logger.warning("%s left out, as they cannot be read: %s", counted(len(said), "picture"), "; ".join(said[:3]))
+        raise InputError(
+            f"none of the {info.count:,} pictures can be read, the first because {said[0]}"
+        )
+    logger.warning(
+        "%s left out, as they cannot be read: %s",
+        counted(len(said), "picture"),
+        "; ".join(said[:3]),
+    )
     images, gapless = np.load(path, mmap_mode="r"), path.with_suffix(".gapless")
     target = _reserved(gapless, (len(kept), *images.shape[1:]))
     for start in range(0, len(kept), BATCH):
@@ -89,7 +115,9 @@ def _left_out(path: Path, info: PackInfo, kept: np.ndarray, skipped: dict[int, s
     return replace(info, count=len(kept), skipped=tuple(said))
 
 
-def _write_images(path: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool) -> dict[int, str]:
+def _write_images(
+    path: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool
+) -> dict[int, str]:
     """Fill the array; returns positions that could not be, and why: none unless they may be skipped."""
     skipped: dict[int, str] = {}
     shape = (info.count, info.channels, info.size, info.size)
@@ -130,7 +158,10 @@ def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot say
+                if error.errno not in (
+                    errno.EINVAL,
+                    errno.EOPNOTSUPP,
+                ):  # file systems that cannot say
                     raise
     return images
 

@@ -31,13 +31,19 @@ MOST_ATTRIBUTES = 8  # make 256 classes; 40 would make 10**12
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / f"{name}{kind}" for kind in ("", ".gz", ".zip")) if p.is_file()), None)
+    return next(
+        (p for p in (folder / f"{name}{kind}" for kind in ("", ".gz", ".zip")) if p.is_file()), None
+    )
 
 
 def find_pictures(path: Path) -> Path | None:
     """The zip or folder of pictures of a CelebA set in `path`, if there is one."""
     if path.name == FOLDER_NAME and not (path / FOLDER_NAME).is_dir():
-        return path if find_table(path.parent, ATTRIBUTES) or find_table(path.parent, PARTITION) else None
+        return (
+            path
+            if find_table(path.parent, ATTRIBUTES) or find_table(path.parent, PARTITION)
+            else None
+        )
     if (path / ZIP_NAME).is_file():
         return path / ZIP_NAME
     return path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else None
@@ -73,22 +79,32 @@ class CelebA(Source):
         bases = {name: name.rpartition("/")[2] for name in self._files.names}
         if len(set(bases.values())) < len(bases):
             base, _ = Counter(bases.values()).most_common(1)[0]
-            raise InputError(f"{self.path} holds more than one {base}: CelebA's file names are unique")
+            raise InputError(
+                f"{self.path} holds more than one {base}: CelebA's file names are unique"
+            )
         return {base: name for name, base in sorted(bases.items(), key=lambda item: item[1])}
 
     def _table(self, name: str, needed_for: str) -> Path:
         if path := find_table(self.path.parent, name):
             return path
         way_out = "; split 'all' does without" if name == PARTITION else ""
-        raise InputError(f"{self.path.parent} has no {name} (or .gz, .zip), which {needed_for} needs{way_out}")
+        raise InputError(
+            f"{self.path.parent} has no {name} (or .gz, .zip), which {needed_for} needs{way_out}"
+        )
 
     def natural(self, split: str) -> tuple[int, int]:
         return 3, 64
 
     def _describe(self, split: str) -> str:
-        pictures = counted(len(self._chosen(split)), "picture" if split == "all" else f"{split} picture")
+        pictures = counted(
+            len(self._chosen(split)), "picture" if split == "all" else f"{split} picture"
+        )
         table = find_table(self.path.parent, ATTRIBUTES)
-        known = f"{len(_attribute_names(table))} attributes to make classes of" if table else "no attribute table"
+        known = (
+            f"{len(_attribute_names(table))} attributes to make classes of"
+            if table
+            else "no attribute table"
+        )
         return f"CelebA in {self.path.parent} ({pictures} from {self.path.name}, {known})"
 
     def identity(self, wanted: Wanted) -> str:
@@ -108,12 +124,16 @@ class CelebA(Source):
         for number, line in enumerate(read_table(table).splitlines(), start=1):
             fields = line.split()
             if len(fields) != 2 or fields[1] not in PART:
-                raise InputError(f"{table}, line {number} is {line[:60]!r}: a file name and 0, 1 or 2 was expected")
+                raise InputError(
+                    f"{table}, line {number} is {line[:60]!r}: a file name and 0, 1 or 2 was expected"
+                )
             part_of[fields[0]] = PART[fields[1]]
         _refuse_missing(self._pictures, part_of, table)
         chosen = [picture for picture in self._pictures if part_of[picture] == split]
         if not chosen:
-            raise InputError(f"no pictures found for split {split!r} in {self.path}, by {table.name}: try split 'all'")
+            raise InputError(
+                f"no pictures found for split {split!r} in {self.path}, by {table.name}: try split 'all'"
+            )
         return chosen
 
     def select(self, wanted: Wanted) -> Selection:
@@ -142,21 +162,30 @@ class CelebA(Source):
         names = _attribute_names(table)
         for attribute in attributes:
             if attribute not in names:
-                near = did_you_mean(attribute, names) or f": {table.name} has {', '.join(names[:8])}, ..."
+                near = (
+                    did_you_mean(attribute, names)
+                    or f": {table.name} has {', '.join(names[:8])}, ..."
+                )
                 raise InputError(f"unknown attribute {attribute!r}{near}")
         columns = [1 + names.index(attribute) for attribute in attributes]
 
         lines = read_table(table).splitlines()
         if len(lines) - 2 != int(lines[0]):
-            raise InputError(f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: download it again")
+            raise InputError(
+                f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: download it again"
+            )
         label_of = {}
         for number, line in enumerate(lines[2:], start=3):
             fields = line.split()
             values = [fields[column] for column in columns] if len(fields) == 1 + len(names) else []
             if not values or not {"1", "-1"}.issuperset(values):
                 expected = f"a file name and {len(names)} times 1 or -1"
-                raise InputError(f"{table}, line {number} is {line[:60]!r}...: {expected} was expected")
-            label_of[fields[0]] = int("".join("1" if value == "1" else "0" for value in values), base=2)
+                raise InputError(
+                    f"{table}, line {number} is {line[:60]!r}...: {expected} was expected"
+                )
+            label_of[fields[0]] = int(
+                "".join("1" if value == "1" else "0" for value in values), base=2
+            )
         _refuse_missing(chosen, label_of, table)
         return np.array([label_of[picture] for picture in chosen], dtype=np.int64)
 
@@ -165,15 +194,25 @@ def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
     """("Male", "Smiling") -> ("not Male, not Smiling", "not Male, Smiling", "Male, not Smiling", "Male, Smiling")."""
     if len(set(attributes)) < len(attributes) or len(attributes) > MOST_ATTRIBUTES:
         given = ", ".join(attributes)
-        raise InputError(f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes")
-    return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes))) if attributes else ()
+        raise InputError(
+            f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes"
+        )
+    return (
+        tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes)))
+        if attributes
+        else ()
+    )
 
 
 def _attribute_names(table: Path) -> list[str]:
     lines = read_table(table, limit=1 << 16).splitlines()
     names = lines[1].split() if len(lines) > 1 else []
-    if not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100:  # Python reads no number of thousands of digits
-        raise InputError(f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected")
+    if (
+        not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100
+    ):  # Python reads no number of thousands of digits
+        raise InputError(
+            f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected"
+        )
     return names
 
 

@@ -20,13 +20,17 @@ class Digits(Source):
         return "scikit-learn's handwritten digits (1,797 pictures 8x8 grey, 10 classes)"
 
     def identity(self, wanted: Wanted) -> str:
-        return hashlib.sha256(b"sklearn.datasets.load_digits").hexdigest()  # the set has never changed
+        return hashlib.sha256(
+            b"sklearn.datasets.load_digits"
+        ).hexdigest()  # the set has never changed
 
     def select(self, wanted: Wanted) -> Selection:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        pictures = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # 0..16 -> 0..255
+        pictures = np.rint(digits.images * (255 / 16)).astype(np.uint8)[
+            ..., None
+        ]  # 0..16 -> 0..255
 
         return Selection(
             count=len(pictures),
@@ -34,5 +38,7 @@ class Digits(Source):
             labels=digits.target.astype(np.int64),
             classes=tuple("0123456789"),
             preparation=f"8x8, grey 0..16 scaled to 0..255; {wanted.size}x{wanted.size} by bicubic (up)",
-            read=lambda start, stop: prepare_array(pictures[start:stop], wanted.size, wanted.channels),
+            read=lambda start, stop: prepare_array(
+                pictures[start:stop], wanted.size, wanted.channels
+            ),
         )

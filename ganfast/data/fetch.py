@@ -12,7 +12,10 @@ from ganfast.data.files import what_is
 from ganfast.data.source import cache_dir, did_you_mean
 from ganfast.errors import InputError, RunError
 
-MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
 MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -53,26 +56,36 @@ def fetch(
             f"and put them into {folder}"
         )
     if name != "mnist":
-        raise InputError(f"{name!r} cannot be downloaded{did_you_mean(name, ['mnist'])}: only mnist can")
+        raise InputError(
+            f"{name!r} cannot be downloaded{did_you_mean(name, ['mnist'])}: only mnist can"
+        )
     order = list(MIRRORS if mirrors is None else mirrors)
     for file in MD5:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             present = folder / file
-            if not (present.is_file() and hashlib.md5(present.read_bytes()).hexdigest() == MD5[file]):
+            if not (
+                present.is_file() and hashlib.md5(present.read_bytes()).hexdigest() == MD5[file]
+            ):
                 _fetch_file(file, folder, order, progress or (lambda what, done, total: None))
         except OSError as error:
             raise RunError(f"{folder} cannot be written: {error}") from error
     return folder
 
 
-def _fetch_file(file: str, folder: Path, mirrors: list[str], progress: Callable[[str, int, int], None]) -> None:
+def _fetch_file(
+    file: str, folder: Path, mirrors: list[str], progress: Callable[[str, int, int], None]
+) -> None:
     """Try the mirrors in order. The one that works moves to the front, so that a dead one is waited for once."""
     reasons = []
     for mirror in list(mirrors):
         try:
             data = _download(mirror.rstrip("/") + "/" + file, file, progress)
-        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL, or not this file
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+        ) as error:  # ValueError: not a URL, or not this file
             reasons.append(f"{mirror} {error}")
             continue
         mirrors.remove(mirror)
@@ -80,7 +93,9 @@ def _fetch_file(file: str, folder: Path, mirrors: list[str], progress: Callable[
         _write(folder / file, data)
         return
     tried = "; ".join(reasons) or "there is no mirror to ask"
-    raise RunError(f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself")
+    raise RunError(
+        f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself"
+    )
 
 
 def _download(url: str, file: str, progress: Callable[[str, int, int], None]) -> bytes:
@@ -97,7 +112,9 @@ def _download(url: str, file: str, progress: Callable[[str, int, int], None]) ->
     if len(data) < total:
         raise ValueError(f"broke off after {len(data):,} of {total:,} bytes")
     if (found := hashlib.md5(data).hexdigest()) != MD5[file]:
-        raise ValueError(f"served {what_is(bytes(data[:64]))}, {len(data):,} bytes, md5 {found} instead of {MD5[file]}")
+        raise ValueError(
+            f"served {what_is(bytes(data[:64]))}, {len(data):,} bytes, md5 {found} instead of {MD5[file]}"
+        )
     return bytes(data)
 
 

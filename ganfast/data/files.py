@@ -22,16 +22,31 @@ try:
 except ImportError:  # a Python built without it, whose zipfile then refuses such entries by itself
     LZMAError = OSError  # type: ignore[misc,assignment]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
-UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, LZMAError)  # by zipfile and gzip
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    LZMAError,
+)  # by zipfile and gzip
 
 
 def what_is(head: bytes) -> str:
     """What the first bytes of a file say it is, for an error message."""
     if not head:
         return "an empty file"
-    kinds = {b"\x1f\x8b": "a gzip file", b"PK": "a zip archive", b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG"}
+    kinds = {
+        b"\x1f\x8b": "a gzip file",
+        b"PK": "a zip archive",
+        b"\xff\xd8\xff": "a JPEG",
+        b"\x89PNG": "a PNG",
+    }
     is_page = head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
     found = "a saved web page (HTML)" if is_page else "a file of unknown kind"
     found = next((kind for magic, kind in kinds.items() if head.startswith(magic)), found)
@@ -85,13 +100,17 @@ class PictureFiles:
         try:
             return zipfile.ZipFile(self.path)  # reading from several threads is safe: it locks
         except (*UNREADABLE, ValueError) as error:
-            raise InputError(f"{self.path} is not a readable zip ({error}): it is {first_bytes(self.path)}") from error
+            raise InputError(
+                f"{self.path} is not a readable zip ({error}): it is {first_bytes(self.path)}"
+            ) from error
 
     @cached_property
     def _entries(self) -> dict[str, tuple[int, int]]:
         """Name -> size and what else changes with the picture: its CRC in a zip, its time in a folder."""
         try:
-            return dict(sorted(self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset())))
+            return dict(
+                sorted(self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset()))
+            )
         except OSError as error:  # a link that leads nowhere, a folder that may not be read
             raise InputError(f"not all of {self.path} can be read: {error}") from error
 
@@ -100,7 +119,9 @@ class PictureFiles:
             # Nothing is ever unpacked to disk; still, such a name comes from a broken or hostile tool.
             name = entry.filename.replace("\\", "/")
             if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
-                raise InputError(f"{self.path} has the entry {entry.filename!r}: it points outside the zip, refused")
+                raise InputError(
+                    f"{self.path} has the entry {entry.filename!r}: it points outside the zip, refused"
+                )
             if not name.endswith("/") and is_picture(entry.filename):
                 yield entry.filename, (entry.file_size, entry.CRC)
 
@@ -109,7 +130,9 @@ class PictureFiles:
         """Relative names with forward slashes, sorted. Raises InputError when there is none."""
         if not self._entries:
             kinds = " ".join(sorted(SUFFIXES))
-            raise InputError(f"no pictures found in {self.path}: looked for {kinds}, sub-folders included")
+            raise InputError(
+                f"no pictures found in {self.path}: looked for {kinds}, sub-folders included"
+            )
         return list(self._entries)
 
     @property
@@ -121,14 +144,18 @@ class PictureFiles:
         """The bytes of one picture file. Raises InputError naming it."""
         size, _ = self._entries[name]
         if size > LARGEST:
-            raise InputError(f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}")
+            raise InputError(
+                f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}"
+            )
         try:
             return self._zip.read(name) if self._is_zip else (self.path / name).read_bytes()
         except (*UNREADABLE, ValueError) as error:
             raise InputError(f"{name} in {self.path} cannot be read: {error}") from error
 
 
-def _in_folder(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _in_folder(
+    folder: Path, prefix: str, above: frozenset[str]
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """Linked folders are followed, up to where a link leads back to a folder it came from."""
     here = os.path.realpath(folder)
     if here in above:
@@ -140,7 +167,9 @@ def _in_folder(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tup
             elif is_picture(entry.name):
                 info = entry.stat()
                 if not stat.S_ISREG(info.st_mode):
-                    raise InputError(f"{entry.path} is no regular file, as a picture is; move it elsewhere")  # a pipe would wait
+                    raise InputError(
+                        f"{entry.path} is no regular file, as a picture is; move it elsewhere"
+                    )  # a pipe would wait
                 yield prefix + entry.name, (info.st_size, info.st_mtime_ns)
 
 

@@ -33,7 +33,11 @@ class Folder(Source):
         names = self._files.names
         classes = sorted(set(class_folders(names)))
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        labelled = f", {counted(len(classes), 'class')} by sub-folder: {shown}" if classes else ", no classes"
+        labelled = (
+            f", {counted(len(classes), 'class')} by sub-folder: {shown}"
+            if classes
+            else ", no classes"
+        )
         what = "folder" if self.path.is_dir() else "zip"
         return f"{what} of pictures {self.path} ({counted(len(names), 'picture')}{labelled})"
 
@@ -45,7 +49,10 @@ class Folder(Source):
         channels = wanted.channels or (1 if all(map(self._is_grey, names)) else 3)
 
         def read(start: int, stop: int) -> np.ndarray:
-            images = (decode(self._files.read(name), f"{name} in {self.path}") for name in names[start:stop])
+            images = (
+                decode(self._files.read(name), f"{name} in {self.path}")
+                for name in names[start:stop]
+            )
             return np.stack([prepare(image, wanted.size, channels) for image in images])
 
         folders = class_folders(names)
@@ -55,7 +62,9 @@ class Folder(Source):
             channels=channels,
             labels=labels.astype(np.int64) if folders else None,
             classes=tuple(map(str, classes)),
-            preparation=preparation("upright by EXIF, transparency on white", wanted.size, channels),
+            preparation=preparation(
+                "upright by EXIF, transparency on white", wanted.size, channels
+            ),
             read=read,
         )
 

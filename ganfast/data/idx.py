@@ -45,7 +45,11 @@ def _open(path: Path) -> tuple[BinaryIO, int]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return (cast(BinaryIO, gzip.open(path)), size * DEFLATE_LIMIT) if packed else (open(path, "rb"), size)
+    return (
+        (cast(BinaryIO, gzip.open(path)), size * DEFLATE_LIMIT)
+        if packed
+        else (open(path, "rb"), size)
+    )
 
 
 def _read_header(file: BinaryIO, most: int, path: Path, ndim: int) -> tuple[int, ...]:
@@ -59,13 +63,17 @@ def _read_header(file: BinaryIO, most: int, path: Path, ndim: int) -> tuple[int,
         raise InputError(f"{path} holds {found} values: only unsigned bytes are read; {expected}")
     if magic[3] != ndim:
         meaning = {1: ", which are labels", 3: ", which are pictures"}.get(magic[3], "")
-        raise InputError(f"{path} holds values in {counted(magic[3], 'dimension')}{meaning}: {expected}")
+        raise InputError(
+            f"{path} holds values in {counted(magic[3], 'dimension')}{meaning}: {expected}"
+        )
     dims = file.read(4 * ndim)
     if len(dims) < 4 * ndim:
         raise InputError(f"{path} is cut off within its header: {expected}")
     shape = struct.unpack(f">{ndim}I", dims)
     if math.prod(shape) > most:
-        raise InputError(f"{path} announces {_shown(shape)} values and can hold {most:,} at most: download it again")
+        raise InputError(
+            f"{path} announces {_shown(shape)} values and can hold {most:,} at most: download it again"
+        )
     return shape
 
 
@@ -82,10 +90,14 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             size = math.prod(shape)
             data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be unpacked ({error}): it is damaged or cut off, download it again") from error
+        raise InputError(
+            f"{path} cannot be unpacked ({error}): it is damaged or cut off, download it again"
+        ) from error
     if len(data) != size:
         found = "more" if len(data) > size else f"{len(data):,}"
-        raise InputError(f"{path} announces {_shown(shape)} values and holds {found}: download it again")
+        raise InputError(
+            f"{path} announces {_shown(shape)} values and holds {found}: download it again"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -110,7 +122,9 @@ class Idx(Source):
             return path
         wanted = STEM[what].format(PREFIX[split], "-")
         fetch = "; `ganfast data fetch mnist` downloads MNIST" if self.name == "mnist" else ""
-        raise InputError(f"{folder} has no {wanted} or {wanted}.gz, which split {split!r} needs{fetch}")
+        raise InputError(
+            f"{folder} has no {wanted} or {wanted}.gz, which split {split!r} needs{fetch}"
+        )
 
     def _shape(self, split: str) -> tuple[int, int, int]:
         """(N, H, W) of one of the two splits, from its header."""
@@ -122,13 +136,17 @@ class Idx(Source):
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path} cannot be unpacked ({error}): download it again") from error
         if not count or not height or height != width:
-            raise InputError(f"{path} announces {count} pictures of {height}x{width}: expected some, and square ones")
+            raise InputError(
+                f"{path} announces {count} pictures of {height}x{width}: expected some, and square ones"
+            )
         return count, height, width
 
     def _shapes(self, split: str) -> list[tuple[int, int, int]]:
         shapes = [self._shape(part) for part in _parts(split)]
         if len({shape[1:] for shape in shapes}) > 1:
-            raise InputError(f"the splits of {self.path} differ in picture size, {shapes}: choose train or test")
+            raise InputError(
+                f"the splits of {self.path} differ in picture size, {shapes}: choose train or test"
+            )
         return shapes
 
     def natural(self, split: str) -> tuple[int, int]:
@@ -137,12 +155,16 @@ class Idx(Source):
     def _describe(self, split: str) -> str:
         shapes = self._shapes(split)
         size = shapes[0][1]
-        pictures = counted(sum(shape[0] for shape in shapes), f"{' and '.join(_parts(split))} picture")
+        pictures = counted(
+            sum(shape[0] for shape in shapes), f"{' and '.join(_parts(split))} picture"
+        )
         classes = counted(len(class_names(self._labels(split), str(self.path))), "class")
         return f"MNIST-format IDX set in {self.path} ({pictures} {size}x{size} grey, {classes})"
 
     def identity(self, wanted: Wanted) -> str:
-        files = [file_identity(self._file(part, what)) for part in _parts(wanted.split) for what in STEM]
+        files = [
+            file_identity(self._file(part, what)) for part in _parts(wanted.split) for what in STEM
+        ]
         return hashlib.sha256(" ".join(files).encode()).hexdigest()
 
     def _labels(self, split: str) -> np.ndarray:
@@ -152,21 +174,27 @@ class Idx(Source):
             labels.append(read_idx(path, ndim=1))
             if len(labels[-1]) != count:
                 pictures = self._file(part, "images")
-                raise InputError(f"{path} has {len(labels[-1])} labels and {pictures} {count} pictures: not one set")
+                raise InputError(
+                    f"{path} has {len(labels[-1])} labels and {pictures} {count} pictures: not one set"
+                )
         return np.concatenate(labels).astype(np.int64)
 
     def select(self, wanted: Wanted) -> Selection:
         size = self._shapes(wanted.split)[0][1]
         unchanged = (wanted.size, wanted.channels) == (size, 1)
         labels = self._labels(wanted.split)
-        pictures = np.concatenate([read_idx(self._file(p, "images"), ndim=3) for p in _parts(wanted.split)])[..., None]
+        pictures = np.concatenate(
+            [read_idx(self._file(p, "images"), ndim=3) for p in _parts(wanted.split)]
+        )[..., None]
         return Selection(
             count=len(pictures),
             channels=wanted.channels,
             labels=labels,
             classes=class_names(labels, str(self.path)),
             preparation=preparation(f"{size}x{size} grey", wanted.size, wanted.channels, unchanged),
-            read=lambda start, stop: prepare_array(pictures[start:stop], wanted.size, wanted.channels),
+            read=lambda start, stop: prepare_array(
+                pictures[start:stop], wanted.size, wanted.channels
+            ),
         )
 
 

@@ -16,7 +16,9 @@ def places(root: str | Path | None = None, cache: str | Path | None = None) -> l
     return [*chosen, cache_dir(cache) / "data"]
 
 
-def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None) -> Source:
+def recognise(
+    name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None
+) -> Source:
     """The source that a name ("digits", "mnist", "stacked-mnist", "celeba", a folder in one of the `places`) or a path means.
 
     Raises:
@@ -34,9 +36,15 @@ def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: s
             return _recognise_name(text, places(root, cache))
         path = Path(text).expanduser()
         if not path.exists():
-            raise InputError(f"{path} does not exist: give a folder, a .zip, .npz or .npy file, or a name like digits")
+            raise InputError(
+                f"{path} does not exist: give a folder, a .zip, .npz or .npy file, or a name like digits"
+            )
         return recognise_path(path)
-    except (OSError, ValueError, RuntimeError) as error:  # unreadable, a null byte in the path, no such ~user
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # unreadable, a null byte in the path, no such ~user
         if isinstance(error, InputError):
             raise
         raise InputError(f"{text!r} cannot be opened as data: {error}") from error
@@ -44,16 +52,30 @@ def recognise(name_or_path: str | Path, root: str | Path | None = None, cache: s
 
 def _recognise_name(name: str, folders: list[Path]) -> Source:
     spellings = {"mnist": ("mnist", "MNIST"), "celeba": ("celeba", "CelebA")}.get(name, (name,))
-    kind = {"mnist": "idx", "celeba": "celeba"}.get(name)  # a folder "mnist" with something else in it is passed over
+    kind = {"mnist": "idx", "celeba": "celeba"}.get(
+        name
+    )  # a folder "mnist" with something else in it is passed over
     for path in [where / spelling for where in folders for spelling in spellings] + [Path(name)]:
         if path.exists():
             source = recognise_path(path)
             if kind in (None, source.kind):
                 return source
-    present = {p.name for where in folders if where.is_dir() for p in where.iterdir() if not p.name.startswith(".")}
+    present = {
+        p.name
+        for where in folders
+        if where.is_dir()
+        for p in where.iterdir()
+        if not p.name.startswith(".")
+    }
     looked = ", ".join(str(where / name) for where in folders)
-    fetch = "`ganfast data fetch mnist` downloads MNIST" if name == "mnist" else "`digits` needs no files"
-    near = did_you_mean(name, sorted({*present, "digits", "mnist", "stacked-mnist", "celeba"} - {name}))
+    fetch = (
+        "`ganfast data fetch mnist` downloads MNIST"
+        if name == "mnist"
+        else "`digits` needs no files"
+    )
+    near = did_you_mean(
+        name, sorted({*present, "digits", "mnist", "stacked-mnist", "celeba"} - {name})
+    )
     raise InputError(
         f"no data named {name!r}{near}: looked for {looked} and ./{name}; "
         f"give a path with --data PATH, or the folder that holds it with --data-root; {fetch}"
@@ -77,8 +99,12 @@ def recognise_path(path: Path) -> Source:
     if path.suffix.lower() in (".npy", ".npz"):
         return arrays.Arrays(path)
     if "ubyte" in path.name:
-        raise InputError(f"{path} is one file of an IDX set: give the folder it lies in, {path.parent}")
+        raise InputError(
+            f"{path} is one file of an IDX set: give the folder it lies in, {path.parent}"
+        )
     if path.suffix.lower() in files.SUFFIXES:
         raise InputError(f"{path} is a single picture: give a folder or a .zip of pictures")
     found = files.first_bytes(path)
-    raise InputError(f"{path} is {found}: expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy")
+    raise InputError(
+        f"{path} is {found}: expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy"
+    )

@@ -56,7 +56,8 @@ def load_pack(folder: Path) -> Pack:
             if (found := (folder / file).stat().st_size) != facts["bytes"]:
                 raise ValueError(f"{file} has {found:,} bytes instead of {facts['bytes']:,}")
         fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in manifest["info"].items()
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in manifest["info"].items()
         }
         info = PackInfo(**fields)
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
@@ -68,12 +69,16 @@ def load_pack(folder: Path) -> Pack:
         labels = np.load(folder / LABELS, allow_pickle=False) if info.classes else None
         if labels is not None:
             if labels.shape != (info.count,) or labels.dtype != np.int64:
-                raise ValueError(f"{LABELS} is {labels.dtype} {labels.shape} instead of int64 {(info.count,)}")
+                raise ValueError(
+                    f"{LABELS} is {labels.dtype} {labels.shape} instead of int64 {(info.count,)}"
+                )
             if labels.min() < 0 or labels.max() >= len(info.classes):
                 raise ValueError(f"{LABELS} names classes outside of 0 to {len(info.classes) - 1}")
             labels.setflags(write=False)
         return Pack(images, labels, info)
-    except Exception as error:  # missing keys, wrong types, NumPy's header parser: damage has no end of kinds
+    except (
+        Exception
+    ) as error:  # missing keys, wrong types, NumPy's header parser: damage has no end of kinds
         raise InputError(f"the pack {folder} is damaged: {error!r}") from error
 
 
@@ -82,7 +87,9 @@ def verify_pack(folder: str | Path) -> PackInfo:
     info = load_pack(Path(folder)).info
     for file, facts in json.loads((Path(folder) / MANIFEST).read_text())["files"].items():
         if sha256_of(Path(folder) / file) != facts["sha256"]:
-            raise InputError(f"the pack {folder} is damaged: the bytes of {file} changed; delete it to pack again")
+            raise InputError(
+                f"the pack {folder} is damaged: the bytes of {file} changed; delete it to pack again"
+            )
     return info
 
 

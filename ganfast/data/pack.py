@@ -63,8 +63,12 @@ def open_data(
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     key = _key(source, identity, wanted)
-    keys = [key, f"{key}-skip"] if skip_corrupt else [key]  # a pack of all pictures is what skipping none gives
-    for folder in (folder for each in keys for folder in packs.glob(f"{name}-*x*x*-{each}")):  # channels=0 is known after packing
+    keys = (
+        [key, f"{key}-skip"] if skip_corrupt else [key]
+    )  # a pack of all pictures is what skipping none gives
+    for folder in (
+        folder for each in keys for folder in packs.glob(f"{name}-*x*x*-{each}")
+    ):  # channels=0 is known after packing
         try:
             return whole.composed(_found(load_pack(folder), recognised))
         except InputError as error:
@@ -92,21 +96,33 @@ def open_data(
 
 def _found(pack: Pack, recognised: str) -> Pack:
     """A pack with what its source is called now, for that may have moved."""
-    left_out = f", {counted(len(pack.info.skipped), 'corrupt picture')} left out" if pack.info.skipped else ""
+    left_out = (
+        f", {counted(len(pack.info.skipped), 'corrupt picture')} left out"
+        if pack.info.skipped
+        else ""
+    )
     return replace(pack, info=replace(pack.info, recognised=recognised + left_out))
 
 
-def _wanted(source: Source, size: int, channels: int, attributes: Sequence[str], split: str) -> Wanted:
+def _wanted(
+    source: Source, size: int, channels: int, attributes: Sequence[str], split: str
+) -> Wanted:
     if channels not in (0, 1, 3):
-        raise InputError(f"channels is {channels}: expected 1 (grey), 3 (colour) or 0 (as the pictures are)")
+        raise InputError(
+            f"channels is {channels}: expected 1 (grey), 3 (colour) or 0 (as the pictures are)"
+        )
     chosen = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     if chosen and source.kind != "celeba":
-        raise InputError(f"attributes {', '.join(chosen)} were given, but {source.name} is not CelebA: leave them out")
+        raise InputError(
+            f"attributes {', '.join(chosen)} were given, but {source.name} is not CelebA: leave them out"
+        )
     split = source.check_split(split)
     own_channels, own_size = source.natural(split)
     if not SMALLEST <= (size or own_size) <= LARGEST:
         own = "" if size else ", the pictures' own"
-        raise InputError(f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own")
+        raise InputError(
+            f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
+        )
     return Wanted(size or own_size, channels or own_channels, chosen, split)
 
 
@@ -123,6 +139,8 @@ def pack_preview(pack: Pack, count: int = 64, seed: int = 0) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # by class, shuffled within
     _, first, of_class = np.unique(labels[order], return_index=True, return_inverse=True)
-    turn = np.arange(len(order)) - first[of_class]  # each class gives one picture per turn, until it has no more
+    turn = (
+        np.arange(len(order)) - first[of_class]
+    )  # each class gives one picture per turn, until it has no more
     chosen = order[np.sort(np.argsort(turn, kind="stable")[:count])]
     return np.stack([pack.images[i].transpose(1, 2, 0) for i in chosen])

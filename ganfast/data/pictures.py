@@ -11,7 +11,15 @@ from ganfast.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # Pillow hands others to programs that it finds, as EPS
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "WEBP",
+    "GIF",
+    "TIFF",
+    "PPM",
+)  # Pillow hands others to programs that it finds, as EPS
 VERSION = 1  # of the policy in this file; packs made under another one are not reused
 
 
@@ -28,8 +36,12 @@ def open_picture(data: bytes, name: str) -> "Image":
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = str(error)
     except Exception as error:  # Pillow's plug-ins raise whatever their parsing runs into
-        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"  # names an object in memory, no reason
-        raise InputError(f"{name} cannot be read as a picture{why}: it is {what_is(data[:64])}") from error
+        why = (
+            "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        )  # names an object in memory, no reason
+        raise InputError(
+            f"{name} cannot be read as a picture{why}: it is {what_is(data[:64])}"
+        ) from error
     raise InputError(f"{name} is refused as a decompression bomb: {reason}; shrink it")
 
 
@@ -49,7 +61,9 @@ def decode(data: bytes, name: str) -> "Image":
         if image.mode == "I" or image.mode.startswith("I;16"):
             return _from_16_bits(image, name)
         if image.mode == "F":
-            raise InputError(f"{name} holds floating-point pixels, which have no known range: save it with 8 bits")
+            raise InputError(
+                f"{name} holds floating-point pixels, which have no known range: save it with 8 bits"
+            )
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -62,7 +76,9 @@ def decode(data: bytes, name: str) -> "Image":
 
 def _in_mode(image: "Image", mode: str) -> "Image":
     image.load()  # convert() does so; a truncated file has to fail here too
-    return image if image.mode == mode else image.convert(mode)  # convert() copies even when there is nothing to do
+    return (
+        image if image.mode == mode else image.convert(mode)
+    )  # convert() copies even when there is nothing to do
 
 
 def _from_16_bits(image: "Image", name: str) -> "Image":
@@ -71,7 +87,9 @@ def _from_16_bits(image: "Image", name: str) -> "Image":
 
     values = np.asarray(image).astype(np.int64)
     if values.size and not 0 <= values.min() <= values.max() <= 65535:
-        raise InputError(f"{name} has grey values from {values.min()} to {values.max()}: 0 to 65535 was expected")
+        raise InputError(
+            f"{name} has grey values from {values.min()} to {values.max()}: 0 to 65535 was expected"
+        )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -111,7 +129,9 @@ def preparation(own: str, size: int, channels: int, unchanged: bool = False) -> 
     """The policy above in words; `own` says what the pictures are before it."""
     if unchanged:
         return f"{own}, as stored"
-    return f"{own}; centre square; {size}x{size} by Lanczos (down) or bicubic (up); {colour(channels)}"
+    return (
+        f"{own}; centre square; {size}x{size} by Lanczos (down) or bicubic (up); {colour(channels)}"
+    )
 
 
 def colour(channels: int) -> str:

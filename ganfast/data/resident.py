@@ -51,12 +51,20 @@ class ResidentData:
                 f"{pack.info.name} has no classes: --balanced and --imbalance need some (sub-folders, or --attributes)"
             )
 
-        kept = long_tail(labels, self.classes, imbalance, seed) if labels is not None and imbalance > 1 else None
+        kept = (
+            long_tail(labels, self.classes, imbalance, seed)
+            if labels is not None and imbalance > 1
+            else None
+        )
         stacked = pack.images if isinstance(pack.images, StackedImages) else None
         self.images = _on_device(stacked.digits if stacked else pack.images, device)
-        self.triples = torch.from_numpy(stacked.triples).to(device) if stacked else None  # of digits that make one picture
+        self.triples = (
+            torch.from_numpy(stacked.triples).to(device) if stacked else None
+        )  # of digits that make one picture
         self.labels = None if labels is None else labels.to(device)
-        self.kept = None if kept is None else kept.to(device)  # positions in the pack; None = all of them
+        self.kept = (
+            None if kept is None else kept.to(device)
+        )  # positions in the pack; None = all of them
         self.count = len(pack.images) if kept is None else len(kept)
         self.class_counts = None
         if labels is not None:
@@ -90,8 +98,14 @@ class ResidentData:
 
     def pictures(self, position: Tensor, mirrored: Tensor | None) -> Tensor:
         """Float32 (N, C, H, W) in [-1, 1], channels last."""
-        pictures = self._gather(position).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
-        return pictures if mirrored is None else torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        pictures = (
+            self._gather(position).float().div_(127.5).sub_(1).to(memory_format=torch.channels_last)
+        )
+        return (
+            pictures
+            if mirrored is None
+            else torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        )
 
     def labels_at(self, position: Tensor) -> Tensor | None:
         """Classes int64 (N,), or None for a set without."""
@@ -104,7 +118,9 @@ class ResidentData:
 
     def _shuffled(self, index: Tensor) -> Tensor:
         """Each epoch shows every picture once, in an order of its own."""
-        return permute(index % self.count, self.count, self.seed, Purpose.ORDER, index // self.count)
+        return permute(
+            index % self.count, self.count, self.seed, Purpose.ORDER, index // self.count
+        )
 
     def _balanced(self, index: Tensor) -> Tensor:
         """Every K pictures show each of K classes once; each class goes through its own pictures in epochs of its own."""
@@ -112,7 +128,9 @@ class ResidentData:
         round_ = index // classes
         chosen = self.present[permute(index % classes, classes, self.seed, Purpose.ORDER, round_)]
         size = self.counts[chosen]
-        epoch = round_ // size * self.classes + chosen  # a different shuffle for every class and epoch
+        epoch = (
+            round_ // size * self.classes + chosen
+        )  # a different shuffle for every class and epoch
         within = permute(round_ % size, size, self.seed, Purpose.BALANCED_ORDER, epoch)
         return self.by_class[self.first[chosen] + within]
 
@@ -124,9 +142,13 @@ class ResidentData:
 
     def _stored(self, position: Tensor) -> Tensor:
         if self.resident:
-            return self.images.index_select(0, position)  # whole pictures at a time: a tenth of what indexing takes on a CPU
+            return self.images.index_select(
+                0, position
+            )  # whole pictures at a time: a tenth of what indexing takes on a CPU
         host = position.cpu()
-        order = torch.argsort(host)  # rising addresses: pages of a memory map are read once, in order
+        order = torch.argsort(
+            host
+        )  # rising addresses: pages of a memory map are read once, in order
         picked = torch.empty(len(host), *self.images.shape[1:], dtype=torch.uint8, pin_memory=True)
         picked[order] = self.images[host[order]]
         return picked.to(self.device, non_blocking=True)
@@ -136,7 +158,9 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the map is read-only, and nothing here writes to it
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # the map is read-only, and nothing here writes to it
         host = torch.from_numpy(images)
     if device.type != "cuda":
         return host
@@ -145,8 +169,10 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
         return host.to(device)
     _log.warning(
         "the pictures need %.1f GB of the %.1f GB free on %s: streaming them from host memory instead",
-        images.nbytes / 1e9, free / 1e9, device,
-    )  # fmt: skip
+        images.nbytes / 1e9,
+        free / 1e9,
+        device,
+    )
     return host
 
 
@@ -173,6 +199,8 @@ def long_tail(labels: Tensor, classes: int, ratio: float, seed: int) -> Tensor:
                 f"imbalance {ratio:g} leaves class {k} with no picture of its {int(counts[k])}; use {smallest:g} or less"
             )
         position = torch.arange(int(counts[k]))
-        rank = permute(position, len(position), seed, Purpose.IMBALANCE, torch.full_like(position, k))
+        rank = permute(
+            position, len(position), seed, Purpose.IMBALANCE, torch.full_like(position, k)
+        )
         kept.append(torch.nonzero(labels == k)[:, 0][rank < share])
     return torch.cat(kept).sort().values

@@ -40,7 +40,9 @@ class Selection:
     labels: np.ndarray | None  # int64 (count,)
     classes: tuple[str, ...]
     preparation: str  # what is done to a picture, in words
-    read: Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 (stop - start, channels, size, size); thread-safe
+    read: Callable[
+        [int, int], np.ndarray
+    ]  # (start, stop) -> uint8 (stop - start, channels, size, size); thread-safe
 
 
 class Source(ABC):
@@ -62,12 +64,18 @@ class Source(ABC):
     def check_split(self, split: str) -> str:
         """The split as the source calls it. Raises InputError when there is no such split."""
         if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}{did_you_mean(split, SPLITS)}: choose from {', '.join(SPLITS)}")
+            raise InputError(
+                f"unknown split {split!r}{did_you_mean(split, SPLITS)}: choose from {', '.join(SPLITS)}"
+            )
         if split in self.splits:
             return split
         if self.splits == ("all",) and split == "train":
             return "all"
-        offered = "train or all, both mean every picture" if self.splits == ("all",) else ", ".join(self.splits)
+        offered = (
+            "train or all, both mean every picture"
+            if self.splits == ("all",)
+            else ", ".join(self.splits)
+        )
         raise InputError(f"{self.name} has no split {split!r}: choose from {offered}")
 
     @abstractmethod
@@ -108,8 +116,12 @@ def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
 def class_names(labels: np.ndarray, where: str) -> tuple[str, ...]:
     """Names '0' to the highest label. Raises InputError for labels that cannot be class numbers."""
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= 10_000:  # an id, a regression target: nothing one would want a class each for
-        raise InputError(f"the labels of {where} run from {low} to {high}: class numbers are 0 to 9999")
+    if (
+        low < 0 or high >= 10_000
+    ):  # an id, a regression target: nothing one would want a class each for
+        raise InputError(
+            f"the labels of {where} run from {low} to {high}: class numbers are 0 to 9999"
+        )
     return tuple(map(str, range(high + 1)))
 
 

@@ -66,7 +66,9 @@ class StackedMnist(Source):
 
     def packed_as(self, wanted: Wanted) -> tuple[Source, Wanted]:
         if wanted.channels != 3:
-            raise InputError(f"stacked-mnist has 3 channels, a digit each; channels is {wanted.channels}: leave it out")
+            raise InputError(
+                f"stacked-mnist has 3 channels, a digit each; channels is {wanted.channels}: leave it out"
+            )
         return self.digits, replace(wanted, channels=1)
 
     def composed(self, pack: Pack) -> Pack:
@@ -83,17 +85,26 @@ def stack(digits: Pack) -> Pack:
 
     info = digits.info
     if digits.labels is None or len(info.classes) != 10 or info.channels != 1:
-        raise InputError(f"stacked-mnist is made of ten classes of grey digits; {info.recognised} is not that")
+        raise InputError(
+            f"stacked-mnist is made of ten classes of grey digits; {info.recognised} is not that"
+        )
     count = COUNTS[info.split]
     words = philox_words(0, Purpose.STACK, np.arange(count), 3)
     triples = (words % np.uint64(info.count)).astype(np.int64)
     labels = digits.labels[triples] @ np.array([100, 10, 1])
     made = replace(
-        info, name="stacked-mnist", kind="stacked-mnist", count=count, channels=3, classes=tuple(f"{i:03d}" for i in range(1000)),
+        info,
+        name="stacked-mnist",
+        kind="stacked-mnist",
+        count=count,
+        channels=3,
+        classes=tuple(f"{i:03d}" for i in range(1000)),
         recognised=_described(info.split, info.recognised),
-    )  # fmt: skip
+    )
     return Pack(StackedImages(digits.images, triples), labels, made)  # type: ignore[arg-type]
 
 
 def _described(split: str, digits: str) -> str:
-    return f"{COUNTS[split]:,} triples of digits as red, green and blue, 1000 classes, from {digits}"
+    return (
+        f"{COUNTS[split]:,} triples of digits as red, green and blue, 1000 classes, from {digits}"
+    )

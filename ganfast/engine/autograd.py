@@ -17,21 +17,33 @@ class AutogradStep:
     """``step(weights, inputs)``: gradients of the parameters by name, and statistics. It changes nothing, so it can be compiled."""
 
     def __init__(
-        self, critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], autocast: torch.dtype | None = None
+        self,
+        critic: nn.Module,
+        loss: LossConfig,
+        penalties: Sequence[PenaltyConfig],
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.whole = _Whole(critic, loss, penalties, autocast)
-        self.trainable = [f"critic.{name}" for name, p in critic.named_parameters() if p.requires_grad]
+        self.trainable = [
+            f"critic.{name}" for name, p in critic.named_parameters() if p.requires_grad
+        ]
 
-    def __call__(self, weights: dict[str, Tensor], inputs: Inputs) -> tuple[dict[str, Tensor], Stats]:
+    def __call__(
+        self, weights: dict[str, Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Stats]:
         """``weights``: parameters and buffers by name."""
         given = {f"critic.{name}": value.detach() for name, value in weights.items()}
         leaves = [given[name].requires_grad_() for name in self.trainable]
         with torch.enable_grad(), LeanDerivatives(), held_power_iteration(self.whole.critic):
-            views = {name: leaf.view_as(leaf) for name, leaf in zip(self.trainable, leaves, strict=True)}  # see lean.wanted
+            views = {
+                name: leaf.view_as(leaf) for name, leaf in zip(self.trainable, leaves, strict=True)
+            }  # see lean.wanted
             with holding(self.whole, given | views):
                 total, stats = self.whole(inputs)
             found = torch.autograd.grad(total, leaves, materialize_grads=True)
-        named = {name.removeprefix("critic."): g for name, g in zip(self.trainable, found, strict=True)}
+        named = {
+            name.removeprefix("critic."): g for name, g in zip(self.trainable, found, strict=True)
+        }
         return named, {name: value.detach() for name, value in stats.items()}
 
 
@@ -39,7 +51,11 @@ class _Whole(nn.Module):
     """The critic's whole loss as a module, so that its weights can be handed in."""
 
     def __init__(
-        self, critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], autocast: torch.dtype | None
+        self,
+        critic: nn.Module,
+        loss: LossConfig,
+        penalties: Sequence[PenaltyConfig],
+        autocast: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.critic, self._arguments, self._autocast = critic, (loss, tuple(penalties)), autocast

@@ -29,9 +29,13 @@ class Verdict:
 
 
 def reference_gradients(
-    critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, autocast: torch.dtype | None = None,
+    critic: nn.Module,
+    loss: LossConfig,
+    penalties: Sequence[PenaltyConfig],
+    inputs: Inputs,
+    autocast: torch.dtype | None = None,
     rows: int = 0,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 = all), so that memory stays small.
 
     Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it stands.
@@ -41,8 +45,16 @@ def reference_gradients(
     n = len(inputs.real)
     for start in range(0, n, rows or n):
         part = slice(start, start + (rows or n))
-        real_labels, fake_labels = (None if x is None else x[part] for x in (inputs.real_labels, inputs.fake_labels))
-        some = Inputs(inputs.real[part], inputs.fake[part], real_labels, fake_labels, tuple(x[part] for x in inputs.points))
+        real_labels, fake_labels = (
+            None if x is None else x[part] for x in (inputs.real_labels, inputs.fake_labels)
+        )
+        some = Inputs(
+            inputs.real[part],
+            inputs.fake[part],
+            real_labels,
+            fake_labels,
+            tuple(x[part] for x in inputs.points),
+        )
         with torch.enable_grad(), held_power_iteration(critic):
             value, _ = whole_loss(critic, loss, penalties, some, autocast)
             found = torch.autograd.grad(value, parameters, materialize_grads=True)
@@ -52,9 +64,15 @@ def reference_gradients(
 
 
 def check(
-    critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, found: Sequence[Tensor | None],
-    autocast: torch.dtype | None, separable: bool, patient: bool = False,
-) -> Verdict:  # fmt: skip
+    critic: nn.Module,
+    loss: LossConfig,
+    penalties: Sequence[PenaltyConfig],
+    inputs: Inputs,
+    found: Sequence[Tensor | None],
+    autocast: torch.dtype | None,
+    separable: bool,
+    patient: bool = False,
+) -> Verdict:
     """How far gradients that an engine found for ``inputs`` are from the reference's.
 
     ``separable``: the samples of the critic do not meet, so that the reference may take a few at a time. ``patient``: measure in
@@ -73,16 +91,26 @@ def check(
         else:
             exact = reference(critic, inputs, None)
     allowed = ROUNDING
-    if patient or autocast is not None or exact[0].is_cuda:  # a GPU may shorten the factors of float32: so does eager autograd
-        allowed += (4 if patient else 2) * relative_error(reference(critic, inputs, autocast), exact)
+    if (
+        patient or autocast is not None or exact[0].is_cuda
+    ):  # a GPU may shorten the factors of float32: so does eager autograd
+        allowed += (4 if patient else 2) * relative_error(
+            reference(critic, inputs, autocast), exact
+        )
     return Verdict(
-        relative_error([torch.zeros_like(e) if f is None else f for f, e in zip(found, exact, strict=True)], exact), allowed
+        relative_error(
+            [torch.zeros_like(e) if f is None else f for f, e in zip(found, exact, strict=True)],
+            exact,
+        ),
+        allowed,
     )
 
 
 def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """|found - exact| / |exact| of all gradients as one vector; 0 where both vanish."""
-    gap = torch.stack([(f.double() - e.double()).square().sum() for f, e in zip(found, exact, strict=True)]).sum()
+    gap = torch.stack(
+        [(f.double() - e.double()).square().sum() for f, e in zip(found, exact, strict=True)]
+    ).sum()
     whole = torch.stack([e.double().square().sum() for e in exact]).sum()
     return float((gap / whole).sqrt()) if whole > 0 else float(gap.sqrt())
 

@@ -24,7 +24,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         tensors: list[Tensor] = []
-        key = _kind(args, tensors), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        key = (
+            _kind(args, tensors),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
         with _without_autocast(tensors):
             if key not in made:
                 made[key] = _compile(function, args, tensors)
@@ -52,7 +56,9 @@ def _kind(x: Any, tensors: list[Tensor]) -> Any:
     return x
 
 
-def _compile(function: Callable[..., Any], args: Any, tensors: list[Tensor]) -> tuple[Callable[..., Any], Any]:
+def _compile(
+    function: Callable[..., Any], args: Any, tensors: list[Tensor]
+) -> tuple[Callable[..., Any], Any]:
     """The graph, and what it returns with the places of its tensors in them."""
     from torch._inductor import compile as inductor  # here: it takes a second to import
 
@@ -62,7 +68,9 @@ def _compile(function: Callable[..., Any], args: Any, tensors: list[Tensor]) -> 
     def flat(*given: Tensor) -> list[Tensor]:
         nonlocal shape
         it = iter(given)
-        result = function(*tree_unflatten([next(it) if isinstance(x, Tensor) else x for x in leaves], structure))
+        result = function(
+            *tree_unflatten([next(it) if isinstance(x, Tensor) else x for x in leaves], structure)
+        )
         found, spec = tree_flatten(result)
         shape = tree_unflatten(range(len(found)), spec)
         return found

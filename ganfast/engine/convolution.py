@@ -22,7 +22,7 @@ class Convolution(NamedTuple):
         x = told_last(x) if self.last and is_thin(x, weight, self.groups) else x
         return torch.ops.aten.convolution(
             x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups
-        )  # fmt: skip
+        )
 
     def data_gradient(self, dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """``x`` gives the shape only."""
@@ -36,10 +36,22 @@ class Convolution(NamedTuple):
             return patch_product(dy, x, weight, self.stride, self.padding, self.dilation)
         return self._backward(dy, x, weight, [False, True, False])[1]
 
-    def _backward(self, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         zeros = [0] * len(self.stride)
         return torch.ops.aten.convolution_backward(
-            dy, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, mask
+            dy,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            zeros,
+            self.groups,
+            mask,
         )
 
 
@@ -57,7 +69,9 @@ MOST = 3  # channels of a picture
 def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
     plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
-    return plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
+    return (
+        plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
+    )
 
 
 def overlapped(
@@ -73,22 +87,38 @@ def overlapped(
     kernel = tuple(weight.shape[2:])
     whole = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
     inside = all(p + wanted <= there for p, wanted, there in zip(padding, size, whole, strict=True))
-    if inside and set(dilation) == {1} and not any(k % s for k, s in zip(kernel, stride, strict=True)):
+    if (
+        inside
+        and set(dilation) == {1}
+        and not any(k % s for k, s in zip(kernel, stride, strict=True))
+    ):
         traced = isinstance(values, FakeTensor)
-        pictures = (_opaque if traced else _by_phases)(values, weight, list(size), list(stride), list(padding))
+        pictures = (_opaque if traced else _by_phases)(
+            values, weight, list(size), list(stride), list(padding)
+        )
     else:
         taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
-        one = taps.flatten(0, 1)[None]  # one picture of many channels: threads share channels, not pictures
+        one = taps.flatten(0, 1)[
+            None
+        ]  # one picture of many channels: threads share channels, not pictures
         pictures = F.fold(one, size, kernel, dilation, padding, stride).view(n, few, *size)
-    return told_last(pictures) if values.is_contiguous(memory_format=torch.channels_last) else pictures.contiguous()
+    return (
+        told_last(pictures)
+        if values.is_contiguous(memory_format=torch.channels_last)
+        else pictures.contiguous()
+    )
 
 
-def _by_phases(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def _by_phases(
+    values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
     """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps. Channels last."""
     (n, c, h, w), few, (sy, sx) = values.shape, weight.shape[1], stride
     qy, qx = weight.shape[2] // sy, weight.shape[3] // sx
     by_tap = weight.reshape(c, few, qy, sy, qx, sx).permute(2, 4, 1, 3, 5, 0).reshape(-1, c)
-    taps = (by_tap @ values.permute(0, 2, 3, 1).reshape(-1, c).t()).view(qy, qx, few, sy, sx, n, h, w)
+    taps = (by_tap @ values.permute(0, 2, 3, 1).reshape(-1, c).t()).view(
+        qy, qx, few, sy, sx, n, h, w
+    )
     phases = values.new_zeros(few, sy, sx, n, h + qy - 1, w + qx - 1)
     for y in range(qy):
         for x in range(qx):
@@ -98,11 +128,15 @@ def _by_phases(values: Tensor, weight: Tensor, size: list[int], stride: list[int
     return inside.clone(memory_format=torch.channels_last)
 
 
-_opaque = torch.library.custom_op("ganfast::by_phases", _by_phases, mutates_args=())  # a compiler takes minutes to make it slower
+_opaque = torch.library.custom_op(
+    "ganfast::by_phases", _by_phases, mutates_args=()
+)  # a compiler takes minutes to make it slower
 
 
 @_opaque.register_fake
-def _(values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def _(
+    values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
     return values.new_empty(len(values), *size, weight.shape[1]).permute(0, 3, 1, 2)
 
 
@@ -127,7 +161,12 @@ _MORE, _WEIGHTS = 16, 1 << 19  # of one that is with so many weights
 
 def is_small(dy: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether `patch_product` is the faster way to the gradient of ``weight`` (out, in, *kernel) from ``dy`` (N, out, h, w)."""
-    plain = dy.dtype in (torch.float32, torch.float64) and dy.device.type == "cpu" and groups == 1 and dy.dim() == 4
+    plain = (
+        dy.dtype in (torch.float32, torch.float64)
+        and dy.device.type == "cpu"
+        and groups == 1
+        and dy.dim() == 4
+    )
     if not plain or not len(dy):
         return False
     positions = dy.shape[2] * dy.shape[3]
@@ -135,8 +174,13 @@ def is_small(dy: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def patch_product(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
-) -> Tensor:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
     """The gradient of ``weight``, which gives the shape only, for results ``dy`` of pictures ``x``; laid out channels last."""
     (n, _, h, w), (out, channels, *kernel) = x.shape, weight.shape
     padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], channels)
@@ -144,7 +188,14 @@ def patch_product(
     picture, row, column, channel = padded.stride()
     patches = padded.as_strided(
         (n, *dy.shape[2:], *kernel, channels),
-        (picture, stride[0] * row, stride[1] * column, dilation[0] * row, dilation[1] * column, channel),
+        (
+            picture,
+            stride[0] * row,
+            stride[1] * column,
+            dilation[0] * row,
+            dilation[1] * column,
+            channel,
+        ),
     ).reshape(n * dy.shape[2] * dy.shape[3], -1)
     product = dy.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
     return product.view(out, *kernel, channels).permute(0, 3, 1, 2)

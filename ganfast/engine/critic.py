@@ -27,7 +27,9 @@ from ganfast.models.members import modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
 
-Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]  # of a step with or without its penalties
+Engine = Callable[
+    [Inputs, bool], tuple[list[Tensor | None], Stats]
+]  # of a step with or without its penalties
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,19 @@ def make_critic_step(
     if penalties:
         refuse_batch_norm(critic, penalties[0].kind)
     if len({p.interval for p in penalties}) > 1:
-        raise InputError(f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them")
+        raise InputError(
+            f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them"
+        )
     return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
 
 
 def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
     """Raises InputError where a batch norm would mix the input gradients of the samples."""
-    norms = [name for name, module in critic.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        name
+        for name, module in critic.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     if norms:
         raise InputError(
             f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient mixes samples; "
@@ -96,7 +104,10 @@ def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
 
 
 def choose(
-    critic: nn.Module, penalties: Sequence[PenaltyConfig], engine: EngineName = "auto", compile: bool | None = None
+    critic: nn.Module,
+    penalties: Sequence[PenaltyConfig],
+    engine: EngineName = "auto",
+    compile: bool | None = None,
 ) -> Choice:
     """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run gets the same.
 
@@ -116,9 +127,20 @@ def choose(
         found = walk(critic)
     except CannotWalk as error:
         if engine == "explicit":
-            raise InputError(f"the explicit engine cannot take this critic: {error}; use engine autograd") from error
-        return _without_explicit(f"the explicit engine cannot take this critic: {error}", compile, on_gpu, bool(penalties))
-    walked = f"all {len(found.steps)} layers walked" if found.tail is None else f"all layers walked but {', '.join(found.refused)}"
+            raise InputError(
+                f"the explicit engine cannot take this critic: {error}; use engine autograd"
+            ) from error
+        return _without_explicit(
+            f"the explicit engine cannot take this critic: {error}",
+            compile,
+            on_gpu,
+            bool(penalties),
+        )
+    walked = (
+        f"all {len(found.steps)} layers walked"
+        if found.tail is None
+        else f"all layers walked but {', '.join(found.refused)}"
+    )
     if engine == "explicit":
         return Choice(engine, compile, f"asked for; {walked}")
     if found.tail is not None and not penalties:
@@ -136,10 +158,23 @@ class CriticStep:
     """Made by `make_critic_step`. ``choice`` says which engine it uses, ``gradients.flat`` is where all gradients lie."""
 
     def __init__(
-        self, critic: nn.Module, loss: LossConfig, penalties: tuple[PenaltyConfig, ...], autocast: torch.dtype | None,
-        engine: EngineName, compile: bool | None, check: bool, computing: nn.Module | None,
-    ) -> None:  # fmt: skip
-        self.critic, self.loss, self.penalties, self.autocast, self.computing = critic, loss, penalties, autocast, computing
+        self,
+        critic: nn.Module,
+        loss: LossConfig,
+        penalties: tuple[PenaltyConfig, ...],
+        autocast: torch.dtype | None,
+        engine: EngineName,
+        compile: bool | None,
+        check: bool,
+        computing: nn.Module | None,
+    ) -> None:
+        self.critic, self.loss, self.penalties, self.autocast, self.computing = (
+            critic,
+            loss,
+            penalties,
+            autocast,
+            computing,
+        )
         self._asked, self._wants_check = (engine, compile), check
         self._prepare()
 
@@ -152,9 +187,15 @@ class CriticStep:
         self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
 
     def __call__(
-        self, real: Tensor, fake: Tensor, real_labels: Tensor | None = None, fake_labels: Tensor | None = None,
-        eps: Tensor | None = None, noise: Tensor | None = None, with_penalty: bool = True,
-    ) -> Stats:  # fmt: skip
+        self,
+        real: Tensor,
+        fake: Tensor,
+        real_labels: Tensor | None = None,
+        fake_labels: Tensor | None = None,
+        eps: Tensor | None = None,
+        noise: Tensor | None = None,
+        with_penalty: bool = True,
+    ) -> Stats:
         """Fill the gradients of one step.
 
         Args:
@@ -171,26 +212,39 @@ class CriticStep:
         """
         penalties = self.penalties if with_penalty else ()
         if real.shape != fake.shape:
-            raise InputError(f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape")
+            raise InputError(
+                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+            )
         if getattr(self.critic, "takes_labels", False) and real_labels is None:
-            raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
+            raise InputError(
+                "this critic judges a picture as one of its class: give real_labels (N,)"
+            )
         if not self.gradients.fits or self._modes != modes(self.critic):
             self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
-        inputs = Inputs(real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise))
+        inputs = Inputs(
+            real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise)
+        )
         while self._unchecked:  # both kinds at the first call of either: a later one may be inside a capture, which allows no check
             penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
-            self._check(inputs if penalised == bool(penalties) else self._other(inputs, penalised), penalised)
+            self._check(
+                inputs if penalised == bool(penalties) else self._other(inputs, penalised),
+                penalised,
+            )
         found, stats = self._run(inputs, bool(penalties))
         self.gradients.fill(found)
         return stats
 
-    def _shared_labels(self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]) -> Tensor | None:
+    def _shared_labels(
+        self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]
+    ) -> Tensor | None:
         if fake is None or fake is real or real is None:
             return real
         between = [p.kind for p in penalties if penalty_of(p).points]
-        if between and not torch.equal(real, fake):  # waits for the device: give the same tensor, or none, to go without
+        if between and not torch.equal(
+            real, fake
+        ):  # waits for the device: give the same tensor, or none, to go without
             raise InputError(
                 f"reals and fakes have different labels, so that the points of {between[0]} have no class; "
                 "draw the fakes with the labels of the reals"
@@ -200,7 +254,13 @@ class CriticStep:
     def _other(self, given: Inputs, penalised: bool) -> Inputs:
         """The pictures of a step as one of the other kind, with or without penalty, has them; nothing random is drawn."""
         half = given.real.new_full((len(given.real),), 0.5)
-        points = points_of(self.penalties, given.real, given.fake, half, torch.full_like(given.real, 0.5)) if penalised else ()
+        points = (
+            points_of(
+                self.penalties, given.real, given.fake, half, torch.full_like(given.real, 0.5)
+            )
+            if penalised
+            else ()
+        )
         return Inputs(given.real, given.fake, given.real_labels, given.fake_labels, points)
 
     def _check(self, inputs: Inputs, penalised: bool) -> None:
@@ -210,8 +270,14 @@ class CriticStep:
             problem = self._problem(inputs, penalised)
             if problem is None:
                 return
-            slower = Choice(self.choice.engine, False, "") if self.choice.compiled else Choice("reference", False, "")
-            logger.warning("%s engine: %s; going on with %s", self.choice.title, problem, slower.title)
+            slower = (
+                Choice(self.choice.engine, False, "")
+                if self.choice.compiled
+                else Choice("reference", False, "")
+            )
+            logger.warning(
+                "%s engine: %s; going on with %s", self.choice.title, problem, slower.title
+            )
             self.choice = Choice(slower.engine, slower.compiled, f"{self.choice.title} {problem}")
             self._run = self._engine(self.choice)
             self._unchecked = {not penalised}
@@ -226,7 +292,14 @@ class CriticStep:
                     torch.manual_seed(0)  # for critics that draw numbers themselves
                     found, _ = self._run(where, penalised)
                     verdict = verify(
-                        self.critic, self.loss, penalties, where, found, self.autocast, separable, attempt == _ATTEMPTS - 1
+                        self.critic,
+                        self.loss,
+                        penalties,
+                        where,
+                        found,
+                        self.autocast,
+                        separable,
+                        attempt == _ATTEMPTS - 1,
                     )
             except Exception as error:  # whatever a compiler or a user's critic comes up with
                 if isinstance(error, InputError) or is_out_of_memory(error):
@@ -234,7 +307,9 @@ class CriticStep:
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None
-        return f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
+        return (
+            f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
+        )
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
@@ -244,7 +319,11 @@ class CriticStep:
             return False
 
     def _engine(self, choice: Choice) -> Engine:
-        makers = {"reference": self._reference, "autograd": self._autograd, "explicit": self._explicit}
+        makers = {
+            "reference": self._reference,
+            "autograd": self._autograd,
+            "explicit": self._explicit,
+        }
         return makers[choice.engine](choice.compiled)
 
     def _reference(self, compile: bool) -> Engine:
@@ -269,8 +348,12 @@ class CriticStep:
             EffectiveWeights(self.critic)  # one power iteration
             weights = dict(self.critic.named_parameters()) | dict(self.critic.named_buffers())
             with held_power_iteration(self.critic):
-                found, stats = step({name: value.detach() for name, value in weights.items()}, inputs)
-            return [found[name] for name, p in self.critic.named_parameters() if p.requires_grad], stats
+                found, stats = step(
+                    {name: value.detach() for name, value in weights.items()}, inputs
+                )
+            return [
+                found[name] for name, p in self.critic.named_parameters() if p.requires_grad
+            ], stats
 
         return run
 
@@ -286,12 +369,20 @@ class CriticStep:
             steps[penalised] = compiled(step) if compile else step
             draws[penalised] = Draws(self.critic, walked, penalties, self.autocast)
 
-        twin = {} if self.computing is None else dict(self.computing.named_parameters(remove_duplicate=False))
-        ready = {name: value.detach() for name, value in twin.items() if value.dtype == self.autocast}
+        twin = (
+            {}
+            if self.computing is None
+            else dict(self.computing.named_parameters(remove_duplicate=False))
+        )
+        ready = {
+            name: value.detach() for name, value in twin.items() if value.dtype == self.autocast
+        }
 
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
             effective = EffectiveWeights(self.critic)
-            buffers = dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
+            buffers = (
+                dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
+            )
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
                 drawn = draws[penalised](inputs)  # out here: a compiler would draw other numbers

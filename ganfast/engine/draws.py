@@ -24,8 +24,12 @@ class Draws:
     """
 
     def __init__(
-        self, critic: nn.Module, walk: Walk, penalties: Sequence[PenaltyConfig], autocast: torch.dtype | None
-    ) -> None:  # fmt: skip
+        self,
+        critic: nn.Module,
+        walk: Walk,
+        penalties: Sequence[PenaltyConfig],
+        autocast: torch.dtype | None,
+    ) -> None:
         self.critic, self.penalties, self.autocast = critic, penalties, autocast
         self._steps = [step for step in walk.steps if step.layer.draws]
         self._likes: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
@@ -37,11 +41,20 @@ class Draws:
         if known not in self._likes:
             self._likes[known] = self._given(inputs)
         device = inputs.real.device
-        likes = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device) for x in self._likes[known]]
+        likes = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+            for x in self._likes[known]
+        ]
         starts = Rows.starts(len(inputs.real), 2 + len(inputs.points), self.penalties)
-        blocks = {at: [step.layer.draw(like) for step, like in zip(self._steps, likes, strict=True)] for at in starts}
+        blocks = {
+            at: [step.layer.draw(like) for step, like in zip(self._steps, likes, strict=True)]
+            for at in starts
+        }
         in_rows = [blocks[at] for at in sorted(blocks)]
-        return {step.output: torch.cat([block[k] for block in in_rows]) for k, step in enumerate(self._steps)}
+        return {
+            step.output: torch.cat([block[k] for block in in_rows])
+            for k, step in enumerate(self._steps)
+        }
 
     @torch.no_grad()
     def _given(self, inputs: Inputs) -> list[Tensor]:
@@ -54,7 +67,9 @@ class Draws:
         real, kind = inputs.real, inputs.real.device.type
         with ExitStack() as held, nothing_changed(self.critic), held_power_iteration(self.critic):
             for name in seen:
-                hook = self.critic.get_submodule(name).register_forward_pre_hook(partial(note, name))
+                hook = self.critic.get_submodule(name).register_forward_pre_hook(
+                    partial(note, name)
+                )
                 held.callback(hook.remove)
             with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
                 judge(self.critic, real, inputs.real_labels)

@@ -28,7 +28,9 @@ from ganfast.tensors import full_precision
 
 Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]
-Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]  # blocks of rows: inputs, deltas, deltas that the bias sees
+Pairs = tuple[
+    list[Tensor], list[Tensor], list[Tensor]
+]  # blocks of rows: inputs, deltas, deltas that the bias sees
 ALL = slice(None)
 
 
@@ -40,12 +42,18 @@ class ExplicitStep:
     """
 
     def __init__(
-        self, walk: Walk, loss: LossConfig, penalties: Sequence[PenaltyConfig], compute: torch.dtype | None = None
+        self,
+        walk: Walk,
+        loss: LossConfig,
+        penalties: Sequence[PenaltyConfig],
+        compute: torch.dtype | None = None,
     ) -> None:
         self.walk, self.loss, self.penalties, self.compute = walk, loss, penalties, compute
         self.bare = _bare(walk)
         self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
-        self.needed = {i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs}
+        self.needed = {
+            i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs
+        }
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
 
     def __call__(
@@ -73,9 +81,18 @@ class ExplicitStep:
             # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
             # delta there is the loss's slope at that logit times the unit delta.
             slopes = head.adjoint()
-            seeds = [torch.cat([s[: rows.start], one]) for s, one in zip(slopes, head.unit(), strict=True)]
+            seeds = [
+                torch.cat([s[: rows.start], one])
+                for s, one in zip(slopes, head.unit(), strict=True)
+            ]
             slope = slopes[0][rows.start : rows.loss].flatten()
-            bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(len(rows.pictures) - rows.start - len(slope))])
+            bias = torch.cat(
+                [
+                    slope.new_ones(rows.start),
+                    slope,
+                    slope.new_zeros(len(rows.pictures) - rows.start - len(slope)),
+                ]
+            )
             delta, g, settled = self._backward(w, kept, seeded(seeds), ALL, rows.penalised, bias)
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
@@ -86,29 +103,49 @@ class ExplicitStep:
                     h[rows.penalised] = t  # nobody reads those rows any more
                     return [h], [d], [d[own]]
                 both = slice(rows.start, rows.loss)
-                return [h[own], _times(h[both], slope) + t[:shared], t[shared:]], [d], [d[own], _times(d[both], slope)]
+                return (
+                    [h[own], _times(h[both], slope) + t[:shared], t[shared:]],
+                    [d],
+                    [d[own], _times(d[both], slope)],
+                )
 
             found = self._gradients(w, delta, pair)
         else:
             # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
-            delta, g, _ = self._backward(w, kept, seeded(head.unit()), rows.penalised, rows.penalised)
+            delta, g, _ = self._backward(
+                w, kept, seeded(head.unit()), rows.penalised, rows.penalised
+            )
             direction, stats = self._penalise(g, rows)
             tangent = self._tangent(w, kept, direction, rows.penalised)
             reached = slice(0, None if walk.curved else rows.loss)
             seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
             bend = _Bend(tangent, delta, rows.start)
             adjoint, _, settled = self._backward(w, kept, seeded(seeds), reached, None, None, bend)
-            found = self._gradients(w, adjoint, lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]))
+            found = self._gradients(
+                w,
+                adjoint,
+                lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]),
+            )
         return added(added(found, settled), head.gradients), head.stats | stats
 
     def _cast(self, weights: Weights, ready: Weights) -> Weights:
         """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
         if self.compute is None:
             return weights
-        names = {name for step in self.walk.steps if isinstance(step.layer, Conv | Linear) for name in step.layer.weights}
-        return {name: ready.get(name, value).to(self.compute) if name in names else value for name, value in weights.items()}
+        names = {
+            name
+            for step in self.walk.steps
+            if isinstance(step.layer, Conv | Linear)
+            for name in step.layer.weights
+        }
+        return {
+            name: ready.get(name, value).to(self.compute) if name in names else value
+            for name, value in weights.items()
+        }
 
-    def _forward(self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
+    def _forward(
+        self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]
+    ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
         """Values, and what was kept of them."""
         values, kept = {0: rows.pictures}, {}
         for k, step in enumerate(self.walk.steps):
@@ -172,10 +209,14 @@ class ExplicitStep:
                 pending[i] = pending[i] + d if i in pending else d
         return found, pending.get(0, torch.empty(0)), settled
 
-    def _tangent(self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice) -> ByValue:
+    def _tangent(
+        self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice
+    ) -> ByValue:
         tangents = {0: direction}
         for k, step in enumerate(self.walk.steps):
-            tangents[step.output] = step.layer.tangent(w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs))
+            tangents[step.output] = step.layer.tangent(
+                w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs)
+            )
             self._let_go(tangents, k)
         return tangents
 
@@ -188,22 +229,33 @@ class ExplicitStep:
             for segment in segments:
                 k = rows.segments.index(segment)
                 found = gradient_penalty(
-                    g[k * n : (k + 1) * n], penalty.weight, penalty.target, penalty.one_sided,
+                    g[k * n : (k + 1) * n],
+                    penalty.weight,
+                    penalty.target,
+                    penalty.one_sided,
                     penalty_of(penalty).formula == "zero-centred",
                     penalty.interval / n,
-                )  # fmt: skip
+                )
                 values.append(found.value)
                 norms.append(found.norm)
-                directions[k] = directions[k] + found.direction if k in directions else found.direction
-        return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(values, norms)
+                directions[k] = (
+                    directions[k] + found.direction if k in directions else found.direction
+                )
+        return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(
+            values, norms
+        )
 
-    def _gradients(self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]) -> dict[str, Tensor]:
+    def _gradients(
+        self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
+    ) -> dict[str, Tensor]:
         """The weight gradients of all steps; ``pair`` says which inputs meet which deltas. Used deltas are let go."""
         total: dict[str, Tensor] = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
                 inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
-                total = added(total, step.layer.gradients(w, _joined(inputs), _joined(delta), biases))
+                total = added(
+                    total, step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
+                )
         return total
 
 
@@ -214,15 +266,24 @@ class Rows:
     pictures: Tensor
     labels: Tensor | None
     count: int  # N
-    segments: tuple[str | int, ...]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
+    segments: tuple[
+        str | int, ...
+    ]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
     penalties: Sequence[PenaltyConfig]
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
         real_first = Rows._real_first(penalties)
         pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
-        both = [*(pair if real_first else pair[::-1]), *((p, inputs.real_labels) for p in inputs.points)]
-        labels = None if inputs.real_labels is None else torch.cat([label for _, label in both if label is not None])
+        both = [
+            *(pair if real_first else pair[::-1]),
+            *((p, inputs.real_labels) for p in inputs.points),
+        ]
+        labels = (
+            None
+            if inputs.real_labels is None
+            else torch.cat([label for _, label in both if label is not None])
+        )
         held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
         return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, penalties)
@@ -254,22 +315,32 @@ class Rows:
     @property
     def groups(self) -> list[slice]:
         """Reals, fakes, then each batch of points."""
-        return [slice(at, at + self.count) for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)]
+        return [
+            slice(at, at + self.count)
+            for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)
+        ]
 
 
 class _Logits:
     """The end of a critic that was walked whole: its score, and class logits where there are some."""
 
-    gradients: dict[str, Tensor] = {}  # noqa: RUF012 - it has no weights
+    gradients: dict[str, Tensor] = {}
 
-    def __init__(self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows) -> None:
+    def __init__(
+        self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
+    ) -> None:
         self.rows, self.answers = rows, answers
         leaves = [a.detach().requires_grad_() for a in answers]
         real, fake = rows.groups[:2]
         with torch.enable_grad():
-            said = as_judgement(leaves[0] if len(leaves) == 1 else tuple(leaves), len(rows.pictures))
-            of = lambda group: as_judgement(  # noqa: E731
-                said.score[group] if said.classes is None else (said.score[group], said.classes[group]), rows.count
+            said = as_judgement(
+                leaves[0] if len(leaves) == 1 else tuple(leaves), len(rows.pictures)
+            )
+            of = lambda group: as_judgement(
+                said.score[group]
+                if said.classes is None
+                else (said.score[group], said.classes[group]),
+                rows.count,
             )
             labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
             total, stats = objective(engine.loss, of(real), of(fake), *labels)
@@ -289,7 +360,9 @@ class _Logits:
 class _Tail:
     """The end of a critic that autograd has to take: heads and couplings between samples that cannot be walked."""
 
-    def __init__(self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows) -> None:
+    def __init__(
+        self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
+    ) -> None:
         tail = engine.walk.tail
         assert tail is not None
         self.rows = rows
@@ -300,19 +373,30 @@ class _Tail:
         with torch.enable_grad(), LeanDerivatives():
             used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
             said = []
-            for group in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
-                labels = [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
-                with torch.autocast(kind, compute, enabled=compute is not None), holding(tail.module, used):
+            for (
+                group
+            ) in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
+                labels = (
+                    [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
+                )
+                with (
+                    torch.autocast(kind, compute, enabled=compute is not None),
+                    holding(tail.module, used),
+                ):
                     answer = tail.module(*(leaf[group].clone() for leaf in self._leaves), *labels)
                 said.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
             self._total, stats = objective(engine.loss, said[0], said[1], *both)
-            held = [s for s, group in zip(said, rows.groups, strict=True) if group.start >= rows.start]
+            held = [
+                s for s, group in zip(said, rows.groups, strict=True) if group.start >= rows.start
+            ]
             self._delta: tuple[Tensor, ...] = ()
             if held:
                 scores = torch.cat([s.score for s in held]).sum()
-                self._delta = torch.autograd.grad(scores, self._leaves, create_graph=True, materialize_grads=True)
+                self._delta = torch.autograd.grad(
+                    scores, self._leaves, create_graph=True, materialize_grads=True
+                )
         self.stats = {name: value.detach() for name, value in stats.items()}
 
     def unit(self) -> list[Tensor]:
@@ -340,7 +424,9 @@ class _Bend:
     start: int
 
     def added(self, layer: Layer, kept: Kept, before: Value, after: Value, d: Tensor) -> Tensor:
-        more = layer.second(_sliced(kept, slice(self.start, None)), self.tangent[before], self.delta[after])
+        more = layer.second(
+            _sliced(kept, slice(self.start, None)), self.tangent[before], self.delta[after]
+        )
         return torch.cat([d[: self.start], d[self.start :] + more]) if self.start else d + more
 
 

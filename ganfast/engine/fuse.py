@@ -15,16 +15,25 @@ def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:
     ``weights`` by name, for their shapes: a sample's bits must fill whole bytes, which a multiple of 8 channels makes sure of.
     """
     readers: dict[int, int] = {}
-    for value in (*(i for step in walk.steps for i in step.inputs), *walk.outputs, *(walk.tail.inputs if walk.tail else ())):
+    for value in (
+        *(i for step in walk.steps for i in step.inputs),
+        *walk.outputs,
+        *(walk.tail.inputs if walk.tail else ()),
+    ):
         readers[value] = readers.get(value, 0) + 1
     steps: list[Step] = []
     for step in walk.steps:
         before = steps[-1] if steps else None
         conv = before.layer if before is not None else None
         if (
-            isinstance(step.layer, LeakyReLU) and before is not None and type(conv) is Conv and conv.bias is not None
-            and step.inputs == (before.output,) and readers[before.output] == 1 and weights[conv.weight].shape[0] % 8 == 0
-        ):  # fmt: skip
+            isinstance(step.layer, LeakyReLU)
+            and before is not None
+            and type(conv) is Conv
+            and conv.bias is not None
+            and step.inputs == (before.output,)
+            and readers[before.output] == 1
+            and weights[conv.weight].shape[0] % 8 == 0
+        ):
             whole = ConvAct(conv.weight, conv.bias, conv.shape, step.layer.slope)
             steps[-1] = replace(before, layer=whole, output=step.output)
         else:

@@ -18,7 +18,9 @@ from ganfast.models.parts import held_power_iteration
 from ganfast.tensors import full_precision
 
 Stats = dict[str, Tensor]
-Found = tuple[Sequence[Tensor | None], Stats]  # gradients of the trainable parameters, and statistics
+Found = tuple[
+    Sequence[Tensor | None], Stats
+]  # gradients of the trainable parameters, and statistics
 Drawing = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -43,29 +45,45 @@ def make_generator_step(
         ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures to draw, and reals (N, C, H, W)
         with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
     """
-    return GeneratorStep(generator, critic, loss, autocast, compile, computing or (generator, critic), check)
+    return GeneratorStep(
+        generator, critic, loss, autocast, compile, computing or (generator, critic), check
+    )
 
 
 class GeneratorStep:
     """Made by `make_generator_step`. ``compiled``: whether it is, as far as was tried."""
 
     def __init__(
-        self, generator: nn.Module, critic: nn.Module, loss: LossConfig, autocast: torch.dtype | None, compile: bool,
-        computing: tuple[nn.Module, nn.Module], check: bool,
-    ) -> None:  # fmt: skip
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        loss: LossConfig,
+        autocast: torch.dtype | None,
+        compile: bool,
+        computing: tuple[nn.Module, nn.Module],
+        check: bool,
+    ) -> None:
         self.generator, self.gradients = generator, FlatGradients(generator)
         way = partial(_whole_loss, loss, autocast), computing
-        exactly = (partial(_whole_loss, loss, None), (generator, critic)) if autocast is not None else None
+        exactly = (
+            (partial(_whole_loss, loss, None), (generator, critic))
+            if autocast is not None
+            else None
+        )
         self._run: Callable[..., Found] = partial(written, way, True)
         if compile:
             on_gpu = next(generator.parameters()).is_cuda
-            self._run = _ByTorch(way) if on_gpu else Recorded("generator step", way, True, exactly, check)
+            self._run = (
+                _ByTorch(way) if on_gpu else Recorded("generator step", way, True, exactly, check)
+            )
 
     @property
     def compiled(self) -> bool:
         return getattr(self._run, "active", False)
 
-    def __call__(self, z: Tensor, labels: Tensor | None = None, real: Tensor | None = None) -> Stats:
+    def __call__(
+        self, z: Tensor, labels: Tensor | None = None, real: Tensor | None = None
+    ) -> Stats:
         if not self.gradients.fits:
             self.gradients = FlatGradients(self.generator)
         found, stats = self._run(z, labels, real)
@@ -85,9 +103,14 @@ class _ByTorch(Compiled):
 
 
 def _whole_loss(
-    loss: LossConfig, autocast: torch.dtype | None, generator: nn.Module, critic: nn.Module,
-    z: Tensor, labels: Tensor | None, real: Tensor | None,
-) -> tuple[Tensor, Stats]:  # fmt: skip
+    loss: LossConfig,
+    autocast: torch.dtype | None,
+    generator: nn.Module,
+    critic: nn.Module,
+    z: Tensor,
+    labels: Tensor | None,
+    real: Tensor | None,
+) -> tuple[Tensor, Stats]:
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
         said = judge(critic, draw(generator, z, labels), labels)
@@ -103,7 +126,10 @@ def _whole_loss(
 
 
 def make_drawing(
-    generator: nn.Module, autocast: torch.dtype | None = None, compile: bool = False, computing: nn.Module | None = None
+    generator: nn.Module,
+    autocast: torch.dtype | None = None,
+    compile: bool = False,
+    computing: nn.Module | None = None,
 ) -> Drawing:
     """`draw` for a critic's step, without gradients.
 
@@ -120,7 +146,9 @@ def make_drawing(
 
 
 @torch.no_grad()
-def _drawn(autocast: torch.dtype | None, generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+def _drawn(
+    autocast: torch.dtype | None, generator: nn.Module, z: Tensor, labels: Tensor | None
+) -> Tensor:
     with torch.autocast(z.device.type, autocast, enabled=autocast is not None):
         return draw(generator, z, labels)
 
@@ -133,4 +161,8 @@ def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tenso
 
 def thin_convolutions(device: torch.device, net: nn.Module) -> AbstractContextManager[Any]:
     """`ThinConvolutions` where they are the faster ones."""
-    return nullcontext() if device.type != "cpu" or torch.compiler.is_compiling() else ThinConvolutions(net)
+    return (
+        nullcontext()
+        if device.type != "cpu" or torch.compiler.is_compiling()
+        else ThinConvolutions(net)
+    )

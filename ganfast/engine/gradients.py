@@ -51,7 +51,9 @@ def trainable(net: nn.Module) -> list[nn.Parameter]:
         raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
     kinds = {p.dtype for p in parameters}
     if len(kinds) > 1:
-        raise InputError(f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type")
+        raise InputError(
+            f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type"
+        )
     return parameters
 
 
@@ -60,7 +62,9 @@ def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     views, start = [], 0
     for p in parameters:
         part = flat[start : start + p.numel()]
-        dense = torch.empty_like(p).stride() == p.stride()  # no holes: empty_like gives those other strides
+        dense = (
+            torch.empty_like(p).stride() == p.stride()
+        )  # no holes: empty_like gives those other strides
         views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
         start += p.numel()
     return views

@@ -28,7 +28,9 @@ from ganfast.errors import InputError
 from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
 from ganfast.tensors import full_precision, laid_out_like
 
-Weights = Mapping[str, Tensor]  # effective values by name: after spectral normalisation, in the type of the computation
+Weights = Mapping[
+    str, Tensor
+]  # effective values by name: after spectral normalisation, in the type of the computation
 Kept = tuple[Tensor, ...]
 aten = torch.ops.aten
 
@@ -58,14 +60,18 @@ class Layer:
         """Random numbers for an input such as ``like``, from torch's generator."""
         raise NotImplementedError
 
-    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def settle(
+        self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The delta that `delta` and `gradients` take, and gradients that are complete with it: none, where nothing is fused.
 
         ``bias_weight`` (rows,): how much of each row reaches the biases; None = all of it.
         """
         return dy, {}
 
-    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Weight gradients summed over rows that pair ``inputs`` with ``deltas``; biases see ``bias_deltas``, blocks of rows."""
         return {}
 
@@ -86,7 +92,11 @@ class Conv(Layer):
 
     def _weight_gradient(self, w: Weights, deltas: Tensor, inputs: Tensor) -> dict[str, Tensor]:
         kind = w[self.weight].dtype
-        return {self.weight: self.shape.weight_gradient(deltas.to(kind), inputs.to(kind), w[self.weight])}
+        return {
+            self.weight: self.shape.weight_gradient(
+                deltas.to(kind), inputs.to(kind), w[self.weight]
+            )
+        }
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return self._apply(w, x[0], w[self.bias] if self.bias else None), (x[0],)
@@ -98,7 +108,9 @@ class Conv(Layer):
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._apply(w, t[0], None)
 
-    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         found = self._weight_gradient(w, deltas, inputs)
         if self.bias:
             found[self.bias] = sum_blocks(bias_deltas, [0, *range(2, deltas.dim())])
@@ -118,17 +130,25 @@ class ConvAct(Conv):
         y, bits = bias_act(self._apply(w, x[0], None), w[str(self.bias)], self.slope)
         return y, (x[0], bits.view(len(y), -1), y)
 
-    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def settle(
+        self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         _, bits, y = kept
         weight = dy.new_ones(len(dy), dtype=torch.float32) if bias_weight is None else bias_weight
-        dz, db = bias_act_delta(same_layout(dy.to(y.dtype), y), bits.reshape(-1), self.slope, weight)
+        dz, db = bias_act_delta(
+            same_layout(dy.to(y.dtype), y), bits.reshape(-1), self.slope, weight
+        )
         return dz, {str(self.bias): db}
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         _, bits, y = kept
-        return bias_act_tangent(same_layout(self._apply(w, t[0], None), y), bits.reshape(-1), self.slope)
+        return bias_act_tangent(
+            same_layout(self._apply(w, t[0], None), y), bits.reshape(-1), self.slope
+        )
 
-    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         return self._weight_gradient(w, deltas, inputs)
 
 
@@ -143,7 +163,9 @@ class Linear(Layer):
         self.weights = (self.weight, *([self.bias] if self.bias else []))
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
-        return F.linear(x[0].to(w[self.weight].dtype), w[self.weight], w[self.bias] if self.bias else None), (x[0],)
+        return F.linear(
+            x[0].to(w[self.weight].dtype), w[self.weight], w[self.bias] if self.bias else None
+        ), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
         return (dy.to(w[self.weight].dtype) @ w[self.weight],)
@@ -151,7 +173,9 @@ class Linear(Layer):
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return F.linear(t[0].to(w[self.weight].dtype), w[self.weight])
 
-    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         kind = w[self.weight].dtype
         found = {self.weight: deltas.to(kind).flatten(0, -2).t() @ inputs.to(kind).flatten(0, -2)}
         if self.bias:
@@ -189,12 +213,16 @@ class Affine(Layer):
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._scaled(w, t[0])
 
-    def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         found = {}
         if self.weight:
             found[self.weight] = self._summed(inputs * deltas, w[self.weight])
         if self.bias:
-            found[self.bias] = torch.stack([self._summed(d, w[self.bias]) for d in bias_deltas]).sum(0)
+            found[self.bias] = torch.stack(
+                [self._summed(d, w[self.bias]) for d in bias_deltas]
+            ).sum(0)
         return found
 
 
@@ -225,24 +253,36 @@ class BatchNorm(Layer):
         normed, statistics = [], []
         for half in x[0].chunk(2):
             if half.numel() == half.shape[1]:
-                raise InputError(f"a batch norm is given one value a channel, {tuple(half.shape)}; expected 2 or more pictures")
+                raise InputError(
+                    f"a batch norm is given one value a channel, {tuple(half.shape)}; expected 2 or more pictures"
+                )
             given = (half, *self._affine(w))
             if running:
-                y, mean, scale, *running = aten._native_batch_norm_legit_functional(*given, *running, True, self.momentum, self.eps)
+                y, mean, scale, *running = aten._native_batch_norm_legit_functional(
+                    *given, *running, True, self.momentum, self.eps
+                )
             else:
-                y, mean, scale = aten._native_batch_norm_legit(*given, True, self.momentum, self.eps)
+                y, mean, scale = aten._native_batch_norm_legit(
+                    *given, True, self.momentum, self.eps
+                )
             normed.append(y)
             statistics += [mean, scale]
         return torch.cat(normed), (x[0], *statistics, *running)
 
-    def settle(self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def settle(
+        self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x, statistics, running = kept[0], (kept[1:3], kept[3:5]), kept[5:]
         wanted = [True, self.weight is not None, self.bias is not None]
         deltas: list[Tensor] = []
         found: dict[str, Tensor] = {}
-        for half, d, (mean, scale) in zip(x.chunk(2), laid_out_like(dy.to(x.dtype), x).chunk(2), statistics, strict=True):
+        for half, d, (mean, scale) in zip(
+            x.chunk(2), laid_out_like(dy.to(x.dtype), x).chunk(2), statistics, strict=True
+        ):
             weight, _ = self._affine(w)
-            dx, *own = aten.native_batch_norm_backward(d, half, weight, None, None, mean, scale, True, self.eps, wanted)
+            dx, *own = aten.native_batch_norm_backward(
+                d, half, weight, None, None, mean, scale, True, self.eps, wanted
+            )
             deltas.append(dx)
             for name, gradient in zip((self.weight, self.bias), own, strict=True):
                 if name:
@@ -399,7 +439,9 @@ class Standardise(Layer):
 class AvgPool(Layer):
     """Average pooling over two axes; arguments as `torch.nn.functional.avg_pool2d` has them."""
 
-    arguments: tuple[Any, ...]  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    arguments: tuple[
+        Any, ...
+    ]  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return aten.avg_pool2d(x[0], *self.arguments), (x[0],)
@@ -439,17 +481,26 @@ class Resize(Layer):
             "nearest": "upsample_nearest2d",
             "bilinear": "_upsample_bilinear2d_aa" if self.antialias else "upsample_bilinear2d",
         }
-        self._map, self._transposed = getattr(aten, kernel[self.mode]), getattr(aten, kernel[self.mode] + "_backward")
+        self._map, self._transposed = (
+            getattr(aten, kernel[self.mode]),
+            getattr(aten, kernel[self.mode] + "_backward"),
+        )
 
     def _to(self, x: Tensor) -> tuple[int, ...]:
-        return self.size or tuple(int(s * f) for s, f in zip(x.shape[2:], self.factors or (), strict=True))
+        return self.size or tuple(
+            int(s * f) for s, f in zip(x.shape[2:], self.factors or (), strict=True)
+        )
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return self.tangent(w, (), *x), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
         shape = [len(dy), *kept[0].shape[1:]]
-        return (self._transposed(dy, self._to(kept[0]), shape, *self.corners, *(self.factors or (None, None))),)
+        return (
+            self._transposed(
+                dy, self._to(kept[0]), shape, *self.corners, *(self.factors or (None, None))
+            ),
+        )
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._map(t[0], self._to(t[0]), *self.corners, *(self.factors or (None, None)))
@@ -508,7 +559,9 @@ class Sum(Layer):
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         a, b = x
         if a.dim() != b.dim():
-            raise ValueError(f"the sum of {tuple(a.shape)} and {tuple(b.shape)} would pair the axes of a sample with the batch")
+            raise ValueError(
+                f"the sum of {tuple(a.shape)} and {tuple(b.shape)} would pair the axes of a sample with the batch"
+            )
         return a + b, () if a.shape == b.shape else (a, b)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:

@@ -38,7 +38,9 @@ class Convolve(torch.autograd.Function):
     """y(x, W) + b: linear in x and W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Convolution) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: Convolution
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.shape = shape
         return shape.forward(x, weight, bias)
@@ -128,7 +130,9 @@ class LeakThrough(torch.autograd.Function):
 class LeanDerivatives(TorchFunctionMode):
     """While active, convolutions and (leaky) ReLUs of whatever runs are the ones of this file."""
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         replacement = _REPLACEMENTS.get(func)
         return (replacement or func)(*args, **(kwargs or {}))
 
@@ -145,7 +149,9 @@ class ThinConvolutions:
     def __enter__(self) -> None:
         for module in self._changed:
             forward = _conv_forward if isinstance(module, nn.Conv2d) else _transposed_forward
-            module.__dict__["forward"] = MethodType(forward, module)  # a method, so that a copy gets one of its own
+            module.__dict__["forward"] = MethodType(
+                forward, module
+            )  # a method, so that a copy gets one of its own
 
     def __exit__(self, *_: object) -> None:
         for module in self._changed:
@@ -157,9 +163,16 @@ def _may_be_thin(m: nn.Module) -> bool:
     if vars(m).keys() & {"forward", "_conv_forward"}:
         return False  # somebody's own, or changed already
     if isinstance(m, nn.Conv2d):
-        own = type(m).forward is nn.Conv2d.forward and type(m)._conv_forward is nn.Conv2d._conv_forward
+        own = (
+            type(m).forward is nn.Conv2d.forward
+            and type(m)._conv_forward is nn.Conv2d._conv_forward
+        )
         return own and m.in_channels <= MOST and m.padding_mode == "zeros"
-    return isinstance(m, nn.ConvTranspose2d) and type(m).forward is nn.ConvTranspose2d.forward and m.out_channels <= MOST
+    return (
+        isinstance(m, nn.ConvTranspose2d)
+        and type(m).forward is nn.ConvTranspose2d.forward
+        and m.out_channels <= MOST
+    )
 
 
 def _conv_forward(m: Any, x: Tensor) -> Tensor:
@@ -169,7 +182,9 @@ def _conv_forward(m: Any, x: Tensor) -> Tensor:
 def _transposed_forward(m: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
     if output_size is not None:
         return nn.ConvTranspose2d.forward(m, x, output_size)
-    return _to_pictures(x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+    return _to_pictures(
+        x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
+    )
 
 
 def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -186,16 +201,25 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
             return original(input, weight, bias, stride, padding, dilation, groups)
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
-            input, weight = input.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
+            input, weight = (
+                input.to(torch.get_autocast_dtype(kind)),
+                weight.to(torch.get_autocast_dtype(kind)),
+            )
         bias = None if bias is None else bias.to(weight.dtype)
-        shape = Convolution(_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
+        shape = Convolution(
+            _each(stride, axes), _each(padding, axes), _each(dilation, axes), groups
+        )
         return Convolve.apply(input, weight, bias, shape)
 
     return convolve
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
+    return (
+        (value,) * axes
+        if isinstance(value, int)
+        else tuple(value) * (axes if len(value) == 1 else 1)
+    )
 
 
 def _seen(weight: Tensor | None) -> Tensor | None:
@@ -204,22 +228,39 @@ def _seen(weight: Tensor | None) -> Tensor | None:
 
 
 def _from_pictures(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Tensor:  # fmt: skip
-    if not is_thin(input, weight, groups) or isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if (
+        not is_thin(input, weight, groups)
+        or isinstance(padding, str)
+        or torch.is_autocast_enabled("cpu")
+    ):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     shape = Convolution(_each(stride, 2), _each(padding, 2), _each(dilation, 2), 1, last=True)
     return Convolve.apply(input, _seen(weight), _seen(bias), shape)
 
 
 def _to_pictures(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Tensor:  # fmt: skip
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
     """A transposed convolution is the data gradient of the convolution with its weights."""
     if not is_thin(input, weight, groups) or torch.is_autocast_enabled("cpu"):
-        return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return torch.conv_transpose2d(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     s, p, o, d = (_each(value, 2) for value in (stride, padding, output_padding, dilation))
     size = [
         (n - 1) * s[i] - 2 * p[i] + d[i] * (k - 1) + o[i] + 1

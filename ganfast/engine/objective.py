@@ -20,16 +20,24 @@ class Inputs(NamedTuple):
     fake: Tensor
     real_labels: Tensor | None
     fake_labels: Tensor | None
-    points: tuple[Tensor, ...] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
+    points: tuple[
+        Tensor, ...
+    ] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
 
     def double(self) -> "Inputs":
         """The same in float64."""
         points = tuple(x.double() for x in self.points)
-        return Inputs(self.real.double(), self.fake.double(), self.real_labels, self.fake_labels, points)
+        return Inputs(
+            self.real.double(), self.fake.double(), self.real_labels, self.fake_labels, points
+        )
 
 
 def objective(
-    config: LossConfig, real: Judgement, fake: Judgement, real_labels: Tensor | None, fake_labels: Tensor | None
+    config: LossConfig,
+    real: Judgement,
+    fake: Judgement,
+    real_labels: Tensor | None,
+    fake_labels: Tensor | None,
 ) -> tuple[Tensor, Stats]:
     """The critic's loss without penalties, 0-d, and its parts."""
     total = critic_loss(config, real.score, fake.score).mean()
@@ -51,4 +59,8 @@ def objective(
 def penalty_stats(values: Sequence[Tensor], norms: Sequence[Tensor]) -> Stats:
     """Of penalties (N,) each, and the gradient norms that they hold."""
     norm = torch.cat(list(norms))
-    return {"penalty": torch.stack(list(values)).sum(0).mean(), "gradient_norm": norm.mean(), "gradient_norm_max": norm.max()}
+    return {
+        "penalty": torch.stack(list(values)).sum(0).mean(),
+        "gradient_norm": norm.mean(),
+        "gradient_norm_max": norm.max(),
+    }

@@ -15,7 +15,9 @@ from ganfast.log import logger
 from ganfast.models.dropout import Dropout
 from ganfast.models.members import HOOKS, holding, modes, modules, named_tensors, parameters
 
-Way = tuple[Callable[..., Any], tuple[nn.Module, ...]]  # a function, and the networks that are its first arguments
+Way = tuple[
+    Callable[..., Any], tuple[nn.Module, ...]
+]  # a function, and the networks that are its first arguments
 _ATTEMPTS = 4  # a value that rounds across a kink in one batch does not in another
 _MOST = 8  # graphs, one for each state of the networks: training or not, frozen or not
 
@@ -43,14 +45,20 @@ class Compiled:
             try:
                 return self.tried(*args)
             except Exception as error:  # whatever a compiler comes up with
-                capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()  # then it may be the capture's
+                capturing = (
+                    torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+                )  # then it may be the capture's
                 if is_out_of_memory(error) or capturing:
                     raise
                 problem = error
-        found = written(self.way, self.trained, *args)  # a caller's mistake is raised here, in its own words, and costs no graph
+        found = written(
+            self.way, self.trained, *args
+        )  # a caller's mistake is raised here, in its own words, and costs no graph
         if problem is not None:
             named = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
-            logger.warning("%s: not compiled (%s%s)", self.name, named, " ".join(str(problem).split())[:200])
+            logger.warning(
+                "%s: not compiled (%s%s)", self.name, named, " ".join(str(problem).split())[:200]
+            )
             self.active = False
         return found
 
@@ -67,7 +75,14 @@ class Recorded(Compiled):
         check: compare.
     """
 
-    def __init__(self, name: str, way: Way, trained: bool = False, exactly: Way | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        way: Way,
+        trained: bool = False,
+        exactly: Way | None = None,
+        check: bool = True,
+    ) -> None:
         super().__init__(name, way, trained)
         self._exactly, self._wants_check = exactly, check
         self._graphs: dict[Any, _Graph] = {}
@@ -77,7 +92,11 @@ class Recorded(Compiled):
 
     def _graph(self, args: Sequence[Tensor | None]) -> "_Graph":
         _, nets = self.way
-        seen = tuple(state for net in nets for state in (*modes(net), *[p.requires_grad for p in parameters(net)]))
+        seen = tuple(
+            state
+            for net in nets
+            for state in (*modes(net), *[p.requires_grad for p in parameters(net)])
+        )
         if seen not in self._graphs:
             if why := why_not_recorded(*nets):
                 raise CannotRecord(why)
@@ -92,8 +111,15 @@ class Recorded(Compiled):
     def _check(self, graph: "_Graph", z: Any, *more: Any) -> None:
         for attempt in range(_ATTEMPTS):
             args = (0.99**attempt * z, *more)
-            found, plain = self._compared(graph, *args), self._compared(written, self.way, self.trained, *args)
-            exact = plain if self._exactly is None else self._compared(written, self._exactly, self.trained, *args)
+            found, plain = (
+                self._compared(graph, *args),
+                self._compared(written, self.way, self.trained, *args),
+            )
+            exact = (
+                plain
+                if self._exactly is None
+                else self._compared(written, self._exactly, self.trained, *args)
+            )
             error = relative_error(found, exact)
             if error <= ROUNDING + 2 * relative_error(plain, exact):
                 return
@@ -108,7 +134,9 @@ class Recorded(Compiled):
         if not self.trained:
             return [found]
         trained = [p for p in parameters(self.way[1][0]) if p.requires_grad]
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(found[0], trained, strict=True)]
+        return [
+            torch.zeros_like(p) if g is None else g for g, p in zip(found[0], trained, strict=True)
+        ]
 
 
 class CannotRecord(Exception):
@@ -122,7 +150,9 @@ def written(way: Way, trained: bool, *args: Tensor | None) -> Any:
     if not trained:
         return found
     total, more = found
-    return torch.autograd.grad(total, [p for p in parameters(nets[0]) if p.requires_grad], allow_unused=True), more
+    return torch.autograd.grad(
+        total, [p for p in parameters(nets[0]) if p.requires_grad], allow_unused=True
+    ), more
 
 
 class _Graph:
@@ -131,7 +161,9 @@ class _Graph:
     def __init__(self, way: Way, trained: bool) -> None:
         self._function, nets = way
         self._nets, self._trained = nn.ModuleList(nets), trained
-        self._trainable = {id(p) for p in parameters(nets[0]) if p.requires_grad} if trained else set()
+        self._trainable = (
+            {id(p) for p in parameters(nets[0]) if p.requires_grad} if trained else set()
+        )
         self._run = compiled(self._compute)
         self._taken: dict[Any, list[tuple[Dropout, Tensor]]] = {}
 
@@ -142,16 +174,23 @@ class _Graph:
             self._taken[known] = self._dropouts(args)
         tensors = {name: x.detach() for name, x in named_tensors(self._nets)}
         numbers = [
-            layer.numbers(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=args[0].device))
+            layer.numbers(
+                torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=args[0].device)
+            )
             for layer, x in self._taken[known]
         ]
         return self._run(tensors, numbers, args)
 
-    def _compute(self, tensors: dict[str, Tensor], numbers: list[Tensor], args: tuple[Tensor | None, ...]) -> Any:
+    def _compute(
+        self, tensors: dict[str, Tensor], numbers: list[Tensor], args: tuple[Tensor | None, ...]
+    ) -> Any:
         taken = iter(numbers)
         names = [name for name, x in named_tensors(self._nets) if id(x) in self._trainable]
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
-        dropped, held = _each_dropout(self._nets, lambda layer, like: next(taken)), holding(self._nets, tensors | leaves)
+        dropped, held = (
+            _each_dropout(self._nets, lambda layer, like: next(taken)),
+            holding(self._nets, tensors | leaves),
+        )
         with dropped, held, torch.set_grad_enabled(self._trained):
             found = self._function(*self._nets, *args)
             if not self._trained:
@@ -187,8 +226,12 @@ def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) 
             layer.__dict__.pop("numbers")
 
 
-_DRAWING = nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
-_UNTRACED = nn.RNNBase | nn.MultiheadAttention  # have copies of their weights elsewhere, or dropouts that are no layers
+_DRAWING = (
+    nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
+)
+_UNTRACED = (
+    nn.RNNBase | nn.MultiheadAttention
+)  # have copies of their weights elsewhere, or dropouts that are no layers
 
 
 def why_not_recorded(*nets: nn.Module) -> str:

@@ -13,15 +13,23 @@ from ganfast.penalties import holds, input_gradient, penalise, penalty_at, segme
 
 
 def whole_loss(
-    critic: nn.Module, loss: LossConfig, penalties: Sequence[PenaltyConfig], inputs: Inputs, autocast: torch.dtype | None = None
+    critic: nn.Module,
+    loss: LossConfig,
+    penalties: Sequence[PenaltyConfig],
+    inputs: Inputs,
+    autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Stats]:
     """Everything that the critic minimises, 0-d and differentiable with respect to the parameters, and its parts."""
     real = inputs.real.detach().requires_grad_(holds(penalties, "real"))
-    fake = inputs.fake.detach().requires_grad_(holds(penalties, "fake"))  # never a path back into the generator
+    fake = inputs.fake.detach().requires_grad_(
+        holds(penalties, "fake")
+    )  # never a path back into the generator
     values: list[Tensor] = []
     norms: list[Tensor] = []
     with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
-        said = judge(critic, real, inputs.real_labels)  # reals and fakes apart: batch statistics are those of each on its own
+        said = judge(
+            critic, real, inputs.real_labels
+        )  # reals and fakes apart: batch statistics are those of each on its own
         with held_power_iteration(critic):
             said_fake = judge(critic, fake, inputs.fake_labels)
             # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their forward.

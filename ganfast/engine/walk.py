@@ -43,9 +43,13 @@ class Walk:
     """A critic as steps, then either its outputs or a tail."""
 
     steps: list[Step] = field(default_factory=list)
-    outputs: tuple[Value, ...] = ()  # score, and class logits where there are some; empty with a tail
+    outputs: tuple[
+        Value, ...
+    ] = ()  # score, and class logits where there are some; empty with a tail
     tail: Tail | None = None
-    refused: list[str] = field(default_factory=list)  # "name (what it is)" of what the tail had to take
+    refused: list[str] = field(
+        default_factory=list
+    )  # "name (what it is)" of what the tail had to take
 
     @property
     def curved(self) -> bool:
@@ -55,7 +59,11 @@ class Walk:
     @property
     def separable(self) -> bool:
         """Whether the samples are known not to meet, so that any of them can be taken without the others."""
-        return self.tail is None and not self.draws and not any(step.layer.mixes for step in self.steps)
+        return (
+            self.tail is None
+            and not self.draws
+            and not any(step.layer.mixes for step in self.steps)
+        )
 
     @property
     def draws(self) -> bool:
@@ -96,7 +104,9 @@ def walk(critic: nn.Module) -> Walk:
     graph.eliminate_dead_code()
     takes_labels = bool(getattr(critic, "takes_labels", False))
     found = _Walker(critic, graph, takes_labels).walk()
-    if found.draws and found.tail is not None:  # which may draw as well, between what the layers draw
+    if (
+        found.draws and found.tail is not None
+    ):  # which may draw as well, between what the layers draw
         found = _Walker(critic, graph, takes_labels, draws=False).walk()
     return found
 
@@ -126,7 +136,13 @@ class _Tracer(fx.Tracer):
             module_layers(m, "") is not None or super().is_leaf_module(m, module_qualified_name)
         )
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -137,7 +153,9 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
     """The layers that compute what the module does; None for one that is not known. ``name`` is its place, as in the state dict."""
     if m._forward_hooks or m._forward_pre_hooks:
         return None  # somebody changes what goes in or comes out
-    origins = (getattr(type(m), name, m.forward).__module__ for name in ("forward", "_conv_forward"))
+    origins = (
+        getattr(type(m), name, m.forward).__module__ for name in ("forward", "_conv_forward")
+    )
     if type(m) is not Dropout and not all(name.startswith("torch.nn.") for name in origins):
         return None  # a class of somebody's own that only began as the one of torch
     here = f"{name}." if name else ""
@@ -168,8 +186,13 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
         case nn.GroupNorm():
             return [L.Standardise(m.num_groups, m.eps), *_affine(m, weight, bias, True)]
         case nn.LayerNorm():
-            return [L.Standardise(-len(m.normalized_shape), m.eps), *_affine(m, weight, bias, False)]
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() if m.training and m.momentum is not None:
+            return [
+                L.Standardise(-len(m.normalized_shape), m.eps),
+                *_affine(m, weight, bias, False),
+            ]
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() if (
+            m.training and m.momentum is not None
+        ):
             mean, variance, counter = (
                 f"{here}{name}" if getattr(m, name) is not None else None
                 for name in ("running_mean", "running_var", "num_batches_tracked")
@@ -178,7 +201,9 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
                 return None
             running = (mean, variance) if m.track_running_stats and mean and variance else ()
             own = weight if m.weight is not None else None
-            return [L.BatchNorm(own, bias, running, counter if running else None, m.momentum, m.eps)]
+            return [
+                L.BatchNorm(own, bias, running, counter if running else None, m.momentum, m.eps)
+            ]
         case nn.InstanceNorm2d() if not m.track_running_stats:
             return [L.Standardise(0, m.eps), *_affine(m, weight, bias, True)]
         case nn.AvgPool2d():
@@ -187,13 +212,17 @@ def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
         case nn.AdaptiveAvgPool2d() if m.output_size in (1, (1, 1)):
             return [L.GlobalAverage()]
         case nn.Upsample():
-            resize = _resize(m.size, m.scale_factor, m.mode, m.align_corners, m.recompute_scale_factor, False)
+            resize = _resize(
+                m.size, m.scale_factor, m.mode, m.align_corners, m.recompute_scale_factor, False
+            )
             return None if resize is None else [resize]
         case nn.Flatten() if m.start_dim == 1:
             return [L.Reshape(lambda x: x.flatten(1, m.end_dim))]
         case nn.Unflatten() if m.dim == 1:
             return [L.Reshape(lambda x: x.unflatten(1, m.unflattened_size))]
-        case nn.Identity() | nn.Dropout() | nn.Dropout2d() if isinstance(m, nn.Identity) or m.p == 0 or not m.training:
+        case nn.Identity() | nn.Dropout() | nn.Dropout2d() if (
+            isinstance(m, nn.Identity) or m.p == 0 or not m.training
+        ):
             return []
         case Dropout():
             return [L.Dropout(m.numbers, m.mask)]
@@ -216,17 +245,25 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _resize(size: Any, factor: Any, mode: str, corners: bool | None, recompute: bool | None, antialias: bool) -> L.Resize | None:
+def _resize(
+    size: Any, factor: Any, mode: str, corners: bool | None, recompute: bool | None, antialias: bool
+) -> L.Resize | None:
     if mode not in ("nearest", "bilinear") or recompute:
         return None
     factors = (
-        None if factor is None else tuple(float(f) for f in (factor if isinstance(factor, tuple | list) else (factor, factor)))
+        None
+        if factor is None
+        else tuple(
+            float(f) for f in (factor if isinstance(factor, tuple | list) else (factor, factor))
+        )
     )
     align = (bool(corners),) if mode == "bilinear" else ()
     return L.Resize(mode, None if size is None else _pair(size), factors, align, antialias)  # type: ignore[arg-type]
 
 
-def _arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _arguments(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments
@@ -237,10 +274,17 @@ def function_layers(node: fx.Node) -> list[L.Layer] | None:
     args, kwargs = node.args, node.kwargs
     target: Any = node.target
     if node.op == "call_method":
-        target = {"flatten": torch.flatten, "squeeze": torch.squeeze, "relu": torch.relu, "tanh": torch.tanh}.get(
-            str(target), target
-        )
-    numbers = [a for a in (*args, *kwargs.values()) if isinstance(a, int | float) and not isinstance(a, bool)]
+        target = {
+            "flatten": torch.flatten,
+            "squeeze": torch.squeeze,
+            "relu": torch.relu,
+            "tanh": torch.tanh,
+        }.get(str(target), target)
+    numbers = [
+        a
+        for a in (*args, *kwargs.values())
+        if isinstance(a, int | float) and not isinstance(a, bool)
+    ]
     if target in (F.leaky_relu,):
         given = _arguments(lambda input, negative_slope=0.01, inplace=False: None, args, kwargs)
         return [L.LeakyReLU(given["negative_slope"])] if given["negative_slope"] >= 0 else None
@@ -253,22 +297,39 @@ def function_layers(node: fx.Node) -> list[L.Layer] | None:
     if target is F.softplus and not numbers:
         return [L.softplus()]
     if target is F.avg_pool2d:
-        given = dict(zip(("kernel_size", "stride", "padding", *_POOL), args[1:], strict=False)) | kwargs
-        pair = [_pair(given.get(name) or default) for name, default in (("kernel_size", 0), ("stride", ()), ("padding", 0))]
+        given = (
+            dict(zip(("kernel_size", "stride", "padding", *_POOL), args[1:], strict=False)) | kwargs
+        )
+        pair = [
+            _pair(given.get(name) or default)
+            for name, default in (("kernel_size", 0), ("stride", ()), ("padding", 0))
+        ]
         return [L.AvgPool((*pair, *(given.get(name, default) for name, default in _POOL.items())))]
     if target is F.interpolate:
         given = _arguments(F.interpolate, args, kwargs)
         resize = _resize(
-            given["size"], given["scale_factor"], given["mode"], given["align_corners"], given["recompute_scale_factor"],
+            given["size"],
+            given["scale_factor"],
+            given["mode"],
+            given["align_corners"],
+            given["recompute_scale_factor"],
             given["antialias"],
-        )  # fmt: skip
+        )
         return None if resize is None else [resize]
     if target is torch.flatten:
         given = _arguments(lambda input, start_dim=0, end_dim=-1: None, args, kwargs)
-        return [L.Reshape(lambda x: x.flatten(1, given["end_dim"]))] if given["start_dim"] == 1 else None
+        return (
+            [L.Reshape(lambda x: x.flatten(1, given["end_dim"]))]
+            if given["start_dim"] == 1
+            else None
+        )
     if target is torch.squeeze and (*args[1:], *kwargs.values()) in ((1,), (-1,)):
         return [L.Reshape(lambda x: x.squeeze(int(numbers[0])))]
-    if target in (operator.mul, operator.truediv) and len(numbers) == 1 and isinstance(args[0], fx.Node):
+    if (
+        target in (operator.mul, operator.truediv)
+        and len(numbers) == 1
+        and isinstance(args[0], fx.Node)
+    ):
         return [L.Scale(float(numbers[0]) if target is operator.mul else 1 / numbers[0])]
     if target is operator.mul and len(numbers) == 1:
         return [L.Scale(float(numbers[0]))]
@@ -278,13 +339,19 @@ def function_layers(node: fx.Node) -> list[L.Layer] | None:
     return None
 
 
-_POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}  # avg_pool2d is built in and has no signature
+_POOL = {
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}  # avg_pool2d is built in and has no signature
 
 
 class _Walker:
     """Turns the recorded graph into steps until a node cannot be walked; that one, and all that needs it, is the tail."""
 
-    def __init__(self, critic: nn.Module, graph: fx.Graph, takes_labels: bool, draws: bool = True) -> None:
+    def __init__(
+        self, critic: nn.Module, graph: fx.Graph, takes_labels: bool, draws: bool = True
+    ) -> None:
         self.critic, self.graph, self.takes_labels, self.draws = critic, graph, takes_labels, draws
         self.modules = dict(critic.named_modules())
         self.values: dict[fx.Node, Value] = {}
@@ -304,14 +371,24 @@ class _Walker:
             if node is answer and isinstance(node.target, type) and issubclass(node.target, tuple):
                 answer = node.args  # a named tuple is a tuple
                 continue
-            if node.op != "call_module" and node.all_input_nodes and all(n in self.label_nodes for n in node.all_input_nodes):
+            if (
+                node.op != "call_module"
+                and node.all_input_nodes
+                and all(n in self.label_nodes for n in node.all_input_nodes)
+            ):
                 self.label_nodes.add(node)
             elif not self._step(node):
                 unknown.append(node)
         if unknown:
-            self.found.refused = [self._described(n) for n in unknown if any(i in self.values for i in n.all_input_nodes)]
+            self.found.refused = [
+                self._described(n)
+                for n in unknown
+                if any(i in self.values for i in n.all_input_nodes)
+            ]
             if not self.found.steps:
-                raise CannotWalk(f"it begins with {', '.join(self.found.refused[:3])}, which the explicit engine does not know")
+                raise CannotWalk(
+                    f"it begins with {', '.join(self.found.refused[:3])}, which the explicit engine does not know"
+                )
             self.found.tail = self._tail(output)
         else:
             answers = answer if isinstance(answer, tuple | list) else (answer,)
@@ -326,13 +403,20 @@ class _Walker:
         if node.op == "call_module":
             if len(inputs) != 1 or inputs[0] not in self.values:
                 return False
-            found, name = module_layers(self.modules[str(node.target)], str(node.target)), str(node.target)
+            found, name = (
+                module_layers(self.modules[str(node.target)], str(node.target)),
+                str(node.target),
+            )
             if any(layer.mixes for layer in found or ()) and self._uses(node) > 1:
                 return False  # the order in which its running statistics move is autograd's to keep
             if any(layer.draws for layer in found or ()) and not self.draws:
                 return False
         elif inputs and inputs[0] in self.values:
-            if node.target in (operator.add, torch.add, operator.iadd) and len(node.args) == 2 and not node.kwargs:
+            if (
+                node.target in (operator.add, torch.add, operator.iadd)
+                and len(node.args) == 2
+                and not node.kwargs
+            ):
                 both = [self.values.get(n) for n in node.args if isinstance(n, fx.Node)]
                 if len(both) != 2 or None in both:
                     return False
@@ -344,7 +428,13 @@ class _Walker:
                 and len(node.args) == 3
                 and node.args[2] in self.label_nodes
             ):
-                self._append(node, node.name, L.LabelColumn(), (self.values[inputs[0]],), self._label_function(node.args[2]))
+                self._append(
+                    node,
+                    node.name,
+                    L.LabelColumn(),
+                    (self.values[inputs[0]],),
+                    self._label_function(node.args[2]),
+                )
                 return True
             if len(inputs) != 1:
                 return False
@@ -359,7 +449,9 @@ class _Walker:
         return True
 
     def _uses(self, node: fx.Node) -> int:
-        return sum(other.op == "call_module" and other.target == node.target for other in self.graph.nodes)
+        return sum(
+            other.op == "call_module" and other.target == node.target for other in self.graph.nodes
+        )
 
     def _overwrites(self, node: fx.Node) -> bool:
         """Whether the node changes its input in place, which matters to other readers of it."""

@@ -12,7 +12,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ganfast.models.members import named_parameters, parameters, paths
 
-_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_CAST = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 
 
 def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.Module:
@@ -24,13 +32,23 @@ def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.
     Args:
         copies: by the parameter, values of another type, shaped and laid out as it is.
     """
-    used: dict[int, list[bool]] = {}  # by the parameter's identity: whether each of its users may have the copy
+    used: dict[
+        int, list[bool]
+    ] = {}  # by the parameter's identity: whether each of its users may have the copy
     for module in net.modules():
-        plain = type(module) in _CAST and not module._forward_pre_hooks  # old normalisations make the weight in a hook
+        plain = (
+            type(module) in _CAST and not module._forward_pre_hooks
+        )  # old normalisations make the weight in a hook
         for name, parameter in module.named_parameters(recurse=False):
             used.setdefault(id(parameter), []).append(plain and name in ("weight", "bias"))
-    shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
-    shared |= {id(parameter): nn.Parameter(copied) for parameter, copied in copies.items() if all(used[id(parameter)])}
+    shared: dict[int, Tensor] = {
+        id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())
+    }
+    shared |= {
+        id(parameter): nn.Parameter(copied)
+        for parameter, copied in copies.items()
+        if all(used[id(parameter)])
+    }
     return copy.deepcopy(net, shared)  # the memo of what is "copied" already
 
 
@@ -68,14 +86,24 @@ class EffectiveWeights:
 
         def add(parameter: Tensor, gradient: Tensor | None) -> None:
             if gradient is not None:
-                total[id(parameter)] = total[id(parameter)] + gradient if id(parameter) in total else gradient
+                total[id(parameter)] = (
+                    total[id(parameter)] + gradient if id(parameter) in total else gradient
+                )
 
         made = [name for name in self._made if name in gradients and self._made[name].requires_grad]
         if made:
-            originals = [p for name, p in self.net.named_parameters() if p.requires_grad and ".parametrizations." in f".{name}"]
+            originals = [
+                p
+                for name, p in self.net.named_parameters()
+                if p.requires_grad and ".parametrizations." in f".{name}"
+            ]
             cotangents = [gradients[name].to(self._made[name].dtype) for name in made]
             outputs = [self._made[name] for name in made]
-            for p, gradient in zip(originals, torch.autograd.grad(outputs, originals, cotangents, allow_unused=True), strict=True):
+            for p, gradient in zip(
+                originals,
+                torch.autograd.grad(outputs, originals, cotangents, allow_unused=True),
+                strict=True,
+            ):
                 add(p, gradient)
         for name, (original, back) in self._normed.items():
             if name in gradients and original.requires_grad:
@@ -87,7 +115,11 @@ class EffectiveWeights:
 
 def _parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """By its first path."""
-    found = {id(module): (path, module) for path, module in reversed(paths(net)) if "parametrizations" in module._modules}
+    found = {
+        id(module): (path, module)
+        for path, module in reversed(paths(net))
+        if "parametrizations" in module._modules
+    }
     return [(path, module) for path, module in reversed(found.values()) if is_parametrized(module)]
 
 
@@ -107,7 +139,9 @@ def spectral_of(module: nn.Module, tensor: str) -> _SpectralNorm | None:
     if len(chain) != 1 or type(chain[0]) is not _SpectralNorm:
         return None
     weight, norm = chain.original, chain[0]
-    dense = weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+    dense = weight.is_contiguous() or (
+        weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    )
     return norm if norm.dim == 0 and weight.dim() > 1 and dense else None
 
 
@@ -126,7 +160,9 @@ def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
             u = F.normalize(torch.mv(matrix, v), dim=0, eps=norm.eps)
             v = F.normalize(torch.mv(matrix.t(), u), dim=0, eps=norm.eps)
         norm._u.copy_(u)
-        norm._v.view(weight.shape[1:]).copy_(v.view(*weight.shape[2:], -1).permute(2, 0, 1) if last else v.view(weight.shape[1:]))
+        norm._v.view(weight.shape[1:]).copy_(
+            v.view(*weight.shape[2:], -1).permute(2, 0, 1) if last else v.view(weight.shape[1:])
+        )
     u, v = u.clone(), v.clone()  # the buffers move on
     sigma = u.dot(torch.mv(matrix, v))
     quotient = weight / sigma
@@ -135,7 +171,11 @@ def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
     def back(gradient: Tensor) -> Tensor:
         along = (gradient * quotient).sum()
         outer = torch.outer(u * along, v)
-        shaped = outer.view(len(u), *weight.shape[2:], -1).permute(0, 3, 1, 2) if last else outer.view(weight.shape)
+        shaped = (
+            outer.view(len(u), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+            if last
+            else outer.view(weight.shape)
+        )
         return (gradient - shaped) / sigma
 
     return quotient, back

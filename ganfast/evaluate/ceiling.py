@@ -20,7 +20,9 @@ class PixelGaussian:
         some = pictures[: max(2, min(len(pictures), MOST // numbers))].reshape(-1, numbers)
         components = min(COMPONENTS, numbers, len(some) - 1)
         exact = numbers <= 1024
-        self.pca = PCA(components, svd_solver="covariance_eigh" if exact else "randomized", random_state=0)
+        self.pca = PCA(
+            components, svd_solver="covariance_eigh" if exact else "randomized", random_state=0
+        )
         self.pca.fit(some.astype(np.float32))
 
     def draw(self, start: int, stop: int, seed: int) -> Pictures:
@@ -29,4 +31,10 @@ class PixelGaussian:
 
         z = latents(seed, np.arange(start, stop), len(self.pca.components_), Purpose.JUDGE)
         flat = self.pca.mean_ + (z * np.sqrt(self.pca.explained_variance_)) @ self.pca.components_
-        return np.rint(flat).clip(0, 255).astype(np.uint8).reshape(-1, *self.shape).transpose(0, 2, 3, 1)
+        return (
+            np.rint(flat)
+            .clip(0, 255)
+            .astype(np.uint8)
+            .reshape(-1, *self.shape)
+            .transpose(0, 2, 3, 1)
+        )

@@ -28,10 +28,19 @@ class Classifier(nn.Module):
         width = channels
         for _ in range(halvings):
             after = 16 if width == channels else 32
-            layers += [nn.Conv2d(width, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(width, after, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             width = after
         for after in (32, FEATURES):
-            layers += [nn.Conv2d(width, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, after, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
             width = after
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, classes)
@@ -42,7 +51,11 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    pack: Pack, seed: int, epochs: int, device: torch.device, progress: Callable[[str, int, int], None] | None = None
+    pack: Pack,
+    seed: int,
+    epochs: int,
+    device: torch.device,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Classifier:
     """Train on every picture of a pack with AdamW, cross entropy and a one-cycle rate; pictures are moved by up to 2 pixels.
 
@@ -63,7 +76,9 @@ def train_classifier(
     for epoch in range(epochs):
         position = torch.arange(count)
         order = permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, epoch))
-        moves = (uniform(seed, Purpose.JUDGE, position + epoch * count, 3) * torch.tensor([5, 5, 2])).long()
+        moves = (
+            uniform(seed, Purpose.JUDGE, position + epoch * count, 3) * torch.tensor([5, 5, 2])
+        ).long()
         for rows in order[: count // batch * batch].view(-1, batch):
             x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
             loss = F.cross_entropy(net(x)[1], labels[rows.to(device)])

@@ -31,7 +31,9 @@ class Scorer:
     def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
         self.config, self.info, c = config, info, config.score
         root = config.data_root or None
-        pack, held_out = open_reference(config.data, info.size, info.channels, config.attributes, root, config.skip_corrupt)
+        pack, held_out = open_reference(
+            config.data, info.size, info.channels, config.attributes, root, config.skip_corrupt
+        )
         extractor = find_extractor(c.extractor, pack, device, preprocessing=c.preprocessing)
         self.evaluation = Evaluation(pack, held_out, extractor, c.count)
         if c.by in CLASS_SCORES and not extractor.judges_labels:
@@ -47,7 +49,9 @@ class Scorer:
         """Scores of a generator in evaluation mode that has been trained on so many images, and the protocol they were made by."""
         info, c = self.info, self.config
         classes = info.classes if c.conditional != "no" else ()
-        source = Generated(average, c.net.latent, (info.size, info.size, info.channels), classes, seed=0, psi=1.0)
+        source = Generated(
+            average, c.net.latent, (info.size, info.size, info.channels), classes, seed=0, psi=1.0
+        )
         source.facts |= {"ema": True, "images": images}
         result = self.evaluation.score(source)
         return result.scores, result.protocol_id

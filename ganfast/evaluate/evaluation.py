@@ -62,7 +62,9 @@ class Result:
         """Everything that a score depends on, in one line; equal ids are comparable."""
         p = self.protocol
         drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
-        digest = hashlib.sha256(json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(
+            json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str).encode()
+        ).hexdigest()[:8]
         return (
             f"v{p['version']} {p['data']}/{p['split']} {p['reals']} reals {p['fakes']} fakes "
             f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
@@ -71,13 +73,21 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Plain enough for JSON: null for what is infinite, or not given."""
         return {
-            "name": self.name, "protocol": self.protocol, "scores": _plain(self.scores), "floor": _plain(self.floor),
-            "floor_pictures": self.floor_pictures, "ceiling": self.ceiling, "protocol_id": self.protocol_id,
-        }  # fmt: skip
+            "name": self.name,
+            "protocol": self.protocol,
+            "scores": _plain(self.scores),
+            "floor": _plain(self.floor),
+            "floor_pictures": self.floor_pictures,
+            "ceiling": self.ceiling,
+            "protocol_id": self.protocol_id,
+        }
 
 
 def _plain(scores: dict[str, float]) -> dict[str, float | None]:
-    return {name: scores[name] if math.isfinite(scores.get(name, math.inf)) else None for name in ("kernel_std", *scores)}
+    return {
+        name: scores[name] if math.isfinite(scores.get(name, math.inf)) else None
+        for name in ("kernel_std", *scores)
+    }
 
 
 class Evaluation:
@@ -94,17 +104,30 @@ class Evaluation:
         InputError: too few reals.
     """
 
-    def __init__(self, pack: Pack, held_out: Pack | None, extractor: Extractor, fakes: int = 10_000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        held_out: Pack | None,
+        extractor: Extractor,
+        fakes: int = 10_000,
+        seed: int = 0,
+    ) -> None:
         self.pack, self.extractor, self.seed = pack, extractor, seed
         self.other = held_out or pack
         order = shuffled(len(pack.images), seed, _SPLIT)
         half = len(order) // 2
         self.divided = held_out is not None
         self.positions = order[:_MOST_REALS] if held_out else order[:half]
-        self.held_out = shuffled(len(held_out.images), seed, _SPLIT)[:fakes] if held_out else order[half:]
+        self.held_out = (
+            shuffled(len(held_out.images), seed, _SPLIT)[:fakes] if held_out else order[half:]
+        )
         self.fakes = fakes if held_out else min(fakes, len(self.held_out))
         self.frechet = Frechet(extractor.dim, _device_of(extractor))
-        for what, count in (("reference", len(self.positions)), ("held-out reals", len(self.held_out)), ("fakes", self.fakes)):
+        for what, count in (
+            ("reference", len(self.positions)),
+            ("held-out reals", len(self.held_out)),
+            ("fakes", self.fakes),
+        ):
             self._enough(what, count)
         self._floors: dict[int, dict[str, float]] = {}
         self._ceilings: dict[int, float] = {}
@@ -118,7 +141,9 @@ class Evaluation:
                 "side, 10,000 to be worth comparing"
             )
 
-    def _reals(self, pack: Pack, positions: np.ndarray, labelled: bool = False) -> Iterator[tuple[Pictures, np.ndarray | None]]:
+    def _reals(
+        self, pack: Pack, positions: np.ndarray, labelled: bool = False
+    ) -> Iterator[tuple[Pictures, np.ndarray | None]]:
         for start in range(0, len(positions), _CHUNK):
             rows = np.sort(positions[start : start + _CHUNK])
             labels = pack.labels[rows] if labelled and pack.labels is not None else None
@@ -126,11 +151,16 @@ class Evaluation:
 
     def _read_reference(self) -> None:
         counts = ClassScores(self._classes)
-        self.features = self._seen(self._reals(self.pack, self.positions), self.frechet.reference, counts)
+        self.features = self._seen(
+            self._reals(self.pack, self.positions), self.frechet.reference, counts
+        )
         self.class_counts = counts.counts
 
     def _seen(
-        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], distance: Callable[[Tensor], None], classes: ClassScores
+        self,
+        chunks: Iterator[tuple[Pictures, np.ndarray | None]],
+        distance: Callable[[Tensor], None],
+        classes: ClassScores,
     ) -> Tensor:
         """Features of the first pictures; all of them go into a distance, and what they show into the scores of classes."""
         kept: list[Tensor] = []
@@ -161,14 +191,20 @@ class Evaluation:
         """Scores of so many held-out reals, or of all there are: distances depend on how many."""
         count = min(count, len(self.held_out))
         if count not in self._floors:
-            self._floors[count] = self._scores(self._reals(self.other, self.held_out[:count], labelled=True), [])[0]
+            self._floors[count] = self._scores(
+                self._reals(self.other, self.held_out[:count], labelled=True), []
+            )[0]
         return self._floors[count]
 
     def ceiling_of(self, count: int) -> float:
         """Frechet distance of so many pictures from the Gaussian."""
         if count not in self._ceilings:
             for start in range(0, count, _CHUNK):
-                self.frechet.add(self.extractor(self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)).features)
+                self.frechet.add(
+                    self.extractor(
+                        self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)
+                    ).features
+                )
             self._ceilings[count] = self.frechet.distance()
         return self._ceilings[count]
 
@@ -176,7 +212,9 @@ class Evaluation:
     def _gaussian(self) -> PixelGaussian:
         return PixelGaussian(_Rows(self.pack.images, np.sort(self.positions)).some())
 
-    def _scores(self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]) -> tuple[dict[str, float], int]:
+    def _scores(
+        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]
+    ) -> tuple[dict[str, float], int]:
         def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
             for pictures, labels in chunks:
                 if sum(map(len, first)) < _MOST_COPIES:
@@ -185,9 +223,13 @@ class Evaluation:
 
         classes = ClassScores(self._classes)
         features = self._seen(remembered(), self.frechet.add, classes)
-        both = min(len(features), len(self.features))  # precision and density depend on how many there are of each
+        both = min(
+            len(features), len(self.features)
+        )  # precision and density depend on how many there are of each
         mean, deviation = kernel_distance(self.features, features, self.seed)
-        scores = {"frechet": self.frechet.distance(), "kernel": mean} | ({} if deviation is None else {"kernel_std": deviation})
+        scores = {"frechet": self.frechet.distance(), "kernel": mean} | (
+            {} if deviation is None else {"kernel_std": deviation}
+        )
         scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
         return scores | (classes.scores(self.class_counts) if self._classes else {}), both
 
@@ -208,7 +250,9 @@ class Evaluation:
         same = source.classes == info.classes
         drawn = source.facts
         if source.classes and info.classes and not same:
-            drawn = drawn | {"classes": "its own, drawn evenly" if source.labels is None else "its own"}
+            drawn = drawn | {
+                "classes": "its own, drawn evenly" if source.labels is None else "its own"
+            }
 
         def chunks() -> Iterator[tuple[Pictures, np.ndarray | None]]:
             for start in range(0, count, _CHUNK):
@@ -221,14 +265,23 @@ class Evaluation:
         some = np.concatenate(first)[:_MOST_COPIES]
         ratio, copies = self._memorised(some)
         scores["copy_ratio"] = ratio
-        return Result(source.name, self._protocol(count, both, drawn), scores, self, some[:64], copies)
+        return Result(
+            source.name, self._protocol(count, both, drawn), scores, self, some[:64], copies
+        )
 
     def _classes_of(self, source: Fakes, start: int, stop: int) -> np.ndarray | None:
         """Those that pictures have, or else are asked for: as often as in the reference, evenly where its classes are others."""
         if source.labels is not None or not source.classes:
             return None if source.labels is None else source.labels[start:stop]
-        labels, count = self.pack.labels if source.classes == self.pack.info.classes else None, len(source.classes)
-        counts = np.ones(count) if labels is None else np.bincount(labels[self.positions], minlength=count)
+        labels, count = (
+            self.pack.labels if source.classes == self.pack.info.classes else None,
+            len(source.classes),
+        )
+        counts = (
+            np.ones(count)
+            if labels is None
+            else np.bincount(labels[self.positions], minlength=count)
+        )
         return classes_like(counts, self.seed, start, stop)
 
     def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
@@ -238,29 +291,50 @@ class Evaluation:
         """
         own = np.sort(self.held_out[: len(fakes)])
         reals = np.asarray(self.other.images[own]).transpose(0, 2, 3, 1)
-        flat = torch.from_numpy(np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)).float()
+        flat = torch.from_numpy(
+            np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)
+        ).float()
         searched = np.sort(self.positions) if self.divided else np.arange(len(self.pack.images))
         itself = torch.full((len(flat),), -1)
         if not self.divided:
             itself[len(fakes) :] = torch.from_numpy(own)
-        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in self._reals(self.pack, searched))
+        stored = (
+            torch.from_numpy(p.reshape(len(p), -1)).float()
+            for p, _ in self._reals(self.pack, searched)
+        )
         distance, where = nearest(flat, stored, itself)
         of_fakes = distance[: len(fakes)]
         closest = torch.argsort(of_fakes)[:32].numpy()
         found = searched[where[closest].numpy()]
-        pairs = [p for k, row in zip(closest, found, strict=True) for p in (fakes[k], self.pack.images[row].transpose(1, 2, 0))]
-        return float(of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)), np.stack(pairs)
+        pairs = [
+            p
+            for k, row in zip(closest, found, strict=True)
+            for p in (fakes[k], self.pack.images[row].transpose(1, 2, 0))
+        ]
+        return float(
+            of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)
+        ), np.stack(pairs)
 
     def _protocol(self, count: int, both: int, drawn: dict[str, Any]) -> dict[str, Any]:
         info = self.pack.info
         return {
-            "version": VERSION, "data": info.name, "source_hash": info.source_hash, "split": info.split, "size": info.size,
-            "reals": len(self.positions), "held_out": len(self.held_out), "fakes": count,
-            "neighbours": f"k={NEIGHBOURS} among {both}+{both}", "ceiling": f"{COMPONENTS}-component pixel Gaussian",
-            "extractor": self.extractor.name, "extractor_sha256": self.extractor.sha256,
-            "preprocessing": self.extractor.preprocessing, "published": self.extractor.published,
-            "evaluation_seed": self.seed, "drawn": drawn,
-        }  # fmt: skip
+            "version": VERSION,
+            "data": info.name,
+            "source_hash": info.source_hash,
+            "split": info.split,
+            "size": info.size,
+            "reals": len(self.positions),
+            "held_out": len(self.held_out),
+            "fakes": count,
+            "neighbours": f"k={NEIGHBOURS} among {both}+{both}",
+            "ceiling": f"{COMPONENTS}-component pixel Gaussian",
+            "extractor": self.extractor.name,
+            "extractor_sha256": self.extractor.sha256,
+            "preprocessing": self.extractor.preprocessing,
+            "published": self.extractor.published,
+            "evaluation_seed": self.seed,
+            "drawn": drawn,
+        }
 
 
 class _Rows:
@@ -278,7 +352,9 @@ class _Rows:
 
 
 def _device_of(extractor: Extractor) -> torch.device:
-    device: torch.device = getattr(getattr(extractor, "of_one", extractor), "device", torch.device("cpu"))
+    device: torch.device = getattr(
+        getattr(extractor, "of_one", extractor), "device", torch.device("cpu")
+    )
     return device
 
 
@@ -291,7 +367,12 @@ def other_shape(name: str, shape: tuple[int, ...], info: PackInfo) -> str:
 
 
 def open_reference(
-    data: str, size: int = 0, channels: int = 0, attributes: Any = (), root: str | None = None, skip_corrupt: bool = False
+    data: str,
+    size: int = 0,
+    channels: int = 0,
+    attributes: Any = (),
+    root: str | None = None,
+    skip_corrupt: bool = False,
 ) -> tuple[Pack, Pack | None]:
     """Training pictures, and those of the test split where the set has one.
 
@@ -304,7 +385,9 @@ def open_reference(
     pack = open_data(data, size=size, channels=channels, **how)
     if not _has_test(recognise(data, root)):
         return pack, None
-    return pack, open_data(data, split="test", size=pack.info.size, channels=pack.info.channels, **how)
+    return pack, open_data(
+        data, split="test", size=pack.info.size, channels=pack.info.channels, **how
+    )
 
 
 def _has_test(source: Source) -> bool:

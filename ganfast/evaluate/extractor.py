@@ -44,8 +44,14 @@ class Extractor(ABC):
     def __call__(self, pictures: Pictures | Tensor) -> Features:
         """Features of uint8 (N, H, W, C) pictures, from anywhere."""
         with torch.no_grad():
-            found = self.extract(torch.from_numpy(np.array(pictures)) if isinstance(pictures, np.ndarray) else pictures)
-        return Features(found.features.float(), None if found.logits is None else found.logits.float())
+            found = self.extract(
+                torch.from_numpy(np.array(pictures))
+                if isinstance(pictures, np.ndarray)
+                else pictures
+            )
+        return Features(
+            found.features.float(), None if found.logits is None else found.logits.float()
+        )
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,16 @@ class Preprocessing:
                     raise ValueError
             except ValueError:
                 known = "size=N, channels=1|3, mean=A or A/B/C, std=A or A/B/C, bgr=yes|no, antialias=yes|no"
-                raise InputError(f"preprocessing has {part!r}; expected a comma-separated list of {known}") from None
+                raise InputError(
+                    f"preprocessing has {part!r}; expected a comma-separated list of {known}"
+                ) from None
         made = Preprocessing(**values)  # type: ignore[arg-type]
         if made.channels not in (1, 3) or made.size < 0:
             raise InputError(f"preprocessing {text!r}: channels must be 1 or 3 and size 0 or more")
         if any(len(v) not in (1, made.channels) for v in (made.mean, made.std)) or 0 in made.std:
-            raise InputError(f"preprocessing {text!r}: mean and std take one number or {made.channels}, std none that is 0")
+            raise InputError(
+                f"preprocessing {text!r}: mean and std take one number or {made.channels}, std none that is 0"
+            )
         return made
 
     def __str__(self) -> str:
@@ -102,9 +112,17 @@ class Preprocessing:
         if self.channels == 3 and x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         elif self.channels == 1 and x.shape[1] == 3:
-            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)  # ITU-R BT.601
+            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(
+                1, keepdim=True
+            )  # ITU-R BT.601
         if self.size and tuple(x.shape[2:]) != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=self.antialias, align_corners=False)
+            x = F.interpolate(
+                x,
+                (self.size, self.size),
+                mode="bilinear",
+                antialias=self.antialias,
+                align_corners=False,
+            )
         if self.bgr:
             x = x.flip(1)
         mean, std = (x.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -115,14 +133,22 @@ class NetworkExtractor(Extractor):
     """A network of torch behind a `Preprocessing`. The network returns features (N, D), or (features, logits)."""
 
     def __init__(
-        self, net: nn.Module, preprocessing: Preprocessing, name: str, sha256: str, device: torch.device, dim: int
+        self,
+        net: nn.Module,
+        preprocessing: Preprocessing,
+        name: str,
+        sha256: str,
+        device: torch.device,
+        dim: int,
     ) -> None:
         self.net = net.eval().to(device)
         self.prepare, self.device = preprocessing, device
         self.name, self.sha256, self.preprocessing, self.dim = name, sha256, str(preprocessing), dim
 
     def extract(self, pictures: Tensor) -> Features:
-        answer = self.net(self.prepare(pictures.to(self.device)).contiguous(memory_format=torch.channels_last))
+        answer = self.net(
+            self.prepare(pictures.to(self.device)).contiguous(memory_format=torch.channels_last)
+        )
         features, logits = answer if isinstance(answer, tuple) else (answer, None)
         if features.dim() == 4:  # maps: their means
             features = features.mean((2, 3))
@@ -137,14 +163,21 @@ class StackedExtractor(Extractor):
     def __init__(self, of_one: Extractor) -> None:
         self.of_one = of_one
         self.name, self.sha256, self.dim = f"{of_one.name} x3", of_one.sha256, 3 * of_one.dim
-        self.preprocessing, self.published = f"per channel: {of_one.preprocessing}", of_one.published
+        self.preprocessing, self.published = (
+            f"per channel: {of_one.preprocessing}",
+            of_one.published,
+        )
 
     def extract(self, pictures: Tensor) -> Features:
         n = len(pictures)
-        found = self.of_one.extract(pictures.permute(0, 3, 1, 2).reshape(n * 3, *pictures.shape[1:3], 1))
+        found = self.of_one.extract(
+            pictures.permute(0, 3, 1, 2).reshape(n * 3, *pictures.shape[1:3], 1)
+        )
         assert found.logits is not None
         a, b, c = found.logits.log_softmax(1).view(n, 3, -1).unbind(1)
-        logits = (a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]).flatten(1)  # of 100 a + 10 b + c
+        logits = (a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]).flatten(
+            1
+        )  # of 100 a + 10 b + c
         return Features(found.features.reshape(n, -1), logits)
 
 
@@ -156,8 +189,12 @@ def sha256_of(path: Path) -> str:
 def check_hash(path: Path, wanted: str) -> str:
     """The file's sha256. Raises InputError when another one is wanted; ``wanted`` may be its first 8 digits or more."""
     if wanted and not re.fullmatch("[0-9a-fA-F]{8,64}", wanted):
-        raise InputError(f"sha256 is {wanted!r}; expected the 64 hex digits of the hash of {path}, or the first 8 of them or more")
+        raise InputError(
+            f"sha256 is {wanted!r}; expected the 64 hex digits of the hash of {path}, or the first 8 of them or more"
+        )
     found = sha256_of(path)
     if not found.startswith(wanted.lower()):
-        raise InputError(f"{path} has sha256 {found}; expected {wanted}: another file, or a damaged one")
+        raise InputError(
+            f"{path} has sha256 {found}; expected {wanted}: another file, or a damaged one"
+        )
     return found

@@ -31,7 +31,11 @@ def _pooled(channels: int) -> Branch:
 
 
 def _double(last_stride: int) -> Branch:
-    return [("branch3x3dbl_1", 64, 1, 1, 1), ("branch3x3dbl_2", 96, 3, 3, 1), ("branch3x3dbl_3", 96, 3, 3, last_stride)]
+    return [
+        ("branch3x3dbl_1", 64, 1, 1, 1),
+        ("branch3x3dbl_2", 96, 3, 3, 1),
+        ("branch3x3dbl_3", 96, 3, 3, last_stride),
+    ]
 
 
 def _block_35(pool: int) -> list[Branch]:
@@ -40,11 +44,18 @@ def _block_35(pool: int) -> list[Branch]:
 
 
 def _block_17(squeezed: int) -> list[Branch]:
-    once: Branch = [("branch7x7_1", squeezed, 1, 1, 1), ("branch7x7_2", squeezed, 1, 7, 1), ("branch7x7_3", 192, 7, 1, 1)]
+    once: Branch = [
+        ("branch7x7_1", squeezed, 1, 1, 1),
+        ("branch7x7_2", squeezed, 1, 7, 1),
+        ("branch7x7_3", 192, 7, 1, 1),
+    ]
     twice: Branch = [
-        ("branch7x7dbl_1", squeezed, 1, 1, 1), ("branch7x7dbl_2", squeezed, 7, 1, 1), ("branch7x7dbl_3", squeezed, 1, 7, 1),
-        ("branch7x7dbl_4", squeezed, 7, 1, 1), ("branch7x7dbl_5", 192, 1, 7, 1),
-    ]  # fmt: skip
+        ("branch7x7dbl_1", squeezed, 1, 1, 1),
+        ("branch7x7dbl_2", squeezed, 7, 1, 1),
+        ("branch7x7dbl_3", squeezed, 1, 7, 1),
+        ("branch7x7dbl_4", squeezed, 7, 1, 1),
+        ("branch7x7dbl_5", 192, 1, 7, 1),
+    ]
     return [[("branch1x1", 192, 1, 1, 1)], once, twice, _pooled(192)]
 
 
@@ -53,7 +64,11 @@ def _block_8() -> list[Branch]:
         return [(f"{name}a", 384, 1, 3, 1), (f"{name}b", 384, 3, 1, 1)]
 
     once: Branch = [("branch3x3_1", 384, 1, 1, 1), fork("branch3x3_2")]
-    twice: Branch = [("branch3x3dbl_1", 448, 1, 1, 1), ("branch3x3dbl_2", 384, 3, 3, 1), fork("branch3x3dbl_3")]
+    twice: Branch = [
+        ("branch3x3dbl_1", 448, 1, 1, 1),
+        ("branch3x3dbl_2", 384, 3, 3, 1),
+        fork("branch3x3dbl_3"),
+    ]
     return [[("branch1x1", 320, 1, 1, 1)], once, twice, _pooled(192)]
 
 
@@ -69,19 +84,26 @@ _SHRINK_17: list[Branch] = [
     [],
 ]
 _BLOCKS = {  # name -> channels in, pool in front of the last branch, branches
-    "Mixed_5b": (192, "average", _block_35(32)), "Mixed_5c": (256, "average", _block_35(64)),
-    "Mixed_5d": (288, "average", _block_35(64)), "Mixed_6a": (288, "shrink", _SHRINK_35),
-    "Mixed_6b": (768, "average", _block_17(128)), "Mixed_6c": (768, "average", _block_17(160)),
-    "Mixed_6d": (768, "average", _block_17(160)), "Mixed_6e": (768, "average", _block_17(192)),
-    "Mixed_7a": (768, "shrink", _SHRINK_17), "Mixed_7b": (1280, "average", _block_8()),
+    "Mixed_5b": (192, "average", _block_35(32)),
+    "Mixed_5c": (256, "average", _block_35(64)),
+    "Mixed_5d": (288, "average", _block_35(64)),
+    "Mixed_6a": (288, "shrink", _SHRINK_35),
+    "Mixed_6b": (768, "average", _block_17(128)),
+    "Mixed_6c": (768, "average", _block_17(160)),
+    "Mixed_6d": (768, "average", _block_17(160)),
+    "Mixed_6e": (768, "average", _block_17(192)),
+    "Mixed_7a": (768, "shrink", _SHRINK_17),
+    "Mixed_7b": (1280, "average", _block_8()),
     "Mixed_7c": (2048, "maximum", _block_8()),
-}  # fmt: skip
+}
 
 
 class Convolution(nn.Module):
     """Convolution, batch norm with eps 0.001, ReLU."""
 
-    def __init__(self, before: int, after: int, height: int, width: int, stride: int = 1, padded: bool = True) -> None:
+    def __init__(
+        self, before: int, after: int, height: int, width: int, stride: int = 1, padded: bool = True
+    ) -> None:
         super().__init__()
         padding = (height // 2, width // 2) if padded else 0
         self.conv = nn.Conv2d(before, after, (height, width), stride, padding, bias=False)
@@ -102,7 +124,10 @@ class Mixed(nn.Module):
             for step in branch:
                 layers = step if isinstance(step, list) else [step]
                 for name, after, height, width, stride in layers:
-                    self.add_module(name, Convolution(channels, after, height, width, stride, padded=stride == 1))
+                    self.add_module(
+                        name,
+                        Convolution(channels, after, height, width, stride, padded=stride == 1),
+                    )
                 channels = layers[-1][1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,12 +181,24 @@ def load_inception(path: Path) -> Inception:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of several types for damaged and for foreign files
-        raise InputError(f"{path} is no readable file of weights: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} is no readable file of weights: {str(error).splitlines()[0]}"
+        ) from error
     net = Inception()
-    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    wanted = {
+        name: tuple(value.shape)
+        for name, value in net.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     found = found if isinstance(found, dict) else {}
-    wrong = [name for name, shape in wanted.items() if tuple(getattr(found.get(name), "shape", (-1,))) != shape]
+    wrong = [
+        name
+        for name, shape in wanted.items()
+        if tuple(getattr(found.get(name), "shape", (-1,))) != shape
+    ]
     if wrong:
-        raise InputError(f"{path} is not the Inception-v3 of the FID: it has no {wrong[0]} of shape {wanted[wrong[0]]}")
+        raise InputError(
+            f"{path} is not the Inception-v3 of the FID: it has no {wrong[0]} of shape {wanted[wrong[0]]}"
+        )
     net.load_state_dict({name: found[name] for name in wanted}, strict=False)
     return net

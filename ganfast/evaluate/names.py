@@ -9,7 +9,9 @@ def numbered(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         more = (f"{name} ({number})" for number in count(2))
-        found.append(name if name not in found else next(other for other in more if other not in found))
+        found.append(
+            name if name not in found else next(other for other in more if other not in found)
+        )
     return found
 
 

@@ -46,13 +46,21 @@ class Frechet:
 
     def distance(self) -> float:
         """Of what was added since the last call, which is then forgotten."""
-        (mean, covariance), (other_mean, other_covariance) = _gaussian(self._reference), _gaussian(self._added)
+        (mean, covariance), (other_mean, other_covariance) = (
+            _gaussian(self._reference),
+            _gaussian(self._added),
+        )
         self._added = self._none
         # The trace of (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
         values, vectors = torch.linalg.eigh(covariance)
         root = vectors * values.clamp_min(0).sqrt() @ vectors.T
         cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
-        total = (mean - other_mean).square().sum() + covariance.trace() + other_covariance.trace() - 2 * cross
+        total = (
+            (mean - other_mean).square().sum()
+            + covariance.trace()
+            + other_covariance.trace()
+            - 2 * cross
+        )
         return max(0.0, float(total))  # of equal sets rounding may leave -1e-12
 
 
@@ -69,16 +77,22 @@ def _gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (moments[:-1, :-1] - count * torch.outer(mean, mean)) / (count - 1)
 
 
-def kernel_distance(reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50) -> tuple[float, float | None]:
+def kernel_distance(
+    reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50
+) -> tuple[float, float | None]:
     """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, mean and standard deviation over random subsets of at most 1,000
     (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D). No deviation where every subset is all."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps features is why it is given so many
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # that it keeps features is why it is given so many
         torch.manual_seed(seed)
         size = min(1000, len(reals), len(fakes))
-        metric = KernelInceptionDistance(feature=_Given(reals.shape[1]), subsets=subsets, subset_size=size).to(reals.device)
+        metric = KernelInceptionDistance(
+            feature=_Given(reals.shape[1]), subsets=subsets, subset_size=size
+        ).to(reals.device)
         metric.update(reals, real=True)
         metric.update(fakes, real=False)
         mean, deviation = metric.compute()
@@ -97,7 +111,9 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
 
 def radii(x: Tensor, k: int) -> Tensor:
     """Squared distance of every row of x (N, D) to its k-th nearest other row, float64 (N,)."""
-    return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)])  # itself is the nearest
+    return torch.cat(
+        [d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)]
+    )  # itself is the nearest
 
 
 def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]:
@@ -109,7 +125,9 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
     """
     around_reals, around_fakes = radii(reals, k), radii(fakes, k)
     device = reals.device
-    inside = torch.zeros(len(fakes), dtype=torch.long, device=device)  # balls of reals each fake lies in
+    inside = torch.zeros(
+        len(fakes), dtype=torch.long, device=device
+    )  # balls of reals each fake lies in
     recalled, covered = [], []
     for first, d in squared_distances(reals, fakes):
         within = d <= around_reals[first : first + len(d), None]
@@ -124,7 +142,9 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
     }
 
 
-def nearest(x: Tensor, chunks: Iterable[Tensor], itself: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    x: Tensor, chunks: Iterable[Tensor], itself: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,).
 
     ``itself``: the position at which each row of x is among them, int64 (N,), which is passed over; -1 where it is not.

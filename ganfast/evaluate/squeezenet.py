@@ -17,8 +17,11 @@ from ganfast.evaluate.extractor import Preprocessing
 FEATURES = 512
 PREPROCESSING = Preprocessing(size=0, channels=3, mean=(104.0, 117.0, 123.0), std=(1.0,), bgr=True)
 _FIRES = {2: (96, 16, 64), 3: (128, 16, 64), 4: (128, 32, 128), 5: (256, 32, 128)} | {
-    6: (256, 48, 192), 7: (384, 48, 192), 8: (384, 64, 256), 9: (512, 64, 256)
-}  # fmt: skip
+    6: (256, 48, 192),
+    7: (384, 48, 192),
+    8: (384, 64, 256),
+    9: (512, 64, 256),
+}
 
 
 class Fire(nn.Module):
@@ -67,8 +70,14 @@ def load_squeezenet(path: Path) -> SqueezeNet:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable .npz file: {error}") from error
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    wrong = [name for name, shape in wanted.items() if name not in found or tuple(found[name].shape) != shape]
+    wrong = [
+        name
+        for name, shape in wanted.items()
+        if name not in found or tuple(found[name].shape) != shape
+    ]
     if wrong:
-        raise InputError(f"{path} is not SqueezeNet 1.0: it has no {wrong[0].replace('.', '/')} of shape {wanted[wrong[0]]}")
+        raise InputError(
+            f"{path} is not SqueezeNet 1.0: it has no {wrong[0].replace('.', '/')} of shape {wanted[wrong[0]]}"
+        )
     net.load_state_dict({name: found[name] for name in wanted})
     return net

@@ -45,9 +45,18 @@ class NetSpec:
         """The spec of a config whose automatic values are resolved."""
         net = config.net
         return NetSpec(
-            size, channels, classes if conditional != "no" else 0, conditional, net.width, net.latent,
-            net.generator_norm, net.critic_norm, net.critic_dropout, net.init, config.model,
-        )  # fmt: skip
+            size,
+            channels,
+            classes if conditional != "no" else 0,
+            conditional,
+            net.width,
+            net.latent,
+            net.generator_norm,
+            net.critic_norm,
+            net.critic_dropout,
+            net.init,
+            config.model,
+        )
 
 
 def build_generator(spec: NetSpec) -> nn.Module:
@@ -57,7 +66,10 @@ def build_generator(spec: NetSpec) -> nn.Module:
         return _construct(own["generator"], spec)
     _check_size(family, spec)
     make = mlp_generator if family == "mlp" else dcgan_generator
-    return _initialised(make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes), spec)
+    return _initialised(
+        make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes),
+        spec,
+    )
 
 
 def build_critic(spec: NetSpec) -> nn.Module:
@@ -65,26 +77,42 @@ def build_critic(spec: NetSpec) -> nn.Module:
     family, own = _parse(spec.model, spec)
     if "critic" in own:
         critic = _construct(own["critic"], spec)
-        setattr(critic, "takes_labels", spec.conditional == "projection")  # noqa: B010
+        setattr(critic, "takes_labels", spec.conditional == "projection")
         return critic
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
-    shape = (spec.size, spec.channels, spec.width, spec.critic_norm, spec.classes, spec.conditional, spec.critic_dropout)
+    shape = (
+        spec.size,
+        spec.channels,
+        spec.width,
+        spec.critic_norm,
+        spec.classes,
+        spec.conditional,
+        spec.critic_dropout,
+    )
     net = _initialised(make(*shape), spec)
-    return spectral(net) if spec.critic_norm == "spectral" else net  # after the initial weights: it hides them behind estimates
+    return (
+        spectral(net) if spec.critic_norm == "spectral" else net
+    )  # after the initial weights: it hides them behind estimates
 
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
     """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or None."""
-    return as_judgement(critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x))
+    return as_judgement(
+        critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x)
+    )
 
 
 def as_judgement(answer: Any, count: int) -> Judgement:
     """What a critic returned for ``count`` pictures in one form."""
     score, classes = (answer, None) if isinstance(answer, Tensor) else answer
     if score.numel() != count:
-        raise InputError(f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; expected one each")
-    return Judgement(full_precision(score.reshape(count)), None if classes is None else full_precision(classes))
+        raise InputError(
+            f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; expected one each"
+        )
+    return Judgement(
+        full_precision(score.reshape(count)), None if classes is None else full_precision(classes)
+    )
 
 
 def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
@@ -95,7 +123,9 @@ def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
 
 def _check_size(family: str, spec: NetSpec) -> None:
     if not 16 <= spec.size <= 128:
-        raise InputError(f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: set --size")
+        raise InputError(
+            f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: set --size"
+        )
 
 
 def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
@@ -107,7 +137,9 @@ def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
             continue
         module_name, _, name = part.partition(":")
         if not name or not module_name or module_name.startswith("."):
-            raise InputError(f"model is {part!r}; expected dcgan, mlp, or your own class as my.module:Critic")
+            raise InputError(
+                f"model is {part!r}; expected dcgan, mlp, or your own class as my.module:Critic"
+            )
         own["generator" if "generator" in name.lower() else "critic"] = _load(module_name, name)
     return family, own
 
@@ -119,7 +151,9 @@ def _load(module_name: str, name: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise InputError(f"model {module_name}:{name}: {error}; expected an importable module, here or installed") from error
+        raise InputError(
+            f"model {module_name}:{name}: {error}; expected an importable module, here or installed"
+        ) from error
     if not hasattr(module, name):
         raise InputError(f"model {module_name}:{name}: the module has no {name}")
     return getattr(module, name)
@@ -129,9 +163,13 @@ def _construct(cls: Any, spec: NetSpec) -> nn.Module:
     try:
         net = cls(spec)
     except Exception as error:
-        raise InputError(f"{cls.__name__}(spec) raised {type(error).__name__}: {error}; it is built for {spec}") from error
+        raise InputError(
+            f"{cls.__name__}(spec) raised {type(error).__name__}: {error}; it is built for {spec}"
+        ) from error
     if not isinstance(net, nn.Module):
-        raise InputError(f"{cls.__name__}(spec) gave {type(net).__name__}; expected a torch.nn.Module")
+        raise InputError(
+            f"{cls.__name__}(spec) gave {type(net).__name__}; expected a torch.nn.Module"
+        )
     return net
 
 
@@ -148,17 +186,27 @@ def try_out(generator: nn.Module, critic: nn.Module, spec: NetSpec) -> None:
         net.eval()
         try:
             if name == "generator":
-                pictures = net(torch.zeros(2, spec.latent)) if labels is None else net(torch.zeros(2, spec.latent), labels)
+                pictures = (
+                    net(torch.zeros(2, spec.latent))
+                    if labels is None
+                    else net(torch.zeros(2, spec.latent), labels)
+                )
             else:
                 judged = judge(net, pictures, labels)
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"the {name} of {spec.model} fails on two pictures: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"the {name} of {spec.model} fails on two pictures: {' '.join(str(error).split())}"
+            ) from error
     wanted = (2, spec.channels, spec.size, spec.size)
     if tuple(pictures.shape) != wanted:
-        raise InputError(f"the generator of {spec.model} drew {tuple(pictures.shape)} for two latents; expected {wanted}")
-    if spec.conditional == "auxiliary" and (judged.classes is None or tuple(judged.classes.shape) != (2, spec.classes)):
+        raise InputError(
+            f"the generator of {spec.model} drew {tuple(pictures.shape)} for two latents; expected {wanted}"
+        )
+    if spec.conditional == "auxiliary" and (
+        judged.classes is None or tuple(judged.classes.shape) != (2, spec.classes)
+    ):
         raise InputError(
             f"the critic of {spec.model} gives no class logits (2, {spec.classes}) for two pictures: a class head must"
         )

@@ -23,7 +23,15 @@ def channels_of(stage: int, width: int) -> int:
     return width * 2 ** min(stage - 1, 3)
 
 
-def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, conditional: str, dropout: float = 0.0) -> Critic:
+def dcgan_critic(
+    size: int,
+    channels: int,
+    width: int,
+    norm: str,
+    classes: int,
+    conditional: str,
+    dropout: float = 0.0,
+) -> Critic:
     """Strided convolutions and leaky ReLU; no norm on the first layer (DCGAN section 3)."""
     layers: list[nn.Module] = []
     before = channels
@@ -35,10 +43,14 @@ def dcgan_critic(size: int, channels: int, width: int, norm: str, classes: int, 
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not (normalise and norm == "batch"))]
         layers += [*normalise, nn.LeakyReLU(LEAK), *([Dropout(dropout)] if dropout else [])]
         before = after
-    return Critic(nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional)
+    return Critic(
+        nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional
+    )
 
 
-def dcgan_generator(size: int, channels: int, width: int, norm: str, latent: int, classes: int) -> Generator:
+def dcgan_generator(
+    size: int, channels: int, width: int, norm: str, latent: int, classes: int
+) -> Generator:
     """A linear layer to the smallest map, then transposed convolutions with ReLU; tanh is the generator's last step."""
     chain = sides(size)
     before = channels_of(len(chain) - 1, width)
@@ -48,7 +60,11 @@ def dcgan_generator(size: int, channels: int, width: int, norm: str, latent: int
         after = channels_of(stage, width) if stage else channels
         normalise = norm_layer(norm, after) if stage else []
         odd = chain[stage] % 2  # 8 -> 17 needs one more row than twice
-        layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=odd, bias=not (normalise and norm == "batch")))
+        layers.append(
+            nn.ConvTranspose2d(
+                before, after, 4, 2, 1, output_padding=odd, bias=not (normalise and norm == "batch")
+            )
+        )
         layers += [*normalise, nn.ReLU()] if stage else []
         before = after
     return Generator(latent, first, nn.Sequential(*layers), classes)

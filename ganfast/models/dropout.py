@@ -22,7 +22,9 @@ class Dropout(nn.Dropout):
         if like.device.type != "cpu":
             return F.dropout(torch.ones_like(like), self.p)
         words = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)
-        return words.as_strided(like.shape, torch.empty_like(like, dtype=torch.int16).stride()).float()
+        return words.as_strided(
+            like.shape, torch.empty_like(like, dtype=torch.int16).stride()
+        ).float()
 
     def mask(self, numbers: Tensor, like: Tensor) -> Tensor:
         """0 with probability p, else 1 / (1 - p): laid out as ``numbers``, typed as ``like``."""
@@ -32,4 +34,6 @@ class Dropout(nn.Dropout):
         numbers = numbers.double() if like.dtype == torch.float64 else numbers
         scale = torch.full_like(numbers, _LEVELS / (_LEVELS - dropped))
         # In a tenth of the time of a comparison and of what makes numbers of its truth values.
-        return torch.ops.aten.threshold_backward(scale, numbers, dropped - _LEVELS // 2 - 1).to(like.dtype)
+        return torch.ops.aten.threshold_backward(scale, numbers, dropped - _LEVELS // 2 - 1).to(
+            like.dtype
+        )

@@ -43,7 +43,9 @@ def named_parameters(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def parameters(net: nn.Module) -> list[nn.Parameter]:
     """Every parameter, each once."""
-    found = {id(p): p for module in modules(net) for p in module._parameters.values() if p is not None}
+    found = {
+        id(p): p for module in modules(net) for p in module._parameters.values() if p is not None
+    }
     return list(found.values())
 
 
@@ -65,7 +67,9 @@ def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     `torch.func.functional_call` leaves a module that has two paths with the tensors it was given.
     """
     given = {id(own): tensors[name] for name, own in named_tensors(net) if name in tensors}
-    places: list[Any] = [held for module in modules(net) for held in (module._parameters, module._buffers)]
+    places: list[Any] = [
+        held for module in modules(net) for held in (module._parameters, module._buffers)
+    ]
     before = [dict(held) for held in places]
     try:
         for held in places:
@@ -85,6 +89,9 @@ def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     found = []
     for module in modules(net):
         own, kind = module.__dict__, type(module)
-        values = [own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None for name in _ATTRIBUTES]
+        values = [
+            own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None
+            for name in _ATTRIBUTES
+        ]
         found.append((id(module), module.training, *values, *[len(own[name]) for name in HOOKS]))
     return found

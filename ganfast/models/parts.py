@@ -27,11 +27,15 @@ class Critic(nn.Module):
     "projection"; "auxiliary" adds a class head instead (ACGAN).
     """
 
-    def __init__(self, trunk: nn.Sequential, features: int, classes: int = 0, conditional: str = "no") -> None:
+    def __init__(
+        self, trunk: nn.Sequential, features: int, classes: int = 0, conditional: str = "no"
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
-        self.projection = nn.Linear(features, classes, bias=False) if conditional == "projection" else None
+        self.projection = (
+            nn.Linear(features, classes, bias=False) if conditional == "projection" else None
+        )
         self.takes_labels = self.projection is not None  # what `judge` goes by
         self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
 
@@ -41,15 +45,21 @@ class Critic(nn.Module):
         score = self.head(features)
         if self.projection is not None:
             if labels is None:
-                raise ValueError("this critic judges a picture as one of its class: give labels (N,)")
+                raise ValueError(
+                    "this critic judges a picture as one of its class: give labels (N,)"
+                )
             score = score + self.projection(features).gather(1, labels[:, None])
-        return Judgement(score[:, 0], self.class_head(features) if self.class_head is not None else None)
+        return Judgement(
+            score[:, 0], self.class_head(features) if self.class_head is not None else None
+        )
 
 
 class Generator(nn.Module):
     """z, and a class where there are classes, to the first feature map; then layers up to the picture; tanh."""
 
-    def __init__(self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0) -> None:
+    def __init__(
+        self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0
+    ) -> None:
         super().__init__()
         self.first = first
         units = int(torch.tensor(first).prod())
@@ -74,7 +84,9 @@ def norm_layer(kind: str, channels: int) -> list[nn.Module]:
         case "batch":
             return [nn.BatchNorm2d(channels)]
         case "layer":
-            return [nn.GroupNorm(1, channels)]  # over C, H and W of one sample, as WGAN-GP section 4 recommends
+            return [
+                nn.GroupNorm(1, channels)
+            ]  # over C, H and W of one sample, as WGAN-GP section 4 recommends
         case "instance":
             return [nn.InstanceNorm2d(channels, affine=True)]
     return []
@@ -120,10 +132,18 @@ def he_init(module: nn.Module) -> None:
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = child.weight[0].numel()
-            if isinstance(child, nn.ConvTranspose2d):  # each output pixel sums kernel / stride^2 taps of every input channel
-                fan_in = child.in_channels * child.weight[0, 0].numel() // (child.stride[0] * child.stride[1])
+            if isinstance(
+                child, nn.ConvTranspose2d
+            ):  # each output pixel sums kernel / stride^2 taps of every input channel
+                fan_in = (
+                    child.in_channels
+                    * child.weight[0, 0].numel()
+                    // (child.stride[0] * child.stride[1])
+                )
             hidden = name.startswith(("trunk", "layers"))
-            nn.init.normal_(child.weight, 0.0, ((2 / (1 + LEAK**2) if hidden else 1) / fan_in) ** 0.5)
+            nn.init.normal_(
+                child.weight, 0.0, ((2 / (1 + LEAK**2) if hidden else 1) / fan_in) ** 0.5
+            )
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, Generator) and child.classes is not None:

@@ -22,7 +22,9 @@ class Checked:
     data: str
     kimg: float  # that it is to reach
     held_by: str | None  # who trains it now
-    checkpoints: dict[str, str | None] = field(default_factory=dict)  # name -> what is wrong with it; oldest first
+    checkpoints: dict[str, str | None] = field(
+        default_factory=dict
+    )  # name -> what is wrong with it; oldest first
     set_aside: list[str] = field(default_factory=list)
     best: str | None = None
     log_lines: int = 0
@@ -32,7 +34,9 @@ class Checked:
     @property
     def resumable(self) -> str | None:
         """The checkpoint that a training would go on from; None = it begins anew."""
-        return next((name for name, problem in reversed(self.checkpoints.items()) if problem is None), None)
+        return next(
+            (name for name, problem in reversed(self.checkpoints.items()) if problem is None), None
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"sound": not self.problems, "resumable": self.resumable}
@@ -40,7 +44,9 @@ class Checked:
     def way_out(self) -> str:
         """What to do, as part of a sentence."""
         if self.resumable:
-            return f"`ganfast train --out {self.run}` goes on from {int(self.resumable) / 1000:g} kimg"
+            return (
+                f"`ganfast train --out {self.run}` goes on from {int(self.resumable) / 1000:g} kimg"
+            )
         if self.checkpoints:
             return "no checkpoint can be resumed: restore one, or train into another --out"
         return f"there is no checkpoint yet: `ganfast train --out {self.run}` begins anew"
@@ -50,15 +56,27 @@ class Checked:
         rows = [("run", f"{self.run}: {self.preset} on {self.data}, to {self.kimg:g} kimg")]
         rows += [("held by", self.held_by)] if self.held_by else []
         rows += [
-            ("checkpoint", f"{name} {'damaged: ' + problem if problem else 'whole'}") for name, problem in self.checkpoints.items()
+            ("checkpoint", f"{name} {'damaged: ' + problem if problem else 'whole'}")
+            for name, problem in self.checkpoints.items()
         ]
         rows += [("best", self.best)] if self.best else []
         rows += [("set aside", ", ".join(self.set_aside))] if self.set_aside else []
         rows += [("log", f"{self.log_lines:,} lines")]
         rows += [("history", _told(event)) for event in self.history]
-        rows += [("problem", problem) for problem in self.problems if problem not in self.checkpoints.values()]
+        rows += [
+            ("problem", problem)
+            for problem in self.problems
+            if problem not in self.checkpoints.values()
+        ]
         complete = self.resumable and int(self.resumable) >= self.kimg * 1000
-        rows += [("resume", f"complete at {int(self.resumable or 0) / 1000:g} kimg" if complete else self.way_out())]
+        rows += [
+            (
+                "resume",
+                f"complete at {int(self.resumable or 0) / 1000:g} kimg"
+                if complete
+                else self.way_out(),
+            )
+        ]
         return "\n".join(f"{name:12}{text}" for name, text in rows)
 
 
@@ -97,14 +115,18 @@ def check_run(folder: Path | str) -> Checked:
         best = checkpoints.best(store)
         found.best = best.name if best else None
         if not best:
-            found.problems.append(f"{store / checkpoints.BEST} names no checkpoint that is there: none counts as the best")
+            found.problems.append(
+                f"{store / checkpoints.BEST} names no checkpoint that is there: none counts as the best"
+            )
     try:
         found.history = resume.history(run.folder)
     except InputError as error:
         found.problems.append(str(error))
     if edited := resume.since_trained(run):
         changed = resume.listed(edited)
-        found.problems.append(f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with ({changed})")
+        found.problems.append(
+            f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with ({changed})"
+        )
     _check_log(run, records, found)
     return found
 
@@ -125,14 +147,26 @@ def _check_log(run: Run, records: list[checkpoints.Record], found: Checked) -> N
     if not records:
         return
     newest = records[-1]
-    settled = newest.log_lines if newest.log_lines is not None else sum(images <= newest.images for images in counters)
-    for number, (before, images) in enumerate(zip([0.0, *counters], counters[:settled], strict=False), start=1):
+    settled = (
+        newest.log_lines
+        if newest.log_lines is not None
+        else sum(images <= newest.images for images in counters)
+    )
+    for number, (before, images) in enumerate(
+        zip([0.0, *counters], counters[:settled], strict=False), start=1
+    ):
         if not before < images <= newest.images:
-            what = f"is of {images:g} images, the one before of {before:g}" if images < math.inf else "is not what was written"
+            what = (
+                f"is of {images:g} images, the one before of {before:g}"
+                if images < math.inf
+                else "is not what was written"
+            )
             found.problems.append(f"{path}, line {number} {what}")
             return
     for record in records:
         count = sum(images <= record.images for images in counters[:settled])
         if record.log_lines not in (None, count):
-            found.problems.append(f"{path} has {count} lines up to {record.images / 1000:g} kimg and had {record.log_lines} then")
+            found.problems.append(
+                f"{path} has {count} lines up to {record.images / 1000:g} kimg and had {record.log_lines} then"
+            )
             return

@@ -44,12 +44,18 @@ class Record:
     images: int  # real images shown when it was written
     log_lines: int | None  # of log.jsonl then; None in schema 1
     files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
-    trained_as: Mapping[str, Any] | None = None  # what it was trained with, as JSON holds it; None where nobody said
+    trained_as: Mapping[str, Any] | None = (
+        None  # what it was trained with, as JSON holds it; None where nobody said
+    )
 
 
 def write(
-    folder: Path, images: int, contents: Contents, log_lines: int, trained_as: Mapping[str, Any] | None = None
-) -> Path:  # fmt: skip
+    folder: Path,
+    images: int,
+    contents: Contents,
+    log_lines: int,
+    trained_as: Mapping[str, Any] | None = None,
+) -> Path:
     """Write ``folder/<images, 9 digits>``, beside it first and then renamed, so that a half-written one is never seen.
 
     Returns:
@@ -68,10 +74,20 @@ def write(
     for part, tensors in contents.items():
         data = safetensors.torch.save(dict(tensors))
         disk.write_file(beside / f"{part}.safetensors", data)
-        files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    facts = {"schema": SCHEMA, "images": images, "ganfast": ganfast.__version__, "torch": str(torch.__version__)}
+        files[f"{part}.safetensors"] = {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    facts = {
+        "schema": SCHEMA,
+        "images": images,
+        "ganfast": ganfast.__version__,
+        "torch": str(torch.__version__),
+    }
     facts |= {} if trained_as is None else {"trained_as": dict(trained_as)}
-    disk.write_file(beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files}))
+    disk.write_file(
+        beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files})
+    )
     if target.exists():
         set_aside(target, folder)
     disk.publish(beside, target)
@@ -92,23 +108,33 @@ def read_record(checkpoint: Path) -> Record:
         state: dict[str, Any] = json.loads(data)
         schema, images = state["schema"], int(state["images"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise Damaged(f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})") from error
+        raise Damaged(
+            f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})"
+        ) from error
     if schema == 1 and "sha256" not in state:
         return Record(1, images, None, {})
     facts = {key: value for key, value in state.items() if key != "sha256"}
     sealed = _sealed(facts) == data
     if schema != SCHEMA and (sealed or "sha256" not in state):
-        raise InputError(f"{checkpoint} has schema {schema}; this version reads schemas 1 to {SCHEMA}: update ganfast")
+        raise InputError(
+            f"{checkpoint} has schema {schema}; this version reads schemas 1 to {SCHEMA}: update ganfast"
+        )
     if not sealed:
-        raise Damaged(f"{path} was changed after it was written: its sha256 is not that of its contents")
+        raise Damaged(
+            f"{path} was changed after it was written: its sha256 is not that of its contents"
+        )
     lines, files = state.get("log_lines"), state.get("files")
     if not isinstance(files, dict) or not isinstance(lines, int) or lines < 0:
         raise Damaged(f"{path} lacks the files of the checkpoint, or its position in the log")
     trained_as = state.get("trained_as")
-    return Record(schema, images, lines, files, trained_as if isinstance(trained_as, dict) else None)
+    return Record(
+        schema, images, lines, files, trained_as if isinstance(trained_as, dict) else None
+    )
 
 
-def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[str, dict[str, Tensor]]]:
+def read(
+    checkpoint: Path, parts: Iterable[str] = PARTS
+) -> tuple[Record, dict[str, dict[str, Tensor]]]:
     """The tensors of some parts, from bytes that have been compared with their hashes.
 
     Raises:
@@ -126,7 +152,9 @@ def read(checkpoint: Path, parts: Iterable[str] = PARTS) -> tuple[Record, dict[s
             _compare(path, data, record)
         try:
             contents[part] = safetensors.torch.load(data)
-        except Exception as error:  # safetensors raises its own type, and others, for damaged headers
+        except (
+            Exception
+        ) as error:  # safetensors raises its own type, and others, for damaged headers
             raise Damaged(f"{path} is damaged: {error}") from error
     return record, contents
 
@@ -138,7 +166,9 @@ def _compare(path: Path, data: bytes, record: Record) -> None:
     if len(data) != expected["bytes"]:
         raise Damaged(f"{path} has {len(data):,} bytes instead of {expected['bytes']:,}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise Damaged(f"{path} was changed after it was written: its sha256 is not the one in state.json")
+        raise Damaged(
+            f"{path} was changed after it was written: its sha256 is not the one in state.json"
+        )
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -152,11 +182,15 @@ def problem_of(checkpoint: Path) -> str | None:
 
 def listed(folder: Path) -> list[Path]:
     """Directories below ``folder`` that are named like checkpoints, oldest first, also those that lost what makes them one."""
-    found = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20 and p.is_dir())
+    found = (
+        p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20 and p.is_dir()
+    )
     return sorted(found, key=lambda p: int(p.name))  # not by text: 10**9 images have ten digits
 
 
-def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> tuple[Path, Record, dict[str, dict[str, Tensor]]] | None:
+def newest_whole(
+    folder: Path, parts: Iterable[str] = PARTS
+) -> tuple[Path, Record, dict[str, dict[str, Tensor]]] | None:
     """The newest checkpoint that can be read, and its contents; None where there is none. Damaged ones are named in a warning.
 
     Raises:
@@ -174,7 +208,9 @@ def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> tuple[Path, Reco
             logger.warning("the checkpoint before, %s, is used instead", path)
         return path, record, contents
     if first:
-        raise Damaged(f"every checkpoint in {folder} is damaged ({first}); restore one, or train into another --out")
+        raise Damaged(
+            f"every checkpoint in {folder} is damaged ({first}); restore one, or train into another --out"
+        )
     return None
 
 
@@ -182,10 +218,15 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints and the best, 0 removes none of them, and what crashes left half-written."""
     for left in folder.glob(".*.part"):
         disk.remove(left)
-    spared, whole = best(folder), [path for path in listed(folder) if (path / "state.json").exists()]
+    spared, whole = (
+        best(folder),
+        [path for path in listed(folder) if (path / "state.json").exists()],
+    )
     for old in whole[:-keep] if keep else []:
         if old != spared:
-            beside = folder / f".{old.name}.part"  # gone at once: a crash half-way leaves no half checkpoint
+            beside = (
+                folder / f".{old.name}.part"
+            )  # gone at once: a crash half-way leaves no half checkpoint
             disk.remove(beside)
             disk.calls.rename(old, beside)
             disk.remove(beside)
@@ -217,9 +258,16 @@ def keep_best(checkpoint: Path, score: float, metric: str, lower_is_better: bool
     folder = checkpoint.parent
     before = _read_best(folder)
     comparable = before if before and before["metric"] == metric and best(folder) else None
-    if comparable and not (score < comparable["score"] if lower_is_better else score > comparable["score"]):
+    if comparable and not (
+        score < comparable["score"] if lower_is_better else score > comparable["score"]
+    ):
         return False
-    record = {"checkpoint": checkpoint.name, "score": score, "metric": metric, "lower_is_better": lower_is_better}
+    record = {
+        "checkpoint": checkpoint.name,
+        "score": score,
+        "metric": metric,
+        "lower_is_better": lower_is_better,
+    }
     disk.replace_file(folder / BEST, (json.dumps(record, indent=1) + "\n").encode())
     return True
 
@@ -234,7 +282,11 @@ def best(folder: Path) -> Path | None:
 def _read_best(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / BEST).read_text())
-        return {"checkpoint": str(record["checkpoint"]), "score": float(record["score"]), "metric": str(record["metric"])}
+        return {
+            "checkpoint": str(record["checkpoint"]),
+            "score": float(record["score"]),
+            "metric": str(record["metric"]),
+        }
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

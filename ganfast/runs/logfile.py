@@ -63,21 +63,33 @@ class JsonLines:
         try:
             self._file.close()
         except OSError as error:
-            logger.warning("%s cannot be written: %s; its last lines are lost", self._path, error.strerror or error)
+            logger.warning(
+                "%s cannot be written: %s; its last lines are lost",
+                self._path,
+                error.strerror or error,
+            )
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:
-            logger.warning("%s cannot be written: %s; its lines wait for the next try", self._path, error.strerror or error)
+            logger.warning(
+                "%s cannot be written: %s; its lines wait for the next try",
+                self._path,
+                error.strerror or error,
+            )
         self._failed = True
 
 
-def split_log(path: Path, images: float, position: int | None = None) -> tuple[list[str], list[str]]:
+def split_log(
+    path: Path, images: float, position: int | None = None
+) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     kept: list[str] = []
     rest: list[str] = []
     for number, line in enumerate(lines):
-        (kept if (position is None or number < position) and images_of(line) <= images else rest).append(line)
+        (
+            kept if (position is None or number < position) and images_of(line) <= images else rest
+        ).append(line)
     return kept, rest
 
 
@@ -118,8 +130,14 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, images: int, target: float, tensorboard: bool, quiet: bool = False, position: int | None = None
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        images: int,
+        target: float,
+        tensorboard: bool,
+        quiet: bool = False,
+        position: int | None = None,
+    ) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images, position)
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.started, self.paused = time.monotonic(), 0.0
@@ -128,12 +146,19 @@ class RunLog:
 
     def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
         """Record a step: the only place where training waits for the device."""
-        together = torch.stack([value.double() for value in stats.values()]).tolist() if stats else []  # one transfer
+        together = (
+            torch.stack([value.double() for value in stats.values()]).tolist() if stats else []
+        )  # one transfer
         values = dict(zip(stats, together, strict=True))
         now = time.monotonic()
         rate = (images - self.last_images) / max(1e-9, now - self.last_time - self.paused)
         self.last_time, self.last_images, self.paused = now, images, 0.0
-        record = {"images": images, "seconds": now - self.started, "images_per_second": rate, **values}
+        record = {
+            "images": images,
+            "seconds": now - self.started,
+            "images_per_second": rate,
+            **values,
+        }
         self.lines.write(record)
         if self.events:
             for name, value in (*values.items(), ("speed/images_per_second", rate)):
@@ -179,7 +204,9 @@ def _event_writer(folder: Path, images: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.warning("tensorboard is not installed: events are not written (pip install tensorboard)")
+        logger.warning(
+            "tensorboard is not installed: events are not written (pip install tensorboard)"
+        )
         return None
     return SummaryWriter(str(folder), purge_step=images + 1 if images else None)
 
@@ -194,7 +221,11 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=target, completed=images)
             self.bar.start()
@@ -207,7 +238,9 @@ class Progress:
     def update(self, images: int, rate: float, values: dict[str, float]) -> None:
         if self.quiet:
             return
-        shown = "  ".join(f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values)
+        shown = "  ".join(
+            f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values
+        )
         self.text = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s  {shown}"
         if self.bar:
             self.bar.update(self.task, completed=images, description=self.text)

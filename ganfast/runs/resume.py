@@ -27,7 +27,9 @@ from ganfast.training.state import restore
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
 _FREE_GROUPS = ("log.", "score.", "guard.")
 HISTORY = "history.jsonl"
-Found = tuple[Path, checkpoints.Record, dict[str, dict[str, Any]]]  # a checkpoint, what it says of itself, its tensors
+Found = tuple[
+    Path, checkpoints.Record, dict[str, dict[str, Any]]
+]  # a checkpoint, what it says of itself, its tensors
 Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, now)
 
 
@@ -38,7 +40,9 @@ def hold(folder: Path, held: ExitStack) -> None:
         disk.ensure_directory(folder)
         held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another --out"
+        ) from error
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -60,16 +64,26 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
     if not (folder / "config.yaml").exists() or not checkpoints.listed(run.checkpoint_folder):
         return run, {}  # it failed before its first checkpoint: nothing to lose
     old = Run.open(folder)
-    changed = since_trained(run) | {name: values for name, values in _changes(old, run).items() if _counts(name)}
+    changed = since_trained(run) | {
+        name: values for name, values in _changes(old, run).items() if _counts(name)
+    }
     ways_out = "--force goes on with the new values, --fork NEWDIR begins a new run from here, or give another --out"
     if changed and not force:
         pictures = changed.pop(_PICTURES, None)
         if changed:
-            raise InputError(f"{folder} holds another run ({listed(changed)}); give those values; {ways_out}")
+            raise InputError(
+                f"{folder} holds another run ({listed(changed)}); give those values; {ways_out}"
+            )
         if pictures:
-            raise InputError(f"{folder} was trained on other pictures than {config.data} holds now; give those; {ways_out}")
+            raise InputError(
+                f"{folder} was trained on other pictures than {config.data} holds now; give those; {ways_out}"
+            )
     if old.config.kimg != config.kimg and config.optim.decay_from < 1:
-        logger.warning("kimg was %g, now %g: learning rates fall towards the new end", old.config.kimg, config.kimg)
+        logger.warning(
+            "kimg was %g, now %g: learning rates fall towards the new end",
+            old.config.kimg,
+            config.kimg,
+        )
         changed["kimg"] = (old.config.kimg, config.kimg)
     return run, changed
 
@@ -92,7 +106,11 @@ def since_trained(run: Run) -> dict[str, tuple[Any, Any]]:
         except InputError:
             continue
         now = mathematics(run)
-        changed = {name: (value, now[name]) for name, value in before.items() if name in now and now[name] != value}
+        changed = {
+            name: (value, now[name])
+            for name, value in before.items()
+            if name in now and now[name] != value
+        }
         if hashes := changed.pop("source_hash", None):
             changed[_PICTURES] = tuple(f"those of hash {str(each)[:8]}" for each in hashes)  # type: ignore[assignment]
         return changed
@@ -105,13 +123,17 @@ _PICTURES = "the pictures"
 def _changes(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
     changed = configfile.differences(old.config, new.config)
     if old.data["source_hash"] != new.data["source_hash"]:
-        changed[_PICTURES] = tuple(f"{run.config.data} ({run.data['source_hash'][:8]})" for run in (old, new))  # type: ignore[assignment]
+        changed[_PICTURES] = tuple(
+            f"{run.config.data} ({run.data['source_hash'][:8]})" for run in (old, new)
+        )  # type: ignore[assignment]
     return changed
 
 
 def listed(changed: Changes) -> str:
     """What changed, as part of a sentence."""
-    return "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items())
+    return "; ".join(
+        f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items()
+    )
 
 
 def find(run: Run, which: str) -> Found | None:
@@ -122,13 +144,17 @@ def find(run: Run, which: str) -> Found | None:
     """
     found = _chosen(run, which)
     if found and found[0].resolve().parent != run.checkpoint_folder.resolve():
-        raise InputError(f"{found[0]} is no checkpoint of {run.folder}; with --fork NEWDIR a new run begins from it")
+        raise InputError(
+            f"{found[0]} is no checkpoint of {run.folder}; with --fork NEWDIR a new run begins from it"
+        )
     return found
 
 
 def _chosen(run: Run, which: str) -> Found | None:
     path = run.find(which) if which else None
-    return (path, *checkpoints.read(path)) if path else checkpoints.newest_whole(run.checkpoint_folder)
+    return (
+        (path, *checkpoints.read(path)) if path else checkpoints.newest_whole(run.checkpoint_folder)
+    )
 
 
 def go_on_from(run: Run, found: Found, changed: Changes) -> None:
@@ -138,24 +164,43 @@ def go_on_from(run: Run, found: Found, changed: Changes) -> None:
     this is interrupted.
     """
     path, record, _ = found
-    later = [other for other in checkpoints.listed(run.checkpoint_folder) if int(other.name) > record.images]
+    later = [
+        other
+        for other in checkpoints.listed(run.checkpoint_folder)
+        if int(other.name) > record.images
+    ]
     if later:
         _, rest = split_log(run.folder / "log.jsonl", record.images, record.log_lines)
-        if checkpoints.best(run.checkpoint_folder) in later:  # its score is not one of the checkpoint that will have its name
+        if (
+            checkpoints.best(run.checkpoint_folder) in later
+        ):  # its score is not one of the checkpoint that will have its name
             checkpoints.set_aside(run.checkpoint_folder / checkpoints.BEST, run.checkpoint_folder)
         if rest:
             cut = run.checkpoint_folder / f"log-after-{path.name}.jsonl"
             disk.replace_file(cut, _lines(rest))
             checkpoints.set_aside(cut, run.checkpoint_folder)
-        pictures = [p for p in (run.folder / "samples").glob("*.png") if p.stem.isdecimal() and int(p.stem) > record.images]
-        moved = [checkpoints.set_aside(other, run.checkpoint_folder) for other in (*pictures, *reversed(later))]
+        pictures = [
+            p
+            for p in (run.folder / "samples").glob("*.png")
+            if p.stem.isdecimal() and int(p.stem) > record.images
+        ]
+        moved = [
+            checkpoints.set_aside(other, run.checkpoint_folder)
+            for other in (*pictures, *reversed(later))
+        ]
         logger.warning(
             "back at %g kimg: later checkpoints (%s), %d sample grids and %d lines of the log were moved to %s",
-            record.images / 1000, ", ".join(p.name for p in later), len(pictures), len(rest), moved[-1].parent,
-        )  # fmt: skip
+            record.images / 1000,
+            ", ".join(p.name for p in later),
+            len(pictures),
+            len(rest),
+            moved[-1].parent,
+        )
         remember(run.folder, "return", images=record.images, set_aside=[p.name for p in later])
     if changed:
-        event = "length" if set(changed) == {"kimg"} else "force"  # of a run whose rates fall towards its end
+        event = (
+            "length" if set(changed) == {"kimg"} else "force"
+        )  # of a run whose rates fall towards its end
         if event == "force":
             logger.warning("forced: %s", listed(changed))
         remember(run.folder, event, images=record.images, changed=changed)
@@ -166,7 +211,11 @@ def refuse_as_fork(folder: Path) -> None:
     if not folder.name:
         raise InputError(f"--fork is {str(folder)!r}; expected the path of a new directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        go_on = f"; `ganfast train --out {folder}` goes on with it" if (folder / "config.yaml").exists() else ""
+        go_on = (
+            f"; `ganfast train --out {folder}` goes on with it"
+            if (folder / "config.yaml").exists()
+            else ""
+        )
         raise InputError(f"{folder} exists; a fork begins in a new directory{go_on}")
 
 
@@ -183,9 +232,13 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
     if not found:
         raise InputError(f"{parent.folder} has no checkpoint yet to begin from; train it further")
     path, record, contents = found
-    restore(plan.state, contents, record.images, str(path))  # other networks are refused before anything is written
+    restore(
+        plan.state, contents, record.images, str(path)
+    )  # other networks are refused before anything is written
     if record.images >= plan.config.kimg * 1000:
-        raise InputError(f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: give a higher --kimg")
+        raise InputError(
+            f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: give a higher --kimg"
+        )
     changed = {name: values for name, values in _changes(parent, run).items() if name != "out"}
     log, _ = split_log(parent.folder / "log.jsonl", record.images, record.log_lines)
     beside = folder.with_name(f".{folder.name}.part")
@@ -195,16 +248,27 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             refuse_as_fork(folder)
             disk.make_directory(beside)
             disk.write_file(beside / "log.jsonl", _lines(log))
-            disk.write_file(beside / HISTORY, _lines(json.dumps(line) for line in history(parent.folder)))
+            disk.write_file(
+                beside / HISTORY, _lines(json.dumps(line) for line in history(parent.folder))
+            )
             remember(
-                beside, "fork", images=record.images, of=str(parent.folder.resolve()), checkpoint=path.name,
-                state_sha256=hashlib.sha256((path / "state.json").read_bytes()).hexdigest(), changed=changed,
-            )  # fmt: skip
-            checkpoints.write(beside / "checkpoints", record.images, contents, len(log), mathematics(run))
+                beside,
+                "fork",
+                images=record.images,
+                of=str(parent.folder.resolve()),
+                checkpoint=path.name,
+                state_sha256=hashlib.sha256((path / "state.json").read_bytes()).hexdigest(),
+                changed=changed,
+            )
+            checkpoints.write(
+                beside / "checkpoints", record.images, contents, len(log), mathematics(run)
+            )
             write_record(dataclasses.replace(run, folder=beside))
             disk.publish(beside, folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --fork") from error
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another --fork"
+        ) from error
     return f"{folder} is a fork of {path}" + (f" ({listed(changed)})" if changed else "")
 
 
@@ -212,11 +276,17 @@ def write_record(run: Run) -> None:
     """The run directory with its config and the manifest of its pictures."""
     try:
         disk.ensure_directory(run.folder)
-        configfile.write(run.config, run.folder / "config.yaml")  # first: a folder that has it is a run's, if this ends half-way
-        disk.replace_file(run.folder / "data.json", (json.dumps(run.data, indent=1) + "\n").encode())
+        configfile.write(
+            run.config, run.folder / "config.yaml"
+        )  # first: a folder that has it is a run's, if this ends half-way
+        disk.replace_file(
+            run.folder / "data.json", (json.dumps(run.data, indent=1) + "\n").encode()
+        )
         disk.ensure_directory(run.folder / "samples")
     except OSError as error:
-        raise InputError(f"{run.folder} cannot be written: {error.strerror or error}; choose another --out") from error
+        raise InputError(
+            f"{run.folder} cannot be written: {error.strerror or error}; choose another --out"
+        ) from error
 
 
 def remember(folder: Path, event: str, **facts: Any) -> None:
@@ -232,12 +302,16 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """What `remember` recorded, oldest first; InputError where it cannot be read."""
     path = folder / HISTORY
     try:
-        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        events = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     for number, event in enumerate(events, start=1):
         changed = event.get("changed", {}) if isinstance(event, dict) else None
-        if not isinstance(changed, dict) or any(not isinstance(pair, list) or len(pair) != 2 for pair in changed.values()):
+        if not isinstance(changed, dict) or any(
+            not isinstance(pair, list) or len(pair) != 2 for pair in changed.values()
+        ):
             raise InputError(f"{path} is damaged: line {number} is no event")
     return events
 

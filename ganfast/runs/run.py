@@ -49,11 +49,17 @@ class Run:
         data = configfile.read_mapping(folder / "data.json")
         missing = {"size", "channels", "classes", "source_hash"} - set(data)
         if missing:
-            raise InputError(f"{folder / 'data.json'} is damaged: it has no {', '.join(sorted(missing))}")
+            raise InputError(
+                f"{folder / 'data.json'} is damaged: it has no {', '.join(sorted(missing))}"
+            )
         sides = all(type(data[name]) is int and data[name] > 0 for name in ("size", "channels"))
-        classes = isinstance(data["classes"], list) and all(isinstance(name, str) for name in data["classes"])
+        classes = isinstance(data["classes"], list) and all(
+            isinstance(name, str) for name in data["classes"]
+        )
         if not (sides and classes and isinstance(data["source_hash"], str)):
-            raise InputError(f"{folder / 'data.json'} is damaged: size, channels, classes or source_hash is of a wrong kind")
+            raise InputError(
+                f"{folder / 'data.json'} is damaged: size, channels, classes or source_hash is of a wrong kind"
+            )
         return Run(folder, configfile.read(folder / "config.yaml"), data)
 
     @property
@@ -72,13 +78,21 @@ class Run:
 
     def spec(self) -> NetSpec:
         """What the networks of this run are built for."""
-        return NetSpec.of(self.config, self.data["size"], self.data["channels"], len(self.data["classes"]), self.config.conditional)
+        return NetSpec.of(
+            self.config,
+            self.data["size"],
+            self.data["channels"],
+            len(self.data["classes"]),
+            self.config.conditional,
+        )
 
     def latest(self) -> Path:
         """The newest checkpoint whose average is whole; InputError where there is none."""
         found = checkpoints.newest_whole(self.checkpoint_folder, ["ema"])
         if not found:
-            raise InputError(f"{self.folder} has no checkpoint yet; train it further with `ganfast train --out {self.folder}`")
+            raise InputError(
+                f"{self.folder} has no checkpoint yet; train it further with `ganfast train --out {self.folder}`"
+            )
         return found[0]
 
     def find(self, which: str) -> Path:
@@ -112,9 +126,15 @@ class Run:
         return self._generators[key]
 
     def sample(
-        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0,
-        checkpoint: str = "", device: str = "auto",
-    ) -> Pictures:  # fmt: skip
+        self,
+        n: int,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        psi: float = 1.0,
+        first: int = 0,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:
         """Draw pictures. Picture (seed, index) is the same however many are drawn with it.
 
         Args:
@@ -134,15 +154,28 @@ class Run:
         return self.sample_labelled(n, seed, labels, psi, first, checkpoint, device)[0]
 
     def sample_labelled(
-        self, n: int, seed: int = 0, labels: Sequence[int] | None = None, psi: float = 1.0, first: int = 0,
-        checkpoint: str = "", device: str = "auto",
-    ) -> tuple[Pictures, np.ndarray | None]:  # fmt: skip
+        self,
+        n: int,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        psi: float = 1.0,
+        first: int = 0,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> tuple[Pictures, np.ndarray | None]:
         """`sample`, and the class of each picture, int64 (n,), or None for a run without classes."""
         index = picture_index(n, seed, first)
         chosen = self.labels_of(index, seed, labels)
         return self.draw(latents(seed, index, self.latent), chosen, psi, checkpoint, device), chosen
 
-    def draw(self, z: Any, labels: Any = None, psi: float = 1.0, checkpoint: str = "", device: str = "auto") -> Pictures:
+    def draw(
+        self,
+        z: Any,
+        labels: Any = None,
+        psi: float = 1.0,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:
         """Pictures uint8 (N, H, W, C) of given latents, float32 (N, latent), and labels, int64 (N,) or None."""
         if not 0 <= psi <= 2:
             raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
@@ -157,24 +190,34 @@ class Run:
             chosen = None
             if labels is not None:
                 chosen = torch.zeros(_CHUNK, dtype=torch.long)
-                chosen[:count] = torch.from_numpy(np.asarray(labels[start : start + _CHUNK], dtype=np.int64))
+                chosen[:count] = torch.from_numpy(
+                    np.asarray(labels[start : start + _CHUNK], dtype=np.int64)
+                )
                 chosen = chosen.to(where)
             with torch.no_grad():
-                pictures.append(to_uint8(draw(generator, rows.to(where), chosen))[:count].cpu().numpy())
+                pictures.append(
+                    to_uint8(draw(generator, rows.to(where), chosen))[:count].cpu().numpy()
+                )
         return np.concatenate(pictures)
 
-    def labels_of(self, index: np.ndarray, seed: int, labels: Sequence[int] | None) -> np.ndarray | None:
+    def labels_of(
+        self, index: np.ndarray, seed: int, labels: Sequence[int] | None
+    ) -> np.ndarray | None:
         """The class of each picture, int64 (N,): those given, in turn, or random ones; None for a run without classes."""
         count = len(self.classes)
         if not count:
             if labels is not None:
-                raise InputError(f"{self.folder} was trained without classes: it cannot draw one on request; leave --labels out")
+                raise InputError(
+                    f"{self.folder} was trained without classes: it cannot draw one on request; leave --labels out"
+                )
             return None
         if labels is None:
             return random_classes(seed, index, count)
         for label in labels:
             if not 0 <= label < count:
-                raise InputError(f"there is no class {label}; {self.folder} has {count}: {self.class_list()}")
+                raise InputError(
+                    f"there is no class {label}; {self.folder} has {count}: {self.class_list()}"
+                )
         return np.asarray(labels)[index % len(labels)]
 
     def class_list(self) -> str:

@@ -14,9 +14,14 @@ from ganfast.log import logger
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.state import Copy, State
 
-RETRY_AFTER = (1.0, 5.0)  # seconds after which a failed write of a run is tried again; then the run ends
+RETRY_AFTER = (
+    1.0,
+    5.0,
+)  # seconds after which a failed write of a run is tried again; then the run ends
 T = TypeVar("T")
-Finish = Callable[[dict[str, Tensor]], None]  # completes the tensors of the average on the host, in place
+Finish = Callable[
+    [dict[str, Tensor]], None
+]  # completes the tensors of the average on the host, in place
 
 
 class Saver:
@@ -31,10 +36,23 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, keep: int, finish: Finish | None, flush_log: Callable[[], None], trained_as: Mapping[str, Any]
-    ) -> None:  # fmt: skip
-        self.folder, self.keep, self._finish, self._flush_log, self._trained_as = folder, keep, finish, flush_log, trained_as
-        self.last = Copy(on_host=True)  # the state of the last checkpoint, or that training began with
+        self,
+        folder: Path,
+        keep: int,
+        finish: Finish | None,
+        flush_log: Callable[[], None],
+        trained_as: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.keep, self._finish, self._flush_log, self._trained_as = (
+            folder,
+            keep,
+            finish,
+            flush_log,
+            trained_as,
+        )
+        self.last = Copy(
+            on_host=True
+        )  # the state of the last checkpoint, or that training began with
         self._thread = ThreadPoolExecutor(1, "ganfast-save")  # Python waits for it before it exits
         self._pending: Future[None] | None = None
 
@@ -43,7 +61,9 @@ class Saver:
         self.flush()
         self.last.take(state)
 
-    def save(self, state: State, log_lines: int, then: Callable[[Path], None] | None = None) -> None:
+    def save(
+        self, state: State, log_lines: int, then: Callable[[Path], None] | None = None
+    ) -> None:
         """Copy the state and have it written; ``then`` is called in the thread with the checkpoint, before old ones are removed.
 
         Raises:
@@ -66,7 +86,9 @@ class Saver:
                 pending.result()
             except OSError as error:
                 way_out = f"the ones before are whole: mend that, and `ganfast train --out {self.folder.parent}` goes on"
-                raise cannot_write(f"the checkpoint at {self.last.images / 1000:g} kimg", error, way_out) from error
+                raise cannot_write(
+                    f"the checkpoint at {self.last.images / 1000:g} kimg", error, way_out
+                ) from error
 
     def close(self) -> None:
         """Wait for the thread and let it go; a failure is said, not raised."""
@@ -83,7 +105,9 @@ class Saver:
 
         def write() -> Path:
             self._flush_log()
-            return checkpoints.write(self.folder, last.images, last.contents, log_lines, self._trained_as)
+            return checkpoints.write(
+                self.folder, last.images, last.contents, log_lines, self._trained_as
+            )
 
         written = insist(f"the checkpoint at {last.images / 1000:g} kimg", write)
         tidy(self.folder, self.keep, then and partial(then, written))

@@ -8,7 +8,9 @@ from ganfast.runs.run import Run
 from ganfast.training.state import load_module
 
 
-def of_run(run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: bool = True) -> Generated:
+def of_run(
+    run: Run, checkpoint: str, seed: int, psi: float, device: str, ema: bool = True
+) -> Generated:
     """The averaged generator of a run's checkpoint ("" = the newest), or the trained one as it is."""
     path = run.find(checkpoint)
     net = build_generator(run.spec())

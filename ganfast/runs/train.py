@@ -14,7 +14,15 @@ import torch
 from ganfast import disk
 from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
-from ganfast.engine import Choice, CriticStep, Drawing, GeneratorStep, make_critic_step, make_drawing, make_generator_step
+from ganfast.engine import (
+    Choice,
+    CriticStep,
+    Drawing,
+    GeneratorStep,
+    make_critic_step,
+    make_drawing,
+    make_generator_step,
+)
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
 from ganfast.log import logger, say
@@ -39,7 +47,13 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: str | Path = "", force: bool = False) -> Run:
+def train(
+    config: Config,
+    quiet: bool = False,
+    checkpoint: str = "",
+    fork_of: str | Path = "",
+    force: bool = False,
+) -> Run:
     """Train a run to config.kimg, resuming what its directory already holds.
 
     Args:
@@ -67,7 +81,9 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError("networks and pictures do not fit into memory: lower --net.width or --size") from error
+        raise InputError(
+            "networks and pictures do not fit into memory: lower --net.width or --size"
+        ) from error
     if plan.device.type == "cpu":
         keep_freed_memory()
     if parent:
@@ -84,16 +100,28 @@ def train(config: Config, quiet: bool = False, checkpoint: str = "", fork_of: st
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning("out of memory: %s", str(error).splitlines()[0][:200] if str(error) else type(error).__name__)
-    raise InputError(_smaller_batch(plan))  # from out here, as what the step had in memory is gone only now
+            logger.warning(
+                "out of memory: %s",
+                str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
+            )
+    raise InputError(
+        _smaller_batch(plan)
+    )  # from out here, as what the step had in memory is gone only now
 
 
 def _smaller_batch(plan: Plan) -> str:
-    batch, known = batch_that_fits(plan, _make_steps), checkpoints.listed(plan.folder / "checkpoints")
+    batch, known = (
+        batch_that_fits(plan, _make_steps),
+        checkpoints.listed(plan.folder / "checkpoints"),
+    )
     said = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
         return f"{said}, nor would it have at 2: lower --net.width or --size"
-    how = "was tried and fits" if plan.device.type == "cuda" else "would fit by the bytes counted for a picture"
+    how = (
+        "was tried and fits"
+        if plan.device.type == "cuda"
+        else "would fit by the bytes counted for a picture"
+    )
     forced = " with --force or --fork NEWDIR, as it changes what the run computes" if known else ""
     return f"{said}; {batch} {how}: give --batch {batch}{forced}"
 
@@ -105,7 +133,11 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     if found:
         restore(state, found[2], found[1].images, str(found[0]))
     # Made before anything is written, as it refuses what it cannot do.
-    scorer = Scorer(config, plan.pack.info, plan.device) if config.score.every_kimg and unfinished(state, config) else None
+    scorer = (
+        Scorer(config, plan.pack.info, plan.device)
+        if config.score.every_kimg and unfinished(state, config)
+        else None
+    )
     if unfinished(state, config):
         if found:
             resume.go_on_from(run, found, changed)
@@ -114,19 +146,31 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
         if found:
-            say(f"resuming {folder} at {state.images / 1000:g} kimg" + ("" if unfinished(state, config) else ": already complete"))
+            say(
+                f"resuming {folder} at {state.images / 1000:g} kimg"
+                + ("" if unfinished(state, config) else ": already complete")
+            )
     if not found:
         save_sheet(sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
     if not unfinished(state, config):
-        tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)  # what the last save could not remove
+        tidy(
+            run.checkpoint_folder, Run.open(folder).config.log.keep
+        )  # what the last save could not remove
         return run
 
-    torch.backends.cudnn.allow_tf32 = config.precision != "fp32"  # fp32 means fp32; matrix products already do
+    torch.backends.cudnn.allow_tf32 = (
+        config.precision != "fp32"
+    )  # fp32 means fp32; matrix products already do
     began, first = time.monotonic(), state.images
     with ExitStack() as held:
         log = RunLog(
-            folder, state.images, config.kimg * 1000, config.log.tensorboard, quiet, found[1].log_lines if found else None
-        )  # fmt: skip
+            folder,
+            state.images,
+            config.kimg * 1000,
+            config.log.tensorboard,
+            quiet,
+            found[1].log_lines if found else None,
+        )
         held.callback(log.close)
         critic_step, generator_step, drawing = _make_steps(plan)
         if not quiet:
@@ -137,13 +181,19 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
         with signals() as stopped:
             if not found:
                 writer.samples()
-            stop = lambda: bool(stopped)  # noqa: E731
-            train_loop(state, plan.data, config, critic_step, generator_step, stop, writer.on_step, drawing)
+            stop = lambda: bool(stopped)
+            train_loop(
+                state, plan.data, config, critic_step, generator_step, stop, writer.on_step, drawing
+            )
             writer.finish()
-        _write_engine(run, critic_step.choice)  # another one where the start-up check refused the first
+        _write_engine(
+            run, critic_step.choice
+        )  # another one where the start-up check refused the first
     if stopped:
         name = signal.Signals(stopped[0]).name
-        say(f"{name}: saved {folder} at {state.images / 1000:g} kimg; `ganfast train --out {folder}` goes on")
+        say(
+            f"{name}: saved {folder} at {state.images / 1000:g} kimg; `ganfast train --out {folder}` goes on"
+        )
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
@@ -158,15 +208,30 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     state, c = plan.state, plan.config
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     return (
-        make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile, computing=twins[1]),
-        make_generator_step(state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins),
+        make_critic_step(
+            state.critic,
+            c.loss,
+            c.penalty,
+            plan.autocast,
+            c.engine,
+            plan.compile,
+            computing=twins[1],
+        ),
+        make_generator_step(
+            state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins
+        ),
         make_drawing(state.generator, plan.autocast, plan.compile, twins[0]),
     )
 
 
 def _write_engine(run: Run, choice: Choice) -> None:
     """What computed the critic's gradients in the end, for whoever compares runs."""
-    record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason, "torch": torch.__version__}
+    record = {
+        "engine": choice.engine,
+        "compiled": choice.compiled,
+        "reason": choice.reason,
+        "torch": torch.__version__,
+    }
     data = (json.dumps(record, indent=1) + "\n").encode()
     insist("engine.json", lambda: disk.replace_file(run.folder / "engine.json", data))
 

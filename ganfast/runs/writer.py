@@ -45,12 +45,20 @@ class Writer:
         self.guard, self.tries = Guard(c.guard), 0
         self.good = Copy(on_host=False)  # the state that the guard passed last
         self.said, self.restored_at = "", -1  # of the last divergence
-        self.saver = Saver(run.checkpoint_folder, c.log.keep, average_finisher(plan, run), log.sync, resume.mathematics(run))
+        self.saver = Saver(
+            run.checkpoint_folder,
+            c.log.keep,
+            average_finisher(plan, run),
+            log.sync,
+            resume.mathematics(run),
+        )
         self.saver.remember(plan.state)
         self.good.take(plan.state)
         self.guard.state_problem(plan.state)  # norms to compare with
 
-    def on_step(self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]) -> None:
+    def on_step(
+        self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]
+    ) -> None:
         self.log.progress.tick(state.images)
         self.saver.poll()
         c, problem = self.plan.config, None
@@ -59,7 +67,9 @@ class Writer:
         # A lazy penalty is due in one of so many steps: the line is that of the step that has it, by the counter alone.
         wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active else 1
         if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
-            named = {f"critic/{k}": v for k, v in critic.items()} | {f"generator/{k}": v for k, v in generator.items()}
+            named = {f"critic/{k}": v for k, v in critic.items()} | {
+                f"generator/{k}": v for k, v in generator.items()
+            }
             record = self.log.step(state.images, named)
             problem = self.guard.statistics_problem(record)
         sound = True
@@ -67,7 +77,9 @@ class Writer:
             sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if sound and not finished:  # what was only just restored has proved nothing; the last checkpoint waits for the last grid
+        if (
+            sound and not finished
+        ):  # what was only just restored has proved nothing; the last checkpoint waits for the last grid
             due = self.scorer is not None and self._crossed(state.images, self.score_every)
             if due or self._crossed(state.images, self.save_every):
                 self.checkpoint(due)
@@ -111,10 +123,14 @@ class Writer:
         with self._apart():
             self._hold(None)
             if self.tries > 1 and self.restored_at == state.images:
-                raise RunError(f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}")
+                raise RunError(
+                    f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}"
+                )
         self.samples()
         with self._apart():
-            kept = self._score() if self.scorer and not unfinished(state, self.plan.config) else None
+            kept = (
+                self._score() if self.scorer and not unfinished(state, self.plan.config) else None
+            )
             self.saver.save(state, self.log.position(), kept)
         self.saver.flush()
 
@@ -141,15 +157,20 @@ class Writer:
         if self.tries > 1:
             self.saver.flush()  # as the thread completes what it writes
         good = self.saver.last if self.tries > 1 else self.good
-        restore(state, good.contents, images, str(self.run.folder))  # the counter goes on: the same pictures would diverge again
+        restore(
+            state, good.contents, images, str(self.run.folder)
+        )  # the counter goes on: the same pictures would diverge again
         for parameter in (*state.generator.parameters(), *state.critic.parameters()):
             if parameter.grad is not None:
                 parameter.grad.zero_()  # in place, as captured phases know it; the next look must not blame the old one
         self.guard.state_problem(state)  # the norms to compare with are those of this state
         logger.warning(
             "%s: back to the state of %g kimg, on with the pictures from here (%d of %d times)",
-            said, good.images / 1000, self.tries, self.plan.config.guard.tries,
-        )  # fmt: skip
+            said,
+            good.images / 1000,
+            self.tries,
+            self.plan.config.guard.tries,
+        )
         return False
 
     def _way_out(self) -> str:
@@ -168,7 +189,9 @@ class Writer:
         columns = sheet_columns(len(names))
         count = columns * (_SHEET // columns)
         device = self.plan.device
-        z = torch.from_numpy(latents(self.plan.config.seed, torch.arange(count).numpy(), self.plan.config.net.latent)).to(device)
+        z = torch.from_numpy(
+            latents(self.plan.config.seed, torch.arange(count).numpy(), self.plan.config.net.latent)
+        ).to(device)
         labels = torch.arange(count, device=device) % len(names) if names else None
         with torch.no_grad():
             return grid(to_uint8(draw(self.plan.state.average, z, labels)).cpu().numpy(), columns)
@@ -187,7 +210,9 @@ class Writer:
 def average_finisher(plan: Plan, run: Run) -> Finish | None:
     """Gives a host copy of the average its batch statistics, on a network of its own; None where it has none."""
     average = copy.deepcopy(plan.state.average).cpu()
-    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in average.modules()):
+    if not any(
+        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in average.modules()
+    ):
         return None
 
     def finish(tensors: dict[str, Tensor]) -> None:

@@ -39,7 +39,9 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def reestimate_batchnorm(net: nn.Module, seed: int, latent: int, classes: int, batches: int = 12, batch: int = 64) -> None:
+def reestimate_batchnorm(
+    net: nn.Module, seed: int, latent: int, classes: int, batches: int = 12, batch: int = 64
+) -> None:
     """Give every BatchNorm of ``net`` the statistics of its own inputs, from latents fixed by ``seed``.
 
     An average of weights has activations of its own: running statistics copied from the trained generator do not fit them.
@@ -70,7 +72,11 @@ def reestimate_batchnorm(net: nn.Module, seed: int, latent: int, classes: int, b
     for number in range(batches):
         index = torch.arange(number * batch, (number + 1) * batch, device=device)
         with suppress(_Enough):
-            draw(net, normal(seed, Purpose.BATCHNORM, index, latent), index % classes if classes else None)
+            draw(
+                net,
+                normal(seed, Purpose.BATCHNORM, index, latent),
+                index % classes if classes else None,
+            )
         if number == 0:
             for hook in hooks:
                 hook.remove()

@@ -57,7 +57,11 @@ class Feed:
         self._offsets = torch.arange(count, device=device)
         self._step_offsets = torch.arange(self.ahead, device=device) * self.step_images
         self._positions = torch.zeros(self.ahead * turns, c.batch, dtype=torch.int64, device=device)
-        self._mirrored = torch.zeros(self.ahead * turns, c.batch, dtype=torch.bool, device=device) if data.flip else None
+        self._mirrored = (
+            torch.zeros(self.ahead * turns, c.batch, dtype=torch.bool, device=device)
+            if data.flip
+            else None
+        )
         self._z = torch.zeros(self.ahead * turns, c.batch, c.net.latent, device=device)
         self._eps: Tensor | None = None
         if drawn_numbers(c.penalty) == "eps":
@@ -79,7 +83,9 @@ class Feed:
         """Fill the tables from their first step on."""
         c, index = self.config, self._first + self._offsets
         steps = self._first + self._step_offsets
-        last = index.view(self.ahead, c.optim.critic_steps, c.batch)[:, -1].reshape(-1)  # a generator step counts as its last turn
+        last = index.view(self.ahead, c.optim.critic_steps, c.batch)[:, -1].reshape(
+            -1
+        )  # a generator step counts as its last turn
         self._positions.copy_(self.data.positions(index).view_as(self._positions))
         mirrored = self.data.mirrored(index)
         if self._mirrored is not None and mirrored is not None:
@@ -87,10 +93,14 @@ class Feed:
         self._z.copy_(normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent).view_as(self._z))
         if self._eps is not None:
             self._eps.copy_(uniform(c.seed, Purpose.EPSILON, index).view_as(self._eps))
-        self._z_generator.copy_(normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent).view_as(self._z_generator))
+        self._z_generator.copy_(
+            normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent).view_as(self._z_generator)
+        )
         factor, shown = schedule(c, steps), steps + self.step_images
         decay = ema_decay(self.step_images, shown, c.ema_kimg)
-        self._rates.copy_(torch.stack([factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay], dim=1))
+        self._rates.copy_(
+            torch.stack([factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay], dim=1)
+        )
 
     def critic(self) -> CriticFeed:
         """For the critic step that shows the pictures from the clock on."""
@@ -99,7 +109,9 @@ class Feed:
         real = self._pictures(position, turn)
         rate = _row(self._rates, turn // self.config.optim.critic_steps)[0]
         eps = None if self._eps is None else _row(self._eps, turn)
-        return CriticFeed(real, self._labels(position), _row(self._z, turn), eps, self._noise(real), rate)
+        return CriticFeed(
+            real, self._labels(position), _row(self._z, turn), eps, self._noise(real), rate
+        )
 
     def generator(self) -> GeneratorFeed:
         """For the generator step behind the last of its critic steps, the clock standing at its end."""
@@ -108,10 +120,14 @@ class Feed:
         position = _row(self._positions, turn)
         real = self._pictures(position, turn) if loss_of(self.config.loss).pairs else None
         _, rate, decay = _row(self._rates, step).unbind()
-        return GeneratorFeed(real, self._labels(position), _row(self._z_generator, step), rate, decay)
+        return GeneratorFeed(
+            real, self._labels(position), _row(self._z_generator, step), rate, decay
+        )
 
     def _pictures(self, position: Tensor, turn: Tensor) -> Tensor:
-        return self.data.pictures(position, None if self._mirrored is None else _row(self._mirrored, turn))
+        return self.data.pictures(
+            position, None if self._mirrored is None else _row(self._mirrored, turn)
+        )
 
     def _labels(self, position: Tensor) -> Tensor | None:
         return self.data.labels_at(position) if self.config.conditional != "no" else None

@@ -28,7 +28,12 @@ class Guard:
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{name} is not a finite number"
-            if self.config.statistic and isinstance(value, float) and "/" in name and abs(value) > self.config.statistic:
+            if (
+                self.config.statistic
+                and isinstance(value, float)
+                and "/" in name
+                and abs(value) > self.config.statistic
+            ):
                 return f"{name} is {value:.3g}, beyond guard.statistic {self.config.statistic:g}"
         return None
 
@@ -43,13 +48,22 @@ class Guard:
         if bad:
             others = f", nor are {len(bad) - 1} other tensors" if len(bad) > 1 else ""
             return f"{bad[0]} is not a finite number{others}"
-        grown = {net: math.hypot(*(norms[f"{name} of the {net}"] for name, _ in getattr(state, net).named_parameters()))
-                 for net in _NETWORKS}  # fmt: skip
+        grown = {
+            net: math.hypot(
+                *(
+                    norms[f"{name} of the {net}"]
+                    for name, _ in getattr(state, net).named_parameters()
+                )
+            )
+            for net in _NETWORKS
+        }
         for net, norm in grown.items():
             before = self._good.get(net)
             if self.config.growth and before and norm > self.config.growth * before:
                 return f"the weights of the {net} grew from a norm of {before:.3g} to {norm:.3g}, {_largest(net, norms)} most"
-        gradients = {name: norm for name, norm in norms.items() if name.startswith("the gradient of")}
+        gradients = {
+            name: norm for name, norm in norms.items() if name.startswith("the gradient of")
+        }
         for name, norm in gradients.items():
             if self.config.gradient and norm > self.config.gradient:
                 return f"{name} has a norm of {norm:.3g}, beyond guard.gradient {self.config.gradient:g}"
@@ -58,7 +72,11 @@ class Guard:
 
 
 def _largest(net: str, norms: Mapping[str, float]) -> str:
-    own = {name: norm for name, norm in norms.items() if name.endswith(f" of the {net}") and not name.startswith("the ")}
+    own = {
+        name: norm
+        for name, norm in norms.items()
+        if name.endswith(f" of the {net}") and not name.startswith("the ")
+    }
     return max(own, key=lambda name: own[name]) if own else net
 
 
@@ -66,7 +84,11 @@ def named_tensors(state: State) -> dict[str, Tensor]:
     """Every floating-point tensor of a state, and the gradients, by what a person would call it."""
     contents = contents_of(state)
     named: dict[str, Tensor] = {}
-    for net, part in (("generator", "generator"), ("critic", "critic"), ("generator's average", "ema")):
+    for net, part in (
+        ("generator", "generator"),
+        ("critic", "critic"),
+        ("generator's average", "ema"),
+    ):
         named |= {f"{name} of the {net}": tensor for name, tensor in contents[part].items()}
     for net in _NETWORKS:
         parameters = list(getattr(state, net).named_parameters())
@@ -76,4 +98,8 @@ def named_tensors(state: State) -> dict[str, Tensor]:
         for key, tensor in contents[f"optimizer_{net}"].items():
             index, moment = key.split(".", 1)
             named[f"Adam's {moment} for {parameters[int(index)][0]} of the {net}"] = tensor
-    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point() and not name.startswith("Adam's step")}
+    return {
+        name: tensor
+        for name, tensor in named.items()
+        if tensor.is_floating_point() and not name.startswith("Adam's step")
+    }

@@ -20,7 +20,9 @@ def keep_freed_memory() -> None:
     """
     mallopt = None if _limited() else _of_libc("mallopt")
     if mallopt is None or not (mallopt(_MMAP, 2**30) or mallopt(_MMAP, _MOST)):
-        logger.debug("freed memory goes back to the system: no mallopt in this C library, or a limited address space")
+        logger.debug(
+            "freed memory goes back to the system: no mallopt in this C library, or a limited address space"
+        )
         return
     mallopt(_TRIM, _KEPT)
     mallopt(_TOP_PAD, 2**26)

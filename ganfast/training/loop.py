@@ -21,13 +21,23 @@ class Iteration:
     """
 
     def __init__(
-        self, state: State, data: ResidentData, config: Config, critic_step: CriticStep,
-        generator_step: GeneratorStep, drawing: Drawing, graphs: Graphs,
-    ) -> None:  # fmt: skip
+        self,
+        state: State,
+        data: ResidentData,
+        config: Config,
+        critic_step: CriticStep,
+        generator_step: GeneratorStep,
+        drawing: Drawing,
+        graphs: Graphs,
+    ) -> None:
         """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured."""
         self.feed = Feed(config, data)
         self._state, self._config = state, config
-        self._critic_step, self._generator_step, self._drawing = critic_step, generator_step, drawing
+        self._critic_step, self._generator_step, self._drawing = (
+            critic_step,
+            generator_step,
+            drawing,
+        )
         self.draws = Phase("drawing", self._draw_ahead, graphs)
         self.plain_critic = Phase("critic", partial(self._critic, False), graphs)
         self.penalised_critic = Phase("penalised critic", partial(self._critic, True), graphs)
@@ -42,8 +52,13 @@ class Iteration:
         inputs = self.feed.critic()
         fake = self._drawing(inputs.z, inputs.labels)
         stats = self._critic_step(
-            inputs.real, fake, inputs.labels, eps=inputs.eps, noise=inputs.noise, with_penalty=with_penalty,
-        )  # fmt: skip
+            inputs.real,
+            fake,
+            inputs.labels,
+            eps=inputs.eps,
+            noise=inputs.noise,
+            with_penalty=with_penalty,
+        )
         self._state.optimizer_critic.move(inputs.rate, limit=self._config.loss.clip)
         self.feed.clock.add_(self._config.batch)
         return stats
@@ -57,9 +72,15 @@ class Iteration:
 
 
 def train_loop(
-    state: State, data: ResidentData, config: Config, critic_step: CriticStep, generator_step: GeneratorStep,
-    stop: Callable[[], bool], on_step: OnStep, drawing: Drawing | None = None,
-) -> None:  # fmt: skip
+    state: State,
+    data: ResidentData,
+    config: Config,
+    critic_step: CriticStep,
+    generator_step: GeneratorStep,
+    stop: Callable[[], bool],
+    on_step: OnStep,
+    drawing: Drawing | None = None,
+) -> None:
     """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true.
 
     ``drawing`` makes the critic's fakes; None = the generator as it is.

@@ -37,7 +37,9 @@ def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
             raise
         return 0
     batch = plan.config.batch // 2
-    while batch >= 2 and (batch > most or (plan.device.type == "cuda" and not _runs(plan, make_steps, batch))):
+    while batch >= 2 and (
+        batch > most or (plan.device.type == "cuda" and not _runs(plan, make_steps, batch))
+    ):
         batch //= 2
     return batch if batch >= 2 else 0
 
@@ -55,7 +57,11 @@ def _free_bytes() -> float:
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
-            free = min(free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+            free = min(
+                free,
+                limit
+                - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize(),
+            )
     except (ImportError, AttributeError, ValueError, OSError):  # not on Linux
         pass
     return free
@@ -70,7 +76,16 @@ def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     try:
         back.take(state)
         critic_step, generator_step, drawing = make_steps(plan)
-        train_loop(state, plan.data, few, critic_step, generator_step, lambda: False, lambda *_: None, drawing)
+        train_loop(
+            state,
+            plan.data,
+            few,
+            critic_step,
+            generator_step,
+            lambda: False,
+            lambda *_: None,
+            drawing,
+        )
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -40,10 +40,17 @@ class FlatAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, net: nn.Module, rate: float, optim: OptimConfig, average: nn.Module | None = None, compute: torch.dtype | None = None
+        self,
+        net: nn.Module,
+        rate: float,
+        optim: OptimConfig,
+        average: nn.Module | None = None,
+        compute: torch.dtype | None = None,
     ) -> None:
         self.parameters = trainable(net)
-        super().__init__(self.parameters, {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS})
+        super().__init__(
+            self.parameters, {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS}
+        )
         self.flat = _moved_into_one([p.data for p in self.parameters], self.parameters)
         self._own_gradient: Tensor | None = None
         self._moments = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
@@ -53,18 +60,30 @@ class FlatAdam(torch.optim.Optimizer):
             self.state[p] = {"step": self._steps, "exp_avg": m, "exp_avg_sq": v}
         self.average = None
         if average is not None:  # frozen ones never move, so their copies need not follow
-            follow = [a for a, p in zip(average.parameters(), net.parameters(), strict=True) if p.requires_grad]
+            follow = [
+                a
+                for a, p in zip(average.parameters(), net.parameters(), strict=True)
+                if p.requires_grad
+            ]
             self.average = _moved_into_one([a.data for a in follow], follow)
         self._low = None if compute is None else self.flat.to(compute)
-        low = {} if self._low is None else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
+        low = (
+            {}
+            if self._low is None
+            else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
+        )
         self.computing = computing_copy(net, low) if low else net
 
-    def step(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:  # type: ignore[override]
+    def step(
+        self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0
+    ) -> None:  # type: ignore[override]
         """`move`, in the hooks that torch puts around this name."""
         self.move(rate, decay, limit)
 
     @torch.no_grad()
-    def move(self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0) -> None:
+    def move(
+        self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0
+    ) -> None:
         """Move the weights by their gradients, then the average after them, and renew the copies.
 
         Args:
@@ -77,21 +96,47 @@ class FlatAdam(torch.optim.Optimizer):
         """
         group, gradient, (m, v) = self.param_groups[0], self._gradient(), self._moments
         (beta1, beta2), eps = group["betas"], group["eps"]
-        rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device) if rate is None else rate
+        rate = (
+            torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
+            if rate is None
+            else rate
+        )
         if self.average is not None and decay is None:
             raise ValueError("this optimizer moves an average: give its decay")
         self._steps.add_(1)
         if use_triton(self.flat) and self.flat.dtype == torch.float32:
             rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
-            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, None if limit else self._low)
+            adam_ema(
+                self.flat,
+                gradient,
+                m,
+                v,
+                rates,
+                beta1,
+                beta2,
+                eps,
+                self.average,
+                None if limit else self._low,
+            )
             if limit:
                 self.flat.clamp_(-limit, limit)
                 self.renew()
             return
         torch._fused_adam_(
-            [self.flat], [gradient], [m], [v], [], [self._steps], lr=rate.float() if rate.is_cuda else rate,
-            beta1=beta1, beta2=beta2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            [self.flat],
+            [gradient],
+            [m],
+            [v],
+            [],
+            [self._steps],
+            lr=rate.float() if rate.is_cuda else rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
         if self.average is not None and decay is not None:
             self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
         if limit:
@@ -112,7 +157,9 @@ class FlatAdam(torch.optim.Optimizer):
         offset = 0
         for p in self.parameters:
             if p.data_ptr() != self.flat.data_ptr() + offset:
-                raise RunError("the network's parameters were moved after its optimizer was made; make another one")
+                raise RunError(
+                    "the network's parameters were moved after its optimizer was made; make another one"
+                )
             fits = fits and p.grad is not None and p.grad.stride() == p.stride()
             fits = fits and p.grad.data_ptr() == base.data_ptr() + offset  # type: ignore[union-attr]
             offset += p.numel() * p.element_size()
@@ -120,7 +167,9 @@ class FlatAdam(torch.optim.Optimizer):
             return base
         if self._own_gradient is None:
             self._own_gradient = torch.zeros_like(self.flat)
-        for p, view in zip(self.parameters, views_of(self._own_gradient, self.parameters), strict=True):
+        for p, view in zip(
+            self.parameters, views_of(self._own_gradient, self.parameters), strict=True
+        ):
             view.zero_() if p.grad is None else view.copy_(p.grad)
         return self._own_gradient
 
@@ -139,7 +188,9 @@ class FlatAdam(torch.optim.Optimizer):
 
 def _moved_into_one(tensors: list[Tensor], owners: list[nn.Parameter]) -> Tensor:
     """One buffer with the values of all tensors, of which the owners become views."""
-    flat = torch.empty(sum(t.numel() for t in tensors), dtype=tensors[0].dtype, device=tensors[0].device)
+    flat = torch.empty(
+        sum(t.numel() for t in tensors), dtype=tensors[0].dtype, device=tensors[0].device
+    )
     for view, tensor, owner in zip(views_of(flat, tensors), tensors, owners, strict=True):
         view.copy_(tensor)
         owner.data = view

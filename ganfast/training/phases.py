@@ -50,7 +50,9 @@ class Graphs:
 
     def give_up(self, phase: str, error: BaseException) -> None:
         """A phase could not be captured: no other is tried, and none replayed. Raises InputError under "on"."""
-        while error.__context__ is not None:  # ending a capture that is broken already raises an error of its own
+        while (
+            error.__context__ is not None
+        ):  # ending a capture that is broken already raises an error of its own
             error = error.__context__
         why = f"the {phase} phase cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if self.wanted == "on":
@@ -103,8 +105,12 @@ class Phase:
             with torch.cuda.graph(graph, pool=self._graphs.pool, stream=self._graphs.side):
                 for name, value in self._step().items():
                     self._stats[name].copy_(value)
-        except Exception as error:  # whatever a library or a user's network does that a capture forbids
-            torch.cuda.set_stream(main)  # a capture that breaks leaves its own stream current, and its mark on the generator
+        except (
+            Exception
+        ) as error:  # whatever a library or a user's network does that a capture forbids
+            torch.cuda.set_stream(
+                main
+            )  # a capture that breaks leaves its own stream current, and its mark on the generator
             random = torch.cuda.default_generators[main.device_index]
             random.graphsafe_set_state(random.clone_state())
             self._graphs.give_up(self.name, error)

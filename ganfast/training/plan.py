@@ -45,13 +45,19 @@ class Plan:
     @property
     def compile(self) -> bool:
         """Whether steps are compiled."""
-        return self.device.type == "cuda" if self.config.compile == "auto" else self.config.compile == "on"
+        return (
+            self.device.type == "cuda"
+            if self.config.compile == "auto"
+            else self.config.compile == "on"
+        )
 
     def describe(self) -> str:
         """One line on what is about to run."""
         c = self.config
         kinds = {"no": "", "projection": " by projection", "auxiliary": " by a class head"}
-        classes = f", {self.data.classes} classes{kinds[c.conditional]}" if c.conditional != "no" else ""
+        classes = (
+            f", {self.data.classes} classes{kinds[c.conditional]}" if c.conditional != "no" else ""
+        )
         return (
             f"{c.preset} at {c.size}x{c.size}x{c.channels}{classes}{', mirrored' if self.data.flip else ''} on {self.device}, "
             f"{c.precision}, batch {c.batch}, {c.kimg:g} kimg -> {self.folder}"
@@ -67,15 +73,27 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     device = find_device(config.device)
     refuse_graphs(config.cuda_graphs, device)
     pack = open_data(
-        config.data, size=config.size, channels=config.channels, attributes=config.attributes, root=config.data_root or None,
-        progress=progress, skip_corrupt=config.skip_corrupt,
-    )  # fmt: skip
+        config.data,
+        size=config.size,
+        channels=config.channels,
+        attributes=config.attributes,
+        root=config.data_root or None,
+        progress=progress,
+        skip_corrupt=config.skip_corrupt,
+    )
     info = pack.info
-    config = resolved(replace(config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)), device)
+    config = resolved(
+        replace(
+            config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)
+        ),
+        device,
+    )
     flip = info.flip if config.flip == "auto" else config.flip == "on"
     data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
     if config.batch > data.count:
-        raise InputError(f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; set --batch lower")
+        raise InputError(
+            f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; set --batch lower"
+        )
 
     spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
     torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))
@@ -119,7 +137,9 @@ class Cost:
 def count_cost(plan: Plan) -> Cost:
     """Runs critic and generator steps on two and on four pictures under counters. Gradients are filled, weights are not moved."""
     c, state = plan.config, plan.state
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, check=False)
+    critic_step = make_critic_step(
+        state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, check=False
+    )
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
 
     def measured(batch: int) -> tuple[float, int]:
@@ -150,7 +170,10 @@ def count_cost(plan: Plan) -> Cost:
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
     average = sum(p.nbytes for p in state.average.parameters())
     return Cost(
-        (flops_4 - flops_2) / 2 / c.optim.critic_steps, 7 * weights + 2 * average, max(0, activations), plan.pack.images.nbytes
+        (flops_4 - flops_2) / 2 / c.optim.critic_steps,
+        7 * weights + 2 * average,
+        max(0, activations),
+        plan.pack.images.nbytes,
     )
 
 

@@ -33,14 +33,18 @@ class State:
     images: int = 0  # reals shown to the critic
 
     @staticmethod
-    def of(generator: nn.Module, critic: nn.Module, config: Config, autocast: torch.dtype | None = None) -> "State":
+    def of(
+        generator: nn.Module, critic: nn.Module, config: Config, autocast: torch.dtype | None = None
+    ) -> "State":
         """At the start of a training; ``autocast``: the type that both networks will be computed in, None = as they are."""
         optim, average = config.optim, average_of(generator)
         return State(
-            generator, critic, average,
+            generator,
+            critic,
+            average,
             FlatAdam(generator, optim.lr_generator, optim, average, autocast),
             FlatAdam(critic, optim.lr_critic, optim, compute=autocast),
-        )  # fmt: skip
+        )
 
 
 def contents_of(state: State) -> dict[str, dict[str, Tensor]]:
@@ -60,10 +64,19 @@ def restore(state: State, contents: Contents, images: int, where: str) -> None:
     Raises:
         InputError: the contents of ``where`` are those of other networks.
     """
-    for part, module in (("generator", state.generator), ("critic", state.critic), ("ema", state.average)):
+    for part, module in (
+        ("generator", state.generator),
+        ("critic", state.critic),
+        ("ema", state.average),
+    ):
         load_module(module, contents[part], f"{where} holds another {part}")
-    for part, optimizer in (("generator", state.optimizer_generator), ("critic", state.optimizer_critic)):
-        restore_optimizer(optimizer, contents[f"optimizer_{part}"], f"{where}/optimizer_{part}.safetensors")
+    for part, optimizer in (
+        ("generator", state.optimizer_generator),
+        ("critic", state.optimizer_critic),
+    ):
+        restore_optimizer(
+            optimizer, contents[f"optimizer_{part}"], f"{where}/optimizer_{part}.safetensors"
+        )
     state.images = images
 
 
@@ -79,17 +92,25 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], another: str) 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's moments and step counts by "<index of the parameter>.<exp_avg|exp_avg_sq|step>"."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str
+) -> None:
     """Copy moments and step counts into an optimizer; those of a parameter that has none become zeros."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        if int(index) >= len(parameters) or (name != "step" and value.shape != parameters[int(index)].shape):
-            raise InputError(f"{where} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}")
+        if int(index) >= len(parameters) or (
+            name != "step" and value.shape != parameters[int(index)].shape
+        ):
+            raise InputError(
+                f"{where} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}"
+            )
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries})
 
@@ -117,7 +138,9 @@ class Copy:
                 copy, crosses = held.get(name), tensor.is_cuda and self._on_host
                 if copy is None:
                     device = "cpu" if self._on_host else tensor.device
-                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=crosses)
+                    copy = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, device=device, pin_memory=crosses
+                    )
                 copies[name] = copy.copy_(tensor, non_blocking=True)
                 to_host = to_host or crosses
         if to_host:

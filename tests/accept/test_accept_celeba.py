@@ -43,7 +43,19 @@ def untrained(run: Run) -> Generated:
 def test_faces_start_resume_and_improve(real_data, tmp_path):
     out = tmp_path / "faces"
     data = real_data / "celeba-half"
-    flags = ["wgan-gp", "--data", str(data), "--size", "64", "--attributes", "Smiling", "--kimg", "60", "--out", str(out)]
+    flags = [
+        "wgan-gp",
+        "--data",
+        str(data),
+        "--size",
+        "64",
+        "--attributes",
+        "Smiling",
+        "--kimg",
+        "60",
+        "--out",
+        str(out),
+    ]
 
     first = subprocess.Popen([*TRAIN, *flags], stderr=subprocess.PIPE, text=True)
     while not list(out.glob("checkpoints/0*/state.json")):
@@ -59,10 +71,17 @@ def test_faces_start_resume_and_improve(real_data, tmp_path):
 
     run = Run.open(out)
     assert run.classes == ("not Smiling", "Smiling")
-    evaluation = Evaluation(*open_reference(str(data), size=64, attributes=["Smiling"]), Thumbnails(), 2000)
-    start, end = (evaluation.score(source).scores["frechet"] for source in (untrained(run), of_run(run, "", 1, 1.0, "cpu")))
+    evaluation = Evaluation(
+        *open_reference(str(data), size=64, attributes=["Smiling"]), Thumbnails(), 2000
+    )
+    start, end = (
+        evaluation.score(source).scores["frechet"]
+        for source in (untrained(run), of_run(run, "", 1, 1.0, "cpu"))
+    )
     floor = evaluation.floor["frechet"]
-    print(f"Frechet distance of thumbnails: untrained {start:,.0f}, after 60 kimg {end:,.0f}, other reals {floor:,.0f}")
+    print(
+        f"Frechet distance of thumbnails: untrained {start:,.0f}, after 60 kimg {end:,.0f}, other reals {floor:,.0f}"
+    )
     assert floor < end < start / 4
     assert run.sample(2000, seed=1).std(0).mean() > 20  # faces differ from one another
 
@@ -76,9 +95,15 @@ def test_faces_of_a_recipe_are_closer_to_reals_than_the_pixel_gaussian(real_data
     subprocess.run([*TRAIN, *flags, "--out", str(tmp_path / "faces"), "--quiet"], check=True)
     pack, held_out = open_reference("celeba-half", size=64, root=str(real_data))
     weights = real_data / "squeezenet" / "squeezenet_v1.0_decoded.npz"
-    evaluation = Evaluation(pack, held_out, find_extractor(str(weights), pack, torch.device("cpu")), 2000)
-    found = evaluation.score(of_run(Run.open(tmp_path / "faces"), "", 1, 1.0, "cpu")).scores["frechet"]
+    evaluation = Evaluation(
+        pack, held_out, find_extractor(str(weights), pack, torch.device("cpu")), 2000
+    )
+    found = evaluation.score(of_run(Run.open(tmp_path / "faces"), "", 1, 1.0, "cpu")).scores[
+        "frechet"
+    ]
     floor, ceiling = evaluation.floor["frechet"], evaluation.ceiling
-    print(f"Frechet distance of SqueezeNet's features: {found:,.0f}, floor {floor:,.0f}, ceiling {ceiling:,.0f}")
+    print(
+        f"Frechet distance of SqueezeNet's features: {found:,.0f}, floor {floor:,.0f}, ceiling {ceiling:,.0f}"
+    )
     assert floor < ceiling / 5  # else it measures nothing
     assert floor < found < ceiling

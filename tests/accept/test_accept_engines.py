@@ -26,9 +26,14 @@ def curve(real_data, engine: str, moved: bool = False) -> torch.Tensor:
     critic_step = make_critic_step(state.critic, c.loss, c.penalty, engine=engine, compile=False)
     losses = []
     train_loop(
-        state, plan.data, c, critic_step, make_generator_step(state.generator, state.critic, c.loss), lambda: False,
+        state,
+        plan.data,
+        c,
+        critic_step,
+        make_generator_step(state.generator, state.critic, c.loss),
+        lambda: False,
         lambda state, critic, generator: losses.append(critic["loss"]),
-    )  # fmt: skip
+    )
     assert critic_step.choice.engine == engine
     return torch.stack(losses)
 
@@ -40,5 +45,7 @@ def test_loss_curves_of_engines_part_no_further_than_rounding_makes_them(real_da
     rounding = (curve(real_data, "reference", moved=True) - reference).abs().max()
     for engine in ("explicit", "autograd"):
         gap = (curve(real_data, engine) - reference).abs().max()
-        print(f"{engine}: largest difference {gap:.3g}, of the moved reference {rounding:.3g}, losses {reference.abs().mean():.3g}")
+        print(
+            f"{engine}: largest difference {gap:.3g}, of the moved reference {rounding:.3g}, losses {reference.abs().mean():.3g}"
+        )
         assert 0 < gap <= 3 * rounding

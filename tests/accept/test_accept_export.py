@@ -25,7 +25,9 @@ def matrix():
     """Presets by architectures; a preset in the other's architecture is a long proof."""
     for preset, model in product(PRESETS, MODELS):
         yield pytest.param(
-            (preset, model), id=f"{preset}-{model}", marks=[pytest.mark.full] * (model != preset_config(preset).model)
+            (preset, model),
+            id=f"{preset}-{model}",
+            marks=[pytest.mark.full] * (model != preset_config(preset).model),
         )
 
 
@@ -37,13 +39,24 @@ def run(request, tmp_path_factory) -> Run:
     return Run.open(folder)
 
 
-@pytest.mark.parametrize("precision", [pytest.param(p, marks=[pytest.mark.full] * (p in ("tf32", "bf16"))) for p in GATES])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(p, marks=[pytest.mark.full] * (p in ("tf32", "bf16"))) for p in GATES],
+)
 def test_every_preset_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    assert [(each.batch, each.pictures) for each in bundle.manifest.parity] == [(1, 64), (3, 64), (8, 64), (64, 64), (64, 64)]
+    assert [(each.batch, each.pictures) for each in bundle.manifest.parity] == [
+        (1, 64),
+        (3, 64),
+        (8, 64),
+        (64, 64),
+        (64, 64),
+    ]
     assert not any(each.missed(GATES[precision]) for each in bundle.manifest.parity)
     assert bool(bundle.manifest.lint["onnxruntime-cpu"]) == (precision == "bf16")
     name = "torch-cpu" if precision == "bf16" else "onnxruntime-cpu"
     assert [each.back_end for each in bundle.manifest.parity] == [*[name] * 4, f"{name} with psi 2"]
     verify_bundle(bundle.folder, bundle.manifest.digest)
-    print(f"{run.config.preset} {run.config.model} {precision}: {max(bundle.manifest.parity, key=lambda each: each.mean_lsb)}")
+    print(
+        f"{run.config.preset} {run.config.model} {precision}: {max(bundle.manifest.parity, key=lambda each: each.mean_lsb)}"
+    )

@@ -31,7 +31,9 @@ def evaluation(real_data):
 def train(real_data: Path, out: Path, *flags: str) -> Run:
     """As its user would: from the command line, with the preset's own values."""
     where = ["--data", "mnist", "--data-root", str(real_data), "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "ganfast", "train", *flags, *where], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ganfast", "train", *flags, *where], capture_output=True, text=True
+    )
     print(done.stderr)
     assert done.returncode == 0, done.stderr
     return Run.open(out)

@@ -33,12 +33,23 @@ def bundle(tmp_path_factory):
     deployed = deployable(generator, LATENT, 0)
     z = latents(0, np.arange(8), LATENT)
     manifest = Manifest(
-        name="faces", latent=LATENT, classes=(), size=64, channels=3, precision="fp32", buckets=(1, 8, 64), crop="",
+        name="faces",
+        latent=LATENT,
+        classes=(),
+        size=64,
+        channels=3,
+        precision="fp32",
+        buckets=(1, 8, 64),
+        crop="",
         golden={"seed": 0, "count": 8},
-    )  # fmt: skip
-    golden = golden_file(z, None, np.ones(8, np.float32), deployed(torch.from_numpy(z), torch.ones(8)).numpy())
+    )
+    golden = golden_file(
+        z, None, np.ones(8, np.float32), deployed(torch.from_numpy(z), torch.ones(8)).numpy()
+    )
     return write_bundle(
-        tmp_path_factory.mktemp("b") / "b", manifest, {MODEL: to_bytes(to_onnx(deployed, LATENT, {})), GOLDEN: golden}
+        tmp_path_factory.mktemp("b") / "b",
+        manifest,
+        {MODEL: to_bytes(to_onnx(deployed, LATENT, {})), GOLDEN: golden},
     )
 
 
@@ -51,7 +62,9 @@ def alone(bundle):
     return drawn
 
 
-def test_ten_thousand_requests_of_eight_threads_lose_nothing_mix_nothing_up_and_keep_no_memory(bundle, alone):
+def test_ten_thousand_requests_of_eight_threads_lose_nothing_mix_nothing_up_and_keep_no_memory(
+    bundle, alone
+):
     psutil = pytest.importorskip("psutil")
     held, pictures = [], 0
     with load_sampler(bundle.folder, "cpu", threads=2) as sampler:
@@ -59,9 +72,13 @@ def test_ten_thousand_requests_of_eight_threads_lose_nothing_mix_nothing_up_and_
             pictures += mixed_requests(sampler, alone, part, REQUESTS // 5, sizes=(*SIZES, 64))
             held.append(psutil.Process().memory_info().rss / 1e6)
         stats = sampler.stats
-    print(f"{stats['requests']} requests, {pictures} pictures; after each fifth {[round(each, 1) for each in held]} MB")
+    print(
+        f"{stats['requests']} requests, {pictures} pictures; after each fifth {[round(each, 1) for each in held]} MB"
+    )
     assert (stats["requests"], stats["pictures"]) == (REQUESTS, pictures)
-    assert held[-1] - held[0] < 0.02 * held[0], f"{held} MB"  # the first fifth fills arenas and caches
+    assert held[-1] - held[0] < 0.02 * held[0], (
+        f"{held} MB"
+    )  # the first fifth fills arenas and caches
 
 
 @pytest.mark.parametrize("name", BACKENDS)

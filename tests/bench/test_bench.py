@@ -72,7 +72,10 @@ def test_work_left_over_from_another_variant_is_not_counted():
 
 def test_compilation_and_first_touch_stay_out_of_the_samples():
     device, left = Device(), {"a": [5.0, 1.0, 0.5], "b": [3.0]}
-    runs = {name: lambda name=name: device.launch(left[name].pop(0) if left[name] else 0.02) for name in left}
+    runs = {
+        name: lambda name=name: device.launch(left[name].pop(0) if left[name] else 0.02)
+        for name in left
+    }
     warm = {name: warm_up(run, device) for name, run in runs.items()}
     found = interleaved(runs, 10, device, warm)
     assert warm["a"].first_s == pytest.approx(5.0, rel=1e-2)
@@ -92,7 +95,9 @@ def test_variants_take_turns_and_none_is_always_first():
     warm = {name: warm_up(run, device) for name, run in runs.items()}
     order.clear()
     interleaved(runs, 3, device, warm)
-    assert "".join(order) == "aabbccbbccaaccaabb", "each twice: the first call of a turn is not counted"
+    assert "".join(order) == "aabbccbbccaaccaabb", (
+        "each twice: the first call of a turn is not counted"
+    )
 
 
 def test_what_the_turns_of_others_leave_cold_is_not_measured():
@@ -104,7 +109,9 @@ def test_what_the_turns_of_others_leave_cold_is_not_measured():
         last[0] = name
 
     runs = {name: lambda name=name: run(name) for name in "ab"}
-    found = interleaved(runs, 4, device, {name: warm_up(call, device) for name, call in runs.items()})
+    found = interleaved(
+        runs, 4, device, {name: warm_up(call, device) for name, call in runs.items()}
+    )
     assert found["a"] + found["b"] == pytest.approx([0.02] * 8, rel=1e-2)
 
 
@@ -115,14 +122,18 @@ class Side:
         self.random, self.cost = random, cost * (1 + 0.01 * random.standard_normal())
 
     def sample(self, phase: str) -> float:
-        return self.cost * (1 + 0.02 * self.random.standard_normal() + self.random.exponential(0.02))
+        return self.cost * (
+            1 + 0.02 * self.random.standard_normal() + self.random.exponential(0.02)
+        )
 
     def close(self) -> None: ...
 
 
 def simulated(seed: int, slowdown: float) -> stats.Ratio:
     random = np.random.default_rng(seed)
-    found = compare.interleave(lambda: Side(random, 1.0), lambda: Side(random, slowdown), ("critic",), 5, 30)
+    found = compare.interleave(
+        lambda: Side(random, 1.0), lambda: Side(random, slowdown), ("critic",), 5, 30
+    )
     return found["", "critic", "ganfast"]
 
 
@@ -139,7 +150,14 @@ def test_a_planted_slowdown_of_10_percent_is_found():
 
 @pytest.mark.parametrize(
     ("name", "noisy"),
-    [("r1-28", False), ("rpgan-28", False), ("wgan-gp-16", False), ("hinge-28", False), ("acgan-28", True), ("dragan-28", True)],
+    [
+        ("r1-28", False),
+        ("rpgan-28", False),
+        ("wgan-gp-16", False),
+        ("hinge-28", False),
+        ("acgan-28", True),
+        ("dragan-28", True),
+    ],
 )
 def test_noise_flag_on_recorded_timings(name, noisy):
     (record,) = [r for r in CAMPAIGNS["2026-11-23-engines"] if r["name"] == f"engines-{name}"]
@@ -150,7 +168,9 @@ def made(loop: float = 1.0, scale: float = 1.0, **conditions: object) -> records
     random = np.random.default_rng(0)
     samples = scale * (1 + 0.01 * random.standard_normal(40))
     measured = [records.measurement("critic", "ganfast", samples.tolist())]
-    return records.make("train", "train-x", {"batch": 8, **conditions}, measured, {"loop_s": [loop] * 9})
+    return records.make(
+        "train", "train-x", {"batch": 8, **conditions}, measured, {"loop_s": [loop] * 9}
+    )
 
 
 def test_two_records_are_compared_only_when_their_calibration_loops_agree():
@@ -179,12 +199,18 @@ def test_a_campaign_keeps_what_is_shown(tmp_path):
     """Six digits of a sample, summaries in full; of a thousand samples the count."""
     few, many = made(), made()
     many["measurements"][0]["samples"] = np.linspace(0.9, 1.1, 1000).tolist()
-    (tmp_path / "all.jsonl").write_text("".join(json.dumps(records.condensed(r)) + "\n" for r in (few, many)))
+    (tmp_path / "all.jsonl").write_text(
+        "".join(json.dumps(records.condensed(r)) + "\n" for r in (few, many))
+    )
     short, long = records.read_all(tmp_path / "all.jsonl")
-    assert short["measurements"][0]["samples"] == pytest.approx(few["measurements"][0]["samples"], rel=1e-5)
+    assert short["measurements"][0]["samples"] == pytest.approx(
+        few["measurements"][0]["samples"], rel=1e-5
+    )
     assert (long["measurements"][0]["samples"], long["measurements"][0]["count"]) == ([], 1000)
     for before, after in ((few, short), (many, long)):
-        kept = [r | {"measurements": [m["summary"] for m in r["measurements"]]} for r in (before, after)]
+        kept = [
+            r | {"measurements": [m["summary"] for m in r["measurements"]]} for r in (before, after)
+        ]
         assert kept[0] == kept[1]
     with pytest.raises(InputError, match="holds 2 records; expected one"):
         records.read(tmp_path / "all.jsonl")
@@ -197,11 +223,17 @@ def test_records_come_back_as_they_were_and_others_are_refused(tmp_path):
     assert records.read(records.write(record, tmp_path)) == record
     whole, (first, *_) = "is no whole benchmark record", record["measurements"]
     for content, sentence in (
-        ("{", "cannot be read"), ({"schema": 1}, "schema 1; expected 2"), ({"schema": 2}, whole),
-        (record | {"measurements": 5}, whole), (record | {"measurements": [first | {"samples": []}]}, whole),
-        (record | {"measurements": [first | {"summary": {}}]}, whole), (record | {"conditions": None}, whole),
-    ):  # fmt: skip
-        (tmp_path / "bad.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        ("{", "cannot be read"),
+        ({"schema": 1}, "schema 1; expected 2"),
+        ({"schema": 2}, whole),
+        (record | {"measurements": 5}, whole),
+        (record | {"measurements": [first | {"samples": []}]}, whole),
+        (record | {"measurements": [first | {"summary": {}}]}, whole),
+        (record | {"conditions": None}, whole),
+    ):
+        (tmp_path / "bad.json").write_text(
+            content if isinstance(content, str) else json.dumps(content)
+        )
         with pytest.raises(InputError, match=sentence):
             records.read(tmp_path / "bad.json")
 
@@ -249,7 +281,9 @@ def taped(phase):
 
 
 @pytest.mark.parametrize("preset", ["wgan-gp", "acgan", "rpgan", "dragan"])
-def test_captured_baselines_have_the_gradients_of_the_reference_at_what_their_graphs_fill(preset, monkeypatch):
+def test_captured_baselines_have_the_gradients_of_the_reference_at_what_their_graphs_fill(
+    preset, monkeypatch
+):
     monkeypatch.setattr("ganfast.bench.plain.captured", taped)
     proven(preset, "tuned-graph")
 
@@ -262,9 +296,12 @@ def test_a_captured_phase_was_replayed_before_another_one_reads_what_it_fills(mo
     told = []
     stream = SimpleNamespace(wait_stream=lambda other: None)
     fakes = {
-        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda side: nullcontext(),
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: told.append("replay")), "graph": lambda graph: nullcontext(),
-    }  # fmt: skip
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda side: nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: told.append("replay")),
+        "graph": lambda graph: nullcontext(),
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     run = captured(lambda: told.append("phase"))
@@ -335,7 +372,9 @@ def test_jax_refuses_a_loss_or_penalty_that_it_does_not_know(what, monkeypatch):
     monkeypatch.setattr(xla, "PENALTIES", tuple(kind for kind in xla.PENALTIES if kind != "r1"))
     if what == "loss":
         monkeypatch.delitem(xla.GENERATOR_LOSSES, "non-saturating")
-    with pytest.raises(InputError, match=f"does not know the {what} (r1|non-saturating); expected one of"):
+    with pytest.raises(
+        InputError, match=f"does not know the {what} (r1|non-saturating); expected one of"
+    ):
         xla.Xla(Problem(Setting("r1", **SMALL)))
 
 
@@ -350,19 +389,35 @@ def test_a_wrong_gradient_is_found():
 def test_the_measured_phases_train_as_the_loop_does():
     problem = Problem(Setting("dragan", **SMALL))
     problem.config = c = replace(
-        problem.config, optim=replace(problem.config.optim, critic_steps=2, lr_critic=1e-3, lr_generator=1e-3)
+        problem.config,
+        optim=replace(problem.config.optim, critic_steps=2, lr_critic=1e-3, lr_generator=1e-3),
     )
-    ours, state = Ours(problem), State.of(*(prepared(net, problem.device) for net in problem.networks(0)), c)
+    ours, state = (
+        Ours(problem),
+        State.of(*(prepared(net, problem.device) for net in problem.networks(0)), c),
+    )
     critic_step = make_critic_step(state.critic, c.loss, c.penalty)
     generator_step = make_generator_step(state.generator, state.critic, c.loss)
     data = ResidentData(problem.pack, problem.device, c.seed)
-    train_loop(state, data, c, critic_step, generator_step, lambda: state.images >= 3 * 2 * c.batch, lambda *_: None)
+    train_loop(
+        state,
+        data,
+        c,
+        critic_step,
+        generator_step,
+        lambda: state.images >= 3 * 2 * c.batch,
+        lambda *_: None,
+    )
     ours.feed.set(0)
     ours._at = 0
     for _ in range(3):
         for phase in ("critic", "critic", "generator"):
             ours.phases[phase]()
-    for mine, theirs in ((ours.state.generator, state.generator), (ours.state.critic, state.critic), (ours.average, state.average)):
+    for mine, theirs in (
+        (ours.state.generator, state.generator),
+        (ours.state.critic, state.critic),
+        (ours.average, state.average),
+    ):
         pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
         assert all(bool((a == b).all()) for a, b in pairs)
 
@@ -384,12 +439,16 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     assert "| r1-16x1-w8-b4-fp32-cpu-t1 |" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     record = records.read(path)
-    both = {(p, name) for p in ("critic", "generator", "iteration") for name in ("naive", "ganfast")}
+    both = {
+        (p, name) for p in ("critic", "generator", "iteration") for name in ("naive", "ganfast")
+    }
     own = {("draw", "ganfast"), ("critic without penalty", "ganfast")}
     assert {(m["phase"], m["variant"]) for m in record["measurements"]} == both | own
     by = records.keyed(record)
     phases = "draw", "critic", "generator", "iteration"
-    draw, critic, generator, whole = (np.array(by["", phase, "ganfast"]["samples"]) for phase in phases)
+    draw, critic, generator, whole = (
+        np.array(by["", phase, "ganfast"]["samples"]) for phase in phases
+    )
     assert np.allclose(whole, critic + generator + np.median(draw) / record["ahead"]["ganfast"])
     assert record["calibration"]["matrix_flops"] > 1e8
     critic, whole = (by["", phase, "naive"] for phase in ("critic", "iteration"))
@@ -412,18 +471,32 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(tmp_path):
 
 
 def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
-    assert main(shlex.split(f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}")) == 0
+    assert (
+        main(
+            shlex.split(
+                f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}"
+            )
+        )
+        == 0
+    )
     (path,) = tmp_path.glob("*-kernels-cpu-t1-to_uint8.json")
     record = records.read(path)
-    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {("cold", "eager"), ("hot", "eager")}
+    assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {
+        ("cold", "eager"),
+        ("hot", "eager"),
+    }
     for m in record["measurements"]:
         assert m["bytes_per_s"] == pytest.approx(m["least_bytes"] / m["summary"]["median"])
     small = next(m for m in record["measurements"] if m["case"] == "to_uint8 64x1x28x28")
     assert small["least_bytes"] == 64 * 28 * 28 * 5  # float32 in, uint8 out
-    assert compare.of_records(record, record)["to_uint8 64x1x28x28", "hot", "eager"].verdict == "same"
+    assert (
+        compare.of_records(record, record)["to_uint8 64x1x28x28", "hot", "eager"].verdict == "same"
+    )
 
 
-def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(tmp_path, monkeypatch, capsys):
+def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(
+    tmp_path, monkeypatch, capsys
+):
     line = f"{TINY} --variants ganfast --out {tmp_path}"
 
     def stopped(*given):
@@ -434,8 +507,12 @@ def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(tmp_pa
         return interleaved(*given)
 
     monkeypatch.setattr(train, "interleaved", stopped)
-    monkeypatch.setattr(train.calibrate, "peaks", lambda *given: {"matrix_flops": 1e9})  # takes seconds, and is not asked for here
-    for count, phases in enumerate(([], ["draw"], ["draw", "critic"], ["draw", "critic", "generator", "iteration"])):
+    monkeypatch.setattr(
+        train.calibrate, "peaks", lambda *given: {"matrix_flops": 1e9}
+    )  # takes seconds, and is not asked for here
+    for count, phases in enumerate(
+        ([], ["draw"], ["draw", "critic"], ["draw", "critic", "generator", "iteration"])
+    ):
         left = count
         assert main(shlex.split(line)) == 130
         (path,) = tmp_path.glob("*.json")
@@ -457,19 +534,27 @@ def test_only_a_record_of_the_same_setting_and_plan_is_taken_for_it(tmp_path, mo
         made_of.append((setting, plan))
         problem = Problem(setting)
         more = {"peak_bytes": 1} if plan.memory else {}
-        measured = [records.measurement("critic", v, [1.0] * plan.rounds, **more) for v in plan.variants]
-        return records.make("train", train.name_of(problem), train._conditions(problem, plan), measured)
+        measured = [
+            records.measurement("critic", v, [1.0] * plan.rounds, **more) for v in plan.variants
+        ]
+        return records.make(
+            "train", train.name_of(problem), train._conditions(problem, plan), measured
+        )
 
     monkeypatch.setattr(train, "measure", measure)
     plain, plan = Setting("r1", **SMALL), train.Plan(("ganfast",), 5)
     for setting, wanted, again in (
-        (plain, plan, True), (plain, plan, False),
-        (replace(plain, classes=0), plan, True), (replace(plain, classes=0), plan, False),
-        (plain, replace(plan, memory=True), True), (plain, replace(plan, memory=True), False),
-        (plain, replace(plan, rest_s=0.5), True), (plain, replace(plan, rounds=6), True),
+        (plain, plan, True),
+        (plain, plan, False),
+        (replace(plain, classes=0), plan, True),
+        (replace(plain, classes=0), plan, False),
+        (plain, replace(plan, memory=True), True),
+        (plain, replace(plan, memory=True), False),
+        (plain, replace(plan, rest_s=0.5), True),
+        (plain, replace(plan, rounds=6), True),
         (plain, replace(plan, variants=("naive", "ganfast")), True),
         (plain, replace(plan, variants=("naive",)), False),
-    ):  # fmt: skip
+    ):
         before = len(made_of)
         train.run([setting], wanted, tmp_path, False, lambda _: None)
         assert (len(made_of) > before) is again, (setting, wanted)
@@ -481,32 +566,66 @@ def test_only_a_record_of_the_same_setting_and_plan_is_taken_for_it(tmp_path, mo
 
 
 def train_record(preset: str, batch: int, **conditions) -> records.Record:
-    given = {"preset": preset, "size": 16, "width": 8, "batch": batch, "images": batch, "threads": 1, "precision": "fp32"}
+    given = {
+        "preset": preset,
+        "size": 16,
+        "width": 8,
+        "batch": batch,
+        "images": batch,
+        "threads": 1,
+        "precision": "fp32",
+    }
     seconds = [records.measurement("iteration", "ganfast", [batch * 1.0, batch * 1.1])]
-    return records.make("train", f"train-{preset}-{batch}", given | {"device": "cpu"} | conditions, seconds)
+    return records.make(
+        "train", f"train-{preset}-{batch}", given | {"device": "cpu"} | conditions, seconds
+    )
 
 
 def test_curves_go_through_records_that_differ_in_nothing_else(tmp_path):
     pytest.importorskip("matplotlib")
-    found = [train_record(*each) for each in (("r1", 8), ("r1", 4), ("r1", 16), ("gan", 4), ("gan", 8), ("gan", 16))]
-    found += [train_record("r1", batch, threads=8) for batch in (4, 8, 16)] + [train_record("r1", 32, threads=2)]
+    found = [
+        train_record(*each)
+        for each in (("r1", 8), ("r1", 4), ("r1", 16), ("gan", 4), ("gan", 8), ("gan", 16))
+    ]
+    found += [train_record("r1", batch, threads=8) for batch in (4, 8, 16)] + [
+        train_record("r1", 32, threads=2)
+    ]
     curves = sweeps(found)
-    assert {name: [(r["conditions"]["batch"], r["conditions"]["threads"]) for r in group] for name, group in curves.items()} == {
-        "batch-r1": [(4, 1), (8, 1), (16, 1)], "batch-gan": [(4, 1), (8, 1), (16, 1)], "batch-r1-2": [(4, 8), (8, 8), (16, 8)],
-    }  # fmt: skip
+    assert {
+        name: [(r["conditions"]["batch"], r["conditions"]["threads"]) for r in group]
+        for name, group in curves.items()
+    } == {
+        "batch-r1": [(4, 1), (8, 1), (16, 1)],
+        "batch-gan": [(4, 1), (8, 1), (16, 1)],
+        "batch-r1-2": [(4, 8), (8, 8), (16, 8)],
+    }
     stopped = train_record("r1", 64) | {"partial": True, "measurements": []}
     written = {path.name for path in write_report([*found, stopped], tmp_path)}
-    assert {"scaling-batch-r1.png", "scaling-batch-gan.svg", "scaling-batch-r1-2.png", "bars.png"} < written
+    assert {
+        "scaling-batch-r1.png",
+        "scaling-batch-gan.svg",
+        "scaling-batch-r1-2.png",
+        "bars.png",
+    } < written
     assert "**stopped before its end**" in (tmp_path / "report.md").read_text()
     assert [path.name for path in write_report([stopped], tmp_path / "alone")] == ["report.md"]
 
 
-@pytest.mark.parametrize(("line", "sentence", "code"), [
-    ("train --sweep batch=16,,32", "sweep is 'batch=16,,32'", 2), ("train --sweep batch=²", "sweep is", 2),
-    ("train --sweep batch=0", "sweep is", 2), ("train --data nope", "data is 'nope'", 2),
-    ("train --classes -7", "classes is -7", 2),
-    ("train --data digits --width 8 --batch 4 --rounds 5 --device cpu --variants tuned-graph", "tuned-graph: needs an NVIDIA", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "sentence", "code"),
+    [
+        ("train --sweep batch=16,,32", "sweep is 'batch=16,,32'", 2),
+        ("train --sweep batch=²", "sweep is", 2),
+        ("train --sweep batch=0", "sweep is", 2),
+        ("train --data nope", "data is 'nope'", 2),
+        ("train --classes -7", "classes is -7", 2),
+        (
+            "train --data digits --width 8 --batch 4 --rounds 5 --device cpu --variants tuned-graph",
+            "tuned-graph: needs an NVIDIA",
+            1,
+        ),
+    ],
+)
 def test_what_cannot_be_measured_is_said(line, sentence, code, capsys):
     assert main(["bench", *shlex.split(line)]) == code
     assert sentence in capsys.readouterr().err
@@ -515,14 +634,19 @@ def test_what_cannot_be_measured_is_said(line, sentence, code, capsys):
 def test_a_speed_is_that_of_rounds_in_which_both_took_their_turn():
     """The machine slows down by half in the middle: medians of all samples would say 1.5."""
     rival = records.measurement("iteration", "jax", [2.0, 2.0, 3.0, 3.0, 3.0])
-    assert speed_over(rival, records.measurement("iteration", "ganfast", [1.0, 1.0, 1.5, 1.5, 1.5])) == 2
+    assert (
+        speed_over(rival, records.measurement("iteration", "ganfast", [1.0, 1.0, 1.5, 1.5, 1.5]))
+        == 2
+    )
     assert speed_over(rival, records.measurement("iteration", "ganfast", [1.0, 2.0, 2.0])) == 1.5
 
 
 def test_comparing_says_which_record_is_noisy(tmp_path, capsys):
     record = made() | {"calibration": {"loop_s": [1.0]}}
     quiet = records.write(record, tmp_path)
-    noisy = records.write(record | {"noise": {"spread": 0.25, "drift": 0.0, "noisy": True}}, tmp_path)
+    noisy = records.write(
+        record | {"noise": {"spread": 0.25, "drift": 0.0, "noisy": True}}, tmp_path
+    )
     assert main(["bench", "compare", str(quiet), str(noisy)]) == 0
     assert f"{noisy} is flagged noisy: samples 25% apart" in (said := capsys.readouterr().err)
     assert str(quiet) + " " not in said
@@ -530,7 +654,9 @@ def test_comparing_says_which_record_is_noisy(tmp_path, capsys):
 
 def test_presets_are_swept_too(monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "run", lambda settings, *_: seen.extend((s.preset, s.batch) for s in settings) or [])
+    monkeypatch.setattr(
+        train, "run", lambda settings, *_: seen.extend((s.preset, s.batch) for s in settings) or []
+    )
     assert main(shlex.split("bench train --all-presets --data digits --sweep batch=4,8")) == 0
     assert seen == [(preset, batch) for preset in PRESETS for batch in (4, 8)]
 
@@ -561,9 +687,19 @@ def test_a_kernel_that_fails_leaves_the_others_measured(tmp_path, monkeypatch, c
             raise RunError("they differ")
 
     monkeypatch.setattr(kernels, "_agree", refuses)
-    assert main(shlex.split(f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}")) == 1
+    assert (
+        main(
+            shlex.split(
+                f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}"
+            )
+        )
+        == 1
+    )
     assert "1 cases failed: to_uint8 64x1x28x28: RunError: they differ" in capsys.readouterr().err
-    assert kept == [[], [{"to_uint8 64x1x28x28": "RunError: they differ"}]]  # written after the first case
+    assert kept == [
+        [],
+        [{"to_uint8 64x1x28x28": "RunError: they differ"}],
+    ]  # written after the first case
     record = records.read(*tmp_path.glob("*.json"))
     assert {m["case"] for m in record["measurements"]} == {"to_uint8 32x3x64x64"}
     assert "partial" not in record
@@ -584,7 +720,9 @@ def test_steps_of_adam_are_compared_by_what_they_leave(wrong, monkeypatch):
     if not wrong:
         _agree(case, variants)
         return
-    with pytest.raises(RunError, match=r"triton and eager differ by 0\.0(4[89]|5)"):  # 0.05, and what bfloat16 rounds
+    with pytest.raises(
+        RunError, match=r"triton and eager differ by 0\.0(4[89]|5)"
+    ):  # 0.05, and what bfloat16 rounds
         _agree(case, variants)
 
 
@@ -596,7 +734,10 @@ def test_the_step_without_penalty_is_the_one_that_a_phase_of_its_own_makes():
     ours, other = Ours(problem, unpenalised=True), Ours(alone)
     ours.phases["critic without penalty"]()
     other.phases["critic"]()
-    assert all(torch.equal(a, b) for a, b in zip(ours.critic.parameters(), other.critic.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.critic.parameters(), other.critic.parameters(), strict=True)
+    )
     flops = {}
     for name in ("critic", "critic without penalty"):
         with FlopCount() as count:
@@ -612,7 +753,13 @@ def test_what_the_targets_of_a_gpu_name_is_measured_there():
 
 def test_kernels_that_disagree_are_not_timed():
 
-    case = Case("sum", (3,), 12, {"eager": lambda: torch.ones(3), "triton": lambda: torch.ones(3) * 1.1}, lambda a: [a])
+    case = Case(
+        "sum",
+        (3,),
+        12,
+        {"eager": lambda: torch.ones(3), "triton": lambda: torch.ones(3) * 1.1},
+        lambda a: [a],
+    )
     with pytest.raises(RunError, match="triton and eager differ by 0.1"):
         _agree(case, case.variants)
 
@@ -671,11 +818,15 @@ def planted(folder: Path, share: float) -> Path:
     some = torch.full((96, 96), 1e-3)
     runs["product"] = lambda: torch.mm(some, some)
     clock = HostClock()
-    seconds = interleaved(runs, 15, clock, {name: warm_up(run, clock) for name, run in runs.items()})
+    seconds = interleaved(
+        runs, 15, clock, {name: warm_up(run, clock) for name, run in runs.items()}
+    )
     phase, product = (float(np.median(seconds[name])) for name in runs)
     clone = folder / "clone"
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    subprocess.run([*git, "clone", "-q", "--shared", str(RESULTS.parents[1]), str(clone)], check=True)
+    subprocess.run(
+        [*git, "clone", "-q", "--shared", str(RESULTS.parents[1]), str(clone)], check=True
+    )
     with (clone / "ganfast" / "optim.py").open("a") as file:
         file.write(_PLANT.format(products=max(1, round(share * phase / product))))
     subprocess.run([*git, "commit", "-qam", "slower"], cwd=clone, check=True)
@@ -692,7 +843,9 @@ def test_a_planted_slowdown_is_found_between_two_commits(tmp_path):
 
 @pytest.mark.full
 def test_a_planted_slowdown_of_10_percent_is_found_between_two_commits(tmp_path):
-    found = compare.with_base("HEAD~1", COMPARED, 5, 30, 1, planted(tmp_path, 0.1))["", "critic", "ganfast"]
+    found = compare.with_base("HEAD~1", COMPARED, 5, 30, 1, planted(tmp_path, 0.1))[
+        "", "critic", "ganfast"
+    ]
     assert found.verdict == "slower"
     assert found.low < 1.13
     assert found.high > 1.07

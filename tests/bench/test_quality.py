@@ -28,7 +28,9 @@ def test_tables_of_the_page_are_those_of_the_records(data, shown):
 
 
 def test_no_set_with_records_is_left_out_of_the_page():
-    recorded = {path.stem.removeprefix("quality-") for path in quality.RESULTS.glob("quality-*.jsonl")}
+    recorded = {
+        path.stem.removeprefix("quality-") for path in quality.RESULTS.glob("quality-*.jsonl")
+    }
     recorded.remove("celeba-64-long")  # a training of its own, beside the table
     assert recorded == {data for data, _ in TABLES}
 
@@ -64,7 +66,8 @@ def test_recorded_runs_were_trained_by_the_recipes(data):
         base = preset_config(mapping.pop("preset"), mapping["data"])
         config = dataclasses.asdict(configfile.overlay(base, mapping, "the recipe"))
         wrong = {
-            name for name in ("kimg", "batch", "net", "loss", "penalty", "ema_kimg")
+            name
+            for name in ("kimg", "batch", "net", "loss", "penalty", "ema_kimg")
             if config[name] != record["config"][name]
-        }  # fmt: skip
+        }
         assert not wrong, (record["preset"], record["seed"])

@@ -27,7 +27,10 @@ GOAL = speed.Goal("dcgan", 100, lambda scores: scores["frechet"] <= 1, "Frechet 
 
 def test_it_stops_where_the_goal_is_reached_and_scoring_does_not_count():
     found = speed.run(tiny("dcgan"), GOAL, told([3, 2, 1, 0], 2.0), looks=4, limit=600)
-    assert (found["reached"], found["images"]) == (True, 240)  # the third of four looks at 320 images
+    assert (found["reached"], found["images"]) == (
+        True,
+        240,
+    )  # the third of four looks at 320 images
     assert [line["frechet"] for line in found["history"]] == [3, 2, 1]
     assert found["scoring_seconds"] >= 6
     assert found["seconds"] == found["history"][-1]["seconds"] <= found["trained_seconds"]
@@ -38,7 +41,9 @@ def test_it_stops_where_the_goal_is_reached_and_scoring_does_not_count():
 def test_a_goal_that_is_not_reached_is_said_to_be_so():
     found = speed.run(tiny("dcgan"), GOAL, told([3, 3], 0.0), looks=2, limit=600)
     assert (found["reached"], found["seconds"], len(found["history"])) == (False, None, 2)
-    assert len(speed.run(tiny("dcgan"), GOAL, told([3, 3], 0.2), looks=2, limit=0.1)["history"]) <= 1
+    assert (
+        len(speed.run(tiny("dcgan"), GOAL, told([3, 3], 0.2), looks=2, limit=0.1)["history"]) <= 1
+    )
 
 
 def test_goals_are_what_the_readme_says():

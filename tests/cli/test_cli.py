@@ -64,9 +64,20 @@ def dry(out: str) -> tuple[Config, dict[str, float]]:
         out,
     )
     assert found, out
-    names = ("generator", "critic", "per image", "in all", "memory", "pictures", "state", "activations")
+    names = (
+        "generator",
+        "critic",
+        "per image",
+        "in all",
+        "memory",
+        "pictures",
+        "state",
+        "activations",
+    )
     config = configfile.overlay(Config(), yaml.safe_load(out), "--dry-run")
-    return config, dict(zip(names, (float(text.replace(",", "")) for text in found.groups()), strict=True))
+    return config, dict(
+        zip(names, (float(text.replace(",", "")) for text in found.groups()), strict=True)
+    )
 
 
 # Help
@@ -79,14 +90,26 @@ def test_help_is_a_result(line, run):
 
 def test_help_needs_no_torch_and_no_second():
     code = "import sys; from ganfast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
+    )
     imports = [line.split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
-    assert sum(int(own.rsplit(":", 1)[1]) for own, _, _ in imports[1:]) < 1_000_000, "microseconds spent importing"
+    assert sum(int(own.rsplit(":", 1)[1]) for own, _, _ in imports[1:]) < 1_000_000, (
+        "microseconds spent importing"
+    )
     assert done.stdout == HELP
 
 
 @pytest.mark.parametrize(
-    "line", ["train bogus", "train --kimg x", "train --config none.yaml", "presets", "presets show wgan", "data info digits"]
+    "line",
+    [
+        "train bogus",
+        "train --kimg x",
+        "train --config none.yaml",
+        "presets",
+        "presets show wgan",
+        "data info digits",
+    ],
 )
 def test_light_commands_and_refusals_load_no_torch(line):
     code = f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); sys.exit('torch' in sys.modules)"
@@ -97,8 +120,14 @@ def commands_in_help() -> list[str]:
     """Every command line that a help text shows, with optional parts dropped: "train", "data fetch mnist", ..."""
     from ganfast.commands.data import HELP as _DATA_HELP
 
-    shown = re.findall(r"ganfast ((?:train|sample|presets|data|env)\b(?!:)[^\n,]*?)(?=  |,|\n|$)", HELP + _DATA_HELP)
-    shown = [line.replace("[PRESET]", "").replace("info|pack|preview|fetch", "info").strip() for line in shown]
+    shown = re.findall(
+        r"ganfast ((?:train|sample|presets|data|env)\b(?!:)[^\n,]*?)(?=  |,|\n|$)",
+        HELP + _DATA_HELP,
+    )
+    shown = [
+        line.replace("[PRESET]", "").replace("info|pack|preview|fetch", "info").strip()
+        for line in shown
+    ]
     return sorted({line if line.endswith("--help") else f"{line} --help" for line in shown})
 
 
@@ -112,7 +141,13 @@ def test_every_command_that_help_shows_exists(line, run):
 def test_help_shows_every_command():
     lines = commands_in_help()
     assert {line.split()[0] for line in lines} == {"train", "sample", "presets", "data", "env"}
-    assert {line.split()[1] for line in lines if line.startswith("data")} == {"info", "pack", "preview", "fetch", "--help"}
+    assert {line.split()[1] for line in lines if line.startswith("data")} == {
+        "info",
+        "pack",
+        "preview",
+        "fetch",
+        "--help",
+    }
 
 
 @pytest.mark.parametrize("preset", ["wgan-gp", "dcgan"])
@@ -189,7 +224,10 @@ def test_version(run):
         ("train --device cuda:99", "device is 'cuda:99', but .*use cpu or auto"),
         ("train --device tpu", "device is 'tpu'; expected auto, cpu, cuda"),
         ("train --device meta", "device is 'meta'; ganfast runs on cpu and cuda"),
-        ("train --cuda-graphs on --device cpu", "cuda_graphs is on, but the device is cpu; use auto or off"),
+        (
+            "train --cuda-graphs on --device cpu",
+            "cuda_graphs is on, but the device is cpu; use auto or off",
+        ),
         ("train --fork elsewhere", "runs/wgan-gp-digits is not a run directory"),
         ("train --checkpoint", "--checkpoint: expected one argument"),
         ("run chekc", "unknown command run 'chekc': did you mean check"),
@@ -236,7 +274,10 @@ def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encodin
     command = [sys.executable, "-m", "ganfast", *line.split()]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (2, f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n",
+    )
 
 
 @pytest.mark.parametrize("line", ["train --config bad.yaml", "train --config bad.yaml --dry-run"])
@@ -269,8 +310,12 @@ def test_places_that_cannot_be_written_are_bad_input(refused):
     Path("file").write_text("mine")
     Path("full").mkdir()
     Path("full/thesis.txt").write_text("mine")
-    assert "file exists and is not a run directory; choose another --out" in refused("train --out file")
-    assert "full exists and is not a run directory; choose another --out" in refused("train --out full")
+    assert "file exists and is not a run directory; choose another --out" in refused(
+        "train --out file"
+    )
+    assert "full exists and is not a run directory; choose another --out" in refused(
+        "train --out full"
+    )
     assert "file/run cannot be written" in refused("train --out file/run")
     assert "file/sheet.png cannot be written" in refused("data preview digits --out file/sheet.png")
 
@@ -282,13 +327,19 @@ def test_what_goes_wrong_while_running_is_one_sentence_too_and_exit_code_1(run, 
 
         return fail
 
-    monkeypatch.setattr("ganfast.runs.train.train", fails(RunError("the loss is\nnot a number; lower the rate")))
+    monkeypatch.setattr(
+        "ganfast.runs.train.train", fails(RunError("the loss is\nnot a number; lower the rate"))
+    )
     assert run("train") == (1, "", "ganfast: the loss is not a number; lower the rate\n")
-    monkeypatch.setattr("ganfast.runs.train.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl")))
+    monkeypatch.setattr(
+        "ganfast.runs.train.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl"))
+    )
     assert run("train") == (1, "", "ganfast: runs/x/log.jsonl: Input/output error\n")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT], ids=errno.errorcode.get
+)
 def test_no_space_and_no_permission_are_bad_input_with_a_way_out(number, run, monkeypatch):
     def full(*_, **__):
         raise OSError(number, os.strerror(number), "there/sheet.png")
@@ -300,7 +351,11 @@ def test_no_space_and_no_permission_are_bad_input_with_a_way_out(number, run, mo
 
 @pytest.mark.parametrize(
     ("module", "package", "line"),
-    [("tyro", "tyro", "train"), ("PIL", "Pillow", "data preview digits --out x.png"), ("yaml", "PyYAML", "presets show wgan-gp")],
+    [
+        ("tyro", "tyro", "train"),
+        ("PIL", "Pillow", "data preview digits --out x.png"),
+        ("yaml", "PyYAML", "presets show wgan-gp"),
+    ],
 )
 def test_a_package_that_is_missing_is_one_sentence(module, package, line):
     code = (
@@ -336,13 +391,17 @@ def test_ctrl_c_outside_of_training_is_130(run, monkeypatch):
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    command = f"{shlex.quote(sys.executable)} -m ganfast presets | head -n 1; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{shlex.quote(sys.executable)} -m ganfast presets | head -n 1; exit ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_module_gives_the_process_its_exit_code():
-    done = subprocess.run([sys.executable, "-m", "ganfast", "train", "wgan-pg"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ganfast", "train", "wgan-pg"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ganfast: unknown preset 'wgan-pg': did you mean wgan-gp?\n"
 
@@ -357,13 +416,19 @@ def resolved(run, line: str) -> Config:
 
 
 def test_a_preset_yields_to_a_file_and_a_file_to_flags(run):
-    Path("mine.yaml").write_text("preset: dcgan\nkimg: 7\nseed: 11\noptim: {beta1: 0.25}\nnet.width: 8\n")
+    Path("mine.yaml").write_text(
+        "preset: dcgan\nkimg: 7\nseed: 11\noptim: {beta1: 0.25}\nnet.width: 8\n"
+    )
     config = resolved(run, "--config mine.yaml --seed 12 --optim.beta2 0.5")
     dcgan = preset_config("dcgan")
-    assert (config.preset, config.loss, config.net.critic_norm) == ("dcgan", dcgan.loss, "batch"), "from the preset"
+    assert (config.preset, config.loss, config.net.critic_norm) == ("dcgan", dcgan.loss, "batch"), (
+        "from the preset"
+    )
     assert (config.kimg, config.optim.beta1, config.net.width) == (7, 0.25, 8), "from the file"
     assert (config.seed, config.optim.beta2) == (12, 0.5), "from flags"
-    assert config.optim.lr_critic == dcgan.optim.lr_critic, "a group named in the file keeps its other fields"
+    assert config.optim.lr_critic == dcgan.optim.lr_critic, (
+        "a group named in the file keeps its other fields"
+    )
 
 
 def test_a_preset_on_the_command_line_wins_over_the_files(run):
@@ -373,7 +438,13 @@ def test_a_preset_on_the_command_line_wins_over_the_files(run):
 
 
 @pytest.mark.parametrize(
-    "line", ["lsgan --kimg 2", "--kimg 2 --preset lsgan", "--preset=lsgan --kimg=2", "lsgan --preset lsgan --kimg 2"]
+    "line",
+    [
+        "lsgan --kimg 2",
+        "--kimg 2 --preset lsgan",
+        "--preset=lsgan --kimg=2",
+        "lsgan --preset lsgan --kimg 2",
+    ],
 )
 def test_a_preset_may_be_given_as_a_word_or_a_flag(line, run):
     assert resolved(run, line) == resolved(run, "lsgan --kimg 2")
@@ -397,7 +468,9 @@ def test_the_size_of_the_data_decides_the_length_unless_given(run):
 
 def test_without_arguments_train_trains_wgan_gp_on_digits(run, monkeypatch):
     asked = []
-    monkeypatch.setattr("ganfast.runs.train.train", lambda config, quiet, *_: asked.append((config, quiet)))
+    monkeypatch.setattr(
+        "ganfast.runs.train.train", lambda config, quiet, *_: asked.append((config, quiet))
+    )
     assert run("train")[0] == run("train --quiet --out here")[0] == 0
     plain = preset_config("wgan-gp", "digits")
     assert asked == [(plain, False), (replace(plain, out="here"), True)]
@@ -409,7 +482,12 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))
-    for line in ("--out runs/mine", "runs/mine", "--out=runs/mine", "--config runs/mine/config.yaml"):
+    for line in (
+        "--out runs/mine",
+        "runs/mine",
+        "--out=runs/mine",
+        "--config runs/mine/config.yaml",
+    ):
         assert run(f"train {line}")[0] == 0
     Path("runs/mine").rename("runs/moved")
     assert run("train runs/moved --kimg 4")[0] == 0
@@ -419,7 +497,12 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_config_survives_yaml_to_the_bit(preset):
     config = replace(
-        preset_config(preset, "celeba"), attributes=("Smiling", "No_Beard"), kimg=1 / 3, data="no", out="1e3", seed=2**62
+        preset_config(preset, "celeba"),
+        attributes=("Smiling", "No_Beard"),
+        kimg=1 / 3,
+        data="no",
+        out="1e3",
+        seed=2**62,
     )
     configfile.write(config, Path("config.yaml"))
     assert configfile.read(Path("config.yaml")) == config
@@ -451,7 +534,10 @@ def figures(run):
 
 def test_dry_run_figures_scale_as_they_must(figures):
     base = figures("wgan-gp --batch 256 --kimg 1000")
-    batch, length = figures("wgan-gp --batch 512 --kimg 1000"), figures("wgan-gp --batch 256 --kimg 2000")
+    batch, length = (
+        figures("wgan-gp --batch 512 --kimg 1000"),
+        figures("wgan-gp --batch 256 --kimg 2000"),
+    )
     wide = figures("wgan-gp --batch 256 --kimg 1000 --net.width 64")
     bare = figures("wgan-gp --batch 256 --kimg 1000 --penalty.kind none")
     assert base["activations"] > 10
@@ -460,12 +546,16 @@ def test_dry_run_figures_scale_as_they_must(figures):
     assert batch["per image"] == base["per image"]
     assert length["in all"] == pytest.approx(2 * base["in all"], abs=0.1)
     assert base["in all"] == pytest.approx(base["per image"] * 1e6 * 1e6 / 1e12, rel=0.01)
-    assert 3 < wide["per image"] / base["per image"] <= 4.05, "most layers have width in and width out"
+    assert 3 < wide["per image"] / base["per image"] <= 4.05, (
+        "most layers have width in and width out"
+    )
     assert 3 < wide["critic"] / base["critic"] <= 4.05
     assert bare["per image"] < base["per image"]
     assert bare["critic"] == base["critic"]
     for found in (base, batch, length, wide, bare):
-        assert found["memory"] == pytest.approx(found["pictures"] + found["state"] + found["activations"], abs=2)
+        assert found["memory"] == pytest.approx(
+            found["pictures"] + found["state"] + found["activations"], abs=2
+        )
 
 
 def test_small_figures_of_a_dry_run_are_not_rounded_to_nothing(figures):
@@ -486,7 +576,8 @@ def test_dry_run_counts_parameters_as_the_networks_have_them(figures):
 
 def test_lazy_penalties_cost_less_but_not_nothing(figures):
     each, lazy, none = (
-        figures(f"r1 --net.width 64 {flags}")["per image"] for flags in ("", "--penalty.interval 4", "--penalty.kind none")
+        figures(f"r1 --net.width 64 {flags}")["per image"]
+        for flags in ("", "--penalty.interval 4", "--penalty.kind none")
     )
     assert none < lazy < each
     assert lazy - none == pytest.approx((each - none) / 4, abs=0.15)
@@ -500,8 +591,17 @@ def test_presets_lists_all_ten_with_their_papers(run):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        "gan", "dcgan", "acgan", "wgan", "wgan-gp", "dragan", "hinge", "lsgan", "r1", "rpgan",
-    ]  # fmt: skip
+        "gan",
+        "dcgan",
+        "acgan",
+        "wgan",
+        "wgan-gp",
+        "dragan",
+        "hinge",
+        "lsgan",
+        "r1",
+        "rpgan",
+    ]
     for line in lines:
         assert re.search(r" [A-Z][a-z]+ 20\d\d, arXiv:\d{4}\.\d{4,5}$", line), line
         assert len(line) <= 120
@@ -527,7 +627,9 @@ def test_data_info_and_pack_say_what_was_recognised(run):
     for line in ("data pack digits", "data info digits --size 20 --channels 3"):
         code, out, _ = run(line)
         assert code == 0
-        assert out.splitlines()[1].startswith("1,797 pictures " + ("20x20x3" if "--size" in line else "16x16x1"))
+        assert out.splitlines()[1].startswith(
+            "1,797 pictures " + ("20x20x3" if "--size" in line else "16x16x1")
+        )
         counts = [int(n) for n in re.findall(r"= \d \((\d+)\)", out)]
         assert (len(counts), sum(counts)) == (10, 1797)
 

@@ -25,7 +25,9 @@ def engines(capsys, tmp_path, monkeypatch):
 
 def costs(out: str) -> dict[str, list[float]]:
     """GFLOP, F, MB and error by engine."""
-    rows = re.findall(r"^(reference|autograd|explicit) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+)$", out, re.M)
+    rows = re.findall(
+        r"^(reference|autograd|explicit) +([\d.]+) +([\d.]+) +([\d.]+) +(\S+)$", out, re.M
+    )
     return {name: [float(v) for v in values] for name, *values in rows}
 
 
@@ -42,7 +44,9 @@ def test_it_names_every_layer_and_what_each_engine_costs(engines):
 
 def test_the_flops_of_a_layer_are_counted_by_hand(engines):
     out = engines("r1 --batch 4 --net.width 8")
-    assert re.search(rf"^trunk.0 +Conv +yes +{2 * 8 * 8 * 8 * 16 / 1e6:.3f}$", out, re.M)  # 8 channels of 8 x 8 from 4 x 4 x 1
+    assert re.search(
+        rf"^trunk.0 +Conv +yes +{2 * 8 * 8 * 8 * 16 / 1e6:.3f}$", out, re.M
+    )  # 8 channels of 8 x 8 from 4 x 4 x 1
     assert 6 < costs(out)["explicit"][1] < 7
 
 
@@ -65,4 +69,6 @@ def test_a_layer_that_draws_is_walked(engines):
 
 
 def test_an_engine_can_be_asked_for(engines):
-    assert "critic step: autograd engine (asked for)" in engines("wgan-gp --batch 4 --engine autograd")
+    assert "critic step: autograd engine (asked for)" in engines(
+        "wgan-gp --batch 4 --engine autograd"
+    )

@@ -48,7 +48,9 @@ def test_every_layout_of_an_array_gives_the_same_pictures(tmp_path, array, expec
 def test_an_oblong_array_is_cut_to_its_centre(tmp_path):
     rows = np.tile(np.arange(12, dtype=np.uint8)[None, :, None], (2, 1, 8))
     np.save(tmp_path / "a.npy", rows)
-    np.testing.assert_array_equal(open_data(str(tmp_path / "a.npy"), cache=tmp_path).images[:, 0], rows[:, 2:10])
+    np.testing.assert_array_equal(
+        open_data(str(tmp_path / "a.npy"), cache=tmp_path).images[:, 0], rows[:, 2:10]
+    )
 
 
 def test_npz_names_give_pictures_labels_and_splits(tmp_path):
@@ -57,8 +59,12 @@ def test_npz_names_give_pictures_labels_and_splits(tmp_path):
     assert pack.labels.tolist() == [0, 1, 2, 3, 4]
     assert len(pack.info.classes) == 5
     assert pack.info.split == "all"
-    np.savez(tmp_path / "b.npz", x_train=COLOUR[:3], y_train=[0, 1, 0], x_test=COLOUR[3:], y_test=[1, 1])
-    test, both = (open_data(str(tmp_path / "b.npz"), split=split, cache=tmp_path) for split in ("test", "all"))
+    np.savez(
+        tmp_path / "b.npz", x_train=COLOUR[:3], y_train=[0, 1, 0], x_test=COLOUR[3:], y_test=[1, 1]
+    )
+    test, both = (
+        open_data(str(tmp_path / "b.npz"), split=split, cache=tmp_path) for split in ("test", "all")
+    )
     np.testing.assert_array_equal(test.images, COLOUR[3:].transpose(0, 3, 1, 2))
     assert both.labels.tolist() == [0, 1, 0, 1, 1]
     assert both.info.split == "all"
@@ -102,8 +108,15 @@ def test_a_damaged_numpy_file_is_refused(tmp_path, name):
 
 
 @settings(max_examples=150, deadline=None)
-@given(position=st.integers(0, 400), value=st.integers(0, 255), end=st.integers(0, 3000), name=st.sampled_from("yz"))
-def test_any_damage_to_a_numpy_file_is_harmless_or_refused(tmp_path_factory, position, value, end, name):
+@given(
+    position=st.integers(0, 400),
+    value=st.integers(0, 255),
+    end=st.integers(0, 3000),
+    name=st.sampled_from("yz"),
+)
+def test_any_damage_to_a_numpy_file_is_harmless_or_refused(
+    tmp_path_factory, position, value, end, name
+):
     folder = tmp_path_factory.getbasetemp() / "fuzzed-arrays"
     folder.mkdir(exist_ok=True)
     path = folder / f"a.np{name}"

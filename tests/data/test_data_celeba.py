@@ -12,17 +12,23 @@ from ganfast.data import open_data, recognise
 from ganfast.errors import InputError
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg", "000004.jpg", "000005.jpg"]
-FACES = np.random.default_rng(0).integers(0, 256, (5, 11, 9, 3), dtype=np.uint8)  # upright like the real ones
+FACES = np.random.default_rng(0).integers(
+    0, 256, (5, 11, 9, 3), dtype=np.uint8
+)  # upright like the real ones
 # CRLF, a space after the names, one or two spaces between values, and two rows without pictures, as the original has.
 VALUES = [" 1 -1  1", "-1  1  1", "-1 -1 -1", " 1  1 -1", "-1 -1  1", "-1 -1 -1", "-1  1 -1"]
 ROWS = "".join(f"00000{i}.jpg {values}\r\n" for i, values in enumerate(VALUES, start=1))
 ATTRIBUTES = f"7\r\nBald Male Smiling \r\n{ROWS}"
-PARTITION = "".join(f"00000{i}.jpg {part}\r\n" for i, part in enumerate([0, 0, 1, 0, 2, 2, 2], start=1))
+PARTITION = "".join(
+    f"00000{i}.jpg {part}\r\n" for i, part in enumerate([0, 0, 1, 0, 2, 2, 2], start=1)
+)
 
 
 def jpg(face):
     file = io.BytesIO()
-    Image.fromarray(face).save(file, "PNG")  # lossless, so that pixels can be compared; the name does not matter
+    Image.fromarray(face).save(
+        file, "PNG"
+    )  # lossless, so that pixels can be compared; the name does not matter
     return file.getvalue()
 
 
@@ -36,7 +42,10 @@ def celeba(folder, *, zipped=False, attributes=ATTRIBUTES, partition=PARTITION, 
         (folder / "img_align_celeba").mkdir()
         for name, face in zip(names, FACES, strict=False):
             (folder / "img_align_celeba" / name).write_bytes(jpg(face))
-    for name, text in (("list_attr_celeba.txt", attributes), ("list_eval_partition.txt", partition)):
+    for name, text in (
+        ("list_attr_celeba.txt", attributes),
+        ("list_eval_partition.txt", partition),
+    ):
         if text is not None:
             (folder / name).write_bytes(text.encode())
     return str(folder)
@@ -52,8 +61,15 @@ def refusal(call, *args, **kwargs):
 def test_faces_are_cut_to_the_full_width_in_file_name_order(tmp_path, zipped):
     path = celeba(tmp_path / "celeba", zipped=zipped)
     pack = open_data(path, size=9, split="all", cache=tmp_path)
-    np.testing.assert_array_equal(pack.images, FACES[:, 1:10].transpose(0, 3, 1, 2))  # (11 - 9) // 2 = 1
-    assert (pack.info.kind, pack.info.name, pack.info.flip, pack.labels) == ("celeba", "celeba", True, None)
+    np.testing.assert_array_equal(
+        pack.images, FACES[:, 1:10].transpose(0, 3, 1, 2)
+    )  # (11 - 9) // 2 = 1
+    assert (pack.info.kind, pack.info.name, pack.info.flip, pack.labels) == (
+        "celeba",
+        "celeba",
+        True,
+        None,
+    )
     assert open_data("celeba", root=tmp_path, cache=tmp_path).images.shape == (3, 3, 64, 64)
 
 
@@ -65,7 +81,9 @@ def test_the_pictures_may_be_named_themselves(tmp_path, inner):
     assert pack.info.name == "celeba"
 
 
-@pytest.mark.parametrize(("split", "kept"), [("train", [0, 1, 3]), ("val", [2]), ("test", [4]), ("all", range(5))])
+@pytest.mark.parametrize(
+    ("split", "kept"), [("train", [0, 1, 3]), ("val", [2]), ("test", [4]), ("all", range(5))]
+)
 def test_a_split_keeps_the_pictures_of_its_part(tmp_path, split, kept):
     pack = open_data(celeba(tmp_path / "celeba"), size=9, split=split, cache=tmp_path)
     np.testing.assert_array_equal(pack.images, FACES[kept, 1:10].transpose(0, 3, 1, 2))
@@ -76,13 +94,23 @@ def test_a_split_keeps_the_pictures_of_its_part(tmp_path, split, kept):
     ("attributes", "classes", "labels"),
     [
         ("Male", "not Male|Male", [0, 1, 0, 1, 0]),
-        ("Male Bald", "not Male, not Bald|not Male, Bald|Male, not Bald|Male, Bald", [1, 2, 0, 3, 0]),
-        ("Bald Male", "not Bald, not Male|not Bald, Male|Bald, not Male|Bald, Male", [2, 1, 0, 3, 0]),
+        (
+            "Male Bald",
+            "not Male, not Bald|not Male, Bald|Male, not Bald|Male, Bald",
+            [1, 2, 0, 3, 0],
+        ),
+        (
+            "Bald Male",
+            "not Bald, not Male|not Bald, Male|Bald, not Male|Bald, Male",
+            [2, 1, 0, 3, 0],
+        ),
     ],
 )
 def test_attributes_count_in_binary_the_first_one_most(tmp_path, attributes, classes, labels):
     attributes = tuple(attributes.split())
-    pack = open_data(celeba(tmp_path / "celeba"), attributes=attributes, split="all", size=8, cache=tmp_path)
+    pack = open_data(
+        celeba(tmp_path / "celeba"), attributes=attributes, split="all", size=8, cache=tmp_path
+    )
     assert pack.info.classes == tuple(classes.split("|"))
     assert pack.info.attributes == attributes
     assert pack.labels.tolist() == labels
@@ -91,13 +119,20 @@ def test_attributes_count_in_binary_the_first_one_most(tmp_path, attributes, cla
 @pytest.mark.parametrize("kind", ["gz", "zip"])
 def test_the_tables_may_be_compressed(tmp_path, kind):
     folder = celeba(tmp_path / "celeba", attributes=None, partition=None)
-    for name, text in (("list_attr_celeba.txt", ATTRIBUTES), ("list_eval_partition.txt", PARTITION)):
+    for name, text in (
+        ("list_attr_celeba.txt", ATTRIBUTES),
+        ("list_eval_partition.txt", PARTITION),
+    ):
         if kind == "gz":
             (tmp_path / "celeba" / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
         else:
             with zipfile.ZipFile(tmp_path / "celeba" / f"{name}.zip", "w") as archive:
                 archive.writestr(name, text)
-    assert open_data(folder, attributes=["Smiling"], size=8, cache=tmp_path).labels.tolist() == [1, 1, 0]
+    assert open_data(folder, attributes=["Smiling"], size=8, cache=tmp_path).labels.tolist() == [
+        1,
+        1,
+        0,
+    ]
 
 
 def test_only_all_goes_without_a_partition_and_only_attributes_need_their_table(tmp_path):
@@ -107,7 +142,9 @@ def test_only_all_goes_without_a_partition_and_only_attributes_need_their_table(
     assert "list_eval_partition.txt" in message
     assert "'train'" in message
     assert "'all'" in message
-    assert "list_attr_celeba.txt" in refusal(open_data, folder, split="all", attributes=["Male"], cache=tmp_path)
+    assert "list_attr_celeba.txt" in refusal(
+        open_data, folder, split="all", attributes=["Male"], cache=tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +178,9 @@ def test_tables_that_do_not_fit_the_pictures_say_where(tmp_path, changes, expect
     ],
 )
 def test_unknown_attributes_are_named_with_what_there_is(tmp_path, attributes, expected):
-    assert expected in refusal(open_data, celeba(tmp_path / "celeba"), attributes=attributes, cache=tmp_path)
+    assert expected in refusal(
+        open_data, celeba(tmp_path / "celeba"), attributes=attributes, cache=tmp_path
+    )
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path):
@@ -154,7 +193,9 @@ def test_two_pictures_of_one_name_are_refused(tmp_path):
 @pytest.mark.data
 def test_real_faces_and_their_attribute_rows(real_data, tmp_path):
     pack = open_data("celeba", root=real_data, attributes=["Male", "Smiling"], cache=tmp_path)
-    face = Image.open(real_data / "celeba" / "img_align_celeba" / "000001.jpg").crop((0, 20, 178, 198))
+    face = Image.open(real_data / "celeba" / "img_align_celeba" / "000001.jpg").crop(
+        (0, 20, 178, 198)
+    )
     expected = np.asarray(face.resize((64, 64), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
     np.testing.assert_array_equal(pack.images[0], expected)
     header, row = (real_data / "celeba" / "list_attr_celeba.txt").read_text().split("\n")[1:3]
@@ -162,7 +203,12 @@ def test_real_faces_and_their_attribute_rows(real_data, tmp_path):
     assert (values["Male"], values["Smiling"]) == ("-1", "1")
     assert pack.info.classes[pack.labels[0]] == "not Male, Smiling"
     assert pack.images.shape == (32, 3, 64, 64)
-    assert open_data("celeba", root=real_data, size=128, cache=tmp_path).images.shape == (32, 3, 128, 128)
+    assert open_data("celeba", root=real_data, size=128, cache=tmp_path).images.shape == (
+        32,
+        3,
+        128,
+        128,
+    )
 
 
 @pytest.mark.data

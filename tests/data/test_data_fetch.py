@@ -22,7 +22,9 @@ class Mirror(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def handle_error(self, request, client_address):  # a client that hung up is what some tests are about
+    def handle_error(
+        self, request, client_address
+    ):  # a client that hung up is what some tests are about
         pass
 
     @property
@@ -50,7 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(fetch_module, "MD5", {name: hashlib.md5(data).hexdigest() for name, data in FILES.items()})
+    monkeypatch.setattr(
+        fetch_module, "MD5", {name: hashlib.md5(data).hexdigest() for name, data in FILES.items()}
+    )
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     mirrors = []
     yield lambda answer: mirrors.append(Mirror(answer)) or mirrors[-1]
@@ -71,10 +75,14 @@ BAD = {
 
 def test_four_files_arrive_and_progress_tells_how_far(serve, tmp_path):
     calls = []
-    folder = fetch("mnist", tmp_path, [serve(FILES.get).url], progress=lambda *call: calls.append(call))
+    folder = fetch(
+        "mnist", tmp_path, [serve(FILES.get).url], progress=lambda *call: calls.append(call)
+    )
     assert folder == tmp_path / "mnist"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
-    assert [call for call in calls if call[1] == call[2]] == [(f"downloading {n}", len(d), len(d)) for n, d in FILES.items()]
+    assert [call for call in calls if call[1] == call[2]] == [
+        (f"downloading {n}", len(d), len(d)) for n, d in FILES.items()
+    ]
 
 
 def test_the_progress_bar_is_silent_where_nobody_watches(serve, tmp_path, capfd):
@@ -108,12 +116,21 @@ def test_a_bad_mirror_is_asked_once_and_the_next_one_serves(serve, tmp_path, ans
 
 
 @pytest.mark.parametrize(("answer", "reason"), BAD.values(), ids=BAD.keys())
-def test_when_no_mirror_serves_each_is_named_with_its_reason_and_nothing_is_written(serve, tmp_path, answer, reason):
+def test_when_no_mirror_serves_each_is_named_with_its_reason_and_nothing_is_written(
+    serve, tmp_path, answer, reason
+):
     bad = serve(answer)
     with pytest.raises(RunError) as caught:
         fetch("mnist", tmp_path, [bad.url, "http://127.0.0.1:9/nobody/", "not a URL"])
     message = str(caught.value)
-    for part in (bad.url, reason, "http://127.0.0.1:9/nobody/", "refused", "not a URL", "train-images-idx3-ubyte.gz"):
+    for part in (
+        bad.url,
+        reason,
+        "http://127.0.0.1:9/nobody/",
+        "refused",
+        "not a URL",
+        "train-images-idx3-ubyte.gz",
+    ):
         assert part in message
     assert list((tmp_path / "mnist").iterdir()) == []
 

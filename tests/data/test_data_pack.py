@@ -81,7 +81,12 @@ def test_a_cached_pack_is_used_without_reading_the_source_again(source, tmp_path
     for _ in range(2):
         open_data(str(source), cache=tmp_path, progress=lambda *call: calls.append(call))
     assert calls[0] == ("packing set", 0, COUNT)
-    assert [done for _, done, _ in calls] == [0, BATCH, 2 * BATCH, COUNT]  # in order, and from one packing only
+    assert [done for _, done, _ in calls] == [
+        0,
+        BATCH,
+        2 * BATCH,
+        COUNT,
+    ]  # in order, and from one packing only
 
 
 def test_a_moved_source_is_the_same_pack_with_its_new_place_in_words(source, tmp_path):
@@ -94,7 +99,9 @@ def test_a_moved_source_is_the_same_pack_with_its_new_place_in_words(source, tmp
 
 def test_another_request_or_another_content_is_another_pack(source, tmp_path):
     requests = [{}, {"size": 8}, {"channels": 1}]
-    shapes = [open_data(str(source), cache=tmp_path, **request).images.shape[1:] for request in requests]
+    shapes = [
+        open_data(str(source), cache=tmp_path, **request).images.shape[1:] for request in requests
+    ]
     assert shapes == [(3, 9, 9), (3, 8, 8), (1, 9, 9)]
     np.savez(source, images=255 - IMAGES_IN)
     assert open_data(str(source), cache=tmp_path).labels is None
@@ -107,7 +114,9 @@ def test_a_picture_replaced_in_a_folder_makes_another_pack(tmp_path):
     (tmp_path / "set").mkdir()
     for value in (10, 20):
         Image.new("L", (8, 8), value).save(tmp_path / "set" / "a.png")
-        os.utime(tmp_path / "set" / "a.png", ns=(0, value))  # the same size in bytes: the time has to tell
+        os.utime(
+            tmp_path / "set" / "a.png", ns=(0, value)
+        )  # the same size in bytes: the time has to tell
         assert set(open_data(str(tmp_path / "set"), cache=tmp_path).images.ravel()) == {value}
 
 
@@ -128,7 +137,9 @@ DAMAGES = {
     "newer schema": lambda f: edit_manifest(f, lambda m: m.update(schema=2)),
     "unknown field": lambda f: edit_manifest(f, lambda m: m["info"].update(colour="blue")),
     "other count": lambda f: edit_manifest(f, lambda m: m["info"].update(count=COUNT - 1)),
-    "too few classes": lambda f: edit_manifest(f, lambda m: m["info"].update(classes=["0", "1", "2"])),
+    "too few classes": lambda f: edit_manifest(
+        f, lambda m: m["info"].update(classes=["0", "1", "2"])
+    ),
 }
 
 
@@ -156,8 +167,14 @@ def test_verify_sees_one_changed_pixel(source, tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(position=st.integers(0, 127), value=st.integers(0, 255), file=st.sampled_from([IMAGES, LABELS, MANIFEST]))
-def test_any_changed_byte_at_the_start_of_a_file_is_harmless_or_refused(tmp_path_factory, position, value, file):
+@given(
+    position=st.integers(0, 127),
+    value=st.integers(0, 255),
+    file=st.sampled_from([IMAGES, LABELS, MANIFEST]),
+)
+def test_any_changed_byte_at_the_start_of_a_file_is_harmless_or_refused(
+    tmp_path_factory, position, value, file
+):
     cache = tmp_path_factory.getbasetemp() / "fuzzed"
     if not cache.exists():
         cache.mkdir()
@@ -193,17 +210,27 @@ def test_what_a_killed_process_left_is_swept_after_a_day(source, tmp_path):
         stamp = (tmp_path / "packs").stat().st_mtime - age
         os.utime(tmp_path / "packs" / name, (stamp, stamp))
     open_data(str(source), cache=tmp_path)
-    assert [p.name for p in (tmp_path / "packs").glob(".*")] == [".new.partial"]  # it may still be at work
+    assert [p.name for p in (tmp_path / "packs").glob(".*")] == [
+        ".new.partial"
+    ]  # it may still be at work
 
 
 def test_who_packs_at_the_same_time_gets_the_same_pack(source, tmp_path):
     packs, packed = [], []
 
     def work():
-        packs.append(open_data(str(source), cache=tmp_path, progress=lambda what, done, total: done or packed.append(what)))
+        packs.append(
+            open_data(
+                str(source),
+                cache=tmp_path,
+                progress=lambda what, done, total: done or packed.append(what),
+            )
+        )
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    with locks.locked(lock_of(source, tmp_path), "the pack"):  # all want to begin before the first one can
+    with locks.locked(
+        lock_of(source, tmp_path), "the pack"
+    ):  # all want to begin before the first one can
         for thread in threads:
             thread.start()
         time.sleep(0.3)
@@ -231,9 +258,13 @@ def test_who_packs_what_another_process_packs_says_whose_it_is_and_waits(source,
         "with locked(Path(sys.argv[1]), 'it'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(lock_of(source, tmp_path))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
-        threading.Timer(0.3, other.kill).start()  # the kernel lets go for it: the file it leaves holds nobody up
+        threading.Timer(
+            0.3, other.kill
+        ).start()  # the kernel lets go for it: the file it leaves holds nobody up
         assert open_data(str(source), cache=tmp_path).info.count == COUNT
     assert f"is in use by process {other.pid} on " in caplog.text
     assert caplog.text.count("waiting for it") == 1
@@ -245,13 +276,17 @@ def test_a_process_killed_while_packing_leaves_no_pack_to_be_seen(source, tmp_pa
         "open_data(sys.argv[1], cache=sys.argv[2], progress=lambda what, done, total: done and os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path)]).returncode == 9
-    assert [p.name for p in (tmp_path / "packs").iterdir() if not p.name.endswith((".partial", ".lock"))] == []
+    assert [
+        p.name for p in (tmp_path / "packs").iterdir() if not p.name.endswith((".partial", ".lock"))
+    ] == []
     assert open_data(str(source), cache=tmp_path).info.count == COUNT
 
 
 def test_a_cache_that_cannot_be_written_says_which_variable_moves_it(source, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match=r"file.*cannot be written: .*free some space, or .*GANFAST_CACHE"):
+    with pytest.raises(
+        InputError, match=r"file.*cannot be written: .*free some space, or .*GANFAST_CACHE"
+    ):
         open_data(str(source), cache=tmp_path / "file")
 
 
@@ -261,7 +296,10 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(source, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match="cannot be written: No space left on device; free some space, or .*GANFAST_CACHE"):
+    with pytest.raises(
+        InputError,
+        match="cannot be written: No space left on device; free some space, or .*GANFAST_CACHE",
+    ):
         open_data(str(source), cache=tmp_path)
     assert list((tmp_path / "packs").iterdir()) == []
 
@@ -280,7 +318,9 @@ def test_a_preview_takes_every_class_in_turn_and_is_repeatable(source, tmp_path)
     preview = pack_preview(pack, 8)
     assert preview.shape == (8, 9, 9, 3)
     assert preview.dtype == np.uint8
-    positions = [int(np.flatnonzero((picture == IMAGES_IN).all((1, 2, 3)))[0]) for picture in preview]
+    positions = [
+        int(np.flatnonzero((picture == IMAGES_IN).all((1, 2, 3)))[0]) for picture in preview
+    ]
     assert sorted(LABELS_IN[positions].tolist()) == LABELS_IN[positions].tolist()
     assert np.bincount(LABELS_IN[positions]).tolist() == [3, 3, 0, 2]
     np.testing.assert_array_equal(preview, pack_preview(pack, 8))

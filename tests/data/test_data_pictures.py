@@ -17,7 +17,11 @@ RNG = np.random.default_rng(0)
 
 
 def png(array_or_image, **options):
-    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image = (
+        array_or_image
+        if isinstance(array_or_image, Image.Image)
+        else Image.fromarray(array_or_image)
+    )
     file = io.BytesIO()
     image.save(file, "PNG", **options)
     return file.getvalue()
@@ -51,7 +55,12 @@ GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
 
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
-    [(6, 10, (0, 2, 6, 8)), (10, 6, (2, 0, 8, 6)), (6, 9, (0, 1, 6, 7)), (178, 218, (0, 20, 178, 198))],
+    [
+        (6, 10, (0, 2, 6, 8)),
+        (10, 6, (2, 0, 8, 6)),
+        (6, 9, (0, 1, 6, 7)),
+        (178, 218, (0, 20, 178, 198)),
+    ],
 )
 def test_the_centre_square_is_the_hand_computed_one(width, height, expected):
     assert centre_square(width, height) == expected
@@ -64,7 +73,9 @@ def test_a_picture_of_its_own_size_keeps_the_pixels_of_its_centre():
 
 def test_shrinking_averages_and_nothing_outside_the_square_bleeds_in():
     stripes = np.zeros((64, 96), np.uint8)
-    stripes[::2, 16:80] = 200  # without antialiasing every row of the result would be all 200 or all 0
+    stripes[::2, 16:80] = (
+        200  # without antialiasing every row of the result would be all 200 or all 0
+    )
     stripes[:, :16] = stripes[:, 80:] = 255
     result = prepare(Image.fromarray(stripes), 8, 1)[0].astype(int)
     assert abs(result[1:-1] - 100).max() <= 2
@@ -73,12 +84,16 @@ def test_shrinking_averages_and_nothing_outside_the_square_bleeds_in():
 
 @pytest.mark.parametrize("size", [8, 32])
 def test_an_even_picture_stays_even_at_any_size(size):
-    assert set(prepare(Image.new("RGB", (17, 23), (10, 20, 30)), size, 3).reshape(3, -1).T.tobytes()) == {10, 20, 30}
+    assert set(
+        prepare(Image.new("RGB", (17, 23), (10, 20, 30)), size, 3).reshape(3, -1).T.tobytes()
+    ) == {10, 20, 30}
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped():
     deep = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 257 * v is v in 16 bits
-    np.testing.assert_array_equal(np.asarray(decode(png(deep), "deep")), np.arange(256).reshape(16, 16))
+    np.testing.assert_array_equal(
+        np.asarray(decode(png(deep), "deep")), np.arange(256).reshape(16, 16)
+    )
 
 
 def test_transparency_shows_white():
@@ -102,8 +117,18 @@ def test_exif_turns_a_picture_upright():
 
 @pytest.mark.parametrize("fill", [fill, fill_zip])
 def test_pictures_come_sorted_by_path_with_their_folders_as_classes(tmp_path, fill):
-    files = {"b/2.png": png(COLOUR), "a/10.PNG": png(GREY), "a/sub/1.png": png(GREY.T), "b/1.png": png(COLOUR[::-1])}
-    ignored = {"a/.hidden.png": b"", "__MACOSX/a/._1.png": b"", ".cache/x.png": b"", "a/notes.txt": b""}
+    files = {
+        "b/2.png": png(COLOUR),
+        "a/10.PNG": png(GREY),
+        "a/sub/1.png": png(GREY.T),
+        "b/1.png": png(COLOUR[::-1]),
+    }
+    ignored = {
+        "a/.hidden.png": b"",
+        "__MACOSX/a/._1.png": b"",
+        ".cache/x.png": b"",
+        "a/notes.txt": b"",
+    }
     pack = open_data(fill(tmp_path / "set.zip", files | ignored), size=9, cache=tmp_path / "c")
     expected = np.stack([np.dstack([GREY] * 3), np.dstack([GREY.T] * 3), COLOUR[::-1], COLOUR])
     np.testing.assert_array_equal(pack.images, expected.transpose(0, 3, 1, 2))
@@ -117,7 +142,10 @@ def test_pictures_come_sorted_by_path_with_their_folders_as_classes(tmp_path, fi
     [
         (["a/1.png", "2.png"], ()),
         (["1.png", "2.png"], ()),
-        (["all/a/1.png", "all/b/1.png"], ("a", "b")),  # a zip of a folder: what encloses everything is not a class
+        (
+            ["all/a/1.png", "all/b/1.png"],
+            ("a", "b"),
+        ),  # a zip of a folder: what encloses everything is not a class
         (["all/1.png", "all/2.png"], ()),
     ],
 )
@@ -127,12 +155,16 @@ def test_folders_are_classes_only_when_they_divide_all_pictures(tmp_path, names,
     assert (pack.labels is None) == (not classes)
 
 
-@pytest.mark.parametrize(("kinds", "channels"), [("L1", 1), (["L", "I;16", "LA"], 1), (["L", "RGB"], 3), ("LP", 3)])
+@pytest.mark.parametrize(
+    ("kinds", "channels"), [("L1", 1), (["L", "I;16", "LA"], 1), (["L", "RGB"], 3), ("LP", 3)]
+)
 def test_a_set_is_grey_when_every_picture_is(tmp_path, kinds, channels):
     files = {f"{i}.png": png(Image.fromarray(GREY).convert(kind)) for i, kind in enumerate(kinds)}
     path = fill(tmp_path / "set", files)
     assert open_data(path, cache=tmp_path).images.shape == (len(kinds), channels, 64, 64)
-    assert open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == 4 - channels
+    assert (
+        open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == 4 - channels
+    )
 
 
 def test_a_circle_of_links_ends_and_a_broken_link_is_named(tmp_path):
@@ -163,16 +195,27 @@ BAD = {"text": b"not a picture", "truncated": png(COLOUR)[:70], "empty": b""}
 @pytest.mark.parametrize("make", [fill, fill_zip])
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("channels", [0, 3])
-def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(tmp_path, make, bad, channels, caplog):
+def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
+    tmp_path, make, bad, channels, caplog
+):
     """In the middle of a class of its own and at both ends, so that pictures and labels both close the gap."""
     names = ["a/0.png", "b/0.png", "b/1.png", "b/2.png", "c/0.png"]
-    held = {name: BAD[bad] if name in ("a/0.png", "b/1.png", "c/0.png") else png(COLOUR if "2" in name else GREY) for name in names}
+    held = {
+        name: BAD[bad]
+        if name in ("a/0.png", "b/1.png", "c/0.png")
+        else png(COLOUR if "2" in name else GREY)
+        for name in names
+    }
     path = make(tmp_path / "set.zip", held)
     with pytest.raises(InputError, match="a/0.png in .*; --skip-corrupt leaves such pictures out"):
         open_data(path, channels=channels, cache=tmp_path)
     pack = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
     assert (pack.info.count, pack.info.channels, len(pack.info.skipped)) == (2, 3, 3)
-    assert [name.split(" in ")[0] for name in pack.info.skipped] == ["a/0.png", "b/1.png", "c/0.png"]
+    assert [name.split(" in ")[0] for name in pack.info.skipped] == [
+        "a/0.png",
+        "b/1.png",
+        "c/0.png",
+    ]
     assert pack.labels.tolist() == [1, 1]
     clean = make(tmp_path / "clean.zip", {name: held[name] for name in ("b/0.png", "b/2.png")})
     np.testing.assert_array_equal(pack.images, open_data(clean, channels=3, cache=tmp_path).images)
@@ -181,7 +224,9 @@ def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(tmp_p
     verify_pack(next((tmp_path / "packs").glob("set*-skip")))
     again = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
     assert again.info == pack.info
-    with pytest.raises(InputError, match="a/0.png"):  # one that skips is never taken for one that does not
+    with pytest.raises(
+        InputError, match="a/0.png"
+    ):  # one that skips is never taken for one that does not
         open_data(path, channels=channels, cache=tmp_path)
 
 
@@ -201,7 +246,9 @@ def test_a_set_of_nothing_but_corrupt_pictures_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [80, 30])  # of 81 pixels: Pillow warns above its limit and refuses above twice that
+@pytest.mark.parametrize(
+    "limit", [80, 30]
+)  # of 81 pixels: Pillow warns above its limit and refuses above twice that
 def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     message = refusal(open_data, fill(tmp_path / "set", {"bomb.png": png(GREY)}), cache=tmp_path)
@@ -209,7 +256,9 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch, limit):
     assert "81" in message
 
 
-@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/x.png", "C:\\x.png", "a\\..\\..\\x.png"])
+@pytest.mark.parametrize(
+    "name", ["../x.png", "a/../../x.png", "/x.png", "C:\\x.png", "a\\..\\..\\x.png"]
+)
 def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
     path = fill_zip(tmp_path / "set.zip", {"good.png": png(GREY), name: png(GREY)})
     message = refusal(open_data, path, cache=tmp_path)
@@ -220,7 +269,9 @@ def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
 def test_a_damaged_zip_is_refused(tmp_path):
     path = fill_zip(tmp_path / "set.zip", {"a.png": png(GREY)})
     data = (tmp_path / "set.zip").read_bytes()
-    (tmp_path / "set.zip").write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])  # a changed pixel: the CRC tells
+    (tmp_path / "set.zip").write_bytes(
+        data[:60] + bytes([data[60] ^ 1]) + data[61:]
+    )  # a changed pixel: the CRC tells
     assert "a.png" in refusal(open_data, path, cache=tmp_path)
     (tmp_path / "set.zip").write_bytes(b"<html>Quota exceeded</html>")
     assert "a saved web page (HTML)" in refusal(open_data, path, cache=tmp_path)
@@ -228,7 +279,9 @@ def test_a_damaged_zip_is_refused(tmp_path):
 
 @pytest.mark.parametrize("make", [fill, fill_zip])
 def test_a_place_without_pictures_is_named(tmp_path, make):
-    assert str(tmp_path / "set.zip") in refusal(open_data, make(tmp_path / "set.zip", {"a/b.txt": b""}), cache=tmp_path)
+    assert str(tmp_path / "set.zip") in refusal(
+        open_data, make(tmp_path / "set.zip", {"a/b.txt": b""}), cache=tmp_path
+    )
 
 
 def test_what_pillow_would_hand_to_another_program_is_refused():

@@ -19,14 +19,20 @@ from ganfast.data.lookup import recognise_path
 from ganfast.errors import InputError
 
 RNG = np.random.default_rng(0)
-TRAIN = RNG.integers(0, 256, (7, 11, 11), dtype=np.uint8)  # odd counts and sizes, so that no two axes can be confused
+TRAIN = RNG.integers(
+    0, 256, (7, 11, 11), dtype=np.uint8
+)  # odd counts and sizes, so that no two axes can be confused
 TEST = RNG.integers(0, 256, (3, 11, 11), dtype=np.uint8)
 TRAIN_LABELS, TEST_LABELS = np.array([3, 0, 1, 1, 2, 0, 3], np.uint8), np.array([1, 0, 2], np.uint8)
 
 
 def idx_bytes(array):
     """An IDX file by hand: two zeros, 8 for unsigned bytes, the number of dimensions, the dimensions, the values."""
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 def write_idx(folder, gz=True, dot="-"):
@@ -34,7 +40,9 @@ def write_idx(folder, gz=True, dot="-"):
     for prefix, images, labels in (("train", TRAIN, TRAIN_LABELS), ("t10k", TEST, TEST_LABELS)):
         for name, array in ((f"images{dot}idx3", images), (f"labels{dot}idx1", labels)):
             data = idx_bytes(array)
-            (folder / f"{prefix}-{name}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
+            (folder / f"{prefix}-{name}-ubyte{'.gz' if gz else ''}").write_bytes(
+                gzip.compress(data) if gz else data
+            )
     return folder
 
 
@@ -49,7 +57,9 @@ def refusal(call, *args, **kwargs):
 
 def test_importing_the_package_loads_no_heavy_library():
     code = "import ganfast.data, sys; print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -128,7 +138,9 @@ def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
     assert pack.info.classes == tuple("0123456789")
     assert not pack.info.flip
     np.testing.assert_array_equal(pack.labels, load_digits().target)
-    np.testing.assert_array_equal(pack.images[:, 0], np.floor(load_digits().images * 255 / 16 + 0.5))
+    np.testing.assert_array_equal(
+        pack.images[:, 0], np.floor(load_digits().images * 255 / 16 + 0.5)
+    )
     assert open_data("digits", cache=tmp_path).images.shape == (1797, 1, 16, 16)
 
 
@@ -139,7 +151,9 @@ def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
 @pytest.mark.parametrize("dot", ["-", "."])
 def test_idx_pictures_come_out_as_they_went_in(tmp_path, gz, dot):
     folder = str(write_idx(tmp_path / "set", gz, dot))
-    train, test, both = (open_data(folder, split=split, cache=tmp_path) for split in ("train", "test", "all"))
+    train, test, both = (
+        open_data(folder, split=split, cache=tmp_path) for split in ("train", "test", "all")
+    )
     np.testing.assert_array_equal(train.images[:, 0], TRAIN)
     np.testing.assert_array_equal(test.images[:, 0], TEST)
     np.testing.assert_array_equal(both.images[:, 0], np.concatenate([TRAIN, TEST]))
@@ -162,7 +176,11 @@ GOOD = idx_bytes(TRAIN)
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        (IMAGES, b"<!DOCTYPE html><title>404</title>", "a saved web page (HTML) that begins with b'<!DOCTYPE html"),
+        (
+            IMAGES,
+            b"<!DOCTYPE html><title>404</title>",
+            "a saved web page (HTML) that begins with b'<!DOCTYPE html",
+        ),
         (IMAGES, b"Moved Permanently", "of unknown kind that begins with b'Moved Permanent"),
         (IMAGES, b"", "an empty file"),
         (IMAGES, gzip.compress(GOOD, mtime=0)[:-300], "damaged or cut off"),
@@ -171,15 +189,23 @@ GOOD = idx_bytes(TRAIN)
         (IMAGES, GOOD + b"x", "847 values and holds more"),
         (IMAGES, GOOD[:9], "within its header"),
         (IMAGES, b"\0\0\x0d\3" + GOOD[4:], "float32"),
-        (IMAGES, b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**16, 2**16), "4294967295x65536x65536"),
-        (IMAGES, gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", 2**31, 99, 99), mtime=0), "2147483648x99x99"),
+        (
+            IMAGES,
+            b"\0\0\x08\3" + struct.pack(">3I", 2**32 - 1, 2**16, 2**16),
+            "4294967295x65536x65536",
+        ),
+        (
+            IMAGES,
+            gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", 2**31, 99, 99), mtime=0),
+            "2147483648x99x99",
+        ),
         (IMAGES, idx_bytes(TRAIN_LABELS), "1 dimension, which are labels"),
         (IMAGES, idx_bytes(TRAIN[:, :9]), "7 pictures of 9x11"),
         (IMAGES, idx_bytes(TRAIN[:0]), "0 pictures"),
         (LABELS, GOOD, "3 dimensions, which are pictures"),
         (LABELS, idx_bytes(TRAIN_LABELS[:5]), "5 labels"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_idx_file_says_what_was_found(tmp_path, file, content, expected):
     folder = write_idx(tmp_path / "set")
     (folder / file).write_bytes(content)
@@ -204,7 +230,12 @@ headers = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.one_of(st.binary(max_size=64), st.builds(bytes.__add__, headers, st.binary(max_size=70))), gz=st.booleans())
+@given(
+    data=st.one_of(
+        st.binary(max_size=64), st.builds(bytes.__add__, headers, st.binary(max_size=70))
+    ),
+    gz=st.booleans(),
+)
 def test_any_bytes_are_an_idx_array_or_refused(tmp_path_factory, data, gz):
     path = tmp_path_factory.getbasetemp() / "fuzz.idx"
     path.write_bytes(gzip.compress(data, 1) if gz else data)
@@ -215,13 +246,22 @@ def test_any_bytes_are_an_idx_array_or_refused(tmp_path_factory, data, gz):
 
 @pytest.mark.data
 def test_real_mnist_has_its_published_counts_and_mean(real_data, tmp_path):
-    train, test = (open_data("mnist", root=real_data, split=split, cache=tmp_path) for split in ("train", "test"))
+    train, test = (
+        open_data("mnist", root=real_data, split=split, cache=tmp_path)
+        for split in ("train", "test")
+    )
     assert train.images.shape == (60_000, 1, 28, 28)
     assert test.images.shape == (10_000, 1, 28, 28)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert len(train.info.classes) == 10
-    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[16:]  # a second way to the same mean
-    assert train.images.mean() == pytest.approx(33.318, abs=1e-3) == np.frombuffer(raw, np.uint8).mean()
+    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[
+        16:
+    ]  # a second way to the same mean
+    assert (
+        train.images.mean()
+        == pytest.approx(33.318, abs=1e-3)
+        == np.frombuffer(raw, np.uint8).mean()
+    )
 
 
 def test_a_pipe_is_refused_not_waited_for(tmp_path):

@@ -15,11 +15,23 @@ CPU = torch.device("cpu")
 
 def pack_of(count, labels=None, classes=(), channels=1, size=8):
     """Pictures of noise, so that none is another or its own mirror image."""
-    images = np.random.default_rng(1).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(
+        0, 256, (count, channels, size, size), dtype=np.uint8
+    )
     info = PackInfo(
-        name="made", kind="arrays", recognised="made by hand", count=count, channels=channels, size=size, classes=tuple(classes),
-        flip=True, split="train", attributes=(), preparation="", source_hash="",
-    )  # fmt: skip
+        name="made",
+        kind="arrays",
+        recognised="made by hand",
+        count=count,
+        channels=channels,
+        size=size,
+        classes=tuple(classes),
+        flip=True,
+        split="train",
+        attributes=(),
+        preparation="",
+        source_hash="",
+    )
     return Pack(images, None if labels is None else np.asarray(labels, np.int64), info)
 
 
@@ -74,7 +86,9 @@ def test_a_stretch_of_the_run_is_the_same_however_it_is_split(balanced, imbalanc
     options = {"seed": 5, "flip": True, "balanced": balanced, "imbalance": imbalance}
     pictures, labels = ResidentData(pack, CPU, **options).batch(7, 200)
     data = ResidentData(pack, CPU, **options)
-    parts = [data.batch(a, b - a) for a, b in ((150, 207), (7, 8), (8, 60), (60, 150))]  # in any order
+    parts = [
+        data.batch(a, b - a) for a, b in ((150, 207), (7, 8), (8, 60), (60, 150))
+    ]  # in any order
     parts = [*parts[1:], parts[0]]
     assert torch.equal(torch.cat([x for x, _ in parts]), pictures)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
@@ -90,7 +104,12 @@ def test_one_batch_may_span_several_epochs():
 
 def test_labels_belong_to_their_pictures():
     pack = labelled(10, 20, 30)
-    for options in ({}, {"balanced": True}, {"imbalance": 5.0}, {"balanced": True, "imbalance": 5.0}):
+    for options in (
+        {},
+        {"balanced": True},
+        {"imbalance": 5.0},
+        {"balanced": True, "imbalance": 5.0},
+    ):
         pictures, labels = ResidentData(pack, CPU, seed=1, flip=True, **options).batch(11, 130)
         assert labels.dtype == torch.int64
         assert labels.tolist() == pack.labels[[i for i, _ in which(pack, pictures)]].tolist()
@@ -101,7 +120,9 @@ def test_labels_belong_to_their_pictures():
 
 def test_flip_mirrors_about_half_from_left_to_right_only():
     pack = pack_of(40)
-    shown = which(pack, ResidentData(pack, CPU, seed=2, flip=True).batch(0, 2000)[0])  # finds all: nothing else changed
+    shown = which(
+        pack, ResidentData(pack, CPU, seed=2, flip=True).batch(0, 2000)[0]
+    )  # finds all: nothing else changed
     mirrored = [m for _, m in shown]
     assert abs(sum(mirrored) - 1000) < 5 * 500**0.5
     pairs = sum(a and b for a, b in itertools.pairwise(mirrored))
@@ -149,7 +170,10 @@ def test_balance_goes_through_each_class_in_epochs_of_its_own():
 def test_balance_shuffles_classes_of_one_size_differently():
     pack = labelled(20, 20)
     shown = positions(pack, ResidentData(pack, CPU, seed=1, balanced=True), 0, 40)
-    ranks = [[sorted(own).index(i) for i in own] for own in ([i for i in shown if pack.labels[i] == k] for k in (0, 1))]
+    ranks = [
+        [sorted(own).index(i) for i in own]
+        for own in ([i for i in shown if pack.labels[i] == k] for k in (0, 1))
+    ]
     assert sorted(ranks[0]) == sorted(ranks[1]) == list(range(20))
     assert ranks[0] != ranks[1]
 
@@ -218,7 +242,9 @@ def test_classes_are_needed_for_balance_and_imbalance(options):
 def test_a_class_that_would_be_left_empty_is_named_with_the_way_out():
     with pytest.raises(InputError, match=r"imbalance 100 leaves class 2 .*its 20; use 10 or less"):
         ResidentData(labelled(10, 30, 20), CPU, seed=0, imbalance=100.0)
-    assert ResidentData(labelled(10, 30, 20), CPU, seed=0, imbalance=10.0).class_counts.tolist() == [10, 3, 1]
+    assert ResidentData(
+        labelled(10, 30, 20), CPU, seed=0, imbalance=10.0
+    ).class_counts.tolist() == [10, 3, 1]
 
 
 def test_a_class_without_any_picture_is_said_to_have_none():

@@ -10,15 +10,25 @@ from ganfast.models import NetSpec, build_critic
 from ganfast.presets import PRESETS, preset_config
 
 CHOSEN = {
-    "gan": "explicit", "dcgan": "explicit", "acgan": "explicit", "wgan": "explicit", "wgan-gp": "explicit",
-    "dragan": "explicit", "hinge": "explicit", "lsgan": "explicit", "r1": "explicit", "rpgan": "explicit",
-}  # fmt: skip
+    "gan": "explicit",
+    "dcgan": "explicit",
+    "acgan": "explicit",
+    "wgan": "explicit",
+    "wgan-gp": "explicit",
+    "dragan": "explicit",
+    "hinge": "explicit",
+    "lsgan": "explicit",
+    "r1": "explicit",
+    "rpgan": "explicit",
+}
 
 
 def preset_critic(name, classes):
     """(critic, penalties) of a preset for grey pictures of 16 x 16, as a run builds them."""
     config = resolved(preset_config(name, "digits"), torch.device("cpu"))
-    conditional = config.conditional if config.conditional != "auto" else "projection" if classes else "no"
+    conditional = (
+        config.conditional if config.conditional != "auto" else "projection" if classes else "no"
+    )
     critic = build_critic(NetSpec.of(config, 16, 1, classes, conditional)).train()
     return critic, [config.penalty] if config.penalty.active else []
 
@@ -51,6 +61,9 @@ def test_auto_picks_for_every_preset_on_a_gpu(name, classes):
 def test_first_derivatives_are_not_compiled_on_a_cpu():
     unknown = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(64, 1))
     choice = choose(unknown, (), compile=True)
-    assert (choice.title, "compiled it takes longer on a CPU" in choice.reason) == ("reference", True)
+    assert (choice.title, "compiled it takes longer on a CPU" in choice.reason) == (
+        "reference",
+        True,
+    )
     assert choose(unknown, [PenaltyConfig("r1")], compile=True).title == "compiled autograd"
     assert choose(unknown, [PenaltyConfig("r1")]).title == "reference"

@@ -27,7 +27,12 @@ def deep_critic(between=lambda: nn.LeakyReLU(0.2), bias=False, groups=1, conditi
 def arguments(labels=False):
     g = torch.Generator().manual_seed(0)
     real, fake = torch.randn(2, N, *SHAPE, generator=g).unbind(0)
-    given = {"real": real, "fake": fake, "eps": torch.rand(N, generator=g), "noise": torch.rand(N, *SHAPE, generator=g)}
+    given = {
+        "real": real,
+        "fake": fake,
+        "eps": torch.rand(N, generator=g),
+        "noise": torch.rand(N, *SHAPE, generator=g),
+    }
     return given | ({"real_labels": torch.arange(N) % 3} if labels else {})
 
 
@@ -39,7 +44,9 @@ def flops(call):
 
 def forwards(critic, penalty, engine):
     """Work of a step in forward passes of N pictures."""
-    step = make_critic_step(critic, "non-saturating", penalty, engine=engine, compile=False, check=False)
+    step = make_critic_step(
+        critic, "non-saturating", penalty, engine=engine, compile=False, check=False
+    )
     given = arguments(labels=critic.class_head is not None)
     with torch.no_grad():
         once = flops(lambda: critic(given["real"]))
@@ -53,29 +60,43 @@ LIMITS = {  # of a piecewise-linear critic
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize(("engine", "penalty"), [(engine, penalty) for engine in FAST for penalty in LIMITS[engine]])
+@pytest.mark.parametrize(
+    ("engine", "penalty"), [(engine, penalty) for engine in FAST for penalty in LIMITS[engine]]
+)
 def test_a_step_costs_no_more_forwards_than_it_has_to(engine, penalty, bias):
     found = forwards(deep_critic(bias=bias), penalty, engine)
-    assert LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]  # far fewer would be passes that were not counted
+    assert (
+        LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]
+    )  # far fewer would be passes that were not counted
 
 
 @pytest.mark.parametrize(
-    ("penalty", "expected"), [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r2", 9), ("r1+r2", 12)]
+    ("penalty", "expected"),
+    [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r2", 9), ("r1+r2", 12)],
 )
 def test_the_reference_wastes_two_forwards_on_points_of_their_own(penalty, expected):
     assert forwards(deep_critic(), penalty, "reference") == pytest.approx(expected, rel=0.04)
 
 
-@pytest.mark.parametrize("between", [lambda: nn.GroupNorm(2, WIDTH), nn.SiLU, lambda: nn.InstanceNorm2d(WIDTH)],
-                         ids=["GroupNorm", "SiLU", "InstanceNorm"])  # fmt: skip
-@pytest.mark.parametrize(("penalty", "limit"), [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)])
+@pytest.mark.parametrize(
+    "between",
+    [lambda: nn.GroupNorm(2, WIDTH), nn.SiLU, lambda: nn.InstanceNorm2d(WIDTH)],
+    ids=["GroupNorm", "SiLU", "InstanceNorm"],
+)
+@pytest.mark.parametrize(
+    ("penalty", "limit"), [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)]
+)
 def test_a_curved_critic_costs_two_more_forwards(penalty, limit, between):
     assert limit - 0.5 < forwards(deep_critic(between), penalty, "explicit") <= limit
 
 
-@pytest.mark.parametrize(("penalty", "limit"), [("wgan-gp", 10), ("r1", 9), ("r2", 9), ("r1+r2", 12)])
+@pytest.mark.parametrize(
+    ("penalty", "limit"), [("wgan-gp", 10), ("r1", 9), ("r2", 9), ("r1+r2", 12)]
+)
 def test_a_class_head_needs_a_delta_pass_of_its_own_where_rows_are_shared(penalty, limit):
-    assert limit - 0.5 < forwards(deep_critic(conditional="auxiliary"), penalty, "explicit") <= limit
+    assert (
+        limit - 0.5 < forwards(deep_critic(conditional="auxiliary"), penalty, "explicit") <= limit
+    )
 
 
 @pytest.mark.parametrize("engine", FAST)
@@ -103,15 +124,25 @@ class Convolutions(TorchDispatchMode):
             self.calls.append(("convolution", args[:2], args[1].shape, args[8]))
         elif func.overloadpacket is aten.convolution_backward:
             dy, x, weight, mask = *args[:3], args[10]
-            used = [dy, *([weight] if mask[0] else []), *([x] if mask[1] else [])]  # the other tells a shape only
+            used = [
+                dy,
+                *([weight] if mask[0] else []),
+                *([x] if mask[1] else []),
+            ]  # the other tells a shape only
             self.calls.append(("backward", used, weight.shape, args[9]))
-        elif "conv" in func.name() and func.overloadpacket in (aten._convolution, aten.mkldnn_convolution, aten.conv2d):
+        elif "conv" in func.name() and func.overloadpacket in (
+            aten._convolution,
+            aten.mkldnn_convolution,
+            aten.conv2d,
+        ):
             raise AssertionError(f"{func.name()} was not decomposed: the record would miss it")
         return func(*args, **kwargs)
 
 
 def recorded(critic, penalty, engine):
-    step = make_critic_step(critic, "non-saturating", penalty, engine=engine, compile=False, check=False)
+    step = make_critic_step(
+        critic, "non-saturating", penalty, engine=engine, compile=False, check=False
+    )
     with Convolutions() as convolutions:
         step(**arguments(labels=critic.class_head is not None))
     return convolutions.calls
@@ -133,7 +164,9 @@ CRITICS = {
 def test_no_convolution_multiplies_zeros_or_filters_by_an_activation_map(made, penalty, engine):
     critic = CRITICS[made]()
     calls = recorded(critic, penalty, engine)
-    assert len(calls) >= 20  # forward, data and weight gradients of 7 layers, but no gradient of the pictures
+    assert (
+        len(calls) >= 20
+    )  # forward, data and weight gradients of 7 layers, but no gradient of the pictures
     for name, operands, filter_, _ in calls:
         assert all(x.any() for x in operands), (name, filter_)
         assert tuple(filter_[2:]) == (3, 3), (name, filter_)
@@ -155,7 +188,9 @@ def test_the_number_of_convolutions_does_not_grow_with_their_groups(penalty, eng
 
 
 def test_the_convolutions_of_the_reference_grow_with_their_groups():
-    whole, grouped = (recorded(deep_critic(groups=groups), "wgan-gp", "reference") for groups in (1, 8))
+    whole, grouped = (
+        recorded(deep_critic(groups=groups), "wgan-gp", "reference") for groups in (1, 8)
+    )
     assert len(grouped) > len(whole)
 
 
@@ -168,15 +203,21 @@ MASKS = [(True, False, False), (False, True, False), (True, True, True), (False,
 def test_a_grouped_backward_by_hand(mask):
     x, dy, weight = torch.randn(5, 6, 9, 8), torch.randn(5, 4, 5, 4), torch.randn(4, 3, 3, 2)
     each = 2 * 5 * (4 * 5 * 4) * 3 * (3 * 2)  # every output meets 3 of the 6 channels
-    assert convolution_backward_flops(dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask) == each * sum(mask[:2])
-    aten.convolution_backward(dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask)  # the shapes do fit
+    assert convolution_backward_flops(
+        dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
+    ) == each * sum(mask[:2])
+    aten.convolution_backward(
+        dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
+    )  # the shapes do fit
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_a_grouped_transposed_backward_by_hand(mask):
     x, dy, weight = torch.randn(5, 6, 4, 3), torch.randn(5, 4, 8, 7), torch.randn(6, 2, 4, 3)
     each = 2 * 5 * (6 * 4 * 3) * 2 * (4 * 3)  # every input meets 2 of the 4 output channels
-    assert convolution_backward_flops(dy, x, weight, [4], *shape((2, 2), (1, 0), True, 2), mask) == each * sum(mask[:2])
+    assert convolution_backward_flops(
+        dy, x, weight, [4], *shape((2, 2), (1, 0), True, 2), mask
+    ) == each * sum(mask[:2])
     aten.convolution_backward(dy, x, weight, [4], *shape((2, 2), (1, 0), True, 2), mask)
 
 

@@ -11,7 +11,9 @@ from ganfast.errors import InputError
 
 def critic_of(*layers: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.2), *layers, nn.Flatten(), nn.Linear(128, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.2), *layers, nn.Flatten(), nn.Linear(128, 1)
+    )
 
 
 def pictures(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +107,9 @@ def refused(critic: nn.Module, *given, match: str, penalty="wgan-gp", **named) -
 def test_what_cannot_be_a_step_is_one_sentence():
     real, fake = pictures()
     refused(critic_of(), real, fake[:2], match=r"reals are \(4, 3, 8, 8\) and fakes \(2, 3, 8, 8\)")
-    refused(critic_of().requires_grad_(False), real, fake, match="no parameter that requires a gradient")
+    refused(
+        critic_of().requires_grad_(False), real, fake, match="no parameter that requires a gradient"
+    )
     half = critic_of()
     half[0].to(torch.bfloat16)
     refused(half, real, fake, match="parameters of .*bfloat16.*; expected one type")

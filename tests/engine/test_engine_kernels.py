@@ -16,7 +16,8 @@ from tests.depth import in_turn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not interpreted(), reason="needs CUDA, or TRITON_INTERPRET=1 before triton is imported"
+    DEVICE == "cpu" and not interpreted(),
+    reason="needs CUDA, or TRITON_INTERPRET=1 before triton is imported",
 )
 
 
@@ -30,7 +31,9 @@ def all_bits():
 N, LAYERS = 4, 2  # layers: convolutions with a leaky ReLU behind them
 
 
-def steps(monkeypatch, penalty, conditional="no", norm="none", autocast=None, layout=torch.channels_last):
+def steps(
+    monkeypatch, penalty, conditional="no", norm="none", autocast=None, layout=torch.channels_last
+):
     """(explicit on the kernels, reference without them, both of one critic) with what they take."""
     torch.manual_seed(0)
     critic = dcgan_critic(16, 1, 8, norm, 10, conditional).to(DEVICE, memory_format=layout)
@@ -42,12 +45,16 @@ def steps(monkeypatch, penalty, conditional="no", norm="none", autocast=None, la
     if conditional != "no":
         given["real_labels"] = torch.arange(N, device=DEVICE)
     monkeypatch.setenv("GANFAST_KERNELS", "triton")
-    ours = make_critic_step(critic, "hinge", penalty, autocast, "explicit", compile=False, check=False)
+    ours = make_critic_step(
+        critic, "hinge", penalty, autocast, "explicit", compile=False, check=False
+    )
     launches.clear()
     stats = ours(**given)
     gradients, counted = [view.clone() for view in ours.gradients.views], dict(launches)
     monkeypatch.setenv("GANFAST_KERNELS", "reference")
-    reference = make_critic_step(critic.eval(), "hinge", penalty, None, "reference")  # eval: no second power iteration
+    reference = make_critic_step(
+        critic.eval(), "hinge", penalty, None, "reference"
+    )  # eval: no second power iteration
     return gradients, stats, counted, reference, reference(**given)
 
 
@@ -61,13 +68,20 @@ PENALTIES = ["none", "wgan-gp", "dragan", "r1", "r2", "r1+r2", (("wgan-gp", "r1"
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 
 
-@pytest.mark.parametrize(("penalty", "conditional", "layout"), in_turn(PENALTIES, ["no", "projection", "auxiliary"], LAYOUTS))
+@pytest.mark.parametrize(
+    ("penalty", "conditional", "layout"),
+    in_turn(PENALTIES, ["no", "projection", "auxiliary"], LAYOUTS),
+)
 def test_gradients_are_those_of_the_reference(monkeypatch, penalty, conditional, layout):
-    gradients, stats, _, reference, expected = steps(monkeypatch, penalty, conditional, layout=layout)
+    gradients, stats, _, reference, expected = steps(
+        monkeypatch, penalty, conditional, layout=layout
+    )
     assert_same(gradients, stats, reference, expected, 1e-5)
 
 
-@pytest.mark.parametrize(("norm", "penalty"), in_turn(["layer", "instance", "spectral"], ["wgan-gp", "r1+r2"]))
+@pytest.mark.parametrize(
+    ("norm", "penalty"), in_turn(["layer", "instance", "spectral"], ["wgan-gp", "r1+r2"])
+)
 def test_normalised_critics_too(monkeypatch, penalty, norm):
     gradients, stats, _, reference, expected = steps(monkeypatch, penalty, norm=norm)
     assert_same(gradients, stats, reference, expected, 1e-5)
@@ -76,13 +90,20 @@ def test_normalised_critics_too(monkeypatch, penalty, norm):
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_bf16_rounds_a_little(monkeypatch, penalty):
     gradients, _, _, reference, _ = steps(monkeypatch, penalty, autocast=torch.bfloat16)
-    assert 1e-4 < relative_error(gradients, reference.gradients.views) < 0.06  # the interpreter cuts bits off where hardware rounds
+    assert (
+        1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
+    )  # the interpreter cuts bits off where hardware rounds
 
 
 def test_launches_are_counted_by_layers(monkeypatch):
     """One forward and one delta kernel a layer for all rows together, one tangent kernel a layer, one for the penalty."""
     _, _, counted, _, _ = steps(monkeypatch, "wgan-gp")
-    assert counted == {"_forward_kernel": LAYERS, "_delta_columns_kernel": LAYERS, "_tangent_kernel": LAYERS, "_whole_kernel": 1}
+    assert counted == {
+        "_forward_kernel": LAYERS,
+        "_delta_columns_kernel": LAYERS,
+        "_tangent_kernel": LAYERS,
+        "_whole_kernel": 1,
+    }
     _, _, counted, _, _ = steps(monkeypatch, "r1+r2", layout=torch.contiguous_format)
     assert counted["_whole_kernel"] == 2  # reals and fakes
     _, _, counted, _, _ = steps(monkeypatch, "none")

@@ -21,9 +21,13 @@ N, CLASSES = 5, 4
 def small_critic(conditional="no", dtype=torch.float64, norm=nn.Identity, seed=0):
     torch.manual_seed(seed)
     trunk = nn.Sequential(
-        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(LEAK),
-        nn.Conv2d(4, 6, 3, 2, 1), *([] if norm is nn.Identity else [norm(6)]), nn.LeakyReLU(LEAK), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv2d(3, 4, 4, 2, 1),
+        nn.LeakyReLU(LEAK),
+        nn.Conv2d(4, 6, 3, 2, 1),
+        *([] if norm is nn.Identity else [norm(6)]),
+        nn.LeakyReLU(LEAK),
+        nn.Flatten(),
+    )
     critic = Critic(trunk, 6 * 2 * 2, CLASSES, conditional).to(dtype)
     with torch.no_grad():
         for p in critic.parameters():
@@ -34,7 +38,9 @@ def small_critic(conditional="no", dtype=torch.float64, norm=nn.Identity, seed=0
 def small_generator(classes=0, dtype=torch.float64, norm=nn.Identity):
     torch.manual_seed(1)
     layers = nn.Sequential(
-        *([] if norm is nn.Identity else [norm(4)]), nn.ReLU(), nn.ConvTranspose2d(4, 3, 4, 2, 1, output_padding=(1, 1))
+        *([] if norm is nn.Identity else [norm(4)]),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 3, 4, 2, 1, output_padding=(1, 1)),
     )
     return Generator(8, (4, 4, 3), layers, classes).to(dtype)
 
@@ -43,9 +49,11 @@ def given(dtype=torch.float64, seed=3):
     g = torch.Generator().manual_seed(seed)
     real, fake = torch.rand(2, N, *SHAPE, generator=g, dtype=torch.float64) * 2 - 1
     return {
-        "real": real.to(dtype), "fake": fake.to(dtype),
-        "eps": torch.rand(N, generator=g).to(dtype), "noise": torch.rand(N, *SHAPE, generator=g).to(dtype),
-    }  # fmt: skip
+        "real": real.to(dtype),
+        "fake": fake.to(dtype),
+        "eps": torch.rand(N, generator=g).to(dtype),
+        "noise": torch.rand(N, *SHAPE, generator=g).to(dtype),
+    }
 
 
 LABELS = torch.tensor([2, 0, 3, 3, 1])
@@ -91,12 +99,24 @@ def textbook_critic_gradients(critic, loss, penalty, real, fake, eps, noise, lab
     for n in range(len(real)):
         label = None if labels is None else labels[n]
         projected = label if critic.projection is not None else None
-        losses.append(critic_term(loss.kind, score_of(critic, real[n], projected), score_of(critic, fake[n], projected)))
+        losses.append(
+            critic_term(
+                loss.kind,
+                score_of(critic, real[n], projected),
+                score_of(critic, fake[n], projected),
+            )
+        )
         if penalty.kind in ("wgan-gp", "dragan"):
             inside = eps[n] * real[n] + (1 - eps[n]) * fake[n]
             around = real[n] + 0.5 * real.std() * noise[n]
-            norm = gradient_norm_at(critic, inside if penalty.kind == "wgan-gp" else around, projected)
-            excess = torch.clamp(norm - penalty.target, min=0) if penalty.one_sided else norm - penalty.target
+            norm = gradient_norm_at(
+                critic, inside if penalty.kind == "wgan-gp" else around, projected
+            )
+            excess = (
+                torch.clamp(norm - penalty.target, min=0)
+                if penalty.one_sided
+                else norm - penalty.target
+            )
             penalties.append(penalty.weight * excess**2)
             norms.append(norm)
         elif penalty.kind != "none":
@@ -110,7 +130,10 @@ def textbook_critic_gradients(critic, loss, penalty, real, fake, eps, noise, lab
     total = sum(losses) / len(real)
     stats = {"loss": total.item()}
     if penalties:
-        stats |= {"penalty": (sum(penalties) / len(real)).item(), "gradient_norm": (sum(norms) / len(norms)).item()}
+        stats |= {
+            "penalty": (sum(penalties) / len(real)).item(),
+            "gradient_norm": (sum(norms) / len(norms)).item(),
+        }
         stats |= {"gradient_norm_max": max(norm.item() for norm in norms)}
         total = total + penalty.interval * sum(penalties) / len(real)
     if class_losses:
@@ -122,7 +145,10 @@ def textbook_critic_gradients(critic, loss, penalty, real, fake, eps, noise, lab
 def gradients_by_name(net, total):
     parameters = dict(net.named_parameters())
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), gradients, strict=True)}
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+    }
 
 
 def assert_gradients(net, expected, tolerance):
@@ -139,7 +165,11 @@ def distance_from_kinks(critic, *batches):
     """Smallest |pre-activation| of the leaky ReLUs, in units of their largest."""
     seen = []
     hooks = [
-        module.register_forward_hook(lambda _, inputs, __: seen.append((inputs[0].abs().min() / inputs[0].abs().max()).item()))
+        module.register_forward_hook(
+            lambda _, inputs, __: seen.append(
+                (inputs[0].abs().min() / inputs[0].abs().max()).item()
+            )
+        )
         for module in critic.modules()
         if isinstance(module, nn.LeakyReLU)
     ]
@@ -188,9 +218,14 @@ def test_the_variants_of_a_penalty_are_the_textbooks(penalty):
 def test_in_float32_the_critic_step_is_as_accurate_as_float32_allows(penalty):
     loss, penalty, exact = LossConfig("non-saturating"), PenaltyConfig(penalty, weight=3.0), given()
     critic = small_critic()
-    between = exact["eps"].view(-1, 1, 1, 1) * exact["real"] + (1 - exact["eps"].view(-1, 1, 1, 1)) * exact["fake"]
+    between = (
+        exact["eps"].view(-1, 1, 1, 1) * exact["real"]
+        + (1 - exact["eps"].view(-1, 1, 1, 1)) * exact["fake"]
+    )
     around = exact["real"] + 0.5 * exact["real"].std() * exact["noise"]
-    assert distance_from_kinks(critic, exact["real"], exact["fake"], between, around) > 1e-5  # else rounding picks the side
+    assert (
+        distance_from_kinks(critic, exact["real"], exact["fake"], between, around) > 1e-5
+    )  # else rounding picks the side
     expected, _ = textbook_critic_gradients(critic, loss, penalty, **exact)
     critic = critic.float()
     make_critic_step(critic, loss, penalty)(**given(torch.float32))
@@ -252,7 +287,9 @@ def test_the_optimizer_moves_every_weight_by_its_own_gradient(penalty, memory_fo
     optimizer.step()
     for name, parameter in critic.named_parameters():
         g = gradients[name]
-        expected = before[name] - 0.01 * g / (g.abs() + 1)  # Adam's first step: both moments are corrected to g and g^2
+        expected = before[name] - 0.01 * g / (
+            g.abs() + 1
+        )  # Adam's first step: both moments are corrected to g and g^2
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-6, atol=1e-6, msg=name)
 
 
@@ -260,18 +297,30 @@ def test_statistics_are_detached_scalars_of_this_step():
     critic, inputs = small_critic(), given()
     stats = make_critic_step(critic, LossConfig(), PenaltyConfig("wgan-gp"))(**inputs)
     assert stats.keys() == {
-        "loss", "wasserstein", "real_score", "fake_score", "penalty", "gradient_norm", "gradient_norm_max",
-    }  # fmt: skip
+        "loss",
+        "wasserstein",
+        "real_score",
+        "fake_score",
+        "penalty",
+        "gradient_norm",
+        "gradient_norm_max",
+    }
     for name, value in stats.items():
         assert value.shape == (), name
         assert not value.requires_grad, name
-    real, fake = (torch.stack([score_of(critic, x, None) for x in inputs[k]]).mean().item() for k in ("real", "fake"))
+    real, fake = (
+        torch.stack([score_of(critic, x, None) for x in inputs[k]]).mean().item()
+        for k in ("real", "fake")
+    )
     assert stats["real_score"].item() == pytest.approx(real, rel=1e-6)
     assert stats["fake_score"].item() == pytest.approx(fake, rel=1e-6)
     assert stats["wasserstein"].item() == pytest.approx(real - fake, rel=1e-5)
     assert make_critic_step(critic, LossConfig(), PenaltyConfig("none"))(**inputs).keys() == {
-        "loss", "wasserstein", "real_score", "fake_score",
-    }  # fmt: skip
+        "loss",
+        "wasserstein",
+        "real_score",
+        "fake_score",
+    }
 
 
 @pytest.mark.parametrize("penalty", ["wgan-gp", "dragan"])
@@ -281,7 +330,9 @@ def test_the_same_eps_and_noise_give_the_same_gradients(penalty):
         torch.manual_seed(seed)  # must not matter
         make_critic_step(critic, LossConfig(), config)(**given())
     other = given(seed=9)
-    make_critic_step(critics[2], LossConfig(), config)(**given() | {"eps": other["eps"], "noise": other["noise"]})
+    make_critic_step(critics[2], LossConfig(), config)(
+        **given() | {"eps": other["eps"], "noise": other["noise"]}
+    )
     for p, q in zip(critics[0].parameters(), critics[1].parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     assert not torch.equal(critics[0].trunk[0].weight.grad, critics[2].trunk[0].weight.grad)
@@ -314,7 +365,9 @@ def test_a_step_changes_no_parameter_and_no_input(penalty):
 @pytest.mark.parametrize("penalty", PENALTIES[1:])
 def test_a_step_between_lazy_penalties_is_one_without(penalty):
     lazy, plain = small_critic(), small_critic()
-    stats = make_critic_step(lazy, LossConfig(), PenaltyConfig(penalty, interval=4))(**given(), with_penalty=False)
+    stats = make_critic_step(lazy, LossConfig(), PenaltyConfig(penalty, interval=4))(
+        **given(), with_penalty=False
+    )
     make_critic_step(plain, LossConfig(), PenaltyConfig("none"))(**given())
     assert "penalty" not in stats
     for p, q in zip(lazy.parameters(), plain.parameters(), strict=True):
@@ -323,7 +376,9 @@ def test_a_step_between_lazy_penalties_is_one_without(penalty):
 
 def test_a_weight_of_zero_is_no_penalty():
     off, plain = small_critic(), small_critic()
-    assert "penalty" not in make_critic_step(off, LossConfig(), PenaltyConfig("wgan-gp", weight=0.0))(**given())
+    assert "penalty" not in make_critic_step(
+        off, LossConfig(), PenaltyConfig("wgan-gp", weight=0.0)
+    )(**given())
     make_critic_step(plain, LossConfig(), PenaltyConfig("none"))(**given())
     for p, q in zip(off.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
@@ -348,7 +403,9 @@ def test_a_batch_of_one_is_enough():
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize(
-    ("conditional", "class_fakes"), [("projection", False), ("auxiliary", False), ("auxiliary", True)], ids=str
+    ("conditional", "class_fakes"),
+    [("projection", False), ("auxiliary", False), ("auxiliary", True)],
+    ids=str,
 )
 def test_a_class_conditional_critic_step_is_the_textbooks(conditional, class_fakes, penalty):
     """The penalty holds the score's gradient only, also where the critic names classes."""
@@ -365,7 +422,9 @@ def test_a_class_conditional_critic_step_is_the_textbooks(conditional, class_fak
 def test_class_accuracy_is_that_of_the_reals():
     critic, inputs = small_critic("auxiliary"), given()
     guesses = critic(inputs["real"]).classes.argmax(1)
-    labels = torch.where(torch.tensor([True, False, True, True, False]), guesses, (guesses + 1) % CLASSES)
+    labels = torch.where(
+        torch.tensor([True, False, True, True, False]), guesses, (guesses + 1) % CLASSES
+    )
     stats = make_critic_step(critic, LossConfig(), PenaltyConfig())(**inputs, real_labels=labels)
     assert stats["class_accuracy"].item() == pytest.approx(0.6)
 
@@ -374,7 +433,9 @@ def test_class_accuracy_is_that_of_the_reals():
 
 
 def latents(dtype=torch.float64):
-    return torch.randn(N, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    return torch.randn(N, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(
+        dtype
+    )
 
 
 def textbook_generator_gradients(generator, critic, loss, z, real, labels=None):
@@ -383,7 +444,13 @@ def textbook_generator_gradients(generator, critic, loss, z, real, labels=None):
         label = None if labels is None else labels[n]
         x = generator(z[n : n + 1], None if labels is None else labels[n : n + 1])[0]
         projected = label if critic.projection is not None else None
-        total = total + generator_term(loss.kind, score_of(critic, real[n], projected), score_of(critic, x, projected)) / N
+        total = (
+            total
+            + generator_term(
+                loss.kind, score_of(critic, real[n], projected), score_of(critic, x, projected)
+            )
+            / N
+        )
         if critic.class_head is not None:
             named = named - torch.log(torch.softmax(critic(x[None]).classes[0], 0)[label]) / N
     return (
@@ -396,16 +463,25 @@ def textbook_generator_gradients(generator, critic, loss, z, real, labels=None):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("conditional", ["no", "projection", "auxiliary"])
 def test_the_generator_step_is_the_textbooks(conditional, loss):
-    critic, generator = small_critic(conditional), small_generator(CLASSES if conditional != "no" else 0)
+    critic, generator = (
+        small_critic(conditional),
+        small_generator(CLASSES if conditional != "no" else 0),
+    )
     labels = LABELS if conditional != "no" else None
     loss = LossConfig(loss, class_weight=9.0, class_weight_generator=0.4)
-    expected, total, named = textbook_generator_gradients(generator, critic, loss, latents(), given()["real"], labels)
+    expected, total, named = textbook_generator_gradients(
+        generator, critic, loss, latents(), given()["real"], labels
+    )
     assert distance_from_kinks(critic, generator(latents(), labels)) > 1e-5
     critic, generator = critic.float(), generator.float()  # fakes are drawn in float32
-    stats = make_generator_step(generator, critic, loss)(latents(torch.float32), labels, given(torch.float32)["real"])
+    stats = make_generator_step(generator, critic, loss)(
+        latents(torch.float32), labels, given(torch.float32)["real"]
+    )
     assert_gradients(generator, expected, 2e-5)
     assert stats["loss"].item() == pytest.approx(total, rel=1e-5, abs=1e-6)
-    assert stats.keys() == ({"loss", "class_loss", "class_accuracy"} if conditional == "auxiliary" else {"loss"})
+    assert stats.keys() == (
+        {"loss", "class_loss", "class_accuracy"} if conditional == "auxiliary" else {"loss"}
+    )
     if conditional == "auxiliary":
         assert stats["class_loss"].item() == pytest.approx(named, rel=1e-5)
     for value in stats.values():
@@ -424,7 +500,9 @@ def test_the_generator_step_fills_the_gradients_of_the_generator_and_changes_not
     step(*inputs)
     once = [p.grad.clone() for p in generator.parameters()]
     step(*inputs)
-    assert all(torch.equal(p.grad, g) for p, g in zip(generator.parameters(), once, strict=True))  # replaced, not added to
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip(generator.parameters(), once, strict=True)
+    )  # replaced, not added to
     assert all(p.grad is None for p in critic.parameters())
     assert all(p.requires_grad for p in critic.parameters())
     after = [*critic.state_dict().values(), *generator.state_dict().values()]
@@ -440,7 +518,11 @@ def test_the_generator_step_leaves_the_critics_gradients_alone():
 
 
 def test_the_relativistic_generator_step_needs_reals():
-    step = make_generator_step(small_generator(dtype=torch.float32), small_critic(dtype=torch.float32), LossConfig("relativistic"))
+    step = make_generator_step(
+        small_generator(dtype=torch.float32),
+        small_critic(dtype=torch.float32),
+        LossConfig("relativistic"),
+    )
     with pytest.raises(ValueError, match="relativistic"):
         step(latents(torch.float32))
 
@@ -473,7 +555,9 @@ def test_a_critic_step_makes_one_power_iteration(penalty):
             layer.parametrizations.weight.original.normal_()
     expected = [one_power_iteration(layer) for layer in layers]
     started = [layer.parametrizations.weight[0]._v.clone() for layer in layers]
-    make_critic_step(critic, LossConfig("hinge"), PenaltyConfig(penalty))(**given(), real_labels=LABELS)
+    make_critic_step(critic, LossConfig("hinge"), PenaltyConfig(penalty))(
+        **given(), real_labels=LABELS
+    )
     for layer, (u, v), old in zip(layers, expected, started, strict=True):
         state = layer.parametrizations.weight[0]
         torch.testing.assert_close(state._u, u, rtol=1e-12, atol=1e-12)
@@ -485,11 +569,16 @@ def test_a_critic_step_makes_one_power_iteration(penalty):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_generator_step_makes_no_power_iteration(loss):
-    critic, generator = spectral(small_critic(dtype=torch.float32)), small_generator(dtype=torch.float32)
+    critic, generator = (
+        spectral(small_critic(dtype=torch.float32)),
+        small_generator(dtype=torch.float32),
+    )
     with torch.no_grad():
         critic.trunk[0].parametrizations.weight.original.normal_()
     before = copy.deepcopy(critic.state_dict())
-    make_generator_step(generator, critic, LossConfig(loss))(latents(torch.float32), real=given(torch.float32)["real"])
+    make_generator_step(generator, critic, LossConfig(loss))(
+        latents(torch.float32), real=given(torch.float32)["real"]
+    )
     for name, value in critic.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(m.training for m in critic.modules())
@@ -503,7 +592,9 @@ def test_reals_fakes_and_interpolates_meet_the_same_normalised_weights(penalty):
     twin = copy.deepcopy(critic)
     make_critic_step(critic, LossConfig("hinge"), PenaltyConfig(penalty, weight=3.0))(**given())
     twin(given()["real"])  # the one power iteration
-    expected, _ = textbook_critic_gradients(twin.eval(), LossConfig("hinge"), PenaltyConfig(penalty, weight=3.0), **given())
+    expected, _ = textbook_critic_gradients(
+        twin.eval(), LossConfig("hinge"), PenaltyConfig(penalty, weight=3.0), **given()
+    )
     assert_gradients(critic, expected, 2e-6)
 
 
@@ -521,7 +612,9 @@ def test_a_batch_normalised_critic_scores_reals_and_fakes_apart():
     fresh = small_critic(norm=nn.BatchNorm2d)
     make_critic_step(fresh, LossConfig("hinge"), PenaltyConfig("none"))(**given())
     assert_gradients(fresh, expected, 2e-6)
-    torch.testing.assert_close(fresh.trunk[3].running_mean, critic.trunk[3].running_mean)  # reals first, then fakes
+    torch.testing.assert_close(
+        fresh.trunk[3].running_mean, critic.trunk[3].running_mean
+    )  # reals first, then fakes
     _, joint = gradients(joined=True)
     with pytest.raises(AssertionError):  # the comparison tells the two apart
         assert_gradients(fresh, joint, 1e-2)
@@ -529,7 +622,7 @@ def test_a_batch_normalised_critic_scores_reals_and_fakes_apart():
 
 @pytest.mark.parametrize("penalty", PENALTIES[1:])
 def test_norms_within_a_picture_go_with_a_penalty(penalty):
-    norm = lambda channels: nn.GroupNorm(1, channels)  # noqa: E731
+    norm = lambda channels: nn.GroupNorm(1, channels)
     critic, config = small_critic(norm=norm), PenaltyConfig(penalty, weight=3.0)
     expected, _ = textbook_critic_gradients(critic, LossConfig("hinge"), config, **given())
     make_critic_step(critic, LossConfig("hinge"), config)(**given())
@@ -544,11 +637,15 @@ def test_under_bf16_the_critic_step_is_close_and_its_gradients_float32(penalty):
     penalty = PenaltyConfig(penalty, weight=3.0)
     exact, mixed = small_critic(dtype=torch.float32), small_critic(dtype=torch.float32)
     wanted = make_critic_step(exact, LossConfig("non-saturating"), penalty)(**given(torch.float32))
-    stats = make_critic_step(mixed, LossConfig("non-saturating"), penalty, autocast=torch.bfloat16)(**given(torch.float32))
+    stats = make_critic_step(mixed, LossConfig("non-saturating"), penalty, autocast=torch.bfloat16)(
+        **given(torch.float32)
+    )
     a, b = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (exact, mixed))
     assert {p.grad.dtype for p in mixed.parameters()} == {torch.float32}
     assert {value.dtype for value in stats.values()} == {torch.float32}
-    assert 1e-4 < (a - b).norm() / a.norm() < 0.05  # bfloat16 keeps 8 bits: not equal, else it was not used
+    assert (
+        1e-4 < (a - b).norm() / a.norm() < 0.05
+    )  # bfloat16 keeps 8 bits: not equal, else it was not used
     for name, value in wanted.items():
         assert stats[name].item() == pytest.approx(value.item(), rel=0.05, abs=0.05), name
 

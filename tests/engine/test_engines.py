@@ -41,13 +41,20 @@ def pictures(shape=SHAPE, n=N, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     real, fake = torch.rand(2, n, *shape, generator=g, dtype=torch.float64) * 2 - 1
     eps, noise = (torch.rand(n, *more, generator=g, dtype=torch.float64) for more in ((), shape))
-    return {"real": real.to(dtype), "fake": fake.to(dtype), "eps": eps.to(dtype), "noise": noise.to(dtype)}
+    return {
+        "real": real.to(dtype),
+        "fake": fake.to(dtype),
+        "eps": eps.to(dtype),
+        "noise": noise.to(dtype),
+    }
 
 
 def run(critic, engine, loss="non-saturating", penalty="wgan-gp", inputs=None, **kwargs):
     """(flat gradient, statistics, the stepped copy) of one step; the critic itself stays as it is."""
     critic = copy.deepcopy(critic)
-    step = make_critic_step(critic, loss, penalty, engine=engine, compile=False, check=False, **kwargs)
+    step = make_critic_step(
+        critic, loss, penalty, engine=engine, compile=False, check=False, **kwargs
+    )
     stats = step(**(pictures() if inputs is None else inputs))
     assert step.choice.engine == engine
     return step.gradients.flat, stats, critic
@@ -58,7 +65,9 @@ def error(found, exact):
     return ((found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-6)).item()
 
 
-def assert_engines_agree(critic, loss="non-saturating", penalty="wgan-gp", inputs=None, engines=FAST, least=1e-6):
+def assert_engines_agree(
+    critic, loss="non-saturating", penalty="wgan-gp", inputs=None, engines=FAST, least=1e-6
+):
     """Gradients, statistics and buffers of the engines in float64."""
     exact, wanted, stepped = run(critic, "reference", loss, penalty, inputs)
     assert exact.isfinite().all()
@@ -70,7 +79,10 @@ def assert_engines_agree(critic, loss="non-saturating", penalty="wgan-gp", input
         for name, value in wanted.items():
             assert stats[name].shape == (), (engine, name)
             assert not stats[name].requires_grad, (engine, name)
-            assert stats[name].item() == pytest.approx(value.item(), rel=ROUNDING, abs=ROUNDING), (engine, name)
+            assert stats[name].item() == pytest.approx(value.item(), rel=ROUNDING, abs=ROUNDING), (
+                engine,
+                name,
+            )
         for (name, a), b in zip(stepped.named_buffers(), other.buffers(), strict=True):
             torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12, msg=f"{engine} {name}")
     return exact
@@ -88,7 +100,11 @@ def loud(critic):
 def plain_critic(seed=0, conditional="no", slope=LEAK):
     torch.manual_seed(seed)
     trunk = nn.Sequential(
-        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(slope), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(slope), nn.Flatten()
+        nn.Conv2d(3, 4, 4, 2, 1),
+        nn.LeakyReLU(slope),
+        nn.Conv2d(4, 6, 3, 2, 1),
+        nn.LeakyReLU(slope),
+        nn.Flatten(),
     )
     return loud(Critic(trunk, 6 * 2 * 2, CLASSES, conditional))
 
@@ -116,12 +132,18 @@ def convolutions(draw, before, sides):
     """A convolution that leaves at least one pixel."""
     groups = draw(st.sampled_from([g for g in (1, 2, 3) if before % g == 0]))
     kernel, stride, padding, dilation = (
-        tuple(draw(st.integers(low, high)) for _ in sides) for low, high in ((1, 4), (1, 3), (0, 2), (1, 2))
+        tuple(draw(st.integers(low, high)) for _ in sides)
+        for low, high in ((1, 4), (1, 3), (0, 2), (1, 2))
     )
-    dilation = tuple(d if d * (k - 1) < s + 2 * p else 1 for d, k, s, p in zip(dilation, kernel, sides, padding, strict=True))
+    dilation = tuple(
+        d if d * (k - 1) < s + 2 * p else 1
+        for d, k, s, p in zip(dilation, kernel, sides, padding, strict=True)
+    )
     kernel = tuple(min(k, s + 2 * p) for k, s, p in zip(kernel, sides, padding, strict=True))
     after = groups * draw(st.integers(1, 3))
-    return nn.Conv2d(before, after, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
+    return nn.Conv2d(
+        before, after, kernel, stride, padding, dilation, groups, bias=draw(st.booleans())
+    )
 
 
 @st.composite
@@ -132,13 +154,20 @@ def random_critics(draw, curved=False):
     torch.manual_seed(draw(st.integers(0, 2**16)))
     layers, x = [], torch.zeros(1, *shape)
     for _ in range(draw(st.integers(1, 3))):
-        kind, channels = draw(st.sampled_from(["plain", "plain", "residual", "shortcut"])), x.shape[1]
+        kind, channels = (
+            draw(st.sampled_from(["plain", "plain", "residual", "shortcut"])),
+            x.shape[1],
+        )
         if kind == "plain":
             block = draw(convolutions(channels, x.shape[2:]))
         elif kind == "residual":
-            block = Residual(nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), draw(activations)()))
+            block = Residual(
+                nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), draw(activations)())
+            )
         else:
-            body = nn.Sequential(nn.Conv2d(channels, 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(2, 3, 3, 2, 1))
+            body = nn.Sequential(
+                nn.Conv2d(channels, 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(2, 3, 3, 2, 1)
+            )
             block = Residual(body, nn.Conv2d(channels, 3, 1, 2, bias=False))
         layers += [block, draw(activations)()]
         x = layers[-1](block(x))
@@ -146,7 +175,11 @@ def random_critics(draw, curved=False):
             norms = [nn.GroupNorm(1, x.shape[1]), nn.LayerNorm(x.shape[1:]), nn.Identity()]
             layers.append(draw(st.sampled_from(norms)))
         if min(x.shape[2:]) > 1 and draw(st.booleans()):
-            padding, ceil, counted = draw(st.integers(0, 1)), draw(st.booleans()), draw(st.booleans())
+            padding, ceil, counted = (
+                draw(st.integers(0, 1)),
+                draw(st.booleans()),
+                draw(st.booleans()),
+            )
             layers.append(nn.AvgPool2d(2, draw(st.integers(1, 2)), padding, ceil, counted))
             x = layers[-1](x)
     layers.append(nn.Flatten())
@@ -158,12 +191,18 @@ def random_critics(draw, curved=False):
 
 
 single_penalties = st.builds(
-    PenaltyConfig, kind=st.sampled_from(KINDS), weight=st.sampled_from([0.5, 3.0, 10.0]), target=st.sampled_from([0.0, 0.6, 1.0]),
-    one_sided=st.booleans(), interval=st.sampled_from([1, 4]),
-)  # fmt: skip
+    PenaltyConfig,
+    kind=st.sampled_from(KINDS),
+    weight=st.sampled_from([0.5, 3.0, 10.0]),
+    target=st.sampled_from([0.0, 0.6, 1.0]),
+    one_sided=st.booleans(),
+    interval=st.sampled_from([1, 4]),
+)
 some_penalties = st.one_of(
     single_penalties,
-    st.tuples(single_penalties, single_penalties).map(lambda pair: (pair[0], replace(pair[1], interval=pair[0].interval))),
+    st.tuples(single_penalties, single_penalties).map(
+        lambda pair: (pair[0], replace(pair[1], interval=pair[0].interval))
+    ),
 )
 
 
@@ -171,7 +210,13 @@ some_penalties = st.one_of(
 @pytest.mark.parametrize("curved", [False, True], ids=["piecewise linear", "curved"])
 def test_engines_agree_on_random_critics(curved, examples):
     @settings(max_examples=examples, deadline=None, derandomize=True)
-    @given(random_critics(curved), st.sampled_from(LOSSES), some_penalties, st.integers(1, 5), st.integers(0, 99))
+    @given(
+        random_critics(curved),
+        st.sampled_from(LOSSES),
+        some_penalties,
+        st.integers(1, 5),
+        st.integers(0, 99),
+    )
     def check(made, loss, penalty, n, seed):
         critic, shape = made
         assert_engines_agree(critic, loss, penalty, pictures(shape, n, seed), least=0.0)
@@ -198,7 +243,9 @@ VARIANTS = [
 def test_two_penalties_at_once_add_up(penalty):
     for critic in (plain_critic(), norm_critic("GroupNorm")):
         both = assert_engines_agree(critic, "hinge", penalty)
-        first, second, none = (run(critic, "reference", "hinge", p)[0] for p in (penalty[0], penalty[1], "none"))
+        first, second, none = (
+            run(critic, "reference", "hinge", p)[0] for p in (penalty[0], penalty[1], "none")
+        )
         torch.testing.assert_close(both, first + second - none, rtol=1e-9, atol=1e-9)
 
 
@@ -212,7 +259,10 @@ def test_a_step_without_its_penalty_is_one_that_has_none(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_smoothed_labels_reach_every_engine(engine):
     smooth = LossConfig("non-saturating", label_smoothing=0.2)
-    found, exact = run(plain_critic(), engine, smooth, "r1")[0], run(plain_critic(), "reference", smooth, "r1")[0]
+    found, exact = (
+        run(plain_critic(), engine, smooth, "r1")[0],
+        run(plain_critic(), "reference", smooth, "r1")[0],
+    )
     assert error(found, exact) <= ROUNDING
     assert error(found, run(plain_critic(), "reference", "non-saturating", "r1")[0]) > 1e-2
 
@@ -220,8 +270,16 @@ def test_smoothed_labels_reach_every_engine(engine):
 def test_critics_of_one_and_of_three_axes_are_walked():
     torch.manual_seed(0)
     as_lines = nn.Flatten(), nn.Unflatten(1, (3, 9 * 7))
-    lines = nn.Sequential(*as_lines, nn.Conv1d(3, 4, 5, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 31, 1))
-    solids = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 2 * 5 * 4, 1))
+    lines = nn.Sequential(
+        *as_lines, nn.Conv1d(3, 4, 5, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 31, 1)
+    )
+    solids = nn.Sequential(
+        nn.Unflatten(1, (1, 3)),
+        nn.Conv3d(1, 2, 3, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * 2 * 5 * 4, 1),
+    )
     for critic in (lines, solids):
         assert walk(critic).tail is None
         for penalty in ("wgan-gp", "r1"):
@@ -230,7 +288,9 @@ def test_critics_of_one_and_of_three_axes_are_walked():
 
 LAYERS = {
     "global average": lambda: nn.AdaptiveAvgPool2d(1),
-    "average of windows": lambda: nn.AvgPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True, count_include_pad=False),
+    "average of windows": lambda: nn.AvgPool2d(
+        (3, 2), (2, 1), (1, 0), ceil_mode=True, count_include_pad=False
+    ),
     "nearest": lambda: nn.Upsample(scale_factor=0.5),
     "bilinear": lambda: nn.Upsample((5, 11), mode="bilinear", align_corners=True),
     "flatten some axes": lambda: nn.Flatten(1, 2),
@@ -242,7 +302,13 @@ LAYERS = {
 @pytest.mark.parametrize(("penalty", "layer"), in_turn(["wgan-gp", "none", "r1"], LAYERS))
 def test_layers_that_are_known_are_walked(layer, penalty):
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.LeakyReLU(0.2), LAYERS[layer](), nn.LeakyReLU(0.3), nn.Flatten())
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 1, 1),
+        nn.LeakyReLU(0.2),
+        LAYERS[layer](),
+        nn.LeakyReLU(0.3),
+        nn.Flatten(),
+    )
     critic.append(nn.Linear(critic(torch.zeros(1, *SHAPE)).shape[1], 1))
     assert walk(critic).tail is None
     assert_engines_agree(loud(critic), penalty=penalty)
@@ -252,7 +318,14 @@ def test_layers_that_are_known_are_walked(layer, penalty):
 def test_group_norm_on_lines_is_right(penalty):
     torch.manual_seed(0)
     as_lines = nn.Flatten(), nn.Unflatten(1, (3, 9 * 7))
-    critic = nn.Sequential(*as_lines, nn.Conv1d(3, 4, 5, 2, 1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(124, 1))
+    critic = nn.Sequential(
+        *as_lines,
+        nn.Conv1d(3, 4, 5, 2, 1),
+        nn.GroupNorm(2, 4),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(124, 1),
+    )
     with torch.no_grad():
         critic[3].weight.normal_()
     assert_engines_agree(loud(critic), penalty=penalty)
@@ -261,7 +334,9 @@ def test_group_norm_on_lines_is_right(penalty):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_paddings_by_name_are_walked(padding):
     torch.manual_seed(0)
-    features = nn.Sequential(nn.Conv2d(3, 4, (3, 5), padding=padding), nn.LeakyReLU(0.2), nn.Flatten())
+    features = nn.Sequential(
+        nn.Conv2d(3, 4, (3, 5), padding=padding), nn.LeakyReLU(0.2), nn.Flatten()
+    )
     critic = loud(nn.Sequential(features, nn.Linear(features(torch.zeros(1, *SHAPE)).shape[1], 1)))
     assert walk(critic).tail is None
     assert_engines_agree(critic)
@@ -278,12 +353,17 @@ ROUNDED = {
 
 def away_from_kinks(make, inputs, penalties=("wgan-gp", "dragan")):
     """The first critic whose pre-activations all stay clear of a kink, so that rounding does not pick the side."""
-    between = inputs["eps"].view(-1, 1, 1, 1) * inputs["real"] + (1 - inputs["eps"].view(-1, 1, 1, 1)) * inputs["fake"]
+    between = (
+        inputs["eps"].view(-1, 1, 1, 1) * inputs["real"]
+        + (1 - inputs["eps"].view(-1, 1, 1, 1)) * inputs["fake"]
+    )
     around = inputs["real"] + 0.5 * inputs["real"].std() * inputs["noise"]
     for seed in range(20):
         critic, distances = make(seed), []
         hooks = [
-            m.register_forward_hook(lambda _, x, __: distances.append((x[0].abs().min() / x[0].abs().max()).item()))  # noqa: B023
+            m.register_forward_hook(
+                lambda _, x, __: distances.append((x[0].abs().min() / x[0].abs().max()).item())
+            )
             for m in critic.modules()
             if isinstance(m, nn.LeakyReLU | nn.ReLU)
         ]
@@ -304,20 +384,32 @@ def test_in_float32_engines_are_as_accurate_as_float32_allows(seed, penalty, mak
     penalty = PenaltyConfig(penalty, weight=3.0)
     critic = away_from_kinks(ROUNDED[make], pictures(seed=seed))
     exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed))
-    errors = {e: error(run(critic.float(), e, penalty=penalty, inputs=pictures(seed=seed, dtype=torch.float32))[0], exact)
-              for e in ENGINES}  # fmt: skip
+    errors = {
+        e: error(
+            run(
+                critic.float(), e, penalty=penalty, inputs=pictures(seed=seed, dtype=torch.float32)
+            )[0],
+            exact,
+        )
+        for e in ENGINES
+    }
     for engine in FAST:
         assert errors[engine] <= max(2e-5, 4 * errors["reference"]), errors
 
 
 @pytest.mark.parametrize(("make", "penalty", "seed"), ROUNDINGS)
 def test_under_bf16_engines_are_as_accurate_as_bf16_allows(seed, penalty, make):
-    penalty, inputs = PenaltyConfig(penalty, weight=3.0), pictures(seed=seed, n=16, dtype=torch.float32)
+    penalty, inputs = (
+        PenaltyConfig(penalty, weight=3.0),
+        pictures(seed=seed, n=16, dtype=torch.float32),
+    )
     critic = ROUNDED[make](seed)
     exact, _, _ = run(critic, "reference", penalty=penalty, inputs=pictures(seed=seed, n=16))
     critic, errors = critic.float(), {}
     for engine in ENGINES:
-        found, stats, _ = run(critic, engine, penalty=penalty, inputs=inputs, autocast=torch.bfloat16)
+        found, stats, _ = run(
+            critic, engine, penalty=penalty, inputs=inputs, autocast=torch.bfloat16
+        )
         assert found.dtype == torch.float32
         assert {value.dtype for value in stats.values()} == {torch.float32}
         errors[engine] = error(found, exact)
@@ -349,13 +441,21 @@ def norm_critic(kind, seed=0):
     torch.manual_seed(seed)
     on_maps, on_units = (make() for make in CURVED[kind])
     critic = nn.Sequential(
-        nn.Conv2d(3, 4, 4, 2, 1), on_maps, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 4 * 3, 6), on_units, nn.LeakyReLU(0.2),
+        nn.Conv2d(3, 4, 4, 2, 1),
+        on_maps,
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 3, 6),
+        on_units,
+        nn.LeakyReLU(0.2),
         nn.Linear(6, 1),
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for norm in (on_maps, on_units):
             for p in norm.parameters():
-                p.add_(0.3 * torch.randn_like(p))  # ones and zeros would hide a forgotten scale or shift
+                p.add_(
+                    0.3 * torch.randn_like(p)
+                )  # ones and zeros would hide a forgotten scale or shift
     return loud(critic)
 
 
@@ -373,13 +473,22 @@ def test_engines_agree_where_curves_meet_in_a_residual_sum(penalty):
     torch.manual_seed(0)
     body = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, 1, 1))
     critic = nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2, 1), Residual(body), Residual(nn.Tanh()), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 1)
+        nn.Conv2d(3, 4, 3, 2, 1),
+        Residual(body),
+        Residual(nn.Tanh()),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 1),
     )
     critic[-1] = nn.Linear(critic[:-1](torch.zeros(1, *SHAPE)).shape[1], 1)
     assert_engines_agree(loud(critic), penalty=penalty)
 
 
-@pytest.mark.parametrize("first", [nn.Tanh, lambda: nn.InstanceNorm2d(3), lambda: nn.AvgPool2d(2)], ids=["curve", "norm", "pool"])
+@pytest.mark.parametrize(
+    "first",
+    [nn.Tanh, lambda: nn.InstanceNorm2d(3), lambda: nn.AvgPool2d(2)],
+    ids=["curve", "norm", "pool"],
+)
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_engines_agree_where_the_first_layer_has_no_weights(penalty, first):
     torch.manual_seed(0)
@@ -404,7 +513,9 @@ def test_engines_agree_under_spectral_normalisation(conditional, penalty):
     labels = {"real_labels": LABELS} if conditional != "no" else {}
     assert_engines_agree(critic, "hinge", penalty, pictures() | labels)
     _, _, stepped = run(critic, "explicit", "hinge", penalty, pictures() | labels)
-    assert max((b - before[name]).abs().max() for name, b in stepped.named_buffers()) > 1e-3  # they moved
+    assert (
+        max((b - before[name]).abs().max() for name, b in stepped.named_buffers()) > 1e-3
+    )  # they moved
 
 
 @pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
@@ -436,19 +547,30 @@ def test_two_steps_make_two_power_iterations(engine):
 
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 @pytest.mark.parametrize(
-    ("conditional", "class_fakes"), [("projection", False), ("auxiliary", False), ("auxiliary", True)], ids=str
+    ("conditional", "class_fakes"),
+    [("projection", False), ("auxiliary", False), ("auxiliary", True)],
+    ids=str,
 )
 def test_engines_agree_on_critics_of_classes(conditional, class_fakes, penalty):
     loss = LossConfig("relativistic", class_weight=0.6, class_fakes=class_fakes)
     critic = plain_critic(conditional=conditional)
     assert walk(critic).tail is None
-    assert_engines_agree(critic, loss, PenaltyConfig(penalty, weight=3.0), pictures() | {"real_labels": LABELS})
+    assert_engines_agree(
+        critic, loss, PenaltyConfig(penalty, weight=3.0), pictures() | {"real_labels": LABELS}
+    )
 
 
-@pytest.mark.parametrize("penalty", [("wgan-gp", "r1"), ("r1", "r2"), ("dragan", "r1+r2")], ids=" and ".join)
+@pytest.mark.parametrize(
+    "penalty", [("wgan-gp", "r1"), ("r1", "r2"), ("dragan", "r1+r2")], ids=" and ".join
+)
 @pytest.mark.parametrize("conditional", ["projection", "auxiliary"])
 def test_engines_agree_on_classes_under_two_penalties(conditional, penalty):
-    assert_engines_agree(plain_critic(conditional=conditional), "hinge", penalty, pictures() | {"real_labels": LABELS})
+    assert_engines_agree(
+        plain_critic(conditional=conditional),
+        "hinge",
+        penalty,
+        pictures() | {"real_labels": LABELS},
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -460,12 +582,25 @@ def test_reals_and_fakes_may_differ_in_class_only_where_no_point_lies_between(pe
         with pytest.raises(InputError, match=f"different labels.*{penalty}"):
             run(critic, engine, penalty=penalty, inputs=inputs)
         same = inputs | {"fake_labels": LABELS.clone()}  # equal, though not the same tensor
-        exact = run(critic, "reference", penalty=penalty, inputs=pictures() | {"real_labels": LABELS})[0]
+        exact = run(
+            critic, "reference", penalty=penalty, inputs=pictures() | {"real_labels": LABELS}
+        )[0]
         assert error(run(critic, engine, penalty=penalty, inputs=same)[0], exact) <= ROUNDING
     else:
         exact = run(critic, "reference", penalty=penalty, inputs=inputs)[0]
         assert error(run(critic, engine, penalty=penalty, inputs=inputs)[0], exact) <= ROUNDING
-        assert error(run(critic, "reference", penalty=penalty, inputs=pictures() | {"real_labels": LABELS})[0], exact) > 1e-3
+        assert (
+            error(
+                run(
+                    critic,
+                    "reference",
+                    penalty=penalty,
+                    inputs=pictures() | {"real_labels": LABELS},
+                )[0],
+                exact,
+            )
+            > 1e-3
+        )
 
 
 def test_the_reference_judges_fakes_as_their_own_class():
@@ -473,7 +608,9 @@ def test_the_reference_judges_fakes_as_their_own_class():
     labels = {"real_labels": LABELS, "fake_labels": (LABELS + 1) % CLASSES}
     critic = plain_critic(conditional="projection")
     _, stats, _ = run(critic, "reference", "hinge", "r1", pictures() | labels)
-    assert stats["fake_score"].item() == pytest.approx(critic(pictures()["fake"], labels["fake_labels"]).score.mean().item())
+    assert stats["fake_score"].item() == pytest.approx(
+        critic(pictures()["fake"], labels["fake_labels"]).score.mean().item()
+    )
 
 
 # Critics that are walked up to a tail.
@@ -517,14 +654,22 @@ def spread_critic(norm=nn.Identity, seed=0):
     torch.manual_seed(seed)
     return loud(
         nn.Sequential(
-            nn.Conv2d(3, 4, 3, 2, 1), norm(), nn.LeakyReLU(0.2), Spread(), nn.Conv2d(5, 6, 3, 2, 1), nn.LeakyReLU(0.2),
-            nn.Flatten(), Softest(36),
+            nn.Conv2d(3, 4, 3, 2, 1),
+            norm(),
+            nn.LeakyReLU(0.2),
+            Spread(),
+            nn.Conv2d(5, 6, 3, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            Softest(36),
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("penalty", ["none", *KINDS, ("wgan-gp", "r2")], ids=str)
-@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.GroupNorm(2, 4)], ids=["plain", "normalised"])
+@pytest.mark.parametrize(
+    "norm", [nn.Identity, lambda: nn.GroupNorm(2, 4)], ids=["plain", "normalised"]
+)
 def test_engines_agree_on_a_critic_whose_samples_meet(norm, penalty):
     critic = spread_critic(norm)
     found = walk(critic)
@@ -542,7 +687,9 @@ def test_the_choice_names_what_the_tail_takes():
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_engines_agree_on_a_head_of_an_unknown_function(penalty):
     torch.manual_seed(0)
-    critic = loud(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), Softest(80)))
+    critic = loud(
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), Softest(80))
+    )
     found = walk(critic)
     assert found.refused == ["logsumexp (logsumexp)"]
     assert [step.name for step in found.steps] == ["0", "1", "2", "3.scores"]
@@ -556,7 +703,9 @@ def test_engines_agree_on_a_tail_that_reads_labels(penalty):
     found = walk(critic)
     assert found.tail is not None
     assert found.tail.takes_labels
-    labels = {"real_labels": LABELS} | ({"fake_labels": LABELS.flip(0)} if penalty in ("none", "r1", "r2", "r1+r2") else {})
+    labels = {"real_labels": LABELS} | (
+        {"fake_labels": LABELS.flip(0)} if penalty in ("none", "r1", "r2", "r1+r2") else {}
+    )
     assert_engines_agree(critic, penalty=penalty, inputs=pictures() | labels)
 
 
@@ -569,7 +718,9 @@ def test_engines_agree_on_a_tail_under_spectral_normalisation(penalty):
 def test_engines_agree_where_a_weight_is_used_before_the_tail_and_in_it(penalty):
     torch.manual_seed(0)
     twice = nn.Conv2d(4, 4, 3, 1, 1)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), twice, nn.LeakyReLU(0.2), nn.Softshrink(0.01), twice, nn.Flatten())
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), twice, nn.LeakyReLU(0.2), nn.Softshrink(0.01), twice, nn.Flatten()
+    )
     critic.append(nn.Linear(80, 1))
     assert walk(critic).refused == ["3 (Softshrink)"]
     assert_engines_agree(loud(critic), penalty=penalty)
@@ -584,7 +735,12 @@ class Styled(nn.Module):
     def __init__(self, features, ending=lambda y: y):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.features, self.ending = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), features, ending
+        self.a, self.b, self.features, self.ending = (
+            nn.Conv2d(3, 4, 3, 1, 1),
+            nn.Conv2d(4, 4, 3, 1, 1),
+            features,
+            ending,
+        )
         with torch.no_grad():
             self.head = nn.Linear(features(self, torch.zeros(1, *SHAPE)).flatten(1).shape[1], 1)
 
@@ -599,16 +755,30 @@ STYLES = {
     "relu, four ways": lambda m, x: torch.relu(F.relu(m.b(m.a(x).relu()))),
     "curves": lambda m, x: F.silu(m.b(F.softplus(m.a(torch.tanh(x)).tanh()))),
     "avg_pool2d": lambda m, x: F.relu(m.b(F.avg_pool2d(m.a(x), 2))),
-    "avg_pool2d, borders": lambda m, x: F.relu(F.avg_pool2d(m.a(x), (3, 2), stride=(2, 3), padding=1, count_include_pad=False)),
-    "avg_pool2d, ceil": lambda m, x: F.relu(F.avg_pool2d(m.a(x), 2, ceil_mode=True, divisor_override=3)),
+    "avg_pool2d, borders": lambda m, x: F.relu(
+        F.avg_pool2d(m.a(x), (3, 2), stride=(2, 3), padding=1, count_include_pad=False)
+    ),
+    "avg_pool2d, ceil": lambda m, x: F.relu(
+        F.avg_pool2d(m.a(x), 2, ceil_mode=True, divisor_override=3)
+    ),
     "nearest": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.5))),
-    "nearest, odd factors": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=(0.7, 0.45)))),
+    "nearest, odd factors": lambda m, x: F.relu(
+        m.b(F.interpolate(m.a(x), scale_factor=(0.7, 0.45)))
+    ),
     "nearest, larger": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), size=(11, 13)))),
     "bilinear": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.5, mode="bilinear"))),
-    "bilinear, to a size": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), size=(4, 3), mode="bilinear"))),
-    "bilinear, corners": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), 5, mode="bilinear", align_corners=True))),
-    "bilinear, smoothed": lambda m, x: F.relu(m.b(F.interpolate(m.a(x), scale_factor=0.6, mode="bilinear", antialias=True))),
-    "picture made smaller": lambda m, x: m.b(F.leaky_relu(m.a(F.interpolate(x, scale_factor=0.5, mode="bilinear")), 0.2)),
+    "bilinear, to a size": lambda m, x: F.relu(
+        m.b(F.interpolate(m.a(x), size=(4, 3), mode="bilinear"))
+    ),
+    "bilinear, corners": lambda m, x: F.relu(
+        m.b(F.interpolate(m.a(x), 5, mode="bilinear", align_corners=True))
+    ),
+    "bilinear, smoothed": lambda m, x: F.relu(
+        m.b(F.interpolate(m.a(x), scale_factor=0.6, mode="bilinear", antialias=True))
+    ),
+    "picture made smaller": lambda m, x: m.b(
+        F.leaky_relu(m.a(F.interpolate(x, scale_factor=0.5, mode="bilinear")), 0.2)
+    ),
     "residual": lambda m, x: F.relu(m.a(x)) + m.b(F.relu(m.a(x))),
     "residual of the picture": lambda m, x: m.a(x + F.leaky_relu(x, 0.2)),
     "the same twice": lambda m, x: (lambda y: F.relu(m.b(y + y)))(m.a(x)),
@@ -618,10 +788,13 @@ STYLES = {
     "flatten some axes": lambda m, x: F.relu(m.a(x)).flatten(start_dim=1, end_dim=2),
 }
 ENDINGS = {
-    "as it is": lambda y: y, "column": lambda y: y[:, 0], "squeeze(1)": lambda y: y.squeeze(1),
+    "as it is": lambda y: y,
+    "column": lambda y: y[:, 0],
+    "squeeze(1)": lambda y: y.squeeze(1),
     "squeeze(-1)": lambda y: y.squeeze(-1),
-    "torch.squeeze": lambda y: torch.squeeze(y, dim=1), "flatten and scale": lambda y: 2 * y.flatten(1)[:, 0],
-}  # fmt: skip
+    "torch.squeeze": lambda y: torch.squeeze(y, dim=1),
+    "flatten and scale": lambda y: 2 * y.flatten(1)[:, 0],
+}
 
 
 @pytest.mark.parametrize(("style", "penalty"), in_turn(STYLES, ["wgan-gp", "r1", "none", "r1+r2"]))
@@ -638,16 +811,26 @@ def test_engines_agree_on_every_form_of_score(ending):
     assert_engines_agree(critic, penalty=("wgan-gp", "r1"))
 
 
-@pytest.mark.parametrize("style", [
-    lambda m, x: m.b(F.relu(m.a(x) + 0.3)), lambda m, x: m.b(F.relu(m.a(x) - m.a(x).flip(3))),
-    lambda m, x: m.b(F.elu(m.a(x))), lambda m, x: m.b(F.relu(m.a(x))).mean((2, 3)), lambda m, x: F.softplus(m.a(x), 2.0),
-    lambda m, x: F.relu(m.a(x)) * torch.sigmoid(m.b(m.a(x))), lambda m, x: F.max_pool2d(m.a(x), 2),
-    lambda m, x: F.interpolate(m.a(x), scale_factor=0.5, mode="bicubic"), lambda m, x: m.a(x) + m.a(x)[:, :1],
-    lambda m, x: torch.add(m.a(x), x[:, :1], alpha=2), lambda m, x: F.leaky_relu(m.a(x), -0.5),
-    lambda m, x: 1 / (3 + m.a(x).tanh()),
-    lambda m, x: F.relu(m.a(x) * m.b.bias.view(4, 1, 1)),
-    lambda m, x: m.a(x).flatten(0, 1).unflatten(0, (-1, 4)), lambda m, x: m.a(x) + x.mean(1, keepdim=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "style",
+    [
+        lambda m, x: m.b(F.relu(m.a(x) + 0.3)),
+        lambda m, x: m.b(F.relu(m.a(x) - m.a(x).flip(3))),
+        lambda m, x: m.b(F.elu(m.a(x))),
+        lambda m, x: m.b(F.relu(m.a(x))).mean((2, 3)),
+        lambda m, x: F.softplus(m.a(x), 2.0),
+        lambda m, x: F.relu(m.a(x)) * torch.sigmoid(m.b(m.a(x))),
+        lambda m, x: F.max_pool2d(m.a(x), 2),
+        lambda m, x: F.interpolate(m.a(x), scale_factor=0.5, mode="bicubic"),
+        lambda m, x: m.a(x) + m.a(x)[:, :1],
+        lambda m, x: torch.add(m.a(x), x[:, :1], alpha=2),
+        lambda m, x: F.leaky_relu(m.a(x), -0.5),
+        lambda m, x: 1 / (3 + m.a(x).tanh()),
+        lambda m, x: F.relu(m.a(x) * m.b.bias.view(4, 1, 1)),
+        lambda m, x: m.a(x).flatten(0, 1).unflatten(0, (-1, 4)),
+        lambda m, x: m.a(x) + x.mean(1, keepdim=True),
+    ],
+)
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_engines_agree_on_functional_forwards_that_end_in_a_tail(style, penalty):
     """What is not known is left to autograd, never guessed."""
@@ -657,10 +840,18 @@ def test_engines_agree_on_functional_forwards_that_end_in_a_tail(style, penalty)
 
 
 @pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
-@pytest.mark.parametrize("average", [nn.AvgPool2d((5, 4)), nn.AdaptiveAvgPool2d(1)], ids=["window", "global"])
+@pytest.mark.parametrize(
+    "average", [nn.AvgPool2d((5, 4)), nn.AdaptiveAvgPool2d(1)], ids=["window", "global"]
+)
 def test_engines_agree_on_sums_that_broadcast(average, penalty):
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Residual(average), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        Residual(average),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(80, 1),
+    )
     assert_engines_agree(loud(critic), penalty=penalty)
 
 
@@ -675,7 +866,13 @@ def test_engines_agree_on_a_critic_with_forward_hooks(where, penalty):
     {"layer": critic.trunk[2], "trunk": critic.trunk}[where].register_forward_hook(double)
     if where == "layer":
         assert walk(critic).refused == ["trunk.2 (Conv2d)"]
-    assert error(run(critic, "reference", penalty=penalty)[0], run(plain_critic(), "reference", penalty=penalty)[0]) > 1e-2
+    assert (
+        error(
+            run(critic, "reference", penalty=penalty)[0],
+            run(plain_critic(), "reference", penalty=penalty)[0],
+        )
+        > 1e-2
+    )
     assert_engines_agree(critic, penalty=penalty)
 
 
@@ -715,20 +912,33 @@ class LouderLeak(nn.LeakyReLU):
         return super().forward(x) * 2**0.5
 
 
-SUBCLASSES = {"convolution": lambda: Equalised(3, 4, 3, 2, 1), "leak": LouderLeak, "linear": lambda: EqualisedLinear(80, 1)}
+SUBCLASSES = {
+    "convolution": lambda: Equalised(3, 4, 3, 2, 1),
+    "leak": LouderLeak,
+    "linear": lambda: EqualisedLinear(80, 1),
+}
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)
 def test_a_layer_with_a_forward_of_its_own_is_not_taken_for_its_base_class(kind):
     torch.manual_seed(0)
-    layers = {"convolution": nn.Conv2d(3, 4, 3, 2, 1), "leak": nn.LeakyReLU(0.2), "flat": nn.Flatten(), "linear": nn.Linear(80, 1)}
+    layers = {
+        "convolution": nn.Conv2d(3, 4, 3, 2, 1),
+        "leak": nn.LeakyReLU(0.2),
+        "flat": nn.Flatten(),
+        "linear": nn.Linear(80, 1),
+    }
     assert_refused_or_agreed(loud(nn.Sequential(*(layers | {kind: SUBCLASSES[kind]()}).values())))
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2, inplace=True)], ids=["ReLU", "LeakyReLU"])
+@pytest.mark.parametrize(
+    "act", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2, inplace=True)], ids=["ReLU", "LeakyReLU"]
+)
 def test_engines_agree_on_activations_in_place(act):
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), act, nn.Conv2d(4, 4, 3, 1, 1), act, nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), act, nn.Conv2d(4, 4, 3, 1, 1), act, nn.Flatten(), nn.Linear(80, 1)
+    )
     assert_engines_agree(loud(critic))
     assert_engines_agree(loud(critic), penalty="r1")
 
@@ -787,12 +997,23 @@ def test_an_unknown_first_layer_cannot_be_walked():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize("layer", [
-    nn.AlphaDropout(0.3), nn.BatchNorm2d(4, momentum=None),
-    nn.InstanceNorm2d(4, track_running_stats=True), nn.Softplus(2.0),
-    nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1), nn.PReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2, padding="same"),
-    nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2, mode="bicubic"), nn.LeakyReLU(-0.2),
-], ids=lambda layer: type(layer).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AlphaDropout(0.3),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        nn.Softplus(2.0),
+        nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1),
+        nn.PReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 2, padding="same"),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.LeakyReLU(-0.2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
 def test_layers_that_are_not_known_are_left_to_the_tail(layer):
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), layer, nn.Flatten())
@@ -807,27 +1028,38 @@ def test_layers_that_are_not_known_are_left_to_the_tail(layer):
 
 
 def test_dropout_that_drops_nothing_is_no_layer():
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Dropout(0.5), nn.Dropout(0.0), nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.Dropout(0.5), nn.Dropout(0.0), nn.Flatten(), nn.Linear(80, 1)
+    )
     assert (len(walk(critic).steps), walk(critic).draws) == (4, True)
     assert (len(walk(critic.eval()).steps), walk(critic).draws) == (3, False)
     assert_engines_agree(loud(critic))
 
 
 DROPPERS = {
-    "torch's": lambda: nn.Dropout(0.3), "of channels": lambda: nn.Dropout2d(0.3), "ours": lambda: Dropout(0.3),
+    "torch's": lambda: nn.Dropout(0.3),
+    "of channels": lambda: nn.Dropout2d(0.3),
+    "ours": lambda: Dropout(0.3),
     "behind GroupNorm": lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Dropout(0.3)),
     "behind InstanceNorm": lambda: nn.Sequential(nn.InstanceNorm2d(4), Dropout(0.3)),
-}  # fmt: skip
+}
 
 
 def dropping(first="torch's"):
     """Two layers that draw, so that the order counts, the first of them on pictures in whatever layout comes there."""
     torch.manual_seed(0)
     trunk = nn.Sequential(
-        nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(LEAK), DROPPERS[first](), nn.Conv2d(4, 6, 3, 2, 1), nn.LeakyReLU(LEAK), nn.Flatten(),
+        nn.Conv2d(3, 4, 4, 2, 1),
+        nn.LeakyReLU(LEAK),
+        DROPPERS[first](),
+        nn.Conv2d(4, 6, 3, 2, 1),
+        nn.LeakyReLU(LEAK),
+        nn.Flatten(),
         nn.Dropout(0.5),
-    )  # fmt: skip
-    return loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary")).to(memory_format=torch.channels_last)
+    )
+    return loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary")).to(
+        memory_format=torch.channels_last
+    )
 
 
 @pytest.mark.parametrize(("penalty", "first"), in_turn(["none", *KINDS], DROPPERS))
@@ -868,7 +1100,9 @@ def test_compiled_dropout_draws_what_the_reference_draws(penalty, compiler):
     for compile in (True, False):
         critic = dropping()
         engine = "explicit" if compile else "reference"
-        step = make_critic_step(critic, "hinge", penalty, engine=engine, compile=compile, check=False)
+        step = make_critic_step(
+            critic, "hinge", penalty, engine=engine, compile=compile, check=False
+        )
         torch.manual_seed(3)
         gradients[engine] = []
         for _ in range(2):
@@ -919,19 +1153,24 @@ def test_a_probability_that_is_changed_counts_from_the_next_step():
 
 
 BATCH_NORMS = {
-    "default": lambda: nn.BatchNorm2d(4), "momentum": lambda: nn.BatchNorm2d(4, momentum=0.7, eps=0.3),
-    "no weights": lambda: nn.BatchNorm2d(4, affine=False), "no statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "default": lambda: nn.BatchNorm2d(4),
+    "momentum": lambda: nn.BatchNorm2d(4, momentum=0.7, eps=0.3),
+    "no weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "no statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
     "neither": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
-    "of all steps": lambda: nn.BatchNorm2d(4, momentum=None), "first": lambda: nn.Identity(),
+    "of all steps": lambda: nn.BatchNorm2d(4, momentum=None),
+    "first": lambda: nn.Identity(),
     "of features": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(80)),
-}  # fmt: skip
+}
 
 
 def batch_normed(kind, norm=None):
     torch.manual_seed(0)
     first = [nn.BatchNorm2d(3)] if kind == "first" else []
     middle = norm or BATCH_NORMS[kind]()
-    critic = nn.Sequential(*first, nn.Conv2d(3, 4, 3, 2, 1), middle, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        *first, nn.Conv2d(3, 4, 3, 2, 1), middle, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(80, 1)
+    )
     for module in critic.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
             nn.init.normal_(module.weight, 1, 0.3)
@@ -947,7 +1186,10 @@ def test_batch_norm_scores_reals_and_fakes_apart_in_every_engine(kind, engine):
 
 COMPILED = [(kind, "recorded") for kind in BATCH_NORMS]
 COMPILED += [
-    pytest.param(kind, "inductor", marks=pytest.mark.accept if kind == "default" else pytest.mark.full) for kind in BATCH_NORMS
+    pytest.param(
+        kind, "inductor", marks=pytest.mark.accept if kind == "default" else pytest.mark.full
+    )
+    for kind in BATCH_NORMS
 ]
 
 
@@ -959,10 +1201,15 @@ def test_batch_norm_scores_reals_and_fakes_apart_where_it_is_compiled(kind, comp
 def assert_batch_norm_right(kind, engine):
     """Gradients, running statistics and counters are those of the definition, which takes reals first, then fakes."""
     steps = []
-    for critic, how in ((batch_normed(kind), ("reference", False)), (batch_normed(kind), ("explicit", True))):
+    for critic, how in (
+        (batch_normed(kind), ("reference", False)),
+        (batch_normed(kind), ("explicit", True)),
+    ):
         how = how if how[0] == "reference" or engine == "compiled" else (engine, False)
         checked = engine == "compiled"  # which goes on without, where the tail has statistics
-        steps.append(make_critic_step(critic, "hinge", "none", engine=how[0], compile=how[1], check=checked))
+        steps.append(
+            make_critic_step(critic, "hinge", "none", engine=how[0], compile=how[1], check=checked)
+        )
     for seed in range(2):
         torch.manual_seed(seed)
         real, fake = torch.randn(2, 6, *SHAPE, dtype=torch.float64).unbind()
@@ -1009,16 +1256,27 @@ def replaced_statistics(critic):
     critic[1].running_mean = torch.full((4,), 0.5)
 
 
-@pytest.mark.parametrize("change", [
-    lambda critic: critic.double().float(), replaced_statistics, lambda critic: setattr(critic[1], "momentum", 0.9),
-    lambda critic: setattr(critic[1], "eps", 0.5), lambda critic: critic[1].register_forward_hook(lambda m, x, y: 2 * y) and None,
-], ids=["moved", "replaced", "momentum", "eps", "hook"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda critic: critic.double().float(),
+        replaced_statistics,
+        lambda critic: setattr(critic[1], "momentum", 0.9),
+        lambda critic: setattr(critic[1], "eps", 0.5),
+        lambda critic: critic[1].register_forward_hook(lambda m, x, y: 2 * y) and None,
+    ],
+    ids=["moved", "replaced", "momentum", "eps", "hook"],
+)
 def test_changes_of_a_batch_norm_between_two_steps_count(change):
-    found, exact = (stepped(batch_normed("default"), engine, [change]) for engine in ("explicit", "reference"))
+    found, exact = (
+        stepped(batch_normed("default"), engine, [change]) for engine in ("explicit", "reference")
+    )
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("missing", ["running_mean running_var", "num_batches_tracked", "weight", "bias", "weight bias"])
+@pytest.mark.parametrize(
+    "missing", ["running_mean running_var", "num_batches_tracked", "weight", "bias", "weight bias"]
+)
 def test_a_batch_norm_may_lack_any_of_its_tensors(missing):
     def critic():
         made = batch_normed("default")
@@ -1035,7 +1293,9 @@ def test_a_batch_norm_of_one_value_is_refused_like_torch_does():
 
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         stepped(critic(), "reference", batches=(6, 1))
-    with pytest.raises(InputError, match=r"one value a channel, \(1, 80\); expected 2 or more pictures"):
+    with pytest.raises(
+        InputError, match=r"one value a channel, \(1, 80\); expected 2 or more pictures"
+    ):
         stepped(critic(), batches=(6, 1))
 
 
@@ -1060,14 +1320,18 @@ def test_the_check_compares_a_batch_norm_on_the_whole_batch(compile, caplog, com
     before = {name: value.clone() for name, value in critic.state_dict().items()}
     step = make_critic_step(critic, "hinge", "none", engine="explicit", compile=compile)
     torch.manual_seed(0)
-    real, fake = torch.randn(2, 24, *SHAPE).unbind()  # more than the check would take of separable pictures at once
+    real, fake = torch.randn(
+        2, 24, *SHAPE
+    ).unbind()  # more than the check would take of separable pictures at once
     step(real, fake)
     assert step.choice.title == ("compiled explicit" if compile else "explicit")
     assert not [record for record in caplog.records if record.name == "ganfast"]
     twin = batch_normed("default").float()
     twin.load_state_dict(before)
     make_critic_step(twin, "hinge", "none", engine="reference")(real, fake)
-    torch.testing.assert_close(critic.state_dict(), twin.state_dict())  # the check itself moved nothing
+    torch.testing.assert_close(
+        critic.state_dict(), twin.state_dict()
+    )  # the check itself moved nothing
 
 
 # Parameters.
@@ -1090,7 +1354,11 @@ def test_a_critic_of_zeros_has_finite_gradients_in_every_engine(kind, penalty, e
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
-@pytest.mark.parametrize("make", [plain_critic, lambda: spectral(plain_critic()), spread_critic], ids=["plain", "spectral", "tail"])
+@pytest.mark.parametrize(
+    "make",
+    [plain_critic, lambda: spectral(plain_critic()), spread_critic],
+    ids=["plain", "spectral", "tail"],
+)
 def test_frozen_parameters_get_no_gradient_and_change_no_other(make, penalty, engine):
     whole, frozen = make(), make()
     frozen.load_state_dict(whole.state_dict())
@@ -1099,20 +1367,33 @@ def test_frozen_parameters_get_no_gradient_and_change_no_other(make, penalty, en
         p.requires_grad_(name not in names)
     grads = {}
     for critic, used in ((whole, "reference"), (frozen, engine)):
-        make_critic_step(critic, "hinge", penalty, engine=used, compile=False, check=False)(**pictures())
+        make_critic_step(critic, "hinge", penalty, engine=used, compile=False, check=False)(
+            **pictures()
+        )
         grads[used, critic is frozen] = {name: p.grad for name, p in critic.named_parameters()}
     for name, exact in grads["reference", False].items():
         if name in names:
             assert grads[engine, True][name] is None, name
         else:
-            assert (grads[engine, True][name] - exact).norm() <= ROUNDING * exact.norm() + 1e-12, name
+            assert (grads[engine, True][name] - exact).norm() <= ROUNDING * exact.norm() + 1e-12, (
+                name
+            )
 
 
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_a_layer_used_twice_sums_its_gradients(penalty):
     torch.manual_seed(0)
     conv, act = nn.Conv2d(4, 4, 3, 1, 1), nn.LeakyReLU(0.2)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), act, conv, act, Residual(conv), act, nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        act,
+        conv,
+        act,
+        Residual(conv),
+        act,
+        nn.Flatten(),
+        nn.Linear(80, 1),
+    )
     assert_engines_agree(loud(critic), penalty=penalty)
 
 
@@ -1121,13 +1402,17 @@ def test_a_weight_that_two_layers_share_sums_its_gradients(penalty):
     torch.manual_seed(0)
     one, other = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
     other.weight = one.weight
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), one, nn.LeakyReLU(0.2), other, nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), one, nn.LeakyReLU(0.2), other, nn.Flatten(), nn.Linear(80, 1)
+    )
     assert_engines_agree(loud(critic), penalty=penalty)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_every_gradient_is_a_view_into_the_flat_buffer_with_its_parameters_strides(memory_format, engine):
+def test_every_gradient_is_a_view_into_the_flat_buffer_with_its_parameters_strides(
+    memory_format, engine
+):
     critic = plain_critic().to(memory_format=memory_format)
     step = make_critic_step(critic, "hinge", "wgan-gp", engine=engine, compile=False, check=False)
     exact = run(plain_critic(), "reference", "hinge", "wgan-gp")[2]
@@ -1135,7 +1420,10 @@ def test_every_gradient_is_a_view_into_the_flat_buffer_with_its_parameters_strid
         step(**pictures())
         start = 0
         for (name, p), wanted in zip(critic.named_parameters(), exact.parameters(), strict=True):
-            assert p.grad.untyped_storage().data_ptr() == step.gradients.flat.untyped_storage().data_ptr(), name
+            assert (
+                p.grad.untyped_storage().data_ptr()
+                == step.gradients.flat.untyped_storage().data_ptr()
+            ), name
             assert p.grad.storage_offset() == start, name
             assert p.grad.stride() == p.stride(), name
             torch.testing.assert_close(p.grad, wanted.grad, rtol=1e-9, atol=1e-12, msg=name)
@@ -1147,12 +1435,17 @@ def test_every_gradient_is_a_view_into_the_flat_buffer_with_its_parameters_strid
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pictures_in_channels_last_change_nothing(engine):
-    last = {name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in pictures().items()}
+    last = {
+        name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        for name, x in pictures().items()
+    }
     for kind in ("GroupNorm", "LayerNorm of maps"):
         critic = norm_critic(kind)
         exact = run(critic, "reference")[0]
         moved, _, stepped = run(critic.to(memory_format=torch.channels_last), engine, inputs=last)
-        found = torch.cat([p.grad.flatten() for p in stepped.parameters()])  # the flat buffer has the order of the strides
+        found = torch.cat(
+            [p.grad.flatten() for p in stepped.parameters()]
+        )  # the flat buffer has the order of the strides
         assert len(moved) == len(found)
         assert error(found, exact) <= ROUNDING
 
@@ -1176,7 +1469,9 @@ def warnings_of(caplog):
 
 
 def checked_step(critic, engine, penalty="wgan-gp", **kwargs):
-    return make_critic_step(critic, "non-saturating", penalty, engine=engine, compile=False, **kwargs)
+    return make_critic_step(
+        critic, "non-saturating", penalty, engine=engine, compile=False, **kwargs
+    )
 
 
 STEPS = {"explicit": ExplicitStep, "autograd": AutogradStep}
@@ -1199,20 +1494,33 @@ def failing(found):
 
 
 CHANGES = {
-    "a little too large": (lambda found: {name: 1.01 * g for name, g in found.items()}, r"off the reference's"),
+    "a little too large": (
+        lambda found: {name: 1.01 * g for name, g in found.items()},
+        r"off the reference's",
+    ),
     "one gradient lost": (
-        lambda found: dict(list(found.items())[1:]) | {next(iter(found)): 0 * next(iter(found.values()))},
+        lambda found: (
+            dict(list(found.items())[1:]) | {next(iter(found)): 0 * next(iter(found.values()))}
+        ),
         "off the",
     ),
-    "not a number": (lambda found: {name: g * float("nan") for name, g in found.items()}, "nan off"),
-    "one not a number": (lambda found: found | {"head.bias": found["head.bias"] * float("inf") * 0}, "nan off"),
+    "not a number": (
+        lambda found: {name: g * float("nan") for name, g in found.items()},
+        "nan off",
+    ),
+    "one not a number": (
+        lambda found: found | {"head.bias": found["head.bias"] * float("inf") * 0},
+        "nan off",
+    ),
     "no gradients": (failing, r"failed \(RuntimeError: the compiler gave up\)"),
 }
 
 
 @pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_wrong_engine_is_replaced_by_the_reference_in_its_first_step(change, engine, monkeypatch, caplog):
+def test_a_wrong_engine_is_replaced_by_the_reference_in_its_first_step(
+    change, engine, monkeypatch, caplog
+):
     function, said = CHANGES[change]
     spoil(monkeypatch, engine, function)
     critic = plain_critic().float()
@@ -1246,13 +1554,17 @@ def test_a_right_engine_passes_the_check(penalty, engine, caplog):
 
 @pytest.mark.parametrize("kind", [True, False], ids=["penalised", "plain"])
 @pytest.mark.parametrize("first", [True, False], ids=["penalised first", "plain first"])
-def test_an_engine_that_is_wrong_in_one_kind_of_step_is_found_at_the_first_of_either(first, kind, monkeypatch, caplog):
+def test_an_engine_that_is_wrong_in_one_kind_of_step_is_found_at_the_first_of_either(
+    first, kind, monkeypatch, caplog
+):
     """Later on a step may be inside the capture of a graph, where nothing can be checked."""
     right = ExplicitStep.__call__
 
     def wrong(self, *args):
         found, stats = right(self, *args)
-        return ({name: 2 * g for name, g in found.items()} if bool(self.penalties) == kind else found), stats
+        return (
+            {name: 2 * g for name, g in found.items()} if bool(self.penalties) == kind else found
+        ), stats
 
     monkeypatch.setattr(ExplicitStep, "__call__", wrong)
     critic = plain_critic()
@@ -1276,16 +1588,22 @@ def test_the_check_changes_no_generator_no_buffer_and_no_parameter(spoiled, engi
         critics[0].trunk[2].parametrizations.weight.original.normal_()
     critics[1].load_state_dict(critics[0].state_dict())
     before = copy.deepcopy(critics[0].state_dict())
-    inputs = {name: x for name, x in pictures().items() if name in ("real", "fake")} | {"real_labels": LABELS}
+    inputs = {name: x for name, x in pictures().items() if name in ("real", "fake")} | {
+        "real_labels": LABELS
+    }
     states = []
     for critic, check in zip(critics, (True, False), strict=True):
         torch.manual_seed(5)
-        checked_step(critic, engine if check else "reference", "dragan", check=check)(**inputs)  # draws its noise
+        checked_step(critic, engine if check else "reference", "dragan", check=check)(
+            **inputs
+        )  # draws its noise
         states.append(torch.get_rng_state())
         assert all(m.training for m in critic.modules())
     assert torch.equal(*states)
     parameters = dict(critics[0].named_parameters())
-    for (name, a), b in zip(critics[0].state_dict().items(), critics[1].state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        critics[0].state_dict().items(), critics[1].state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
         assert name not in parameters or torch.equal(a, before[name]), name
     for p, q in zip(critics[0].parameters(), critics[1].parameters(), strict=True):
@@ -1303,7 +1621,9 @@ def test_the_check_looks_once_only(monkeypatch):
 
 def test_a_critic_that_draws_numbers_passes_the_check(caplog):
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(80, 1))
+    critic = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(80, 1)
+    )
     for engine in FAST:
         for penalty in ("wgan-gp", "r1", "r2", "r1+r2"):
             step = checked_step(critic, engine, penalty)
@@ -1313,7 +1633,9 @@ def test_a_critic_that_draws_numbers_passes_the_check(caplog):
 
 
 def test_the_check_leaves_the_users_mistakes_to_the_user():
-    step = checked_step(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(80, 2)).double(), "explicit")
+    step = checked_step(
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(80, 2)).double(), "explicit"
+    )
     with pytest.raises(InputError, match="scores of shape"):
         step(**pictures())
 
@@ -1331,7 +1653,9 @@ def test_engines_that_are_not_compiled_never_call_the_compiler(engine, monkeypat
     monkeypatch.setattr(torch._inductor, "compile", refuse)
     for penalty in ("none", "wgan-gp", "r1"):
         assert run(plain_critic(), engine, penalty=penalty)[0].norm() > 0
-        assert not make_critic_step(plain_critic(), "hinge", penalty).choice.compiled  # as "auto" has it on a CPU
+        assert not make_critic_step(
+            plain_critic(), "hinge", penalty
+        ).choice.compiled  # as "auto" has it on a CPU
 
 
 @pytest.mark.accept

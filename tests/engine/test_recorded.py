@@ -14,18 +14,35 @@ from ganfast.engine import make_critic_step, make_drawing, make_generator_step, 
 from ganfast.engine.check import relative_error
 from ganfast.engine.compiled import compiled, graphs
 from ganfast.models.dropout import Dropout
-from ganfast.models.members import holding, modes, modules, named_parameters, named_tensors, parameters, paths
+from ganfast.models.members import (
+    holding,
+    modes,
+    modules,
+    named_parameters,
+    named_tensors,
+    parameters,
+    paths,
+)
 from ganfast.models.parts import spectral
 from ganfast.presets import PRESETS
 from tests.depth import DIFFERENT
-from tests.engine.test_engine_reference import CLASSES, LABELS, given, latents, small_critic, small_generator
+from tests.engine.test_engine_reference import (
+    CLASSES,
+    LABELS,
+    given,
+    latents,
+    small_critic,
+    small_generator,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, inside torch
 COMPILED = [(preset, "recorded") for preset in DIFFERENT]
 COMPILED += [pytest.param(preset, "inductor", marks=pytest.mark.accept) for preset in PRESETS]
 
 # For tests of what is recorded, and when it is recorded anew: the program says little more.
-rarely_compiled = pytest.mark.parametrize("compiler", ["recorded", pytest.param("inductor", marks=pytest.mark.full)], indirect=True)
+rarely_compiled = pytest.mark.parametrize(
+    "compiler", ["recorded", pytest.param("inductor", marks=pytest.mark.full)], indirect=True
+)
 
 
 def pair(preset):
@@ -35,18 +52,27 @@ def pair(preset):
 
 def fed(config, n=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    z, real = torch.randn(n, config.net.latent, generator=g), torch.rand(n, 1, 16, 16, generator=g) * 2 - 1
+    z, real = (
+        torch.randn(n, config.net.latent, generator=g),
+        torch.rand(n, 1, 16, 16, generator=g) * 2 - 1,
+    )
     return z, torch.arange(n) % 3, real if config.loss.kind == "relativistic" else None
 
 
 def of(generator, critic):
     """All that a generator step changes, and where torch's generator stands."""
-    return [p.grad for p in generator.parameters()], [*generator.buffers(), *critic.buffers()], torch.random.get_rng_state()
+    return (
+        [p.grad for p in generator.parameters()],
+        [*generator.buffers(), *critic.buffers()],
+        torch.random.get_rng_state(),
+    )
 
 
 def assert_alike(mine, theirs, tolerance=2e-5):
     assert relative_error(mine[0], theirs[0]) <= tolerance
-    for found, exact in zip(mine[0], theirs[0], strict=True):  # a bias before a batch norm has rounding for a gradient
+    for found, exact in zip(
+        mine[0], theirs[0], strict=True
+    ):  # a bias before a batch norm has rounding for a gradient
         assert (found - exact).norm() <= tolerance * exact.norm() + 1e-6
     for found, exact in zip(mine[1], theirs[1], strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
@@ -78,7 +104,9 @@ def test_a_compiled_step_is_the_step_that_is_not(preset, compiler, caplog):
 
 
 @pytest.mark.parametrize("preset", ["gan", "wgan-gp"])
-def test_a_compiled_drawing_is_the_drawing_and_moves_the_statistics_of_batch_norms_as_it_does(preset, compiler):
+def test_a_compiled_drawing_is_the_drawing_and_moves_the_statistics_of_batch_norms_as_it_does(
+    preset, compiler
+):
     config, generator, _ = pair(preset)
     twin = copy.deepcopy(generator)
     draw, plain = make_drawing(generator, compile=True), make_drawing(twin)
@@ -157,7 +185,12 @@ def test_what_changes_between_two_steps_is_seen(change, anew, compiler):
         before = graphs.total()
         step(*fed(config, n=4 if change is changed_batch else 6, seed=3))
         made.append(graphs.total() - before)
-        found.append(([p.grad for p in generator.parameters() if p.requires_grad], *of(generator, critic)[1:]))
+        found.append(
+            (
+                [p.grad for p in generator.parameters() if p.requires_grad],
+                *of(generator, critic)[1:],
+            )
+        )
     assert_alike(*found)
     assert made == [anew, 0]
 
@@ -186,7 +219,9 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
     def net(last, out):
         torch.manual_seed(0)
         twice, norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
-        return nn.Sequential(twice, norm, nn.ReLU(), twice, norm, nn.Tanh(), nn.Linear(8, out), last)
+        return nn.Sequential(
+            twice, norm, nn.ReLU(), twice, norm, nn.Tanh(), nn.Linear(8, out), last
+        )
 
     found = []
     for compile in (True, False):
@@ -194,13 +229,23 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
             net(nn.Unflatten(1, (3, 9, 7)), 189),
             nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1)),
         )
-        own = [*generator.parameters(), *generator.buffers(), *critic.parameters(), *critic.buffers()]
+        own = [
+            *generator.parameters(),
+            *generator.buffers(),
+            *critic.parameters(),
+            *critic.buffers(),
+        ]
         z = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
         pictures = make_drawing(generator, compile=compile)(z, None)
         step = make_generator_step(generator, critic, LossConfig(), compile=compile)
         step(z)
         assert step.compiled == compile
-        now = [*generator.parameters(), *generator.buffers(), *critic.parameters(), *critic.buffers()]
+        now = [
+            *generator.parameters(),
+            *generator.buffers(),
+            *critic.parameters(),
+            *critic.buffers(),
+        ]
         assert [*map(id, now)] == [*map(id, own)]
         found.append(of(generator, critic))
         found[-1][1].append(pictures)
@@ -212,7 +257,9 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
 def test_critics_with_a_module_on_two_paths_keep_their_parameters(engine):
     torch.manual_seed(0)
     twice = nn.Linear(8, 8)
-    critic = nn.Sequential(nn.Flatten(), nn.Linear(189, 8), twice, nn.SELU(), twice, nn.SELU(), nn.Linear(8, 1))
+    critic = nn.Sequential(
+        nn.Flatten(), nn.Linear(189, 8), twice, nn.SELU(), twice, nn.SELU(), nn.Linear(8, 1)
+    )
     own = [*map(id, critic.parameters())]
     step = make_critic_step(critic, "hinge", "r1", engine=engine, compile=False)
     step(**given(torch.float32))
@@ -239,7 +286,10 @@ def test_held_tensors_are_taken_back_after_an_error():
 
 @rarely_compiled
 def test_a_callers_mistake_costs_no_graph(caplog, compiler):
-    generator, critic = small_generator(CLASSES, torch.float32), small_critic("projection", torch.float32)
+    generator, critic = (
+        small_generator(CLASSES, torch.float32),
+        small_critic("projection", torch.float32),
+    )
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     z, real = latents(torch.float32), given(torch.float32)["real"]
     with pytest.raises(ValueError, match="relativistic"):
@@ -340,7 +390,9 @@ def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, 
 
     def wrong(self, *args):
         found = real(self, *args)
-        return ([1.01 * g for g in found[0]], found[1]) if isinstance(found, tuple) else 1.01 * found
+        return (
+            ([1.01 * g for g in found[0]], found[1]) if isinstance(found, tuple) else 1.01 * found
+        )
 
     monkeypatch.setattr(recorded._Graph, "__call__", wrong)
     generators = []
@@ -353,8 +405,18 @@ def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, 
         generators.append(generator)
     drawing, exact = make_drawing(generator, compile=True), make_drawing(generator)
     assert torch.equal(drawing(latents(torch.float32), None), exact(latents(torch.float32), None))
-    assert caplog.text.count("drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)") == 1
-    assert caplog.text.count("generator step: not compiled (what a graph gives is 0.01 off what it should)") == 1
+    assert (
+        caplog.text.count(
+            "drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)"
+        )
+        == 1
+    )
+    assert (
+        caplog.text.count(
+            "generator step: not compiled (what a graph gives is 0.01 off what it should)"
+        )
+        == 1
+    )
     for p, q in zip(*(g.parameters() for g in generators), strict=True):
         assert torch.equal(p.grad, q.grad)
 
@@ -364,15 +426,29 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
         raise RuntimeError("no C++ compiler\nanywhere")
 
     monkeypatch.setattr(torch._inductor, "compile", fail)
-    generator, critic = small_generator(CLASSES, torch.float32), small_critic("projection", torch.float32)
+    generator, critic = (
+        small_generator(CLASSES, torch.float32),
+        small_critic("projection", torch.float32),
+    )
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     for _ in range(2):
         step(latents(torch.float32), LABELS, given(torch.float32)["real"])
-    assert caplog.text.count("generator step: not compiled (RuntimeError: no C++ compiler anywhere)") == 1
+    assert (
+        caplog.text.count("generator step: not compiled (RuntimeError: no C++ compiler anywhere)")
+        == 1
+    )
     draw = make_drawing(generator, compile=True)
     for _ in range(2):
-        assert torch.equal(draw(latents(torch.float32), LABELS), make_drawing(generator)(latents(torch.float32), LABELS))
-    assert caplog.text.count("drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)") == 1
+        assert torch.equal(
+            draw(latents(torch.float32), LABELS),
+            make_drawing(generator)(latents(torch.float32), LABELS),
+        )
+    assert (
+        caplog.text.count(
+            "drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)"
+        )
+        == 1
+    )
     assert all(p.grad is not None for p in generator.parameters())
 
 
@@ -381,7 +457,10 @@ def test_a_graph_is_found_by_all_that_it_depends_on():
 
     def function(named, pair, flag):
         calls.append(1)
-        return {"sum": named["a"] + pair[0], "rest": [named["b"] * 2, (pair[1],)] if flag else [pair[1], (named["b"],)]}
+        return {
+            "sum": named["a"] + pair[0],
+            "rest": [named["b"] * 2, (pair[1],)] if flag else [pair[1], (named["b"],)],
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch._inductor, "compile", lambda graph, _: graph)
@@ -404,20 +483,31 @@ def test_a_graph_is_found_by_all_that_it_depends_on():
 def shared():
     """One layer under two names, a missing one, a normalised weight, a tied parameter."""
     layer = nn.Linear(3, 3)
-    net = nn.Sequential(layer, nn.BatchNorm1d(3), nn.Sequential(layer, nn.Linear(3, 3, bias=False)), spectral(nn.Linear(3, 3)))
+    net = nn.Sequential(
+        layer,
+        nn.BatchNorm1d(3),
+        nn.Sequential(layer, nn.Linear(3, 3, bias=False)),
+        spectral(nn.Linear(3, 3)),
+    )
     net[2][1].weight = layer.weight
     net.register_module("none", None)
     return net
 
 
-@pytest.mark.parametrize("net", [shared, lambda: pair("gan")[1], lambda: pair("hinge")[2], lambda: nn.Linear(2, 2)])
+@pytest.mark.parametrize(
+    "net", [shared, lambda: pair("gan")[1], lambda: pair("hinge")[2], lambda: nn.Linear(2, 2)]
+)
 def test_members_are_those_of_torchs_walks(net):
     net = net()
-    same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]  # noqa: E731
+    same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]
     assert same(paths(net), net.named_modules(remove_duplicate=False))
     assert same(named_parameters(net), net.named_parameters(remove_duplicate=False))
-    assert sorted(map(id, dict(named_tensors(net)).values())) == sorted({*map(id, net.parameters()), *map(id, net.buffers())})
-    assert {n for n, _ in named_tensors(net)} == {n for n, _ in (*net.named_parameters(), *net.named_buffers())}
+    assert sorted(map(id, dict(named_tensors(net)).values())) == sorted(
+        {*map(id, net.parameters()), *map(id, net.buffers())}
+    )
+    assert {n for n, _ in named_tensors(net)} == {
+        n for n, _ in (*net.named_parameters(), *net.named_buffers())
+    }
     assert [*map(id, modules(net))] == [*map(id, net.modules())]
     assert [*map(id, parameters(net))] == [*map(id, net.parameters())]
 

@@ -62,10 +62,16 @@ def chained():
     return layer
 
 
-@pytest.mark.parametrize("make", [
-    lambda: spectral_norm(nn.ConvTranspose2d(3, 4, 2)), lambda: layer_of("linear", dim=1), chained,
-    lambda: weight_norm(nn.Linear(3, 4)),
-], ids=["transposed", "by columns", "with another one", "none"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: spectral_norm(nn.ConvTranspose2d(3, 4, 2)),
+        lambda: layer_of("linear", dim=1),
+        chained,
+        lambda: weight_norm(nn.Linear(3, 4)),
+    ],
+    ids=["transposed", "by columns", "with another one", "none"],
+)
 def test_what_it_does_not_take_is_left_to_autograd(make):
     layer = make().double()
     if hasattr(layer.parametrizations.weight, "original"):

@@ -43,11 +43,17 @@ def test_transposed_convolution_and_its_derivatives(geometry, channels, layout, 
     kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     torch.manual_seed(0)
     x = torch.randn(2, 5, 6, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    w = torch.randn(5, channels, *kernel, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    w = (
+        torch.randn(5, channels, *kernel, dtype=torch.float64)
+        .to(memory_format=layout)
+        .requires_grad_()
+    )
     b = torch.randn(channels, dtype=torch.float64, requires_grad=True) if bias else None
     inputs = [t for t in (x, w, b) if t is not None]
     calls = counted(monkeypatch)
-    layer = nn.ConvTranspose2d(5, channels, kernel, stride, padding, output_padding, 1, bias, dilation)
+    layer = nn.ConvTranspose2d(
+        5, channels, kernel, stride, padding, output_padding, 1, bias, dilation
+    )
     state = {name: value for name, value in {"weight": w, "bias": b}.items() if value is not None}
 
     def derivatives(thin: bool):
@@ -70,8 +76,16 @@ def test_data_gradient_of_a_convolution_of_pictures(geometry, channels, layout, 
     kernel, stride, padding, _, dilation = geometry
     kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     torch.manual_seed(0)
-    x = torch.randn(2, channels, 11, 9, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    w = torch.randn(5, channels, *kernel, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    x = (
+        torch.randn(2, channels, 11, 9, dtype=torch.float64)
+        .to(memory_format=layout)
+        .requires_grad_()
+    )
+    w = (
+        torch.randn(5, channels, *kernel, dtype=torch.float64)
+        .to(memory_format=layout)
+        .requires_grad_()
+    )
     calls = counted(monkeypatch)
     y = F.conv2d(x, w, None, stride, padding, dilation)
     dy = torch.randn_like(y)
@@ -114,9 +128,11 @@ def test_modules_are_changed_for_as_long_as_asked_and_only_those_of_torch(monkey
     """Hooks, a size that is asked for, a weight that is computed: all as without."""
     calls = counted(monkeypatch)
     net = nn.Sequential(
-        Own(1, 5, 3), nn.Conv2d(5, 4, 1, padding_mode="circular"),
-        weight_norm(nn.ConvTranspose2d(4, 2, 4, 2, 1)), nn.Conv2d(2, 4, 3),
-    ).double()  # fmt: skip
+        Own(1, 5, 3),
+        nn.Conv2d(5, 4, 1, padding_mode="circular"),
+        weight_norm(nn.ConvTranspose2d(4, 2, 4, 2, 1)),
+        nn.Conv2d(2, 4, 3),
+    ).double()
     seen = []
     net[2].register_forward_hook(lambda *a: seen.append(1))
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -164,7 +180,9 @@ def test_results_of_single_channel_pictures_stay_channels_last():
     again = shape.forward(torch.tanh(shape.data_gradient(h, w, torch.empty(2, 1, 8, 8))), w)
     assert again.stride() == h.stride()
     three = torch.randn(4, 3, 4, 4).to(memory_format=torch.channels_last)
-    assert shape.data_gradient(h, three, torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    assert shape.data_gradient(h, three, torch.empty(2, 3, 8, 8)).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -172,12 +190,16 @@ def test_results_of_single_channel_pictures_stay_channels_last():
 def test_what_a_compiler_is_told_of_the_sum_over_phases_is_what_it_gets(size, channels):
     h, w = ((length + 1) // 2 for length in size)
     given = (torch.randn(3, 5, h, w), torch.randn(5, channels, 4, 4), list(size), [2, 2], [1, 1])
-    torch.library.opcheck(torch.ops.ganfast.by_phases.default, given, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.ganfast.by_phases.default, given, test_utils=("test_schema", "test_faketensor")
+    )
     told = torch.empty(3, channels, *size).contiguous(memory_format=torch.channels_last).stride()
     found = torch.ops.ganfast.by_phases(*given)
     assert (found.shape, found.stride()[2:]) == ((3, channels, *size), told[2:])
     with FakeTensorMode() as mode:
-        fake = torch.ops.ganfast.by_phases(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given))
+        fake = torch.ops.ganfast.by_phases(
+            *(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given)
+        )
     assert fake.stride() == found.stride()
 
 
@@ -203,19 +225,31 @@ def test_weight_gradient_over_a_small_map(geometry, layout, monkeypatch):
     dy = torch.randn_like(y).to(memory_format=layout)
     (exact,) = torch.autograd.grad(y, w, dy)
     calls, product = [], convolution.patch_product
-    monkeypatch.setattr(convolution, "patch_product", lambda *given: (calls.append(1), product(*given))[1])
+    monkeypatch.setattr(
+        convolution, "patch_product", lambda *given: (calls.append(1), product(*given))[1]
+    )
     found = Convolution(stride, padding, dilation, 1).weight_gradient(dy, x, w)
     torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
     assert len(calls) == 1, "the map has nine positions or fewer"
 
 
-@pytest.mark.parametrize(("shape", "weight", "groups", "small"), [
-    ((2, 4, 3, 3), (4, 5, 4, 4), 1, True), ((2, 4, 1, 9), (4, 5, 4, 4), 1, True), ((2, 4, 3, 4), (4, 5, 4, 4), 1, False),
-    ((2, 256, 4, 4), (256, 128, 4, 4), 1, True), ((2, 256, 4, 4), (256, 127, 4, 4), 1, False),
-    ((2, 256, 4, 5), (256, 128, 4, 4), 1, False), ((2, 4, 3, 3), (4, 1, 4, 4), 4, False), ((0, 4, 3, 3), (4, 5, 4, 4), 1, False),
-    ((2, 4, 9), (4, 5, 4), 1, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "weight", "groups", "small"),
+    [
+        ((2, 4, 3, 3), (4, 5, 4, 4), 1, True),
+        ((2, 4, 1, 9), (4, 5, 4, 4), 1, True),
+        ((2, 4, 3, 4), (4, 5, 4, 4), 1, False),
+        ((2, 256, 4, 4), (256, 128, 4, 4), 1, True),
+        ((2, 256, 4, 4), (256, 127, 4, 4), 1, False),
+        ((2, 256, 4, 5), (256, 128, 4, 4), 1, False),
+        ((2, 4, 3, 3), (4, 1, 4, 4), 4, False),
+        ((0, 4, 3, 3), (4, 5, 4, 4), 1, False),
+        ((2, 4, 9), (4, 5, 4), 1, False),
+    ],
+)
 def test_which_maps_are_small(shape, weight, groups, small):
     assert is_small(torch.zeros(shape), torch.zeros(weight), groups) is small
     assert not is_small(torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(weight), groups)
-    assert not is_small(torch.zeros(shape, device="meta"), torch.zeros(weight, device="meta"), groups)
+    assert not is_small(
+        torch.zeros(shape, device="meta"), torch.zeros(weight, device="meta"), groups
+    )

@@ -21,7 +21,14 @@ from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
 from ganfast.evaluate.names import numbered, shortened
 from ganfast.evaluate.report import table
-from ganfast.evaluate.scores import ClassScores, Frechet, divergence, kernel_distance, nearest, neighbourhoods
+from ganfast.evaluate.scores import (
+    ClassScores,
+    Frechet,
+    divergence,
+    kernel_distance,
+    nearest,
+    neighbourhoods,
+)
 from ganfast.evaluate.sources import Stored, classes_like
 from ganfast.evaluate.squeezenet import SqueezeNet, load_squeezenet
 from ganfast.presets import preset_config
@@ -57,9 +64,15 @@ def test_frechet_distance_of_gaussians_that_commute_is_the_closed_form():
 
 
 def test_frechet_distance_equals_a_float64_computation_and_forgets_what_it_scored():
-    reals = torch.from_numpy(RNG.standard_normal((500, 17)) @ RNG.standard_normal((17, 17)) + 100).float()
-    fakes = torch.from_numpy(RNG.standard_normal((301, 17)) @ RNG.standard_normal((17, 17)) + 101).float()
-    (ma, ca), (mb, cb) = ((x.double().numpy().mean(0), np.cov(x.double().numpy().T)) for x in (reals, fakes))
+    reals = torch.from_numpy(
+        RNG.standard_normal((500, 17)) @ RNG.standard_normal((17, 17)) + 100
+    ).float()
+    fakes = torch.from_numpy(
+        RNG.standard_normal((301, 17)) @ RNG.standard_normal((17, 17)) + 101
+    ).float()
+    (ma, ca), (mb, cb) = (
+        (x.double().numpy().mean(0), np.cov(x.double().numpy().T)) for x in (reals, fakes)
+    )
     expected = ((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
     metric = Frechet(17, CPU)
     metric.reference(reals)
@@ -80,7 +93,10 @@ def test_frechet_distance_equals_that_of_torchmetrics():
         def forward(self, features):
             return features.double()
 
-    reals, fakes = (torch.from_numpy(RNG.standard_normal((n, 9)) @ RNG.standard_normal((9, 9)) - 3) for n in (60, 44))
+    reals, fakes = (
+        torch.from_numpy(RNG.standard_normal((n, 9)) @ RNG.standard_normal((9, 9)) - 3)
+        for n in (60, 44)
+    )
     fakes[:, 4] = fakes[:, 2]  # a singular covariance
     theirs = FrechetInceptionDistance(feature=Given())
     theirs.update(reals, real=True)
@@ -96,7 +112,9 @@ def test_kernel_distance_equals_the_unbiased_definition_in_float64():
 
     off = ~np.eye(60, dtype=bool)
     expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
-    mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)  # a subset is all there is
+    mean, deviation = kernel_distance(
+        torch.from_numpy(x), torch.from_numpy(y), subsets=2
+    )  # a subset is all there is
     assert mean == pytest.approx(expected, rel=1e-6)
     assert deviation is None
     assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y[:59]), subsets=5)[1] > 0
@@ -109,7 +127,9 @@ def test_kernel_distance_leaves_torch_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("shapes", [(40, 33), (1500, 60)], ids=str)  # the second is more than one block of rows
+@pytest.mark.parametrize(
+    "shapes", [(40, 33), (1500, 60)], ids=str
+)  # the second is more than one block of rows
 def test_neighbourhoods_equal_their_definitions(shapes):
     reals, fakes = RNG.standard_normal((shapes[0], 3)), RNG.standard_normal((shapes[1], 3)) + 0.7
     k = 3
@@ -129,7 +149,9 @@ def test_neighbourhoods_equal_their_definitions(shapes):
 
 def test_nearest_finds_copies_across_chunks():
     stored = torch.from_numpy(RNG.standard_normal((50, 4)))
-    found, where = nearest(stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]]), stored.split(9))
+    found, where = nearest(
+        stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]]), stored.split(9)
+    )
     expected = cdist(stored[[3]].numpy() + 0.5, stored.numpy())[0]
     assert where.tolist() == [49, int(expected.argmin()), 20]
     assert found.tolist() == pytest.approx([0, expected.min(), 0], abs=1e-6)
@@ -150,7 +172,9 @@ def test_class_scores_by_hand():
     entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
     assert found["classifier_score"] == pytest.approx(np.exp(entropy))
     assert found["kl_uniform"] == pytest.approx(np.log(3) - entropy)
-    assert found["kl_data"] == pytest.approx(2 / 3 * np.log(2 / 3 / 0.25) + 1 / 3 * np.log(1 / 3 / 0.25))
+    assert found["kl_data"] == pytest.approx(
+        2 / 3 * np.log(2 / 3 / 0.25) + 1 / 3 * np.log(1 / 3 / 0.25)
+    )
     assert found["modes"] == 2
     assert found["label_accuracy"] == pytest.approx(2 / 3)
     assert divergence(np.array([1, 1]), np.array([1, 0])) == np.inf
@@ -172,8 +196,15 @@ def digits():
     return pack, Evaluation(pack, None, find_extractor("auto", pack, CPU))
 
 
-def stored(pictures: np.ndarray, name: str = "fakes", labels: np.ndarray | None = None, classes: tuple[str, ...] = ()) -> Stored:
-    info = replace(open_data("digits").info, classes=classes, count=len(pictures), size=pictures.shape[2])
+def stored(
+    pictures: np.ndarray,
+    name: str = "fakes",
+    labels: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
+) -> Stored:
+    info = replace(
+        open_data("digits").info, classes=classes, count=len(pictures), size=pictures.shape[2]
+    )
     return Stored(name, Pack(pictures, labels, info), seed=0)
 
 
@@ -183,7 +214,11 @@ class Asked:
     name, labels, count, facts = "asked", None, None, {}
 
     def __init__(self, pack: Pack, classes: tuple[str, ...]) -> None:
-        self.pack, self.classes, self.shape = pack, classes, (pack.info.size, pack.info.size, pack.info.channels)
+        self.pack, self.classes, self.shape = (
+            pack,
+            classes,
+            (pack.info.size, pack.info.size, pack.info.channels),
+        )
         self.asked: list[int] = []
 
     def pictures(self, start, stop, labels):
@@ -196,17 +231,27 @@ def test_scores_move_the_right_way(digits):
     reals = pack.images[evaluation.held_out]
     labels = pack.labels[evaluation.held_out]
     noise = np.clip(reals + RNG.normal(0, 60, reals.shape), 0, 255).astype(np.uint8)
-    smooth = sum(np.roll(reals.astype(float), (y, x), (2, 3)) for y in (-1, 0, 1) for x in (-1, 0, 1)) / 9
+    smooth = (
+        sum(np.roll(reals.astype(float), (y, x), (2, 3)) for y in (-1, 0, 1) for x in (-1, 0, 1))
+        / 9
+    )
     variants = {
-        "reals": reals, "noise": noise, "blur": smooth.astype(np.uint8), "half the classes": reals[labels < 5],
-        "one": np.repeat(reals[:1], 500, 0), "copies": np.asarray(pack.images[evaluation.positions]),
-    }  # fmt: skip
+        "reals": reals,
+        "noise": noise,
+        "blur": smooth.astype(np.uint8),
+        "half the classes": reals[labels < 5],
+        "one": np.repeat(reals[:1], 500, 0),
+        "copies": np.asarray(pack.images[evaluation.positions]),
+    }
     found = {name: evaluation.score(stored(p, name)).scores for name, p in variants.items()}
     good = found["reals"]
     for name in ("noise", "blur", "half the classes", "one"):
         assert found[name]["frechet"] > 5 * good["frechet"] + 0.1, name
         assert found[name]["kernel"] > good["kernel"], name
-    for name in ("half the classes", "one"):  # what is there is real, but not all that is real is there
+    for name in (
+        "half the classes",
+        "one",
+    ):  # what is there is real, but not all that is real is there
         assert found[name]["recall"] < 0.7 * good["recall"], name
         assert found[name]["coverage"] < 0.7 * good["coverage"], name
         assert found[name]["kl_data"] > 0.3, name
@@ -222,23 +267,34 @@ def test_scores_move_the_right_way(digits):
 def test_protocol_names_what_the_score_depends_on(digits):
     pack, evaluation = digits
     result = evaluation.score(stored(np.asarray(pack.images[:300])))
-    for part in ("digits/all", "898 reals", "300 fakes", f"local-classifier@{evaluation.extractor.sha256[:8]}"):
+    for part in (
+        "digits/all",
+        "898 reals",
+        "300 fakes",
+        f"local-classifier@{evaluation.extractor.sha256[:8]}",
+    ):
         assert part in result.protocol_id
     other = evaluation.score(stored(np.asarray(pack.images[:299])))
     assert other.protocol_id != result.protocol_id
     json.dumps(result.to_json())
 
 
-def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_the_reference(digits):
+def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_the_reference(
+    digits,
+):
     pack, evaluation = digits
     by_class = np.argsort(pack.labels, kind="stable")
     source = stored(pack.images[by_class], labels=pack.labels[by_class], classes=pack.info.classes)
-    assert (source.pictures(3, 9, None)[:, :, :, 0] == pack.images[by_class][source.order[3:9], 0]).all()
+    assert (
+        source.pictures(3, 9, None)[:, :, :, 0] == pack.images[by_class][source.order[3:9], 0]
+    ).all()
     result = evaluation.score(source, fakes=300)
     assert result.scores["modes"] == 10
     assert result.scores["label_accuracy"] > 0.95
     assert result.protocol["drawn"]["shuffled"] == 0
-    whole = stored(np.asarray(pack.images))  # the reference's own set: not its half, picture by picture
+    whole = stored(
+        np.asarray(pack.images)
+    )  # the reference's own set: not its half, picture by picture
     assert np.isin(whole.order[:300], evaluation.positions).mean() == pytest.approx(0.5, abs=0.15)
 
 
@@ -250,8 +306,15 @@ def test_classes_are_those_of_the_reference_or_drawn_evenly_without_an_accuracy(
     assert "classes" not in first.protocol["drawn"]
     assert sorted(set(more.asked)) == list(range(20))
     assert "label_accuracy" not in second.scores
-    assert "asked has classes of its own, drawn evenly, not those of digits: no label accuracy" in table([first, second])
-    other = stored(np.asarray(pack.images[:300]), labels=(np.asarray(pack.labels[:300]) + 1) % 10, classes=(*"abcdefghij",))
+    assert (
+        "asked has classes of its own, drawn evenly, not those of digits: no label accuracy"
+        in table([first, second])
+    )
+    other = stored(
+        np.asarray(pack.images[:300]),
+        labels=(np.asarray(pack.labels[:300]) + 1) % 10,
+        classes=(*"abcdefghij",),
+    )
     assert "label_accuracy" not in evaluation.score(other).scores
 
 
@@ -259,12 +322,16 @@ def test_floor_and_ceiling_are_made_of_as_many_pictures_as_are_scored(digits):
     pack, evaluation = digits
     few, many = (evaluation.score(stored(np.asarray(pack.images[:count]))) for count in (150, 600))
     assert (few.to_json()["floor_pictures"], many.to_json()["floor_pictures"]) == (150, 600)
-    reals = evaluation.score(stored(np.asarray(pack.images[evaluation.held_out[:150]])))  # the same pictures in another order
+    reals = evaluation.score(
+        stored(np.asarray(pack.images[evaluation.held_out[:150]]))
+    )  # the same pictures in another order
     assert few.floor["frechet"] == pytest.approx(reals.scores["frechet"], rel=1e-4)
     assert few.floor["frechet"] > 1.5 * many.floor["frechet"]
     assert few.ceiling > many.ceiling
     heads = table([few, many]).splitlines()[0]
-    assert all(f"{what} of {count}" in heads for what in ("floor", "ceiling") for count in (150, 600))
+    assert all(
+        f"{what} of {count}" in heads for what in ("floor", "ceiling") for count in (150, 600)
+    )
 
 
 def test_json_holds_no_number_that_is_none(digits):
@@ -329,7 +396,9 @@ def test_extractors_that_cannot_be_are_refused(digits, wanted, more, message):
 
 def test_a_set_without_classes_needs_a_file(tmp_path):
     np.save(tmp_path / "plain.npy", RNG.integers(0, 256, (300, 16, 16), dtype=np.uint8))
-    with pytest.raises(InputError, match="no classes to train a feature network on.*--extractor FILE"):
+    with pytest.raises(
+        InputError, match="no classes to train a feature network on.*--extractor FILE"
+    ):
         find_extractor("auto", open_data(str(tmp_path / "plain.npy")), CPU)
 
 
@@ -358,20 +427,31 @@ def test_torchscript_with_its_preprocessing(digits, tmp_path):
 def test_onnx_with_its_preprocessing(digits, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    given, made = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-                   for name, shape in (("pictures", ["n", 3, 8, 8]), ("rows", ["n", 3, 8])))  # fmt: skip
+    given, made = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("pictures", ["n", 3, 8, 8]), ("rows", ["n", 3, 8]))
+    )
     axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [3])
     mean = onnx.helper.make_node("ReduceMean", ["pictures", "axes"], ["rows"], keepdims=0)
     graph = onnx.helper.make_graph([mean], "rows", [given], [made], [axes])
     path = tmp_path / "rows.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
-    found = find_extractor(str(path), digits[0], CPU, preprocessing="size=8,channels=3,mean=100/110/120,std=50")
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+        ),
+        path,
+    )
+    found = find_extractor(
+        str(path), digits[0], CPU, preprocessing="size=8,channels=3,mean=100/110/120,std=50"
+    )
     assert (found.name, found.dim, found.judges_labels) == ("rows", 24, False)
     pictures = np.full((2, 16, 16, 1), 150, np.uint8)
     expected = np.repeat([(150 - 100) / 50, (150 - 110) / 50, (150 - 120) / 50], 8)
     assert found(pictures).features.numpy() == pytest.approx(np.stack([expected] * 2), rel=1e-5)
     (tmp_path / "text.onnx").write_text("<html>")
-    with pytest.raises(InputError, match="text.onnx cannot be the extractor: ONNX Runtime .* cannot run the model"):
+    with pytest.raises(
+        InputError, match="text.onnx cannot be the extractor: ONNX Runtime .* cannot run the model"
+    ):
         find_extractor(str(tmp_path / "text.onnx"), digits[0], CPU, preprocessing="channels=1")
 
 
@@ -385,7 +465,10 @@ def test_onnx_with_its_preprocessing(digits, tmp_path):
     ],
 )
 def test_the_committed_classifier_judges_digits_only(digits, kind, channels, classes, judges):
-    pack = replace(digits[0], info=replace(digits[0].info, kind=kind, size=28, channels=channels, classes=tuple(classes)))
+    pack = replace(
+        digits[0],
+        info=replace(digits[0].info, kind=kind, size=28, channels=channels, classes=tuple(classes)),
+    )
     assert find_extractor("mnist", pack, CPU).judges_labels == judges
 
 
@@ -406,7 +489,10 @@ def test_preprocessing_says_what_it_does_and_reverses_channels():
 def test_squeezenet_reads_its_file_and_refuses_others(tmp_path):
     torch.manual_seed(0)
     net = SqueezeNet()
-    arrays = {name[::-1].replace(".", "/", 1)[::-1].replace(".", "/"): v.numpy() for name, v in net.state_dict().items()}
+    arrays = {
+        name[::-1].replace(".", "/", 1)[::-1].replace(".", "/"): v.numpy()
+        for name, v in net.state_dict().items()
+    }
     np.savez(tmp_path / "w.npz", **arrays)
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(load_squeezenet(tmp_path / "w.npz")(x), net(x))
@@ -438,7 +524,9 @@ def idx_set(folder: Path, count: int, prefix: str) -> None:
     pictures, labels = np.zeros((count, 16, 16), np.uint8), (np.arange(count) % 10).astype(np.uint8)
     folder.mkdir(exist_ok=True)
     for array, name in ((pictures, "images-idx3-ubyte"), (labels, "labels-idx1-ubyte")):
-        header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(
+            side.to_bytes(4, "big") for side in array.shape
+        )
         (folder / f"{prefix}-{name}").write_bytes(header + array.tobytes())
 
 
@@ -449,7 +537,9 @@ def test_a_damaged_test_split_is_no_missing_one(tmp_path):
     assert open_reference(str(tmp_path))[1].info.count == 20
     labels = tmp_path / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1])
-    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"):
+    with pytest.raises(
+        InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"
+    ):
         open_reference(str(tmp_path))
     labels.unlink()
     with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
@@ -457,15 +547,23 @@ def test_a_damaged_test_split_is_no_missing_one(tmp_path):
 
 
 def test_a_test_split_gets_the_size_of_the_training_pictures(tmp_path):
-    np.savez(tmp_path / "two.npz", x_train=np.zeros((5, 16, 16), np.uint8), x_test=np.zeros((4, 20, 20, 3), np.uint8))
+    np.savez(
+        tmp_path / "two.npz",
+        x_train=np.zeros((5, 16, 16), np.uint8),
+        x_test=np.zeros((4, 20, 20, 3), np.uint8),
+    )
     train, test = open_reference(str(tmp_path / "two.npz"))
     assert (train.images.shape, test.images.shape) == ((5, 1, 16, 16), (4, 1, 16, 16))
 
 
-def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_are_an_error(tmp_path):
+def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_are_an_error(
+    tmp_path,
+):
     (tmp_path / "img_align_celeba").mkdir()
     for number in range(4):
-        Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(tmp_path / f"img_align_celeba/{number}.jpg")
+        Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(
+            tmp_path / f"img_align_celeba/{number}.jpg"
+        )
     table = tmp_path / "list_eval_partition.txt"
     table.write_text("".join(f"{number}.jpg 0\n" for number in range(4)))
     assert open_reference(str(tmp_path))[1] is None
@@ -482,7 +580,14 @@ def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_ar
 def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     pack = open_data("digits")
     np.savez(tmp_path / "drawn.npz", images=pack.images[:400, 0], labels=pack.labels[:400])
-    arguments = ["eval", str(tmp_path / "drawn.npz"), "--data", "digits", "--sheet", str(tmp_path / "s.png")]
+    arguments = [
+        "eval",
+        str(tmp_path / "drawn.npz"),
+        "--data",
+        "digits",
+        "--sheet",
+        str(tmp_path / "s.png"),
+    ]
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
     for word in (
@@ -506,19 +611,43 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
         (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
         (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
         (["few.npy", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
-        (["few.npy", "--data", "digits"], "50 pictures (few.npy) are too few: with 64 features scores need 100 or more"),
+        (
+            ["few.npy", "--data", "digits"],
+            "50 pictures (few.npy) are too few: with 64 features scores need 100 or more",
+        ),
         (["large.npy", "--data", "digits"], "20x20x1 and digits of 16x16x1: give --size 16"),
-        (["bundle", "--data", "digits"], "bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8"),
-        (["bundle", "--data", "digits", "--size", "20"], "bundle has pictures of 8x8x1 and digits of 20x20x1"),
-        (["few.npy", "--data", "large.npy", "--need-labels"], "large has no classes, which scores of labels need: sub-folders"),
-        (["large.npy", "--data", "large.npy"], "large has no classes to train a feature network on: give one with --extractor"),
-        (["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"], "expected 00000000: another file, or a"),
+        (
+            ["bundle", "--data", "digits"],
+            "bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8",
+        ),
+        (
+            ["bundle", "--data", "digits", "--size", "20"],
+            "bundle has pictures of 8x8x1 and digits of 20x20x1",
+        ),
+        (
+            ["few.npy", "--data", "large.npy", "--need-labels"],
+            "large has no classes, which scores of labels need: sub-folders",
+        ),
+        (
+            ["large.npy", "--data", "large.npy"],
+            "large has no classes to train a feature network on: give one with --extractor",
+        ),
+        (
+            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"],
+            "expected 00000000: another file, or a",
+        ),
         (
             ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "no hash"],
             "is 'no hash'; expected the 64 hex digits",
         ),
-        (["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"], "names no classes of digits"),
-        (["few.npz", "few.npy", "--data", "digits", "--need-labels"], "few.npy has no labels with the classes of digits"),
+        (
+            ["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"],
+            "names no classes of digits",
+        ),
+        (
+            ["few.npz", "few.npy", "--data", "digits", "--need-labels"],
+            "few.npy has no labels with the classes of digits",
+        ),
         (["x.npz", "--json", "few.npy/r.json"], "few.npy/r.json cannot be written"),
         (["x.npz", "--json", "."], "it is a folder"),
     ],
@@ -526,12 +655,22 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
 def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
-    np.savez("few.npz", images=RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8), labels=np.arange(50) % 10)
+    np.savez(
+        "few.npz",
+        images=RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8),
+        labels=np.arange(50) % 10,
+    )
     if arguments[0] != "few.npy":  # all else is said before a classifier is trained
         monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)
     np.save("large.npy", RNG.integers(0, 256, (300, 20, 20), dtype=np.uint8))
     if "s.npz" in arguments:
-        np.savez("s.npz", **{name.replace(".", "/"): value.numpy() for name, value in SqueezeNet().state_dict().items()})
+        np.savez(
+            "s.npz",
+            **{
+                name.replace(".", "/"): value.numpy()
+                for name, value in SqueezeNet().state_dict().items()
+            },
+        )
     if "bundle" in arguments:
         from tests.small_bundle import small_bundle
 
@@ -548,7 +687,10 @@ def test_a_folder_of_pictures_gets_the_size_of_the_reference_and_results_a_folde
     for number, picture in enumerate(open_data("digits").images[:120]):
         Image.fromarray(picture[0]).save(drawn / f"{number}.png")
     assert main(["eval", str(drawn), str(drawn), "--data", "digits", "--json", str(out)]) == 0
-    assert [record["name"] for record in json.loads(out.read_text())] == [str(drawn), f"{drawn} (2)"]
+    assert [record["name"] for record in json.loads(out.read_text())] == [
+        str(drawn),
+        f"{drawn} (2)",
+    ]
     assert "120 fakes" in capsys.readouterr().out
 
 
@@ -556,7 +698,24 @@ def test_a_bundle_is_scored_at_several_psi_under_different_names(tmp_path, capsy
     from tests.small_bundle import small_bundle
 
     small_bundle(tmp_path / "bundle", classes=12)
-    assert main(["eval", str(tmp_path / "bundle"), "--data", "digits", "--size", "8", "-n", "120", "--psi", "1", "0.5"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                str(tmp_path / "bundle"),
+                "--data",
+                "digits",
+                "--size",
+                "8",
+                "-n",
+                "120",
+                "--psi",
+                "1",
+                "0.5",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "bundle psi 1  bundle psi 0.5" in shown
     assert shown.count("drawn evenly, not those of digits: no label accuracy") == 2
@@ -584,12 +743,25 @@ def test_eval_and_plot_of_a_run(tmp_path, capsys):
         shutil.copytree(out, tmp_path / name)
     whole = (out / "log.jsonl").read_text().splitlines()
     (tmp_path / "a/_left/log.jsonl").write_text(whole[0] + "\n[]\n3\nnull\n")
-    assert main(["plot", *(str(tmp_path / name) for name in names), "--out", str(tmp_path / "names.svg")]) == 0
+    assert (
+        main(
+            [
+                "plot",
+                *(str(tmp_path / name) for name in names),
+                "--out",
+                str(tmp_path / "names.svg"),
+            ]
+        )
+        == 0
+    )
     drawn = (tmp_path / "names.svg").read_text()
     assert all(f"<!-- {name} -->" in drawn for name in names)
     (tmp_path / "a/_left/log.jsonl").write_text('{"images": 3, "critic/loss": "nan"}\n[]\n')
     assert main(["plot", str(tmp_path / "a/_left")]) == 2
-    assert "log.jsonl has none of the quantities that are drawn: critic/loss" in capsys.readouterr().err
+    assert (
+        "log.jsonl has none of the quantities that are drawn: critic/loss"
+        in capsys.readouterr().err
+    )
     shutil.rmtree(out / "checkpoints")
     assert main(["eval", str(out), "--checkpoint", "all"]) == 2
     assert "has no checkpoint yet; train it further" in capsys.readouterr().err
@@ -600,9 +772,14 @@ def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "open", staticmethod(lambda folder: run))
     (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n')
     one = draw_curves([str(tmp_path)], str(tmp_path / "one.svg")).read_text()
-    (tmp_path / "log.jsonl").write_text('{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n')
+    (tmp_path / "log.jsonl").write_text(
+        '{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n'
+    )
     two = draw_curves([str(tmp_path)], str(tmp_path / "two.svg")).read_text()
-    assert ["<g clip-path" in text for text in (one, two)] == [True, False]  # how a marker is written
+    assert ["<g clip-path" in text for text in (one, two)] == [
+        True,
+        False,
+    ]  # how a marker is written
 
 
 # ---- real data --------------------------------------------------------------------------------------------------------
@@ -613,7 +790,9 @@ def test_committed_classifier_reaches_its_accuracy(real_data):
     extractor = committed(CPU)
     right = 0
     for start in range(0, 10_000, 1000):
-        found = extractor(np.ascontiguousarray(pack.images[start : start + 1000].transpose(0, 2, 3, 1)))
+        found = extractor(
+            np.ascontiguousarray(pack.images[start : start + 1000].transpose(0, 2, 3, 1))
+        )
         right += int((found.logits.argmax(1).numpy() == pack.labels[start : start + 1000]).sum())
     assert right >= 9930
 
@@ -656,7 +835,9 @@ def test_stacked_reals_have_a_thousand_modes_and_one_picture_has_one(real_data):
     reals, one = ClassScores(1000), ClassScores(1000)
     truth = np.bincount(pack.labels, minlength=1000)
     for start in range(0, 26_000, 500):
-        pictures = np.ascontiguousarray(pack.images[np.arange(start, start + 500)].transpose(0, 2, 3, 1))
+        pictures = np.ascontiguousarray(
+            pack.images[np.arange(start, start + 500)].transpose(0, 2, 3, 1)
+        )
         reals.add(extractor(pictures).logits, pack.labels[start : start + 500])
     one.add(extractor(np.repeat(pictures[:1], 100, 0)).logits, None)
     train = open_data("stacked-mnist", root=str(real_data))

@@ -22,7 +22,14 @@ def net() -> Inception:
 @pytest.fixture(scope="module")
 def weights(net, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "random.pth"
-    torch.save({name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}, path)
+    torch.save(
+        {
+            name: value
+            for name, value in net.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        },
+        path,
+    )
     return path
 
 
@@ -40,14 +47,23 @@ def test_it_has_the_published_size_and_the_names_of_the_file(net):
 
 def test_maps_have_their_published_sizes(net):
     seen = {}
-    hooks = [block.register_forward_hook(lambda m, x, y, name=name: seen.update({name: tuple(y.shape[1:])}))
-             for name, block in net.named_children() if isinstance(block, Mixed)]  # fmt: skip
+    hooks = [
+        block.register_forward_hook(
+            lambda m, x, y, name=name: seen.update({name: tuple(y.shape[1:])})
+        )
+        for name, block in net.named_children()
+        if isinstance(block, Mixed)
+    ]
     with torch.no_grad():
         features, logits = net(torch.rand(1, 3, 299, 299))
     for hook in hooks:
         hook.remove()
     assert (features.shape, logits.shape) == ((1, 2048), (1, 1008))
-    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == ((288, 35, 35), (768, 17, 17), (2048, 8, 8))
+    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == (
+        (288, 35, 35),
+        (768, 17, 17),
+        (2048, 8, 8),
+    )
 
 
 def test_average_pools_leave_the_padding_out_and_the_last_block_pools_by_maximum(net):
@@ -67,8 +83,12 @@ def test_pictures_are_resized_without_aligned_corners_to_minus_one_to_one():
     assert x[0, 0, 0, 149] == pytest.approx(0, abs=1e-6)
     assert x[0, 0, 0, 74] == pytest.approx(-1, abs=0.01)
     assert x[0, 0, 0, 90] > -0.9
-    fine = torch.arange(600 * 2, dtype=torch.uint8).view(1, 1, 600, 2)[..., :1].expand(1, 600, 600, 1)
-    assert not torch.allclose(PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1)  # that one is antialiased
+    fine = (
+        torch.arange(600 * 2, dtype=torch.uint8).view(1, 1, 600, 2)[..., :1].expand(1, 600, 600, 1)
+    )
+    assert not torch.allclose(
+        PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1
+    )  # that one is antialiased
 
 
 def test_as_an_extractor_it_is_known_by_its_hash(net, weights):
@@ -84,7 +104,8 @@ def test_as_an_extractor_it_is_known_by_its_hash(net, weights):
 def test_files_that_are_not_it_are_refused(weights, tmp_path):
     pack = open_data("digits")
     with pytest.raises(
-        InputError, match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: another file, or a damaged one"
+        InputError,
+        match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: another file, or a damaged one",
     ):
         find_extractor(str(weights), pack, CPU)
     less = torch.load(weights, weights_only=True)
@@ -93,7 +114,10 @@ def test_files_that_are_not_it_are_refused(weights, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("<html>")
     for name, message in (
-        ("less.pth", r"not the Inception-v3 of the FID: it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)"),
+        (
+            "less.pth",
+            r"not the Inception-v3 of the FID: it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)",
+        ),
         ("list.pth", "it has no Conv2d_1a_3x3.conv.weight"),
         ("text.pth", "text.pth is no readable file of weights"),
     ):

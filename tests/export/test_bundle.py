@@ -23,18 +23,29 @@ from ganfast.export.engines.cache import EngineCache
 
 def manifest(**changes) -> Manifest:
     plain = Manifest(
-        name="tiny", latent=3, classes=("a", "b"), size=4, channels=3, precision="fp32", buckets=(1, 8), crop="centre square",
-        golden={"seed": 0, "count": 2}, engines={"k1": {"target": "rtx"}}, ganfast="0.1.0",
-    )  # fmt: skip
+        name="tiny",
+        latent=3,
+        classes=("a", "b"),
+        size=4,
+        channels=3,
+        precision="fp32",
+        buckets=(1, 8),
+        crop="centre square",
+        golden={"seed": 0, "count": 2},
+        engines={"k1": {"target": "rtx"}},
+        ganfast="0.1.0",
+    )
     return replace(plain, **changes)
 
 
 def files(seed: int = 0) -> dict[str, bytes]:
     random = np.random.default_rng(seed)
     golden = golden_file(
-        random.standard_normal((2, 3)).astype(np.float32), np.arange(2), np.ones(2, np.float32),
+        random.standard_normal((2, 3)).astype(np.float32),
+        np.arange(2),
+        np.ones(2, np.float32),
         random.integers(0, 255, (2, 4, 4, 3), dtype=np.uint8),
-    )  # fmt: skip
+    )
     return {MODEL: random.bytes(400), GOLDEN: golden, "engines/k1": random.bytes(300)}
 
 
@@ -57,7 +68,11 @@ def test_a_bundle_comes_back_as_it_was_written(bundle):
 
 
 def test_arrays_are_those_that_the_safetensors_library_reads():
-    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([1, -2]), "c": np.zeros((0, 4), np.uint8)}
+    arrays = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.array([1, -2]),
+        "c": np.zeros((0, 4), np.uint8),
+    }
     data = write_tensors(arrays)
     for read in (load_safetensors(data), read_tensors(data)):
         assert set(read) == set(arrays)
@@ -98,7 +113,9 @@ def test_any_changed_byte_is_refused(bundle, seed):
     open_bundle(bundle.folder)
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400 + "e9", "NaN", "[" * 3000 + "]" * 3000])
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "9" * 400 + "e9", "NaN", "[" * 3000 + "]" * 3000]
+)
 def test_numbers_that_json_can_say_and_nobody_wrote_are_refused(bundle, number):
     """As a coverage-guided fuzzer found: they can be read and not written."""
     path = bundle.folder / MANIFEST
@@ -127,7 +144,9 @@ def rewritten(bundle: Bundle, digest: bool = True, **changes) -> None:
     plain.pop("digest")
     text = (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
     plain["digest"] = f"sha256:{hashlib.sha256(text).hexdigest()}"
-    (bundle.folder / MANIFEST).write_bytes((json.dumps(plain, indent=1, sort_keys=True) + "\n").encode())
+    (bundle.folder / MANIFEST).write_bytes(
+        (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +178,19 @@ def test_manifests_that_cannot_be_are_refused(bundle, changes, sentence):
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret", "/etc/passwd", "engines/../../secret", "a\\b", "C:x", "./model.onnx", "a//b", "", ".", "a\ud800"]
+    "path",
+    [
+        "../secret",
+        "/etc/passwd",
+        "engines/../../secret",
+        "a\\b",
+        "C:x",
+        "./model.onnx",
+        "a//b",
+        "",
+        ".",
+        "a\ud800",
+    ],
 )
 def test_paths_that_leave_the_bundle_are_refused(bundle, path):
     facts = json.loads((bundle.folder / MANIFEST).read_text())["files"]
@@ -215,7 +246,9 @@ def test_golden_rows_of_another_shape_are_refused(tmp_path):
         open_bundle(bundle.folder).golden()
 
 
-@pytest.mark.parametrize("data", [b"", b"1234567", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"], ids=repr)
+@pytest.mark.parametrize(
+    "data", [b"", b"1234567", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"], ids=repr
+)
 def test_damaged_tensor_files_raise_value_error(data):
     with pytest.raises((ValueError, AttributeError)):
         read_tensors(data)
@@ -236,7 +269,9 @@ def test_only_a_bundle_is_ever_replaced_and_only_when_asked(bundle, tmp_path):
         write_bundle(bundle.folder, manifest(), files(1))
     assert open_bundle(bundle.folder).manifest.digest == bundle.manifest.digest
     new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
-    assert open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    assert (
+        open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    )
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="exists and is not a bundle"):
@@ -260,7 +295,9 @@ def test_a_place_is_written_by_one_process_at_a_time(tmp_path):
         "import sys, pathlib; from ganfast.export.bundle.bundle import exclusive\n"
         "with exclusive(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout.readline().strip() == b"held"
     with pytest.raises(RunError, match="another process is writing"):
         write_bundle(out, manifest(), files())
@@ -270,7 +307,9 @@ def test_a_place_is_written_by_one_process_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed twice"])
-def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(bundle, exchange, monkeypatch):
+def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(
+    bundle, exchange, monkeypatch
+):
     if not exchange:
         monkeypatch.setattr(disk, "exchange", lambda a, b: False)
     elif not can_exchange(bundle.folder.parent):
@@ -298,7 +337,9 @@ def test_readers_see_one_whole_bundle_while_it_is_replaced_again_and_again(bundl
             assert "is not a bundle" in str(error)
     writer.join()
     assert seen == digests
-    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name], "nothing is left beside"
+    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name], (
+        "nothing is left beside"
+    )
 
 
 def test_golden_rows_are_those_that_were_checked_though_the_bundle_was_replaced(bundle):
@@ -306,7 +347,9 @@ def test_golden_rows_are_those_that_were_checked_though_the_bundle_was_replaced(
     expected = opened.golden()["images"]
     new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
     np.testing.assert_array_equal(opened.golden()["images"], expected)
-    np.testing.assert_array_equal(new.golden()["images"], open_bundle(bundle.folder).golden()["images"])
+    np.testing.assert_array_equal(
+        new.golden()["images"], open_bundle(bundle.folder).golden()["images"]
+    )
     assert not np.array_equal(new.golden()["images"], expected)
 
 
@@ -330,7 +373,9 @@ def test_where_the_system_can_exchange_nothing_is_ever_renamed_away(bundle, monk
 
     monkeypatch.setattr(Path, "rename", fail)
     new = write_bundle(bundle.folder, manifest(), files(1), overwrite=True)
-    assert open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    assert (
+        open_bundle(bundle.folder).manifest.digest == new.manifest.digest != bundle.manifest.digest
+    )
     assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name]
 
 
@@ -354,7 +399,10 @@ def test_a_kill_between_two_renames_leaves_the_old_bundle_and_says_where(bundle,
     )
     assert subprocess.run([sys.executable, "-c", code, str(bundle.folder)]).returncode == 9
     old = bundle.folder.with_name(".b.old")
-    with pytest.raises(InputError, match=r"b is not a bundle .*; .*\.b\.old is the one from before.*: rename it back"):
+    with pytest.raises(
+        InputError,
+        match=r"b is not a bundle .*; .*\.b\.old is the one from before.*: rename it back",
+    ):
         open_bundle(bundle.folder)
     assert open_bundle(old).manifest == bundle.manifest
     unsynced = disk.sync
@@ -386,7 +434,9 @@ def test_a_rename_that_fails_puts_the_old_bundle_back(bundle, monkeypatch):
 
 def test_places_that_cannot_be_renamed_are_refused(bundle, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("b")
-    with pytest.raises(InputError, match=r"link is a link, to b; choose --out .*/b, or remove the link"):
+    with pytest.raises(
+        InputError, match=r"link is a link, to b; choose --out .*/b, or remove the link"
+    ):
         write_bundle(tmp_path / "link", manifest(), files(1), overwrite=True)
     assert open_bundle(bundle.folder).manifest == bundle.manifest
     (tmp_path / "empty").mkdir()
@@ -401,9 +451,18 @@ def test_places_that_cannot_be_renamed_are_refused(bundle, tmp_path, monkeypatch
 def test_latency_is_kept_beside_the_manifest_and_ignored_where_damaged(bundle):
     assert bundle.latency() == {}
     bundle.write_latency({"cpu": {"1": 0.5}})
-    assert open_bundle(bundle.folder, digest=bundle.manifest.digest).latency() == {"cpu": {"1": 0.5}}
+    assert open_bundle(bundle.folder, digest=bundle.manifest.digest).latency() == {
+        "cpu": {"1": 0.5}
+    }
     path = bundle.folder / "latency.json"
-    for text in (path.read_text().replace("0.5", "0.6"), "{", "[]", "[" * 100_000, "Infinity", '{"table": 1e999}'):
+    for text in (
+        path.read_text().replace("0.5", "0.6"),
+        "{",
+        "[]",
+        "[" * 100_000,
+        "Infinity",
+        '{"table": 1e999}',
+    ):
         path.write_text(text)
         assert bundle.latency() == {}
 
@@ -435,7 +494,9 @@ def test_engine_cache_drops_what_was_used_longest_ago(tmp_path):
     cache.put("d", bytes(100), {"key": "d"})
     assert sorted(p.name for p in tmp_path.glob("?")) == ["b", "d"]
     cache.put("huge", bytes(1000), {"key": "huge"})
-    assert [p.name for p in tmp_path.iterdir() if not p.suffix] == ["huge"], "the newest stays, whatever its size"
+    assert [p.name for p in tmp_path.iterdir() if not p.suffix] == ["huge"], (
+        "the newest stays, whatever its size"
+    )
 
 
 # Schemas

@@ -27,18 +27,25 @@ from ganfast.runs.run import Run
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from ganfast.export.graph.lint import RULES, TARGETS, lint  # noqa: E402
-from ganfast.export.graph.to_onnx import to_bytes, to_onnx  # noqa: E402
-from ganfast.export.verify import verify_bundle  # noqa: E402
+from ganfast.export.graph.lint import RULES, TARGETS, lint
+from ganfast.export.graph.to_onnx import to_bytes, to_onnx
+from ganfast.export.verify import verify_bundle
 
 f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
 
 
 def trained(folder, model: str, conditional: str) -> Run:
     config = replace(
-        preset_config("wgan-gp"), out=str(folder), kimg=0.32, batch=16, model=model, conditional=conditional, ema_kimg=0.0,
-        net=NetConfig(width=4, latent=8), log=LogConfig(every=1, sample_kimg=1, save_kimg=0.16, tensorboard=False),
-    )  # fmt: skip
+        preset_config("wgan-gp"),
+        out=str(folder),
+        kimg=0.32,
+        batch=16,
+        model=model,
+        conditional=conditional,
+        ema_kimg=0.0,
+        net=NetConfig(width=4, latent=8),
+        log=LogConfig(every=1, sample_kimg=1, save_kimg=0.16, tensorboard=False),
+    )
     return train(config, quiet=True)
 
 
@@ -48,9 +55,15 @@ def run(request, tmp_path_factory) -> Run:
     return trained(tmp_path_factory.mktemp("run") / "r", request.param, classes)
 
 
-one_model = pytest.mark.parametrize("run", ["dcgan"], indirect=True)  # where nothing depends on the architecture
+one_model = pytest.mark.parametrize(
+    "run", ["dcgan"], indirect=True
+)  # where nothing depends on the architecture
 PRECISIONS = [("dcgan", precision) for precision in GATES] + [("mlp", "fp32"), ("mlp", "int8")]
-PRECISIONS += [pytest.param("mlp", each, marks=pytest.mark.accept) for each in GATES if ("mlp", each) not in PRECISIONS]
+PRECISIONS += [
+    pytest.param("mlp", each, marks=pytest.mark.accept)
+    for each in GATES
+    if ("mlp", each) not in PRECISIONS
+]
 
 
 @pytest.mark.parametrize(("run", "precision"), PRECISIONS, indirect=["run"])
@@ -79,18 +92,25 @@ def test_int8_is_calibrated_and_judged_to_the_end_of_the_range_of_psi(run, tmp_p
     monkeypatch.setitem(GATES, "int8", Gate(psnr_db=36.5))
     export_bundle(run, tmp_path / "b", "int8")
     monkeypatch.setattr("ganfast.export.exporter._CALIBRATION_PSI", (1.0,))
-    with pytest.raises(RunError, match=r"int8 misses its gate: onnxruntime-cpu with psi 2 at batch 64: max") as missed:
+    with pytest.raises(
+        RunError, match=r"int8 misses its gate: onnxruntime-cpu with psi 2 at batch 64: max"
+    ) as missed:
         export_bundle(run, tmp_path / "c", "int8")
     assert "int8 graph, float32 products with psi 2 at batch 64: max" in str(missed.value)
 
 
-@pytest.mark.parametrize("run", ["dcgan", pytest.param("mlp", marks=pytest.mark.accept)], indirect=True)
+@pytest.mark.parametrize(
+    "run", ["dcgan", pytest.param("mlp", marks=pytest.mark.accept)], indirect=True
+)
 def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
     latent, classes = run.config.net.latent, len(run.classes)
     module = deployable(run.generator(device="cpu"), latent, classes)
     first, second = (to_bytes(to_onnx(module, latent, {})) for _ in range(2))
     assert first == second
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_model_from_string(first).graph.initializer}
+    weights = {
+        t.name: onnx.numpy_helper.to_array(t)
+        for t in onnx.load_model_from_string(first).graph.initializer
+    }
     for name, value in module.generator.state_dict().items():
         np.testing.assert_array_equal(weights[name], value.numpy())
 
@@ -176,13 +196,22 @@ def test_a_generator_that_fixes_the_batch_is_refused():
 def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
     cases = [
         (["export", str(tmp_path), "--out", str(tmp_path / "b")], "is not a run directory"),
-        (["export", str(run.folder), "--out", str(tmp_path / "b"), "--precision", "fp4"], "expected one of fp32"),
-        (["export", str(run.folder), "--out", str(tmp_path / "b"), "--buckets", "8,1"], "expected ascending batch sizes"),
+        (
+            ["export", str(run.folder), "--out", str(tmp_path / "b"), "--precision", "fp4"],
+            "expected one of fp32",
+        ),
+        (
+            ["export", str(run.folder), "--out", str(tmp_path / "b"), "--buckets", "8,1"],
+            "expected ascending batch sizes",
+        ),
         (["export", str(run.folder), "--out", str(run.folder)], "exists and is not a bundle"),
         (["verify", str(tmp_path)], "is not a bundle"),
         (["inspect", str(tmp_path)], "is not a bundle"),
         (["lint", str(tmp_path / "no.onnx")], "cannot be read as ONNX"),
-        (["lint", str(tmp_path / "no.onnx"), "--target", "tpu"], "target is 'tpu'; expected one of onnxruntime-cpu"),
+        (
+            ["lint", str(tmp_path / "no.onnx"), "--target", "tpu"],
+            "target is 'tpu'; expected one of onnxruntime-cpu",
+        ),
     ]
     for args, sentence in cases:
         assert main(args) == 2
@@ -193,7 +222,11 @@ def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
     assert main(["lint", str(tmp_path / "empty.onnx")]) == 2
     assert "empty.onnx holds no graph" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(tmp_path / "b")
-    wrong = {".": "is no name of its own", "..": "is no name of its own", str(tmp_path / "link"): "is a link, to"}
+    wrong = {
+        ".": "is no name of its own",
+        "..": "is no name of its own",
+        str(tmp_path / "link"): "is a link, to",
+    }
     for out, sentence in wrong.items():
         assert main(["export", str(run.folder), "--out", out, "--overwrite"]) == 2
         assert sentence in capsys.readouterr().err
@@ -222,7 +255,9 @@ def test_a_run_that_has_no_checkpoint_yet_is_refused(run, tmp_path, capsys):
 
 @one_model
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, package, capsys, monkeypatch):
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    run, tmp_path, package, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
     assert main(["export", str(run.folder), "--out", str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
@@ -233,8 +268,12 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path,
 
 @one_model
 @pytest.mark.parametrize("buckets", ["", "0", "-1", "1,x", "4097", "1,1", "8,1", "1;8"])
-def test_buckets_out_of_range_are_refused_before_anything_is_computed(run, tmp_path, buckets, capsys):
-    assert main(["export", str(run.folder), "--out", str(tmp_path / "b"), f"--buckets={buckets}"]) == 2
+def test_buckets_out_of_range_are_refused_before_anything_is_computed(
+    run, tmp_path, buckets, capsys
+):
+    assert (
+        main(["export", str(run.folder), "--out", str(tmp_path / "b"), f"--buckets={buckets}"]) == 2
+    )
     said = capsys.readouterr().err
     assert "batch sizes" in said
     assert said.count("\n") == 1
@@ -243,7 +282,9 @@ def test_buckets_out_of_range_are_refused_before_anything_is_computed(run, tmp_p
 @one_model
 def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "draw", lambda self, z, *_: np.zeros((len(z), 16, 16, 1), np.uint8))
-    with pytest.raises(RunError, match=r"fp32 misses its gate: onnxruntime-cpu at batch 1: max \d+ LSB"):
+    with pytest.raises(
+        RunError, match=r"fp32 misses its gate: onnxruntime-cpu at batch 1: max \d+ LSB"
+    ):
         export_bundle(run, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -252,10 +293,14 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
 def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
     bundle = export_bundle(run, tmp_path / "b", "bf16")
     assert {each.back_end.partition(" ")[0] for each in bundle.manifest.parity} == {"torch-cpu"}
-    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {t: t == "onnxruntime-cpu" for t in TARGETS}
+    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {
+        t: t == "onnxruntime-cpu" for t in TARGETS
+    }
     model = onnx.load_model_from_string(bundle.model_bytes())
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    transposed = {name for each in model.graph.node if each.op_type == "ConvTranspose" for name in each.input}
+    transposed = {
+        name for each in model.graph.node if each.op_type == "ConvTranspose" for name in each.input
+    }
     assert weights["project.weight"] == onnx.TensorProto.BFLOAT16
     assert not [name for name in transposed if weights.get(name) == onnx.TensorProto.BFLOAT16]
     with load_sampler(bundle.folder, device="cpu") as sampler:
@@ -272,8 +317,13 @@ def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path
 def graph(nodes, weights=(), opset=20, batch="N", out=f):
     value = onnx.helper.make_tensor_value_info
     inputs = [value("x", f, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
-    made = onnx.helper.make_graph(nodes, "g", inputs, [value("y", out, [batch, None, None, None])], list(weights))
-    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("own", 1)])
+    made = onnx.helper.make_graph(
+        nodes, "g", inputs, [value("y", out, [batch, None, None, None])], list(weights)
+    )
+    return onnx.helper.make_model(
+        made,
+        opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("own", 1)],
+    )
 
 
 def node(op, inputs=("x",), outputs=("y",), **options):
@@ -292,7 +342,9 @@ def broken() -> dict[str, onnx.ModelProto]:
     """For each rule a graph that breaks it."""
     bf16 = graph([node("Relu")])
     bf16.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
-    transposed = graph([node("ConvTranspose", ("x", "w"))], [tensor("w", onnx.TensorProto.BFLOAT16)])
+    transposed = graph(
+        [node("ConvTranspose", ("x", "w"))], [tensor("w", onnx.TensorProto.BFLOAT16)]
+    )
     early = graph([node("Cast", outputs=("c",), to=u8), node("Identity", ("c",))], out=u8)
     early.graph.value_info.append(typed("c", u8))
     double = graph([node("Cast", outputs=("d",), to=11), node("Cast", ("d",), to=1)])
@@ -306,7 +358,10 @@ def broken() -> dict[str, onnx.ModelProto]:
         "bf16-on-cpu": bf16,
         "uint8-inside": early,
         "modulated-convolution": graph([node("Conv", ("x", "k"))]),
-        "int8-bias": graph([node("DequantizeLinear", ("b", "s"))], [tensor("b", onnx.TensorProto.INT32), tensor("s", f)]),
+        "int8-bias": graph(
+            [node("DequantizeLinear", ("b", "s"))],
+            [tensor("b", onnx.TensorProto.INT32), tensor("s", f)],
+        ),
         "opset": graph([node("Relu")], opset=13),
         "custom-op": graph([node("Relu", domain="own")]),
         "fixed-batch": graph([node("Relu")], batch=4),
@@ -328,7 +383,10 @@ def test_each_rule_finds_the_graph_that_breaks_it_on_its_targets_only(rule):
 def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
     onnx.save_model(broken()["antialiased-resize"], str(tmp_path / "m.onnx"))
     assert main(["lint", str(tmp_path / "m.onnx"), "--target", "rtx"]) == 1
-    assert "antialiased-resize: Resize: is not supported; write it as a convolution" in capsys.readouterr().out
+    assert (
+        "antialiased-resize: Resize: is not supported; write it as a convolution"
+        in capsys.readouterr().out
+    )
     bundle = export_bundle(run, tmp_path / "b")
     assert main(["lint", str(bundle.folder), "--target", "rtx"]) == 0
     assert open_bundle(bundle.folder).manifest.lint["rtx"] == []
@@ -338,11 +396,19 @@ def test_lint_names_the_place_and_the_remedy(run, tmp_path, capsys):
 
 
 @one_model
-def test_targets_that_cannot_be_are_refused_before_anything_is_computed(run, tmp_path, capsys, monkeypatch):
+def test_targets_that_cannot_be_are_refused_before_anything_is_computed(
+    run, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it was not installed
-    cases = [("tpu", "expected onnx, tensorrt, or rtx"), ("rtx:8", "look like rtx:8.6,8.9"), ("tensorrt", "ganfast[tensorrt]")]
+    cases = [
+        ("tpu", "expected onnx, tensorrt, or rtx"),
+        ("rtx:8", "look like rtx:8.6,8.9"),
+        ("tensorrt", "ganfast[tensorrt]"),
+    ]
     for target, sentence in cases:
-        assert main(["export", str(run.folder), "--out", str(tmp_path / "b"), "--target", target]) == 2
+        assert (
+            main(["export", str(run.folder), "--out", str(tmp_path / "b"), "--target", target]) == 2
+        )
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
@@ -350,11 +416,28 @@ def test_targets_that_cannot_be_are_refused_before_anything_is_computed(run, tmp
 
 
 @one_model
-def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_their_facts(run, tmp_path):
+def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_their_facts(
+    run, tmp_path
+):
     pytest.importorskip("tensorrt_rtx")
     out = str(tmp_path / "b")
     targets = ["--target", "onnx", "--target", "rtx:8.6,8.9"]
-    assert main(["export", str(run.folder), "--out", out, "--precision", "fp16", "--buckets", "1,4", *targets]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(run.folder),
+                "--out",
+                out,
+                "--precision",
+                "fp16",
+                "--buckets",
+                "1,4",
+                *targets,
+            ]
+        )
+        == 0
+    )
     bundle = open_bundle(out)
     engines = bundle.manifest.engines
     assert sorted(facts["capability"] for facts in engines.values()) == ["8.6", "8.9"]
@@ -365,14 +448,28 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
 
 
 @one_model
-def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_why(run, tmp_path, capsys):
+def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_why(
+    run, tmp_path, capsys
+):
     pytest.importorskip("tensorrt_rtx")
     cache = tmp_path / "engines"
-    base = ["export", str(run.folder), "--out", str(tmp_path / "b"), "--overwrite", "--target", "rtx:8.6", "--cache", str(cache)]
+    base = [
+        "export",
+        str(run.folder),
+        "--out",
+        str(tmp_path / "b"),
+        "--overwrite",
+        "--target",
+        "rtx:8.6",
+        "--cache",
+        str(cache),
+    ]
 
     def said(*more):
         assert main([*base, *more]) == 0
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("engine ")]
+        (line,) = [
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("engine ")
+        ]
         return line.partition(", rtx for 8.6: ")[2]
 
     assert said("--buckets", "1,4") == f"built, no engine in {cache} yet"
@@ -380,7 +477,10 @@ def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_wh
     assert said("--buckets", "1,4") == "from the cache"
     again = open_bundle(tmp_path / "b")
     assert again.manifest.digest == first.manifest.digest
-    assert said("--buckets", "1,8") == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    assert (
+        said("--buckets", "1,8")
+        == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    )
     (kept,) = [path for path in cache.iterdir() if path.name in first.manifest.engines]
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert said("--buckets", "1,4") == f"built, engine {kept.name} in {cache} is damaged"
@@ -390,7 +490,10 @@ def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_wh
 
 def test_an_engine_is_built_though_its_cache_cannot_be_written(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr("ganfast.export.engines.engines.build_plan", lambda *_: (b"plan", b""))
-    monkeypatch.setattr("ganfast.export.engines.engines.load_flavour", lambda name: Flavour(name, ModuleType("rtx"), "1.7"))
+    monkeypatch.setattr(
+        "ganfast.export.engines.engines.load_flavour",
+        lambda name: Flavour(name, ModuleType("rtx"), "1.7"),
+    )
     monkeypatch.setattr("ganfast.export.engines.engines.builds_without_gpu", lambda library: True)
     (tmp_path / "file").write_text("no folder")
     (engine,) = build_engines(b"graph", "rtx", Build((1,)), ["8.6"], EngineCache(tmp_path / "file"))

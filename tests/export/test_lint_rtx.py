@@ -8,8 +8,8 @@ from ganfast.errors import InputError, RunError
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx")
 
-from ganfast.export.engines.vendor import Build, build_plan, load_flavour  # noqa: E402
-from ganfast.export.graph.lint import RULES, lint  # noqa: E402
+from ganfast.export.engines.vendor import Build, build_plan, load_flavour
+from ganfast.export.graph.lint import RULES, lint
 
 T = onnx.TensorProto
 node = onnx.helper.make_node
@@ -28,7 +28,11 @@ def graph(*nodes, weights=(), opset=20, batch="N", out=T.FLOAT):
     """x (N, 2, 4, 4) float32 -> y."""
     value = onnx.helper.make_tensor_value_info
     made = onnx.helper.make_graph(
-        list(nodes), "g", [value("x", T.FLOAT, [batch, 2, 4, 4])], [value("y", out, [batch, None, None, None])], list(weights)
+        list(nodes),
+        "g",
+        [value("x", T.FLOAT, [batch, 2, 4, 4])],
+        [value("y", out, [batch, None, None, None])],
+        list(weights),
     )
     opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("own", 1)]
     return onnx.helper.make_model(made, opset_imports=opsets, ir_version=10)
@@ -38,19 +42,33 @@ def in_half(kind, op, *shape, **options):
     """A convolution in a half type."""
     name = "bfloat16" if kind == T.BFLOAT16 else np.float16
     casts = node("Cast", ["x"], ["h"], to=kind), node("Cast", ["c"], ["y"], to=T.FLOAT)
-    return graph(casts[0], node(op, ["h", "w"], ["c"], **options), casts[1], weights=[weight("w", *shape, dtype=name)], opset=22)
+    return graph(
+        casts[0],
+        node(op, ["h", "w"], ["c"], **options),
+        casts[1],
+        weights=[weight("w", *shape, dtype=name)],
+        opset=22,
+    )
 
 
 def quantised(bias):
     """A convolution between Q/DQ pairs; ``bias``: dequantised from int32, or float32."""
     zero, scale = np.array(0, np.int8), np.array(0.1)
     nodes = [
-        node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
         node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
-    ]  # fmt: skip
-    weights = [weight("w", 3, 2, 3, 3, dtype=np.int8), weight("z", zero, dtype=np.int8), weight("s", scale)]
+    ]
+    weights = [
+        weight("w", 3, 2, 3, 3, dtype=np.int8),
+        weight("z", zero, dtype=np.int8),
+        weight("s", scale),
+    ]
     if bias == T.INT32:
-        nodes += [node("DequantizeLinear", ["b", "s"], ["bd"]), node("Conv", ["d", "wd", "bd"], ["y"])]
+        nodes += [
+            node("DequantizeLinear", ["b", "s"], ["bd"]),
+            node("Conv", ["d", "wd", "bd"], ["y"]),
+        ]
         return graph(*nodes, weights=[*weights, weight("b", 3, dtype=np.int32)])
     return graph(*nodes, node("Conv", ["d", "wd", "b"], ["y"]), weights=[*weights, weight("b", 3)])
 
@@ -60,20 +78,34 @@ def modulated(a_kernel_each):
     if not a_kernel_each:
         mean = node("ReduceMean", ["x"], ["m"], axes=[0, 1, 2, 3])
         return graph(
-            mean, node("Mul", ["w", "m"], ["k"]), node("Conv", ["x", "k"], ["y"]), weights=[weight("w", 3, 2, 3, 3)], opset=17
+            mean,
+            node("Mul", ["w", "m"], ["k"]),
+            node("Conv", ["x", "k"], ["y"]),
+            weights=[weight("w", 3, 2, 3, 3)],
+            opset=17,
         )
     sizes = {"one": [1, -1, 4, 4], "axis": [1], "kernels": [-1, 2, 3, 3], "back": [-1, 3, 2, 2]}
     return graph(
-        node("Reshape", ["x", "one"], ["wide"]), node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3]),
-        node("Unsqueeze", ["m", "axis"], ["mm"]), node("Mul", ["w", "mm"], ["k5"]), node("Reshape", ["k5", "kernels"], ["k"]),
-        node("Conv", ["wide", "k"], ["c"], group=2), node("Reshape", ["c", "back"], ["y"]), opset=17,
-        weights=[weight("w", 1, 3, 2, 3, 3), *(weight(name, np.array(v), dtype=np.int64) for name, v in sizes.items())],
-    )  # fmt: skip
+        node("Reshape", ["x", "one"], ["wide"]),
+        node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3]),
+        node("Unsqueeze", ["m", "axis"], ["mm"]),
+        node("Mul", ["w", "mm"], ["k5"]),
+        node("Reshape", ["k5", "kernels"], ["k"]),
+        node("Conv", ["wide", "k"], ["c"], group=2),
+        node("Reshape", ["c", "back"], ["y"]),
+        opset=17,
+        weights=[
+            weight("w", 1, 3, 2, 3, 3),
+            *(weight(name, np.array(v), dtype=np.int64) for name, v in sizes.items()),
+        ],
+    )
 
 
 def resized(antialias):
     halves = weight("s", np.array([1, 1, 0.5, 0.5]))
-    return graph(node("Resize", ["x", "", "s"], ["y"], mode="linear", antialias=antialias), weights=[halves])
+    return graph(
+        node("Resize", ["x", "", "s"], ["y"], mode="linear", antialias=antialias), weights=[halves]
+    )
 
 
 def external():
@@ -90,9 +122,13 @@ UPSIDE = {"strides": [2, 2]}
 # By rule, what the builder refuses.
 REFUSED = {
     "antialiased-resize": lambda: resized(1),
-    "bf16-transposed-convolution": lambda: in_half(T.BFLOAT16, "ConvTranspose", 2, 3, 4, 4, **UPSIDE),
+    "bf16-transposed-convolution": lambda: in_half(
+        T.BFLOAT16, "ConvTranspose", 2, 3, 4, 4, **UPSIDE
+    ),
     "uint8-inside": lambda: graph(
-        node("Cast", ["x"], ["u"], to=T.UINT8), node("Transpose", ["u"], ["y"], perm=[0, 2, 3, 1]), out=T.UINT8
+        node("Cast", ["x"], ["u"], to=T.UINT8),
+        node("Transpose", ["u"], ["y"], perm=[0, 2, 3, 1]),
+        out=T.UINT8,
     ),
     "modulated-convolution": lambda: modulated(True),
     "int8-bias": lambda: quantised(T.INT32),
@@ -102,9 +138,13 @@ REFUSED = {
 }
 # What it takes, and lint warns of: other numbers at each run, float32 in place of float64, an opset that nobody tried.
 TAKEN_BUT_WRONG = {
-    "random-op": lambda: graph(node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])),
+    "random-op": lambda: graph(
+        node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])
+    ),
     "float64": lambda: graph(
-        node("Cast", ["x"], ["d"], to=T.DOUBLE), node("Relu", ["d"], ["e"]), node("Cast", ["e"], ["y"], to=T.FLOAT)
+        node("Cast", ["x"], ["d"], to=T.DOUBLE),
+        node("Relu", ["d"], ["e"]),
+        node("Cast", ["e"], ["y"], to=T.FLOAT),
     ),
     "opset": lambda: graph(node("Relu", ["x"], ["y"]), opset=13),
 }
@@ -113,9 +153,13 @@ TAKEN = {
     "a plain graph": lambda: graph(node("Relu", ["x"], ["y"])),
     "a resize without antialiasing": lambda: resized(0),
     "a convolution in bf16": lambda: in_half(T.BFLOAT16, "Conv", 3, 2, 3, 3),
-    "a transposed convolution in fp16": lambda: in_half(T.FLOAT16, "ConvTranspose", 2, 3, 4, 4, **UPSIDE),
+    "a transposed convolution in fp16": lambda: in_half(
+        T.FLOAT16, "ConvTranspose", 2, 3, 4, 4, **UPSIDE
+    ),
     "uint8 at the end": lambda: graph(
-        node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]), node("Cast", ["t"], ["y"], to=T.UINT8), out=T.UINT8
+        node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+        node("Cast", ["t"], ["y"], to=T.UINT8),
+        out=T.UINT8,
     ),
     "one kernel for all pictures": lambda: modulated(False),
     "a quantised convolution with a float32 bias": lambda: quantised(T.FLOAT),
@@ -138,7 +182,9 @@ def test_every_rule_about_rtx_is_tried():
 def test_the_builder_refuses_what_the_rule_names(rule):
     model = REFUSED[rule]()
     assert complaints(model) == {rule}
-    with pytest.raises((InputError, RunError), match="rtx .* (cannot take the graph|built no engine)"):
+    with pytest.raises(
+        (InputError, RunError), match="rtx .* (cannot take the graph|built no engine)"
+    ):
         built(model)
 
 

@@ -16,7 +16,11 @@ DIGESTS = {"schema-1": "sha256:41780fea981243a91b9b58cf6cb280cc327082addf4fe8265
 
 
 def test_there_is_one_of_every_schema():
-    assert set(DIGESTS) == {f"schema-{number}" for number in range(1, SCHEMA + 1)} == {p.name for p in FOLDER.iterdir()}
+    assert (
+        set(DIGESTS)
+        == {f"schema-{number}" for number in range(1, SCHEMA + 1)}
+        == {p.name for p in FOLDER.iterdir()}
+    )
 
 
 @pytest.mark.parametrize("name", DIGESTS)
@@ -26,7 +30,9 @@ def test_an_old_bundle_opens_and_its_rows_are_still_those_of_its_seed(name):
     assert m.shape == (16, 16, 1)
     index = np.arange(m.golden["count"])
     np.testing.assert_array_max_ulp(golden["z"], latents(m.golden["seed"], index, m.latent), 1)
-    np.testing.assert_array_equal(golden["labels"], random_classes(m.golden["seed"], index, len(m.classes)))
+    np.testing.assert_array_equal(
+        golden["labels"], random_classes(m.golden["seed"], index, len(m.classes))
+    )
     assert golden["images"].std() > 30, "pictures, not a grey field"
 
 
@@ -47,9 +53,14 @@ def test_verify_refuses_pictures_that_are_not_the_golden_ones(tmp_path, capsys):
     golden = old.golden()
     images = golden["images"].copy()
     images[5, 3, 4, 0] ^= 4  # one value of one picture, hashes right
-    files = {MODEL: old.model_bytes(), GOLDEN: golden_file(golden["z"], golden["labels"], golden["psi"], images)}
+    files = {
+        MODEL: old.model_bytes(),
+        GOLDEN: golden_file(golden["z"], golden["labels"], golden["psi"], images),
+    }
     wrong = write_bundle(tmp_path / "b", old.manifest, files)
-    with pytest.raises(RunError, match="fp32 misses its gate: onnxruntime-cpu at batch 1: max [345] LSB"):
+    with pytest.raises(
+        RunError, match="fp32 misses its gate: onnxruntime-cpu at batch 1: max [345] LSB"
+    ):
         verify_bundle(wrong.folder)
     assert main(["verify", str(wrong.folder)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -15,10 +15,22 @@ RUN = [sys.executable, "-W", "always::DeprecationWarning", "-c"]
         ("from ganfast.export import vendor as old", "import ganfast.export.engines.vendor as new"),
         ("import ganfast.export.latents as old", "import ganfast.latents as new"),
         ("import ganfast.export.backend as old", "import ganfast.export.drawing.lanes as new"),
-        ("from ganfast.export.manifest import Manifest as old", "from ganfast.export.bundle.manifest import Manifest as new"),
-        ("from ganfast.export.bundle import open_bundle as old", "from ganfast.export.bundle.bundle import open_bundle as new"),
-        ("import ganfast.export.bundle as b; old = b.Bundle", "from ganfast.export.bundle.bundle import Bundle as new"),
-        ("from ganfast.export.engines import Gpu as old", "from ganfast.export.engines.engines import Gpu as new"),
+        (
+            "from ganfast.export.manifest import Manifest as old",
+            "from ganfast.export.bundle.manifest import Manifest as new",
+        ),
+        (
+            "from ganfast.export.bundle import open_bundle as old",
+            "from ganfast.export.bundle.bundle import open_bundle as new",
+        ),
+        (
+            "import ganfast.export.bundle as b; old = b.Bundle",
+            "from ganfast.export.bundle.bundle import Bundle as new",
+        ),
+        (
+            "from ganfast.export.engines import Gpu as old",
+            "from ganfast.export.engines.engines import Gpu as new",
+        ),
     ],
 )
 def test_an_old_name_is_the_same_thing_and_says_so(statement, same):

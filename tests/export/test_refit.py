@@ -26,7 +26,12 @@ def run(request, tmp_path_factory) -> Run:
 
 
 accept = pytest.mark.accept
-CASES = [("dcgan", "fp16"), ("mlp", "fp32"), pytest.param("dcgan", "fp32", marks=accept), pytest.param("mlp", "fp16", marks=accept)]
+CASES = [
+    ("dcgan", "fp16"),
+    ("mlp", "fp32"),
+    pytest.param("dcgan", "fp32", marks=accept),
+    pytest.param("mlp", "fp16", marks=accept),
+]
 
 
 @pytest.mark.parametrize(("run", "precision"), CASES, indirect=["run"])
@@ -35,7 +40,21 @@ def test_refitted_is_exported(run, precision, tmp_path):
     exported = export_bundle(run, tmp_path / "exported", precision, (1, 4), "320", "mine")
     assert old.model_bytes() != exported.model_bytes()
     before = old.manifest.digest
-    assert main(["refit", str(old.folder), "--from", str(run.folder), "--checkpoint", "320", "--out", str(tmp_path / "new")]) == 0
+    assert (
+        main(
+            [
+                "refit",
+                str(old.folder),
+                "--from",
+                str(run.folder),
+                "--checkpoint",
+                "320",
+                "--out",
+                str(tmp_path / "new"),
+            ]
+        )
+        == 0
+    )
     new = open_bundle(tmp_path / "new")
     assert new.model_bytes() == exported.model_bytes()
     assert new.read(GOLDEN) == exported.read(GOLDEN) != old.read(GOLDEN)
@@ -47,14 +66,21 @@ def test_refitted_is_exported(run, precision, tmp_path):
 @one_model
 def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, monkeypatch):
     bundle, eight = export_bundle(run, tmp_path / "b"), export_bundle(run, tmp_path / "i8", "int8")
-    wide = replace(run.config, out=str(tmp_path / "wide"), net=replace(run.config.net, width=6), kimg=0.032)
-    far = replace(run.config, out=str(tmp_path / "far"), net=replace(run.config.net, latent=9), kimg=0.032)
+    wide = replace(
+        run.config, out=str(tmp_path / "wide"), net=replace(run.config.net, width=6), kimg=0.032
+    )
+    far = replace(
+        run.config, out=str(tmp_path / "far"), net=replace(run.config.net, latent=9), kimg=0.032
+    )
     for config in (wide, far):
         train(config, quiet=True)
     folder, new = str(bundle.folder), ["--out", str(tmp_path / "new")]
     capsys.readouterr()
     cases = [
-        ([str(eight.folder), "--from", str(run.folder), *new], "is int8, whose scales belong to its weights"),
+        (
+            [str(eight.folder), "--from", str(run.folder), *new],
+            "is int8, whose scales belong to its weights",
+        ),
         ([folder, "--from", str(tmp_path / "wide"), *new], "has another network than"),
         ([folder, "--from", str(tmp_path / "far"), *new], "has latent 9, the bundle 8"),
         ([folder, "--from", str(tmp_path), *new], "is not a run directory"),
@@ -67,14 +93,18 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, mon
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
-    monkeypatch.setattr("ganfast.export.refit.network", lambda run: bundle.manifest.network)  # as of a user's: nothing is known
+    monkeypatch.setattr(
+        "ganfast.export.refit.network", lambda run: bundle.manifest.network
+    )  # as of a user's: nothing is known
     assert main(["refit", folder, "--from", str(tmp_path / "wide"), *new]) == 2
     assert "of the shape that" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
 @one_model
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(run, tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    run, tmp_path, capsys, monkeypatch
+):
     bundle = export_bundle(run, tmp_path / "b")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it was not installed
     for args in (["refit", "--from", str(run.folder), "--out", str(tmp_path / "new")], ["verify"]):
@@ -88,7 +118,9 @@ def test_engines_of_the_old_weights_are_left_behind_with_a_line(run, tmp_path, c
     from ganfast.export.bundle.bundle import write_bundle
 
     old = export_bundle(run, tmp_path / "b", checkpoint="160")
-    files = {path: old.read(path) for path in old.manifest.files} | {"engines/k1": b"weights inside"}
+    files = {path: old.read(path) for path in old.manifest.files} | {
+        "engines/k1": b"weights inside"
+    }
     old = write_bundle(old.folder, replace(old.manifest, engines={"k1": {}}), files, overwrite=True)
     new = refit_bundle(old.folder, run, tmp_path / "new")
     assert not new.manifest.engines

@@ -30,7 +30,25 @@ def arrays(path):
 def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "a.npz"
-    assert main(["sample", "b", "-n", "7", "--seed", "3", "--labels", "class2,0", "--first", "1", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "b",
+                "-n",
+                "7",
+                "--seed",
+                "3",
+                "--labels",
+                "class2,0",
+                "--first",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     found = arrays(out)
     assert found["labels"].tolist() == [0, 2, 0, 2, 0, 2, 0], "in turn by index, which begins at 1"
     source = BundleSource(bundle.folder)
@@ -42,9 +60,31 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     assert arrays(out)["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     assert main(["sample", "b", "-n", "4", "--seed", "9"]) == 0
     assert (tmp_path / "b-seed9.png").exists()
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {"manifest.json", "model.onnx", "golden.safetensors"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        "manifest.json",
+        "model.onnx",
+        "golden.safetensors",
+    }
     open_bundle(bundle.folder)
-    assert main(["sample", "b", "-n", "2", "--interpolate", "3", "--labels", "1", "--out", str(out), "--backend", "torch"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "b",
+                "-n",
+                "2",
+                "--interpolate",
+                "3",
+                "--labels",
+                "1",
+                "--out",
+                str(out),
+                "--backend",
+                "torch",
+            ]
+        )
+        == 0
+    )
     assert arrays(out)["images"].shape == (6, 8, 8, 3)
     assert main(["sample", "b", "--digest", bundle.manifest.digest, "-n", "1"]) == 0
 
@@ -71,7 +111,11 @@ def test_bad_input_is_one_sentence(arguments, sentence, bundle, capsys):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("flags", [["--digest", "sha256:1"], ["--digest", ""], ["--backend", "torch"], ["--strict"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [["--digest", "sha256:1"], ["--digest", ""], ["--backend", "torch"], ["--strict"]],
+    ids=" ".join,
+)
 def test_a_run_takes_no_flags_of_bundles(tmp_path, flags, capsys):
     assert main(["sample", str(tmp_path), *flags]) == 2
     assert "go with a bundle" in capsys.readouterr().err
@@ -80,9 +124,24 @@ def test_a_run_takes_no_flags_of_bundles(tmp_path, flags, capsys):
 def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys):
     engines = {"k": {"flavour": "rtx", "version": "1.0", "capability": "8.6", "gpu": ""}}
     own = small_bundle(tmp_path / "b", engines=engines, files={"engines/k": b"plan"})
-    wrong = golden_file(*(own.golden().get(name) for name in ("z", "labels", "psi")), 255 - own.golden()["images"])
-    mixed = write_bundle(tmp_path / "m", own.manifest, {path: own.read(path) for path in own.manifest.files} | {GOLDEN: wrong})
-    ask = ["sample", str(mixed.folder), "-n", "1", "--device", "cpu", "--out", str(tmp_path / "x.npz")]
+    wrong = golden_file(
+        *(own.golden().get(name) for name in ("z", "labels", "psi")), 255 - own.golden()["images"]
+    )
+    mixed = write_bundle(
+        tmp_path / "m",
+        own.manifest,
+        {path: own.read(path) for path in own.manifest.files} | {GOLDEN: wrong},
+    )
+    ask = [
+        "sample",
+        str(mixed.folder),
+        "-n",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "x.npz"),
+    ]
     assert main(ask) == 2
     said = capsys.readouterr().err
     assert "onnxruntime-cpu" in said
@@ -96,12 +155,30 @@ def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys
 
 
 def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
-    assert main(["bench", "sample", str(bundle.folder), "--device", "cpu", "--threads", "1", "--seconds", "0.02"]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "sample",
+                str(bundle.folder),
+                "--device",
+                "cpu",
+                "--threads",
+                "1",
+                "--seconds",
+                "0.02",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     table = bundle.latency()
     assert (table["machine"], table["threads"]) == (machine(), 1)
     assert {(r["back_end"], r["batch"], r["concurrency"]) for r in table["rows"]} == {
-        (name, b, c) for name in ("onnxruntime-cpu", "torch-cpu") for b in (1, 4, 16) for c in (1, 4)
+        (name, b, c)
+        for name in ("onnxruntime-cpu", "torch-cpu")
+        for b in (1, 4, 16)
+        for c in (1, 4)
     }
     for row in table["rows"]:
         assert 0 < row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"]
@@ -109,20 +186,43 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
         assert row["images_per_second"] > 0
         assert ("compute" in row) == (row["concurrency"] == 1)
         assert f"{row['p50'] * 1e3:9.3f}" in said
-    alone = {r["batch"]: r["p50"] for r in table["rows"] if r["back_end"] == "torch-cpu" and r["concurrency"] == 1}
+    alone = {
+        r["batch"]: r["p50"]
+        for r in table["rows"]
+        if r["back_end"] == "torch-cpu" and r["concurrency"] == 1
+    }
     assert bucket_costs(bundle, "torch-cpu") == alone
     before = (bundle.folder / "latency.json").read_bytes()
-    arguments = ["--device", "cpu", "--threads", "1", "--seconds", "0.01", "--backend", "onnxruntime", "--batches", "3"]
+    arguments = [
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--seconds",
+        "0.01",
+        "--backend",
+        "onnxruntime",
+        "--batches",
+        "3",
+    ]
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--keep"]) == 0
     assert (bundle.folder / "latency.json").read_bytes() == before
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--concurrency", "1"]) == 0
     more = bundle.latency()
-    assert [row for row in more["rows"] if row["batch"] != 3] == table["rows"], "what was measured before stays"
-    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == [("onnxruntime-cpu", 1)]
+    assert [row for row in more["rows"] if row["batch"] != 3] == table["rows"], (
+        "what was measured before stays"
+    )
+    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == [
+        ("onnxruntime-cpu", 1)
+    ]
     store(bundle, {**table, "rows": [{**table["rows"][0], "p50": 7.0}]})
-    assert bundle.latency()["rows"] == [{**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]]
+    assert bundle.latency()["rows"] == [
+        {**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]
+    ]
     store(bundle, {**table, "threads": 2, "rows": table["rows"][:1]})
-    assert bundle.latency() == {**table, "threads": 2, "rows": table["rows"][:1]}, "other threads are another table"
+    assert bundle.latency() == {**table, "threads": 2, "rows": table["rows"][:1]}, (
+        "other threads are another table"
+    )
     content = json.loads(before)
     content["table"]["rows"][0]["p50"] = 1e-9
     (bundle.folder / "latency.json").write_text(json.dumps(content))
@@ -154,4 +254,6 @@ def test_bench_needs_a_subject(capsys):
 def test_parts_of_a_latency_add_up(bundle):
     table, _ = measure(bundle, ["onnxruntime"], "cpu", 1, 0.05, (1,), (16,))
     (row,) = table["rows"]
-    assert 0.2 < (row["enqueue"] + row["compute"] + row["copy"]) / row["p50"] < 5, "the same work, measured apart"
+    assert 0.2 < (row["enqueue"] + row["compute"] + row["copy"]) / row["p50"] < 5, (
+        "the same work, measured apart"
+    )

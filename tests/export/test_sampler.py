@@ -47,11 +47,23 @@ def truth(bundle, seed, index, labels=None, psi=1.0):
 
     session = onnxruntime.InferenceSession(bundle.model_bytes(), providers=["CPUExecutionProvider"])
     index = np.asarray(index)
-    feed = {"z": latents(seed, index, LATENT), "psi": np.broadcast_to(np.float32(psi), len(index)).copy()}
+    feed = {
+        "z": latents(seed, index, LATENT),
+        "psi": np.broadcast_to(np.float32(psi), len(index)).copy(),
+    }
     if bundle.manifest.classes:
-        chosen = random_classes(seed, index, CLASSES) if labels is None else np.broadcast_to(labels, len(index))
+        chosen = (
+            random_classes(seed, index, CLASSES)
+            if labels is None
+            else np.broadcast_to(labels, len(index))
+        )
         feed["labels"] = np.asarray(chosen, np.int64)
-    return np.concatenate([session.run(None, {k: v[i : i + 1] for k, v in feed.items()})[0] for i in range(len(index))])
+    return np.concatenate(
+        [
+            session.run(None, {k: v[i : i + 1] for k, v in feed.items()})[0]
+            for i in range(len(index))
+        ]
+    )
 
 
 def apart(a, b):
@@ -80,9 +92,21 @@ BACKENDS = ["cpu, one thread", "cpu, split", "bound", "torch", "torch, static"]
 def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, request):
     source = request.getfixturevalue(which)
     expected = truth(source, 7, np.arange(70))
-    assert len({picture.tobytes() for picture in expected}) == 70, "pictures that are all different, or nothing is proven"
+    assert len({picture.tobytes() for picture in expected}) == 70, (
+        "pictures that are all different, or nothing is proven"
+    )
     with Sampler(source, backends(source)[name], []) as sampler:
-        for first, n in ((0, 1), (3, 2), (0, 4), (5, 5), (0, 16), (2, 17), (1, 33), (0, 64), (0, 70)):
+        for first, n in (
+            (0, 1),
+            (3, 2),
+            (0, 4),
+            (5, 5),
+            (0, 16),
+            (2, 17),
+            (1, 33),
+            (0, 64),
+            (0, 70),
+        ):
             drawn = sampler.sample(n, seed=7, first=first)
             assert drawn.shape == (n, *source.manifest.shape)
             assert drawn.dtype == np.uint8
@@ -114,12 +138,20 @@ def test_on_device_is_taken_through_dlpack(name, bundle):
         given = sampler.sample(16, seed=2, on_device=True)
         assert apart(np.from_dlpack(given), expected) <= 1
         if name != "bound":
-            assert apart(np.from_dlpack(sampler.sample(37, seed=2, on_device=True))[:16], expected) <= 1
+            assert (
+                apart(np.from_dlpack(sampler.sample(37, seed=2, on_device=True))[:16], expected)
+                <= 1
+            )
         else:
-            with pytest.raises(InputError, match=r"37 pictures on the device do not fill one bucket.*1, 4, 16.*torch"):
+            with pytest.raises(
+                InputError,
+                match=r"37 pictures on the device do not fill one bucket.*1, 4, 16.*torch",
+            ):
                 sampler.sample(37, seed=2, on_device=True)
         np.testing.assert_array_equal(sampler.sample(16, seed=2), expected)
-        assert apart(np.from_dlpack(given), expected) <= 1, "later requests do not write into what was given away"
+        assert apart(np.from_dlpack(given), expected) <= 1, (
+            "later requests do not write into what was given away"
+        )
 
 
 def test_out_is_written_and_returned(plain):
@@ -150,7 +182,9 @@ def test_stream_gives_what_sample_gives_in_parts(plain):
 def test_latents_of_your_own(bundle):
     with load_sampler(bundle.folder, threads=1) as sampler:
         z, labels = latents(7, np.arange(20), LATENT), random_classes(7, np.arange(20), CLASSES)
-        np.testing.assert_array_equal(sampler.draw(z, labels, 0.8), sampler.sample(20, seed=7, psi=0.8))
+        np.testing.assert_array_equal(
+            sampler.draw(z, labels, 0.8), sampler.sample(20, seed=7, psi=0.8)
+        )
         for wrong in (z[:, :3], z[0], np.full((2, LATENT), np.nan), "z", z[:0], z + 1j):
             with pytest.raises(InputError, match=r"z is .*; expected finite numbers \(N, 6\)"):
                 sampler.draw(wrong, 0)
@@ -161,7 +195,11 @@ def test_latents_of_your_own(bundle):
 def test_a_request_is_what_it_was_when_it_was_made(bundle):
     """A caller may use his arrays again while `submit` waits for a lane."""
     with load_sampler(bundle.folder, threads=1) as sampler:
-        arrays = {"psi": np.full(5, 0.5, np.float32), "labels": np.full(5, 2), "indices": np.arange(5)}
+        arrays = {
+            "psi": np.full(5, 0.5, np.float32),
+            "labels": np.full(5, 2),
+            "indices": np.arange(5),
+        }
         expected = sampler.sample(**arrays)
         lanes = [sampler._take() for _ in range(sampler.stats["lanes"])]
         later = sampler.submit(**arrays)
@@ -195,7 +233,12 @@ expected = sampler.sample(40)
 
 
 def said_by(plain, program):
-    done = subprocess.run([sys.executable, "-c", PROGRAM + program, str(plain.folder)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + program, str(plain.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return done.stdout.split("\n"), done.stderr
 
 
@@ -230,7 +273,9 @@ sampler.close()
     lines, errors = said_by(plain, program)
     assert len(lines) == 5, errors
     assert all(
-        "was loaded before this process was forked from another, where its threads stayed; load it here" in x for x in lines[:3]
+        "was loaded before this process was forked from another, where its threads stayed; load it here"
+        in x
+        for x in lines[:3]
     )
     assert lines[3] == "True"
 
@@ -238,7 +283,9 @@ sampler.close()
 def test_torch_keeps_its_thread_count_while_two_samplers_change_it(plain):
     import torch
 
-    samplers = [TorchBackend(plain.model_bytes(), plain.manifest, "cpu", threads) for threads in (1, 3)]
+    samplers = [
+        TorchBackend(plain.model_bytes(), plain.manifest, "cpu", threads) for threads in (1, 3)
+    ]
     before, inside, most = torch.get_num_threads(), [], []
 
     def draw(backend):
@@ -277,7 +324,18 @@ def test_the_parts_of_a_request_that_failed_are_over_before_it_is(plain):
 # Threads
 
 
-SIZES = (*[1] * 8, *[2] * 4, 3, 3, 3, 5, 5, 8, 17, 33)  # pictures a request, the buckets and what lies beside them
+SIZES = (
+    *[1] * 8,
+    *[2] * 4,
+    3,
+    3,
+    3,
+    5,
+    5,
+    8,
+    17,
+    33,
+)  # pictures a request, the buckets and what lies beside them
 
 
 def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
@@ -285,7 +343,11 @@ def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
     drawn alone, ``expected`` of seed 7. Returns how many pictures were drawn."""
     random = np.random.default_rng(seed)
     asked = [
-        (int(random.integers(0, len(expected) - max(sizes))), int(random.choice(sizes)), int(random.integers(3)))
+        (
+            int(random.integers(0, len(expected) - max(sizes))),
+            int(random.choice(sizes)),
+            int(random.integers(3)),
+        )
         for _ in range(count)
     ]
     answered = [0] * count
@@ -353,9 +415,16 @@ def test_a_request_beside_another_keeps_to_its_own_thread_and_one_by_itself_take
 
 @pytest.mark.parametrize(
     ("version", "threads", "expected"),
-    [("1.26.0", 2, ("1", "100")), ("2.0.1", 2, ("1", "100")), ("1.26.0", 1, ("0", "")), ("1.25.1", 2, ("0", ""))],
+    [
+        ("1.26.0", 2, ("1", "100")),
+        ("2.0.1", 2, ("1", "100")),
+        ("1.26.0", 1, ("0", "")),
+        ("1.25.1", 2, ("0", "")),
+    ],
 )
-def test_threads_wait_awake_only_where_one_can_say_how_long(version, threads, expected, monkeypatch):
+def test_threads_wait_awake_only_where_one_can_say_how_long(
+    version, threads, expected, monkeypatch
+):
     """Before 1.26 ONNX Runtime does not know the second entry: its threads would keep the cores of other processes busy."""
     import onnxruntime
 
@@ -383,7 +452,9 @@ def test_ten_thousand_requests_leave_memory_flat(bundle):
     expected = truth(bundle, 7, np.arange(2000))
     with load_sampler(bundle.folder, threads=2) as sampler:
         held = []
-        for part in range(6):  # the first one fills caches, and what the test itself keeps of a part
+        for part in range(
+            6
+        ):  # the first one fills caches, and what the test itself keeps of a part
             mixed_requests(sampler, expected, part, 2000)
             held.append(psutil.Process().memory_info().rss)
     assert held[-1] - held[0] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
@@ -394,7 +465,11 @@ def test_close_finishes_what_was_submitted_and_refuses_what_comes_later(plain):
     pending = [sampler.submit(16, seed=i) for i in range(20)]
     sampler.close()
     assert all(len(each.result(timeout=0)) == 16 for each in pending)
-    for call in (lambda: sampler.sample(1), lambda: sampler.submit(1), lambda: sampler.sample(1, on_device=True)):
+    for call in (
+        lambda: sampler.sample(1),
+        lambda: sampler.submit(1),
+        lambda: sampler.sample(1, on_device=True),
+    ):
         with pytest.raises(RunError, match="is closed; load it again"):
             call()
     sampler.close()
@@ -429,7 +504,10 @@ def test_errors_of_a_library_are_told_as_the_back_ends(plain, method):
     with Sampler(plain, backend, []) as sampler:
         session = backend._together
         backend._together = None  # what is called next has no `run`
-        with pytest.raises(RunError, match="onnxruntime-cpu failed to draw: 'NoneType' object has no attribute 'run'") as caught:
+        with pytest.raises(
+            RunError,
+            match="onnxruntime-cpu failed to draw: 'NoneType' object has no attribute 'run'",
+        ) as caught:
             sampler.submit(3).result() if method == "lane" else sampler.sample(3)
         assert isinstance(caught.value.__cause__, AttributeError)
         backend._together = session
@@ -451,11 +529,15 @@ def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plai
         told = []
 
         def close(_):
-            with pytest.raises(RunError, match="cannot be closed by a callback of its own future") as caught:
+            with pytest.raises(
+                RunError, match="cannot be closed by a callback of its own future"
+            ) as caught:
                 sampler.close()
             told.append(caught)
 
-        later = sampler.submit(3)  # it waits for a lane, so that the callback comes on the sampler's own thread
+        later = sampler.submit(
+            3
+        )  # it waits for a lane, so that the callback comes on the sampler's own thread
         later.add_done_callback(close)
         for lane in lanes:
             sampler._lanes.put(lane)
@@ -613,7 +695,11 @@ def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path,
 
     with load_sampler(plain.folder, threads=2, backend="onnxruntime") as sampler:
         expected = sampler.sample(40, seed=7)
-        target, name, at = (module, "cpu_session", 2) if where == "second session" else (sampler_module, "check_golden", 1)
+        target, name, at = (
+            (module, "cpu_session", 2)
+            if where == "second session"
+            else (sampler_module, "check_golden", 1)
+        )
         monkeypatch.setattr(target, name, failing(getattr(target, name), at))
         with pytest.raises(error):
             sampler.refit(other.folder)
@@ -649,7 +735,11 @@ def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkey
 
     real, other = module.cpu_session, small_model(5)
     for wrong in (1, 2):  # threads of the session whose file is another's
-        monkeypatch.setattr(module, "cpu_session", lambda model, n, wrong=wrong: real(other if n == wrong else model, n))
+        monkeypatch.setattr(
+            module,
+            "cpu_session",
+            lambda model, n, wrong=wrong: real(other if n == wrong else model, n),
+        )
         with pytest.raises(InputError, match="onnxruntime-cpu: .*golden samples differ"):
             load_sampler(plain.folder, threads=2, backend="onnxruntime", strict=True)
 
@@ -667,7 +757,10 @@ def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
         sampler.refit(tmp_path / "b")
         from ganfast.export.bundle.bundle import golden_file, write_bundle
 
-        files = {MODEL: small_model(2), GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"])}
+        files = {
+            MODEL: small_model(2),
+            GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"]),
+        }
         write_bundle(tmp_path / "b", first.manifest, files, overwrite=True)
         with pytest.raises(InputError, match="golden samples differ"):
             sampler.refit(tmp_path / "b")
@@ -703,15 +796,23 @@ def test_refit_between_requests_never_mixes_weights(bundle, tmp_path):
 
 def test_refit_refuses_another_generator(bundle, plain, tmp_path):
     with load_sampler(bundle.folder, threads=1) as sampler:
-        with pytest.raises(InputError, match=r"has classes \(\), the sampler \('class0'.*load_sampler"):
+        with pytest.raises(
+            InputError, match=r"has classes \(\), the sampler \('class0'.*load_sampler"
+        ):
             sampler.refit(plain.folder)
         with pytest.raises(InputError, match="expected sha256:0"):
             sampler.refit(bundle.folder, digest="sha256:0")
     eight = small_bundle(tmp_path / "int8", precision="int8")
-    with load_sampler(eight.folder, threads=1) as sampler, pytest.raises(InputError, match="int8 graph belong to its weights"):
+    with (
+        load_sampler(eight.folder, threads=1) as sampler,
+        pytest.raises(InputError, match="int8 graph belong to its weights"),
+    ):
         sampler.refit(eight.folder)
     renamed = small_bundle(tmp_path / "renamed", model=small_model(0, rename="other.bias"))
-    with load_sampler(plain.folder, backend="torch") as sampler, pytest.raises(InputError, match="other.bias is not the same"):
+    with (
+        load_sampler(plain.folder, backend="torch") as sampler,
+        pytest.raises(InputError, match="other.bias is not the same"),
+    ):
         sampler.refit(renamed.folder)
 
 
@@ -725,9 +826,12 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     wrong = small_bundle(tmp_path / "wrong", seed=9)
     from ganfast.export.bundle.bundle import write_bundle
 
-    mixed = write_bundle(tmp_path / "m", plain.manifest, {MODEL: wrong.model_bytes(), GOLDEN: plain.read(GOLDEN)})
+    mixed = write_bundle(
+        tmp_path / "m", plain.manifest, {MODEL: wrong.model_bytes(), GOLDEN: plain.read(GOLDEN)}
+    )
     with pytest.raises(
-        InputError, match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ"
+        InputError,
+        match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ",
     ):
         load_sampler(mixed.folder)
     with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ") as caught:
@@ -735,7 +839,9 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     assert "torch" not in str(caught.value)
 
 
-def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain, monkeypatch, caplog):
+def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(
+    plain, monkeypatch, caplog
+):
     def run(*_):
         raise MemoryError("no memory\nleft")
 
@@ -744,14 +850,19 @@ def test_a_library_that_breaks_while_loading_is_passed_over_with_its_words(plain
         assert sampler.backend_name == "torch-cpu"
         assert sampler.refused == ["onnxruntime-cpu: MemoryError: no memory left"]
     assert "no memory left; drawing with torch-cpu instead" in caplog.text
-    with pytest.raises(InputError, match="cannot be drawn here: onnxruntime-cpu: MemoryError: no memory left$"):
+    with pytest.raises(
+        InputError, match="cannot be drawn here: onnxruntime-cpu: MemoryError: no memory left$"
+    ):
         load_sampler(plain.folder, device="cpu", threads=1, strict=True)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"backend": "tensorflow"}, "backend is 'tensorflow'; expected one of auto, tensorrt, rtx, onnxruntime, torch"),
+        (
+            {"backend": "tensorflow"},
+            "backend is 'tensorflow'; expected one of auto, tensorrt, rtx, onnxruntime, torch",
+        ),
         ({"device": "tpu"}, "device is 'tpu'; expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, "device is 'cuda:x'"),
         ({"threads": -1}, "threads is -1; expected 1 or more, or 0 for all"),
@@ -780,7 +891,10 @@ def test_each_refusal_is_told_once_with_its_reason(plain, monkeypatch, caplog):
         raise InputError("it is Sunday")
 
     monkeypatch.setattr("ganfast.export.drawing.run_onnxruntime.OnnxRuntimeCpu.__init__", refuse)
-    with caplog.at_level(logging.WARNING, "ganfast"), load_sampler(plain.folder, device="cpu") as sampler:
+    with (
+        caplog.at_level(logging.WARNING, "ganfast"),
+        load_sampler(plain.folder, device="cpu") as sampler,
+    ):
         sampler.sample(3)
         assert sampler.stats["back_end"] == "torch-cpu"
         assert sampler.stats["refused"] == ["onnxruntime-cpu: it is Sunday"]
@@ -795,18 +909,26 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
     def measured(where, threads, ort, torch):
         rows = [
             {"back_end": name, "batch": b, "concurrency": 1, "p50": scale * b}
-            for name, scale in (("onnxruntime-cpu", ort), ("torch-cpu", torch)) for b in own.manifest.buckets
-        ]  # fmt: skip
+            for name, scale in (("onnxruntime-cpu", ort), ("torch-cpu", torch))
+            for b in own.manifest.buckets
+        ]
         own.write_latency({"machine": where, "threads": threads, "rows": rows})
         with load_sampler(own.folder, device="cpu", threads=1) as sampler:
             return sampler.backend_name
 
     assert measured(machine(), 1, 2.0, 1.0) == "torch-cpu"
     assert measured(machine(), 1, 1.0, 2.0) == "onnxruntime-cpu"
-    own.write_latency({**own.latency(), "rows": [row for row in own.latency()["rows"] if row["back_end"] == "torch-cpu"]})
+    own.write_latency(
+        {
+            **own.latency(),
+            "rows": [row for row in own.latency()["rows"] if row["back_end"] == "torch-cpu"],
+        }
+    )
     with load_sampler(own.folder, device="cpu", threads=1) as sampler:
         assert sampler.backend_name == "onnxruntime-cpu", "what was not measured may be faster"
-    assert measured(machine(), 1, 1.04, 1.0) == "onnxruntime-cpu", "not for a difference that may be noise"
+    assert measured(machine(), 1, 1.04, 1.0) == "onnxruntime-cpu", (
+        "not for a difference that may be noise"
+    )
     assert measured(machine(), 2, 2.0, 1.0) == "onnxruntime-cpu", "measured with other threads"
     assert measured("another", 1, 2.0, 1.0) == "onnxruntime-cpu"
     endless = {"back_end": "torch-cpu", "batch": float("inf"), "concurrency": 1, "p50": 1.0}
@@ -827,7 +949,10 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
         ({"n": 2.5}, "n is 2.5"),
         ({}, "give n, how many pictures, or indices"),
         ({"n": 2, "indices": [1]}, "give n, how many pictures, or indices"),
-        ({"n": 10**15}, r"n is 1000000000000000: so many pictures take 88,000,000.0 GB.*Sampler.stream"),
+        (
+            {"n": 10**15},
+            r"n is 1000000000000000: so many pictures take 88,000,000.0 GB.*Sampler.stream",
+        ),
         ({"n": 1, "seed": -1}, "seed is -1; expected 0 or more"),
         ({"n": 1, "seed": 2**64}, "seed is 18446744073709551616"),
         ({"n": 1, "first": 2**63}, "first is 9223372036854775808"),
@@ -845,11 +970,14 @@ def test_auto_takes_the_back_end_that_was_fastest_on_this_machine(tmp_path):
         ({"n": 1, "psi": 1j}, "psi is 1j"),
         ({"n": 1, "psi": [1j]}, r"psi is \[1j\]"),
         ({"n": 3, "psi": [1, 1]}, "psi are 2 for 3 pictures"),
-        ({"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)}, r"out is uint8 \(3, 8, .*expected a writeable uint8 array"),
+        (
+            {"n": 2, "out": np.zeros((3, 8, 8, 1), np.uint8)},
+            r"out is uint8 \(3, 8, .*expected a writeable uint8 array",
+        ),
         ({"n": 2, "out": np.zeros((2, 8, 8, 1))}, "out is float64"),
         ({"n": 2, "out": [1]}, "out is list"),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_are_sentences(options, sentence, plain):
     with load_sampler(plain.folder, threads=1) as sampler:
         for call in (sampler.sample, sampler.submit):
@@ -877,7 +1005,10 @@ def test_bad_requests_are_sentences(options, sentence, plain):
     ],
 )
 def test_labels_out_of_range_are_sentences(labels, sentence, bundle):
-    with load_sampler(bundle.folder, threads=1) as sampler, pytest.raises(InputError, match=sentence):
+    with (
+        load_sampler(bundle.folder, threads=1) as sampler,
+        pytest.raises(InputError, match=sentence),
+    ):
         sampler.sample(4, labels=labels)
 
 
@@ -909,7 +1040,9 @@ def _best(count, cost):
     return min(cost[bucket] + _best(count - bucket, cost) for bucket in cost)
 
 
-@pytest.mark.parametrize("cost", [{1: 1.0, 4: 2.0, 8: 7.0}, {1: 1.0, 4: 3.9, 8: 4.1}, {2: 1.0, 5: 2.4, 9: 4.0}], ids=str)
+@pytest.mark.parametrize(
+    "cost", [{1: 1.0, 4: 2.0, 8: 7.0}, {1: 1.0, 4: 3.9, 8: 4.1}, {2: 1.0, 5: 2.4, 9: 4.0}], ids=str
+)
 def test_the_plan_is_the_cheapest_there_is(cost):
     for count in range(1, 2 * max(cost) + 1):
         parts = plan(count, cost)
@@ -932,10 +1065,13 @@ def test_filling_follows_measured_costs(tmp_path):
     own = small_bundle(tmp_path / "own")
     for costs, filled in (((1, 4, 16), 0), ((1, 1, 1), 11)):
         rows = [
-            {"back_end": "onnxruntime-cuda", "batch": b, "concurrency": 1, "p50": c} for b, c in zip((1, 4, 16), costs, strict=True)
+            {"back_end": "onnxruntime-cuda", "batch": b, "concurrency": 1, "p50": c}
+            for b, c in zip((1, 4, 16), costs, strict=True)
         ]
         own.write_latency({"machine": "any", "threads": 1, "rows": rows})
-        with Sampler(own, OnnxRuntimeCuda(own.model_bytes(), own.manifest, where="cpu"), []) as sampler:
+        with Sampler(
+            own, OnnxRuntimeCuda(own.model_bytes(), own.manifest, where="cpu"), []
+        ) as sampler:
             sampler.sample(5)
             assert sampler.stats["filling"] == filled
 

@@ -6,11 +6,11 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
 
-from ganfast.errors import InputError  # noqa: E402
-from ganfast.export import session  # noqa: E402
-from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu  # noqa: E402
+from ganfast.errors import InputError
+from ganfast.export import session
+from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu
 
 KINDS = ("MatMul", "Gemm", "Conv")
 
@@ -86,7 +86,9 @@ def test_16_bits_would_cut_the_products_off():
     assert exact(largest) == 127
     assert in_16_bits(largest) == 1
     assert in_16_bits(largest) * 64 / 127 == pytest.approx(0.504, abs=1e-3)
-    small = np.full(64, -100)  # small bytes do not overflow: the model is right where nothing is cut off
+    small = np.full(
+        64, -100
+    )  # small bytes do not overflow: the model is right where nothing is cut off
     assert in_16_bits(small) == exact(small) == -100
 
 
@@ -104,7 +106,9 @@ ANSWERS = {  # what the probe answers by default, in the exact kernels, in float
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_a_processor_whose_products_overflow_takes_the_next_way_and_says_so_once(case, monkeypatch, caplog):
+def test_a_processor_whose_products_overflow_takes_the_next_way_and_says_so_once(
+    case, monkeypatch, caplog
+):
     answers, entries, sentence = list(ANSWERS[case][0]), *ANSWERS[case][1:]
     monkeypatch.setattr(session, "_probe", lambda entries: answers.pop(0))
     opened = []

@@ -33,7 +33,9 @@ def wheel_in(folder):
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "ganfast", "kernels", "export"):
-        done = subprocess.run(["cp", "-a", str(ROOT / name), f"{source}/"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["cp", "-a", str(ROOT / name), f"{source}/"], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     pip_wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     command = [*pip_wheel, "--wheel-dir", str(folder), str(source)]
@@ -63,7 +65,9 @@ def empty_environment(tmp_path_factory):
 
 def run(site, code, *arguments):
     """A program in the empty environment: neither the site packages nor the checkout are on its path."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+    }
     environment |= {"PYTHONPATH": str(site), "PYTHONNOUSERSITE": "1"}
     command = [sys.executable, "-S", "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True)
@@ -78,25 +82,51 @@ def test_the_wheel_draws_with_numpy_and_onnxruntime_only(bundle, empty_environme
         "    np.save(sys.argv[3], sampler.sample(20, seed=7, labels=[1, 2] * 10, psi=0.7))\n"
         "    print(json.dumps([sampler.backend_name, sorted({name.split('.')[0] for name in sys.modules})]))\n"
     )
-    done = run(empty_environment, code, bundle.folder, bundle.manifest.digest, tmp_path / "drawn.npy")
+    done = run(
+        empty_environment, code, bundle.folder, bundle.manifest.digest, tmp_path / "drawn.npy"
+    )
     assert done.returncode == 0, done.stderr
     name, modules = json.loads(done.stdout)
     assert name == "onnxruntime-cpu"
     assert not {"torch", "onnx", "PIL", "safetensors", "yaml", "triton"} & set(modules)
     with load_sampler(bundle.folder, device="cpu") as sampler:
-        np.testing.assert_array_equal(np.load(tmp_path / "drawn.npy"), sampler.sample(20, seed=7, labels=[1, 2] * 10, psi=0.7))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "drawn.npy"), sampler.sample(20, seed=7, labels=[1, 2] * 10, psi=0.7)
+        )
     for missing in ("import torch", "import onnx", "import PIL"):
-        assert run(empty_environment, missing).returncode != 0, f"{missing}: the environment is not empty"
+        assert run(empty_environment, missing).returncode != 0, (
+            f"{missing}: the environment is not empty"
+        )
 
 
 def test_the_command_line_draws_arrays_without_torch(bundle, empty_environment, tmp_path):
     code = "import sys; from ganfast.cli import main; sys.exit(main(['sample', *sys.argv[1:]]))"
-    done = run(empty_environment, code, bundle.folder, "-n", "5", "--labels", "class2", "--out", tmp_path / "five.npz")
+    done = run(
+        empty_environment,
+        code,
+        bundle.folder,
+        "-n",
+        "5",
+        "--labels",
+        "class2",
+        "--out",
+        tmp_path / "five.npz",
+    )
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "five.npz") as arrays:
         assert arrays["images"].shape == (5, 8, 8, 3)
         assert arrays["labels"].tolist() == [2] * 5
-    done = run(empty_environment, code, bundle.folder, "-n", "5", "--backend", "torch", "--out", tmp_path / "no.npz")
+    done = run(
+        empty_environment,
+        code,
+        bundle.folder,
+        "-n",
+        "5",
+        "--backend",
+        "torch",
+        "--out",
+        tmp_path / "no.npz",
+    )
     assert done.returncode == 2
     assert "torch cannot be imported here" in done.stderr
     assert "pip install torch" in done.stderr
@@ -106,7 +136,11 @@ def test_without_onnxruntime_and_torch_it_says_what_to_install(bundle, empty_env
     site = tmp_path / "site"
     shutil.copytree(empty_environment, site, symlinks=True)
     (site / "onnxruntime").unlink()
-    done = run(site, "import sys; from ganfast.export import load_sampler; load_sampler(sys.argv[1])", bundle.folder)
+    done = run(
+        site,
+        "import sys; from ganfast.export import load_sampler; load_sampler(sys.argv[1])",
+        bundle.folder,
+    )
     assert "this needs onnxruntime: pip install" in done.stderr
     assert "torch cannot be imported here" in done.stderr
 
@@ -126,10 +160,18 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     there = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")]
-    fetched = subprocess.run([*pip, "install", "--retries", "1", "--timeout", "30", *there], capture_output=True, text=True)
+    fetched = subprocess.run(
+        [*pip, "install", "--retries", "1", "--timeout", "30", *there],
+        capture_output=True,
+        text=True,
+    )
     if fetched.returncode:
-        pytest.skip(f"the package index cannot be reached: {fetched.stderr.strip().splitlines()[-1]}")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel_in(tmp_path))], check=True)
+        pytest.skip(
+            f"the package index cannot be reached: {fetched.stderr.strip().splitlines()[-1]}"
+        )
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", str(wheel_in(tmp_path))], check=True
+    )
     code = (
         "import importlib.util, sys\n"
         "assert not any(importlib.util.find_spec(name) for name in ('torch', 'onnx', 'PIL', 'safetensors')), 'not empty'\n"
@@ -139,8 +181,17 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
         "with load_sampler(sys.argv[1], digest=sys.argv[2]) as sampler:\n"
         "    np.save(sys.argv[3], sampler.sample(20, seed=7))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [str(python), "-c", code, str(bundle.folder), bundle.manifest.digest, str(tmp_path / "drawn.npy")]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+    }
+    command = [
+        str(python),
+        "-c",
+        code,
+        str(bundle.folder),
+        bundle.manifest.digest,
+        str(tmp_path / "drawn.npy"),
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with load_sampler(bundle.folder, device="cpu") as sampler:

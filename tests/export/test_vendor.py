@@ -22,7 +22,14 @@ from ganfast.export.drawing.dlpack import CPU, DevicePictures
 from ganfast.export.engines import vendor
 from ganfast.export.engines.cache import EngineCache
 from ganfast.export.engines.cuda import Cuda
-from ganfast.export.engines.engines import Gpu, build_engines, engine_facts, engine_key, parse_target, refusal
+from ganfast.export.engines.engines import (
+    Gpu,
+    build_engines,
+    engine_facts,
+    engine_key,
+    parse_target,
+    refusal,
+)
 from ganfast.export.engines.vendor import Build, Flavour, build_plan, load_flavour
 from tests.export.vendor_double import NAMES, Double, onnx
 from tests.small_bundle import small_bundle, small_model
@@ -41,14 +48,18 @@ def install(which, monkeypatch, without=()):
 def build(which, model, **options):
     """As `ganfast export` would; TensorRT-RTX for a named capability."""
     capabilities = ["8.6"] if which == "rtx" else []
-    return build_engines(model, which.split()[0], Build(BUCKETS, refit=True, **options), capabilities)[0]
+    return build_engines(
+        model, which.split()[0], Build(BUCKETS, refit=True, **options), capabilities
+    )[0]
 
 
 def engine_bundle(folder, which, seed=0, **options):
     model = small_model(seed, classes=3, channels=3)
     made = build(which, model, **options)
     files = {f"engines/{made.key}": made.plan}
-    return small_bundle(folder, model=model, classes=3, channels=3, engines={made.key: made.facts}, files=files)
+    return small_bundle(
+        folder, model=model, classes=3, channels=3, engines={made.key: made.facts}, files=files
+    )
 
 
 def scenario(which, folder):
@@ -72,7 +83,9 @@ def expected(tmp_path):
 
 
 @pytest.mark.parametrize("which", VERSIONS)
-def test_only_names_that_exist_are_used_and_pictures_come_out(which, monkeypatch, tmp_path, expected):
+def test_only_names_that_exist_are_used_and_pictures_come_out(
+    which, monkeypatch, tmp_path, expected
+):
     double = install(which, monkeypatch)
     before, after = scenario(which, tmp_path)
     for drawn, truth in zip((before, after), expected, strict=True):
@@ -238,9 +251,14 @@ def test_the_key_changes_with_everything_that_determines_an_engine():
     gpu = Gpu("Card", "8.6")
     base = (b"model", Build((1, 8)), "tensorrt", "11.4.0.106", gpu)
     changes = [
-        (0, b"model2"), (1, Build((1, 9))), (1, Build((1, 8), tf32=True)), (2, "rtx"),
-        (3, "11.4.0.107"), (4, Gpu("Card", "8.9")), (4, Gpu("Card 2", "8.6")),
-    ]  # fmt: skip
+        (0, b"model2"),
+        (1, Build((1, 9))),
+        (1, Build((1, 8), tf32=True)),
+        (2, "rtx"),
+        (3, "11.4.0.107"),
+        (4, Gpu("Card", "8.9")),
+        (4, Gpu("Card 2", "8.6")),
+    ]
     variants = [base, *((*base[:i], value, *base[i + 1 :]) for i, value in changes)]
     keys = [engine_key(engine_facts(*variant)) for variant in variants]
     assert len(set(keys)) == len(variants)
@@ -268,7 +286,9 @@ BUILT_BY = "it was built by tensorrt 10.16.1.11, here is"
 )
 def test_an_engine_of_another_place_says_why(name, version, gpu, compatible, reason):
     build = Build((1,), version_compatible=compatible)
-    refused = refusal(engine_facts(b"m", build, "tensorrt", BUILT, CARD), Flavour(name, sys, version), gpu)
+    refused = refusal(
+        engine_facts(b"m", build, "tensorrt", BUILT, CARD), Flavour(name, sys, version), gpu
+    )
     assert refused.endswith(reason)
     assert bool(refused) == bool(reason)
 
@@ -335,7 +355,9 @@ def test_tensorrt_builds_for_the_gpu_it_runs_on(monkeypatch):
         build_engines(small_model(), "tensorrt", Build((1,)), ["8.6"])
     monkeypatch.undo()
     Double("tensorrt 10").install(monkeypatch)
-    monkeypatch.setattr(cuda_module.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    monkeypatch.setattr(
+        cuda_module.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name))
+    )
     with pytest.raises(InputError, match="no NVIDIA driver here"):
         build_engines(small_model(), "tensorrt", Build((1,)))
 

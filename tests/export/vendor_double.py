@@ -38,7 +38,9 @@ class Strict:
             raise AttributeError(name)
         self._double.touch(self._kind, name)
         if name not in self._members:
-            raise NotImplementedError(f"{self._kind}.{name} exists, but the stand-in does not do it")
+            raise NotImplementedError(
+                f"{self._kind}.{name} exists, but the stand-in does not do it"
+            )
         value = self._members[name]
         return value.fget() if isinstance(value, property) else value
 
@@ -99,16 +101,22 @@ class Double:
     def _Builder(self, log):
         log.log(2, "a warning nobody needs")
         return Strict(
-            self, "Builder", create_network=self._network, create_builder_config=self._config,
-            create_optimization_profile=self._profile, build_serialized_network=self._build,
-        )  # fmt: skip
+            self,
+            "Builder",
+            create_network=self._network,
+            create_builder_config=self._config,
+            create_optimization_profile=self._profile,
+            build_serialized_network=self._build,
+        )
 
     def _network(self, flags):
         strongly = self.names["NetworkDefinitionCreationFlag"].index("STRONGLY_TYPED")
         assert flags == 1 << strongly, "strongly typed, and nothing else"
         data = SimpleNamespace(model=b"", inputs=[])
         number = property(lambda: len(data.inputs))
-        return Strict(self, "INetworkDefinition", data, num_inputs=number, get_input=lambda i: data.inputs[i])
+        return Strict(
+            self, "INetworkDefinition", data, num_inputs=number, get_input=lambda i: data.inputs[i]
+        )
 
     def _OnnxParser(self, network, log):
         errors = []
@@ -129,7 +137,9 @@ class Double:
 
         def error_of(i):
             told = {"desc": errors[i], "node_name": "node", "node_operator": "Op"}
-            return Strict(self, "ParserError", **{name: partial(str, text) for name, text in told.items()})
+            return Strict(
+                self, "ParserError", **{name: partial(str, text) for name, text in told.items()}
+            )
 
         number = property(lambda: len(errors))
         return Strict(self, "OnnxParser", parse=parse, num_errors=number, get_error=error_of)
@@ -141,20 +151,25 @@ class Double:
             return Strict(self, "ITimingCache", serialize=lambda: Blob(bytes(content) + b"t"))
 
         return Strict(
-            self, "IBuilderConfig", data, create_timing_cache=timing,
+            self,
+            "IBuilderConfig",
+            data,
+            create_timing_cache=timing,
             set_flag=lambda flag: data.flags.add(flag.name),
             clear_flag=lambda flag: data.flags.discard(flag.name),
             add_optimization_profile=lambda profile: data.profiles.append(profile.data),
             set_compute_capability=lambda value, i: data.capabilities.append(value.name) or True,
             set_timing_cache=lambda cache, ignore: setattr(data, "cache", cache) or True,
-        )  # fmt: skip
+        )
 
     def _profile(self):
         shapes = {}
         return Strict(
-            self, "IOptimizationProfile", shapes,
+            self,
+            "IOptimizationProfile",
+            shapes,
             set_shape=lambda name, *three: shapes.__setitem__(name, three),
-        )  # fmt: skip
+        )
 
     def _build(self, network, config):
         if "build" in self.fail:
@@ -182,7 +197,9 @@ class Double:
                 return None
             return self._engine(json.loads(plan))
 
-        return Strict(self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False)
+        return Strict(
+            self, "Runtime", deserialize_cuda_engine=deserialize, engine_host_code_allowed=False
+        )
 
     def _engine(self, plan):
         model = base64.b64decode(plan["model"])
@@ -195,21 +212,30 @@ class Double:
             return tuple(-1 if isinstance(d, str) else d for d in tensors[name].shape)
 
         return Strict(
-            self, "ICudaEngine", data, num_optimization_profiles=len(data.profiles),
-            num_io_tensors=len(tensors), get_tensor_name=lambda i: list(tensors)[i],
-            get_tensor_shape=shape_of, device_memory_size_v2=256,
+            self,
+            "ICudaEngine",
+            data,
+            num_optimization_profiles=len(data.profiles),
+            num_io_tensors=len(tensors),
+            get_tensor_name=lambda i: list(tensors)[i],
+            get_tensor_shape=shape_of,
+            device_memory_size_v2=256,
             get_tensor_mode=lambda name: Member(mode("INPUT" if name in inputs else "OUTPUT"), ""),
             get_tensor_profile_shape=lambda name, i: [tuple(s) for s in data.profiles[i][name]],
-            create_runtime_config=self._runtime_config, refittable="REFIT" in plan["flags"],
+            create_runtime_config=self._runtime_config,
+            refittable="REFIT" in plan["flags"],
             create_execution_context=lambda config: self._context(data, config, inputs, tensors),
-        )  # fmt: skip
+        )
 
     def _runtime_config(self):
         chosen = {}
         return Strict(
-            self, "IRuntimeConfig", chosen, dynamic_shapes_kernel_specialization_strategy=None,
+            self,
+            "IRuntimeConfig",
+            chosen,
+            dynamic_shapes_kernel_specialization_strategy=None,
             set_execution_context_allocation_strategy=lambda s: chosen.update(memory=s.name),
-        )  # fmt: skip
+        )
 
     def _context(self, data, config, inputs, tensors):
         assert config.data == {"memory": "USER_MANAGED"}
@@ -237,7 +263,9 @@ class Double:
             def work():
                 kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
                 fed = {
-                    name: self.driver.read(state.addresses[name], kinds[value.type], state.shapes[name])
+                    name: self.driver.read(
+                        state.addresses[name], kinds[value.type], state.shapes[name]
+                    )
                     for name, value in inputs.items()
                 }
                 self.driver.write(state.addresses["images"], data.session.run(["images"], fed)[0])
@@ -246,12 +274,16 @@ class Double:
             return True
 
         return Strict(
-            self, "IExecutionContext", set_optimization_profile_async=use_profile,
+            self,
+            "IExecutionContext",
+            set_optimization_profile_async=use_profile,
             set_device_memory=lambda address, size: setattr(state, "memory", (address, size)),
-            set_input_shape=set_shape, infer_shapes=lambda: [], execute_async_v3=enqueue,
+            set_input_shape=set_shape,
+            infer_shapes=lambda: [],
+            execute_async_v3=enqueue,
             set_tensor_address=lambda name, at: state.addresses.update({name: at}) or True,
             is_stream_capturable=lambda stream: "capture" not in self.fail,
-        )  # fmt: skip
+        )
 
     # Refitting
 
@@ -264,9 +296,12 @@ class Double:
             return True
 
         return Strict(
-            self, "Refitter", new, refit_cuda_engine=refit,
+            self,
+            "Refitter",
+            new,
+            refit_cuda_engine=refit,
             get_missing_weights=lambda: ["project.bias"] if "missing" in self.fail else [],
-        )  # fmt: skip
+        )
 
     def _OnnxParserRefitter(self, refitter, log):
         def refit(model):
@@ -275,9 +310,12 @@ class Double:
 
         error = Strict(self, "ParserError", desc=lambda: "other weights")
         return Strict(
-            self, "OnnxParserRefitter", refit_from_bytes=refit, num_errors=1,
+            self,
+            "OnnxParserRefitter",
+            refit_from_bytes=refit,
+            num_errors=1,
             get_error=lambda i: error,
-        )  # fmt: skip
+        )
 
 
 def session_of(model):
@@ -299,9 +337,13 @@ class Member(int):
 
 
 _ENUMS = {
-    "BuilderFlag", "ComputeCapability", "DynamicShapesKernelSpecializationStrategy",
-    "ExecutionContextAllocationStrategy", "NetworkDefinitionCreationFlag", "TensorIOMode",
-}  # fmt: skip
+    "BuilderFlag",
+    "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "ExecutionContextAllocationStrategy",
+    "NetworkDefinitionCreationFlag",
+    "TensorIOMode",
+}
 
 
 class FakeDriver:

@@ -18,8 +18,19 @@ from pathlib import Path
 
 import atheris
 
-GUIDING = ["ganfast.data", "ganfast.configfile", "ganfast.runs.checkpoint", "ganfast.export", "safetensors", "zipfile", "yaml"]
-LATER = {"checkpoint": "ganfast.runs.checkpoint", "bundle": "ganfast.export.bundle.bundle"}  # what only these targets import
+GUIDING = [
+    "ganfast.data",
+    "ganfast.configfile",
+    "ganfast.runs.checkpoint",
+    "ganfast.export",
+    "safetensors",
+    "zipfile",
+    "yaml",
+]
+LATER = {
+    "checkpoint": "ganfast.runs.checkpoint",
+    "bundle": "ganfast.export.bundle.bundle",
+}  # what only these targets import
 
 with atheris.instrument_imports(include=GUIDING):
     from tests.fuzz.targets import SEEDS, TARGETS, in_memory, refused
@@ -35,7 +46,9 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--corpus", type=Path, help="folder where inputs that reach new code are kept")
+    parser.add_argument(
+        "--corpus", type=Path, help="folder where inputs that reach new code are kept"
+    )
     parser.add_argument("--replay", type=Path, help="one input, in place of fuzzing")
     asked = parser.parse_args()
     if asked.target in LATER:
@@ -61,8 +74,15 @@ def main() -> None:
         corpus.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(SEEDS[asked.target]):
             (corpus / f"seed-{number}").write_bytes(seed)
-        limits = [f"-max_total_time={asked.seconds}", f"-rss_limit_mb={MEMORY}", f"-timeout={LONGEST}", f"-seed={asked.seed}"]
-        atheris.Setup([sys.argv[0], *limits, "-max_len=4000", "-print_final_stats=1", str(corpus)], once)
+        limits = [
+            f"-max_total_time={asked.seconds}",
+            f"-rss_limit_mb={MEMORY}",
+            f"-timeout={LONGEST}",
+            f"-seed={asked.seed}",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *limits, "-max_len=4000", "-print_final_stats=1", str(corpus)], once
+        )
         atheris.Fuzz()
 
 

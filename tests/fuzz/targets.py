@@ -38,14 +38,18 @@ def parts(data: bytes, count: int) -> list[bytes]:
 def idx(data: bytes, folder: Path) -> None:
     """Pictures and labels of an IDX set, packed; gzipped here where the first byte is odd, so that the checksum is right."""
     packed = data[:1] > b"\x7f"
-    for name, content in zip(("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), parts(data[1:], 2), strict=True):
+    for name, content in zip(
+        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), parts(data[1:], 2), strict=True
+    ):
         (folder / name).write_bytes(gzip.compress(content, 1, mtime=0) if packed else content)
     open_data(str(folder), cache=folder / "cache")
 
 
 def gzipped_idx(data: bytes, folder: Path) -> None:
     """The same, the bytes being those of the .gz files."""
-    for name, content in zip(("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"), parts(data, 2), strict=True):
+    for name, content in zip(
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"), parts(data, 2), strict=True
+    ):
         (folder / name).write_bytes(content)
     open_data(str(folder), cache=folder / "cache")
 
@@ -57,10 +61,14 @@ def celeba(data: bytes, folder: Path) -> None:
         (folder / "img_align_celeba" / name).write_bytes(PICTURE)
     kind = (data[:1] or b"\0")[0]
     suffix = ("", "", ".gz", ".zip")[kind % 4]
-    for name, content in zip(("list_attr_celeba.txt", "list_eval_partition.txt"), parts(data[1:], 2), strict=True):
+    for name, content in zip(
+        ("list_attr_celeba.txt", "list_eval_partition.txt"), parts(data[1:], 2), strict=True
+    ):
         (folder / f"{name}{suffix}").write_bytes(content)
     split = ("train", "all", "val", "test")[kind // 4 % 4]
-    open_data(str(folder), size=8, attributes=("Male", "Smiling"), split=split, cache=folder / "cache")
+    open_data(
+        str(folder), size=8, attributes=("Male", "Smiling"), split=split, cache=folder / "cache"
+    )
 
 
 def zipped(data: bytes, folder: Path) -> None:
@@ -112,7 +120,10 @@ def _resealed(state: bytes, tensors: bytes) -> bytes:
             if isinstance(facts.get("files"), dict):
                 for listed in facts["files"].values():
                     if isinstance(listed, dict):
-                        listed |= {"bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()}
+                        listed |= {
+                            "bytes": len(tensors),
+                            "sha256": hashlib.sha256(tensors).hexdigest(),
+                        }
             return checkpoints._sealed(facts)
     return state
 
@@ -129,11 +140,16 @@ def bundle(data: bytes, folder: Path) -> None:
             if isinstance(plain, dict):
                 plain.pop("digest", None)
                 if isinstance(plain.get("files"), dict) and GOLDEN in plain["files"]:
-                    plain["files"][GOLDEN] = {"bytes": len(golden), "sha256": hashlib.sha256(golden).hexdigest()}
+                    plain["files"][GOLDEN] = {
+                        "bytes": len(golden),
+                        "sha256": hashlib.sha256(golden).hexdigest(),
+                    }
                 manifest = _text({"digest": _digest(plain)} | plain)
     (folder / MANIFEST).write_bytes(manifest)
     (folder / GOLDEN).write_bytes(golden)
-    (folder / "model.onnx").write_bytes((FIXTURES / "bundles" / "schema-1" / "model.onnx").read_bytes())
+    (folder / "model.onnx").write_bytes(
+        (FIXTURES / "bundles" / "schema-1" / "model.onnx").read_bytes()
+    )
     open_bundle(folder).golden()
 
 
@@ -142,7 +158,9 @@ def in_memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def refused(target: Callable[[bytes, Path], None], data: bytes, folder: Path) -> InputError | RunError | None:
+def refused(
+    target: Callable[[bytes, Path], None], data: bytes, folder: Path
+) -> InputError | RunError | None:
     """Run a target; the error of ganfast's own that it ended with, if any. Everything else is raised."""
     try:
         target(data, folder)
@@ -173,7 +191,13 @@ def _pictures_as(kind: str) -> bytes:
 
 
 PICTURE = _png(99)
-_IDX = struct.pack(">4I", 0x803, 2, 8, 8) + bytes(range(128)) + CUT + struct.pack(">2I", 0x801, 2) + b"\x01\x00"
+_IDX = (
+    struct.pack(">4I", 0x803, 2, 8, 8)
+    + bytes(range(128))
+    + CUT
+    + struct.pack(">2I", 0x801, 2)
+    + b"\x01\x00"
+)
 _TABLES = (
     b"2\r\nMale Smiling \r\n000001.png  1 -1\r\n000002.png -1  1\r\n",
     b"000001.png 0\n000002.png 0\n",
@@ -192,22 +216,32 @@ def _bundle_seed() -> bytes:
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    target.__name__: target for target in (idx, gzipped_idx, celeba, zipped, picture, config, checkpoint, bundle)
+    target.__name__: target
+    for target in (idx, gzipped_idx, celeba, zipped, picture, config, checkpoint, bundle)
 }
 SEEDS: dict[str, list[bytes]] = {
     "idx": [b"\0" + _IDX, b"\xff" + _IDX],
     "gzipped_idx": [CUT.join(gzip.compress(part, mtime=0) for part in _IDX.split(CUT))],
     "celeba": [
-        b"\0" + CUT.join(_TABLES), b"\x05" + CUT.join(_TABLES),
+        b"\0" + CUT.join(_TABLES),
+        b"\x05" + CUT.join(_TABLES),
         b"\x02" + CUT.join(gzip.compress(table, mtime=0) for table in _TABLES),
     ],
-    "zipped": [_zip(kind) for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)],
-    "picture": [PICTURE, *(_pictures_as(kind) for kind in ("JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"))],
+    "zipped": [
+        _zip(kind)
+        for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    ],
+    "picture": [
+        PICTURE,
+        *(_pictures_as(kind) for kind in ("JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")),
+    ],
     "config": [
         configfile.to_yaml(Config()).encode(),
         b"kimg: 1e-4\noptim.beta1: 0.5\nnet: {width: 8, critic_norm: layer}\nattributes: [a, b]\nseed: 0x1F\n",
         b"attributes: [&b b, *b]\nsize: 2001-01-01\nflip: !!bool no\n",
     ],
-    "checkpoint": [lead + _checkpoint_seed(schema) for lead in (b"\0", b"\xff") for schema in (1, 2)],
+    "checkpoint": [
+        lead + _checkpoint_seed(schema) for lead in (b"\0", b"\xff") for schema in (1, 2)
+    ],
     "bundle": [lead + _bundle_seed() for lead in (b"\0", b"\xff")],
-}  # fmt: skip
+}

@@ -28,7 +28,9 @@ MOST = 512 << 20  # bytes by which one process may grow while it reads small inp
 
 edits = st.lists(
     st.tuples(
-        st.sampled_from(["set", "cut", "insert", "repeat", "truncate"]), st.floats(0, 1, exclude_max=True), st.binary(max_size=8)
+        st.sampled_from(["set", "cut", "insert", "repeat", "truncate"]),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(max_size=8),
     ),
     max_size=4,
 )
@@ -54,7 +56,13 @@ def edited(data: bytes, changes) -> bytes:
 def test_a_mutated_input_is_read_or_refused_in_one_sentence(name):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.sampled_from(SEEDS[name]), edits)
     def check(seed, changes):
         with tempfile.TemporaryDirectory(dir=in_memory()) as top:
@@ -93,7 +101,8 @@ def test_a_write_outside_is_seen(tmp_path):
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(9))}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(9))}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -138,10 +147,19 @@ SECONDS = [pytest.param(3, marks=pytest.mark.accept), pytest.param(0, marks=pyte
 @pytest.mark.parametrize("name", TARGETS)
 def test_fuzzed(name, seconds, tmp_path):
     if not find_spec("atheris"):
-        pytest.skip("atheris is not installed: it exists for Linux and macOS and a few versions of Python (pip install atheris)")
+        pytest.skip(
+            "atheris is not installed: it exists for Linux and macOS and a few versions of Python (pip install atheris)"
+        )
     seconds = seconds or int(os.environ.get("GANFAST_FUZZ_SECONDS", "600"))
     command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=seconds + 300)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 300,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Done " in done.stderr, "it did not fuzz at all"

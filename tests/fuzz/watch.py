@@ -45,10 +45,17 @@ def only_inside(folder: Path) -> Iterator[None]:
 def _hook(event: str, given: tuple[Any, ...]) -> None:
     if _inside is None:
         return
-    if event == "open" and isinstance(given[0], str | bytes | os.PathLike) and isinstance(given[2], int) and given[2] & _WRITES:
+    if (
+        event == "open"
+        and isinstance(given[0], str | bytes | os.PathLike)
+        and isinstance(given[2], int)
+        and given[2] & _WRITES
+    ):
         _check(event, given[0])
     changed = _CHANGES.get(event, 0)
-    at_folder = any(isinstance(handle, int) and handle >= 0 for handle in given[changed:]) and event in ("os.remove", "os.rmdir")
+    at_folder = any(
+        isinstance(handle, int) and handle >= 0 for handle in given[changed:]
+    ) and event in ("os.remove", "os.rmdir")
     for path in given[:changed]:
         if (
             isinstance(path, str | bytes | os.PathLike) and not at_folder

@@ -13,7 +13,10 @@ from ganfast.kernels.latents import latents, latents_reference, philox_words
 from ganfast.presets import PRESETS, preset_config
 from ganfast.training.plan import make_plan
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 
 def config_for(folder, preset: str, **changes) -> Config:
@@ -22,7 +25,13 @@ def config_for(folder, preset: str, **changes) -> Config:
     np.savez(folder / "noise.npz", images=pictures, labels=np.arange(512) % 10)
     config = preset_config(preset, str(folder / "noise.npz"))
     log = LogConfig(every=1, save_kimg=0.7, tensorboard=False)
-    return replace(config, **({"kimg": 2, "batch": 32, "device": "cuda", "out": str(folder / "run"), "log": log} | changes))
+    return replace(
+        config,
+        **(
+            {"kimg": 2, "batch": 32, "device": "cuda", "out": str(folder / "run"), "log": log}
+            | changes
+        ),
+    )
 
 
 def small_run(folder, preset: str, **changes):
@@ -33,7 +42,9 @@ def small_run(folder, preset: str, **changes):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_on_the_gpu(tmp_path, preset, precision):
     """One of them compiled: compiling all would take longer than the whole part has."""
-    run = small_run(tmp_path, preset, precision=precision, compile="auto" if preset == "wgan-gp" else "off")
+    run = small_run(
+        tmp_path, preset, precision=precision, compile="auto" if preset == "wgan-gp" else "off"
+    )
     pictures = run.sample(20, seed=3, device="cuda")
     assert pictures.shape == (20, 28, 28, 1)
     assert pictures.std() > 0
@@ -46,7 +57,10 @@ def test_random_words_equal_those_of_the_cpu():
 
 def test_latents_differ_from_the_cpu_by_one_ulp_at_most_and_rarely():
     index = torch.arange(2000)
-    cpu, gpu = latents_reference(7, 0, index, 128).numpy(), latents(7, 0, index.cuda(), 128).cpu().numpy()
+    cpu, gpu = (
+        latents_reference(7, 0, index, 128).numpy(),
+        latents(7, 0, index.cuda(), 128).cpu().numpy(),
+    )
     different = cpu != gpu
     assert different.mean() <= 1e-5
     assert (np.abs(cpu - gpu)[different] <= np.spacing(np.abs(cpu[different]))).all()
@@ -54,7 +68,10 @@ def test_latents_differ_from_the_cpu_by_one_ulp_at_most_and_rarely():
 
 def test_pictures_agree_between_gpu_and_cpu(tmp_path):
     run = small_run(tmp_path, "wgan-gp", precision="fp32")
-    gpu, cpu = run.sample(64, seed=1, device="cuda").astype(int), run.sample(64, seed=1, device="cpu").astype(int)
+    gpu, cpu = (
+        run.sample(64, seed=1, device="cuda").astype(int),
+        run.sample(64, seed=1, device="cpu").astype(int),
+    )
     assert np.abs(gpu - cpu).max() <= 1
 
 
@@ -85,7 +102,9 @@ def test_a_set_larger_than_device_memory_is_streamed_with_the_same_batches(tmp_p
 def test_bf16_gradients_are_near_those_of_fp32(tmp_path):
     def gradients(precision: str) -> torch.Tensor:
         plan = make_plan(replace(config_for(tmp_path, "wgan-gp"), precision=precision))
-        step = make_critic_step(plan.state.critic, plan.config.loss, plan.config.penalty, plan.autocast)
+        step = make_critic_step(
+            plan.state.critic, plan.config.loss, plan.config.penalty, plan.autocast
+        )
         real, _ = plan.data.batch(0, 64)
         step(real, -real, eps=torch.full((64,), 0.5, device="cuda"))
         return torch.cat([p.grad.flatten() for p in plan.state.critic.parameters()])
@@ -101,13 +120,17 @@ def test_captured_phases_train_as_uncaptured_ones(tmp_path, preset, caplog):
     runs = {}
     for graphs in ("off", "on"):
         (tmp_path / graphs).mkdir()
-        runs[graphs] = small_run(tmp_path / graphs, preset, precision="fp32", compile="off", cuda_graphs=graphs, kimg=1)
+        runs[graphs] = small_run(
+            tmp_path / graphs, preset, precision="fp32", compile="off", cuda_graphs=graphs, kimg=1
+        )
     assert "without CUDA graphs" not in caplog.text
     off, on = (run.sample(64, seed=1, device="cuda").astype(int) for run in runs.values())
     assert np.abs(off - on).mean() < 1
 
 
-def test_what_cannot_be_captured_is_said_once_and_trained_all_the_same(tmp_path, monkeypatch, caplog):
+def test_what_cannot_be_captured_is_said_once_and_trained_all_the_same(
+    tmp_path, monkeypatch, caplog
+):
     from ganfast.training.feed import Feed
 
     real = Feed.critic

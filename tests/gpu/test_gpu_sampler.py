@@ -51,7 +51,13 @@ def test_pictures_of_a_gpu_are_those_of_the_cpu(backend, tmp_path):
         assert sampler.backend_name in ("torch-cuda", "onnxruntime-cuda", "tensorrt", "lean", "rtx")
         for n in (1, 3, 4, 16, 37):
             assert apart(sampler.sample(n, seed=7), expected[:n]) <= 1
-        assert apart(torch.from_dlpack(sampler.sample(16, seed=7, on_device=True)).cpu().numpy(), expected[:16]) <= 1
+        assert (
+            apart(
+                torch.from_dlpack(sampler.sample(16, seed=7, on_device=True)).cpu().numpy(),
+                expected[:16],
+            )
+            <= 1
+        )
         mixed_requests(sampler, expected, 0, 500)
         sampler.refit(other.folder)
         assert apart(sampler.sample(40, seed=7), after) <= 1

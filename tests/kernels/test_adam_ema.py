@@ -42,16 +42,21 @@ class State:
     def start(cls, numel, average=True, low=True, make=lambda x: x):
         p = randn(numel, seed=50).to(DEVICE)
         return cls(
-            make(p.clone()), make(torch.zeros_like(p)), make(torch.zeros_like(p)),
-            make(p.clone()) if average else None, make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
-        )  # fmt: skip
+            make(p.clone()),
+            make(torch.zeros_like(p)),
+            make(torch.zeros_like(p)),
+            make(p.clone()) if average else None,
+            make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
+        )
 
     def step(self, function, g, rates, betas, eps=EPS):
         function(self.p, g, self.m, self.v, rates, *betas, eps, self.average, self.low)
 
 
 def rates_of(step, betas, lr=LR, decay=DECAY):
-    scalars = (torch.tensor(value, dtype=torch.float64, device=DEVICE) for value in (step, lr, decay))
+    scalars = (
+        torch.tensor(value, dtype=torch.float64, device=DEVICE) for value in (step, lr, decay)
+    )
     return adam_rates(*scalars, *betas)
 
 
@@ -71,7 +76,9 @@ def exact_steps(numel, betas, eps=EPS):
 def assert_moments(state, m, v):
     """Each element for itself: one may be 10^-10 of another. A mean of both signs is as exact as its largest gradient."""
     torch.testing.assert_close(state.v.cpu().double(), v, rtol=1e-6, atol=1e-30)
-    largest = torch.stack([gradient(len(m), step).abs().double() for step in range(1, STEPS + 1)]).amax(0)
+    largest = torch.stack(
+        [gradient(len(m), step).abs().double() for step in range(1, STEPS + 1)]
+    ).amax(0)
     assert ((state.m.cpu().double() - m).abs() <= 3e-7 * largest).all()
 
 
@@ -79,14 +86,19 @@ def assert_right(numel, betas, average=True, low=True, eps=EPS):
     with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
         found = State.start(numel, average, low, guards.copy)
         for step in range(1, STEPS + 1):
-            g, rates = guards.copy(gradient(numel, step).to(DEVICE)), guards.copy(rates_of(step, betas))
+            g, rates = (
+                guards.copy(gradient(numel, step).to(DEVICE)),
+                guards.copy(rates_of(step, betas)),
+            )
             given = g.clone(), rates.clone()
             found.step(module.adam_ema_triton, g, rates, betas, eps)
             assert torch.equal(g, given[0])
             assert torch.equal(rates, given[1])
     own = State.start(numel)
     for step in range(1, STEPS + 1):
-        own.step(adam_ema_reference, gradient(numel, step).to(DEVICE), rates_of(step, betas), betas, eps)
+        own.step(
+            adam_ema_reference, gradient(numel, step).to(DEVICE), rates_of(step, betas), betas, eps
+        )
     p, m, v, mean = exact_steps(numel, betas, eps)
     assert_as_exact(found.p, own.p.cpu(), p)
     assert_moments(found, m, v)
@@ -164,7 +176,12 @@ def test_a_decay_of_one_keeps_the_average_and_of_zero_follows(decay):
     state = State.start(1500)
     state.average.add_(1)
     before = state.average.clone()
-    state.step(adam_ema_triton, gradient(1500, 1).to(DEVICE), rates_of(1, (0.0, 0.9), decay=decay), (0.0, 0.9))
+    state.step(
+        adam_ema_triton,
+        gradient(1500, 1).to(DEVICE),
+        rates_of(1, (0.0, 0.9), decay=decay),
+        (0.0, 0.9),
+    )
     torch.testing.assert_close(state.average, before if decay else state.p, rtol=0, atol=1e-6)
     assert decay == 0.0 or torch.equal(state.average, before)
 
@@ -172,7 +189,9 @@ def test_a_decay_of_one_keeps_the_average_and_of_zero_follows(decay):
 @on_kernels
 def test_no_parameters_launch_nothing():
     with launching():
-        State.start(0).step(adam_ema_triton, torch.empty(0, device=DEVICE), rates_of(1, (0.0, 0.9)), (0.0, 0.9))
+        State.start(0).step(
+            adam_ema_triton, torch.empty(0, device=DEVICE), rates_of(1, (0.0, 0.9)), (0.0, 0.9)
+        )
 
 
 @on_kernels
@@ -181,8 +200,18 @@ def test_the_operation_keeps_its_schema_and_its_fake(given):
     state = State.start(70, *given)
     g = gradient(70, 1).to(DEVICE)
     assert_op(
-        module._op, state.p, g, state.m, state.v, rates_of(1, (0.5, 0.9)), 0.5, 0.9, EPS, state.average, state.low
-    )  # fmt: skip
+        module._op,
+        state.p,
+        g,
+        state.m,
+        state.v,
+        rates_of(1, (0.5, 0.9)),
+        0.5,
+        0.9,
+        EPS,
+        state.average,
+        state.low,
+    )
 
 
 # Rates, the reference, and which of the two runs.
@@ -192,7 +221,9 @@ def test_the_operation_keeps_its_schema_and_its_fake(given):
 def test_rates_are_the_corrections_of_adam(betas):
     for step in (1, 2, 1000):
         for kind in (torch.int64, torch.float32):
-            rates = adam_rates(torch.tensor(step, dtype=kind), torch.tensor(LR), torch.tensor(DECAY), *betas)
+            rates = adam_rates(
+                torch.tensor(step, dtype=kind), torch.tensor(LR), torch.tensor(DECAY), *betas
+            )
             assert rates.dtype == torch.float32
             expected = [LR / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5, DECAY]
             assert rates.tolist() == pytest.approx(expected, rel=2e-7)
@@ -203,7 +234,9 @@ def test_rates_are_the_corrections_of_adam(betas):
 def test_the_reference_is_torchs_adam(betas, eps):
     own = State.start(1500)
     for step in range(1, STEPS + 1):
-        own.step(adam_ema_reference, gradient(1500, step).to(DEVICE), rates_of(step, betas), betas, eps)
+        own.step(
+            adam_ema_reference, gradient(1500, step).to(DEVICE), rates_of(step, betas), betas, eps
+        )
     p, m, v, average = exact_steps(1500, betas, eps)
     assert_moments(own, m, v)
     torch.testing.assert_close(own.p.cpu().double(), p, rtol=1e-6, atol=1e-6)
@@ -217,7 +250,13 @@ def test_reference_or_kernel(monkeypatch, dtype):
 
     def stepped(function):
         def run(p, g, rates):
-            state = State(p.clone(), torch.zeros_like(p), torch.zeros_like(p), p.clone(), torch.zeros_like(p, dtype=torch.bfloat16))
+            state = State(
+                p.clone(),
+                torch.zeros_like(p),
+                torch.zeros_like(p),
+                p.clone(),
+                torch.zeros_like(p, dtype=torch.bfloat16),
+            )
             state.step(function, g, rates, (0.5, 0.9))
             return state.p, state.m, state.v, state.average, state.low
 
@@ -226,4 +265,6 @@ def test_reference_or_kernel(monkeypatch, dtype):
     p, g = randn(1500, dtype=dtype), gradient(1500, 1).to(dtype)
     rates = rates_of(1, (0.5, 0.9)).to("cpu", dtype)
     kernel = {"_adam_kernel": 1} if dtype == torch.float32 else {}
-    assert_dispatch(monkeypatch, stepped(adam_ema), stepped(adam_ema_reference), p, g, rates, kernel=kernel)
+    assert_dispatch(
+        monkeypatch, stepped(adam_ema), stepped(adam_ema_reference), p, g, rates, kernel=kernel
+    )

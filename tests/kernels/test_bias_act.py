@@ -23,11 +23,32 @@ from tests.kernels.test_kernels_interpreted import (
 )
 
 # Odd in every way: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
-SHAPES = [(1, 1), (5, 3), (4, 70), (2, 5, 11), (1, 1, 1, 1), (1, 70, 1, 1), (2, 3, 3, 3), (3, 5, 7, 6), (2, 70, 9, 7), (4, 1, 9, 7),
-          (2, 3, 40, 33)]  # fmt: skip
-CASES = [(shape, layout) for shape in SHAPES for layout in LAYOUTS if layout == "contiguous" or len(shape) == 4]
+SHAPES = [
+    (1, 1),
+    (5, 3),
+    (4, 70),
+    (2, 5, 11),
+    (1, 1, 1, 1),
+    (1, 70, 1, 1),
+    (2, 3, 3, 3),
+    (3, 5, 7, 6),
+    (2, 70, 9, 7),
+    (4, 1, 9, 7),
+    (2, 3, 40, 33),
+]
+CASES = [
+    (shape, layout)
+    for shape in SHAPES
+    for layout in LAYOUTS
+    if layout == "contiguous" or len(shape) == 4
+]
 SLOPES = [0.2, 0.0]
-TYPES = [(torch.float32, 0.2), (torch.float32, 0.0), (torch.bfloat16, 0.2), (torch.float16, 0.2)]  # and slopes
+TYPES = [
+    (torch.float32, 0.2),
+    (torch.float32, 0.0),
+    (torch.bfloat16, 0.2),
+    (torch.float16, 0.2),
+]  # and slopes
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
@@ -74,16 +95,26 @@ def delta_inputs(shape, dtype=torch.float32, layout="contiguous"):
     weight[::2] = 0
     if shape[0] == 1:
         weight[0] = 0.7
-    return randn(*shape, seed=2, dtype=dtype, layout=layout), randn(*shape, seed=4, layout=layout) > 0, weight
+    return (
+        randn(*shape, seed=2, dtype=dtype, layout=layout),
+        randn(*shape, seed=4, layout=layout) > 0,
+        weight,
+    )
 
 
 def delta_kernel(dy: Tensor) -> str:
-    return "_delta_rows_kernel" if dy.is_contiguous() and dy[0, 0].numel() > 1 else "_delta_columns_kernel"
+    return (
+        "_delta_rows_kernel"
+        if dy.is_contiguous() and dy[0, 0].numel() > 1
+        else "_delta_columns_kernel"
+    )
 
 
 def assert_delta_right(dy, mask, weight, slope):
     bits = bits_of(mask)
-    dz, db = run_kernel(module.bias_act_delta_triton, dy, bits, slope, weight, **{delta_kernel(dy): 1})
+    dz, db = run_kernel(
+        module.bias_act_delta_triton, dy, bits, slope, weight, **{delta_kernel(dy): 1}
+    )
     exact = dy.double() * torch.where(mask, 1.0, float(slope))
     weighted = exact * weight.double().view(-1, *[1] * (dy.dim() - 1))
     all_but_channels = [0, *range(2, dy.dim())]
@@ -91,7 +122,9 @@ def assert_delta_right(dy, mask, weight, slope):
     assert dz.stride() == dy.stride()
     assert_as_exact(dz, reference[0], exact)
     assert db.dtype == torch.float32
-    assert_as_exact(db, reference[1], weighted.sum(all_but_channels), terms=weighted.abs().sum(all_but_channels))
+    assert_as_exact(
+        db, reference[1], weighted.sum(all_but_channels), terms=weighted.abs().sum(all_but_channels)
+    )
 
 
 def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="contiguous"):
@@ -99,7 +132,9 @@ def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="con
     mask = randn(*shape, seed=4, layout=layout) > 0
     c = randn(*shape, seed=5, dtype=dtype, layout=layout)[samples]
     first = samples.start * mask[0].numel()
-    t = run_kernel(module.bias_act_tangent_triton, c, bits_of(mask), slope, first, _tangent_kernel=1)
+    t = run_kernel(
+        module.bias_act_tangent_triton, c, bits_of(mask), slope, first, _tangent_kernel=1
+    )
     assert t.stride() == c.stride()
     exact = c.double() * torch.where(mask[samples], 1.0, float(slope))
     assert_as_exact(t, module.bias_act_tangent_reference(c, bits_of(mask), slope, first), exact)
@@ -138,9 +173,13 @@ def test_forward_then_delta_is_autograds_derivative(shape, layout, slope):
     x, bias = inputs(shape, layout=layout)
     dy = randn(*shape, seed=2, layout=layout)
     point, b = x.double().requires_grad_(), bias.double().requires_grad_()
-    dx, dbias = torch.autograd.grad(leaky_relu(point + per_channel(b, x), slope), (point, b), dy.double())
+    dx, dbias = torch.autograd.grad(
+        leaky_relu(point + per_channel(b, x), slope), (point, b), dy.double()
+    )
     _, bits = module.bias_act_triton(x.to(DEVICE), bias.to(DEVICE), slope)
-    dz, db = module.bias_act_delta_triton(dy.to(DEVICE), bits, slope, torch.ones(shape[0], device=DEVICE))
+    dz, db = module.bias_act_delta_triton(
+        dy.to(DEVICE), bits, slope, torch.ones(shape[0], device=DEVICE)
+    )
     torch.testing.assert_close(dz.cpu().double(), dx, rtol=2e-7, atol=0)
     torch.testing.assert_close(db.cpu().double(), dbias, rtol=1e-5, atol=1e-5)
 
@@ -159,9 +198,13 @@ def test_the_bias_gradient_is_the_same_every_time(layout):
 def test_a_sample_of_weight_zero_reaches_its_delta_and_not_the_bias(layout):
     dy, mask, _ = delta_inputs((3, 5, 7, 6), layout=layout)
     bits = bits_of(mask)
-    full = module.bias_act_delta_triton(dy.to(DEVICE), bits.to(DEVICE), 0.2, torch.tensor([1.0, 0.0, 1.0], device=DEVICE))
+    full = module.bias_act_delta_triton(
+        dy.to(DEVICE), bits.to(DEVICE), 0.2, torch.tensor([1.0, 0.0, 1.0], device=DEVICE)
+    )
     dy[1] *= 100
-    moved = module.bias_act_delta_triton(dy.to(DEVICE), bits.to(DEVICE), 0.2, torch.tensor([1.0, 0.0, 1.0], device=DEVICE))
+    moved = module.bias_act_delta_triton(
+        dy.to(DEVICE), bits.to(DEVICE), 0.2, torch.tensor([1.0, 0.0, 1.0], device=DEVICE)
+    )
     assert torch.equal(full[1], moved[1])
     torch.testing.assert_close(moved[0][1], full[0][1] * 100)
 
@@ -238,7 +281,11 @@ def test_infinities_and_nan_pass():
 
 
 @on_kernels
-@pytest.mark.parametrize(("shape", "layout"), [((5, 3), "contiguous"), *(((2, 3, 3, 3), layout) for layout in LAYOUTS)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((5, 3), "contiguous"), *(((2, 3, 3, 3), layout) for layout in LAYOUTS)],
+    ids=str,
+)
 def test_the_operations_keep_their_schemas_and_fakes(shape, layout):
     x, bias = (v.to(DEVICE) for v in inputs(shape, torch.bfloat16, layout))
     _, bits = module.bias_act_triton(x, bias, 0.2)
@@ -269,7 +316,9 @@ def test_the_references_are_the_definition(shape, layout, dtype):
     assert dz.stride() == dy.stride()
     assert db.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     weighted = expected * weight.double().view(-1, *[1] * (dy.dim() - 1))
-    torch.testing.assert_close(db.double(), weighted.sum([0, *range(2, dy.dim())]), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        db.double(), weighted.sum([0, *range(2, dy.dim())]), rtol=1e-5, atol=1e-4
+    )
     last = dy[-1:]
     t = module.bias_act_tangent_reference(last, bits_of(mask), 0.2, dy.numel() - last.numel())
     torch.testing.assert_close(t.double(), expected[-1:], **rounding)
@@ -283,10 +332,22 @@ def test_reference_or_kernel(monkeypatch, layout, dtype):
     runs = dtype != torch.float64
     for public, reference, arguments, kernel in (
         (module.bias_act, module.bias_act_reference, (x, bias, 0.2), "_forward_kernel"),
-        (module.bias_act_delta, module.bias_act_delta_reference, (dy, bits_of(mask), 0.2, weight), delta_kernel(dy)),
-        (module.bias_act_tangent, module.bias_act_tangent_reference, (dy[1:], bits_of(mask), 0.2, 27), "_tangent_kernel"),
+        (
+            module.bias_act_delta,
+            module.bias_act_delta_reference,
+            (dy, bits_of(mask), 0.2, weight),
+            delta_kernel(dy),
+        ),
+        (
+            module.bias_act_tangent,
+            module.bias_act_tangent_reference,
+            (dy[1:], bits_of(mask), 0.2, 27),
+            "_tangent_kernel",
+        ),
     ):
-        assert_dispatch(monkeypatch, public, reference, *arguments, kernel={kernel: 1} if runs else {})
+        assert_dispatch(
+            monkeypatch, public, reference, *arguments, kernel={kernel: 1} if runs else {}
+        )
 
 
 # For eager autograd.
@@ -297,7 +358,9 @@ def doubly(x, bias, slope, function):
     x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
     y = function(x, bias, slope)
     scale = torch.linspace(-2, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
-    curved = (scale * y**2).sum()  # its gradient depends on y, so that the second derivative is none of zeros
+    curved = (
+        scale * y**2
+    ).sum()  # its gradient depends on y, so that the second derivative is none of zeros
     dx, db = torch.autograd.grad(curved, (x, bias), create_graph=True)
     ddx, ddb = torch.autograd.grad((dx**2).sum() + (db**2).sum(), (x, bias))
     return {"y": y, "dx": dx, "db": db, "ddx": ddx, "ddb": ddb}
@@ -311,7 +374,7 @@ def leaky(x, bias, slope):
 def test_second_derivatives_pass_gradgradcheck(slope):
     x, bias = randn(2, 8, 3, 2, seed=1).double(), randn(8, seed=2).double()
     inputs = (x.requires_grad_(), bias.requires_grad_())
-    function = lambda x, b: biased_leaky_relu(x, b, slope)  # noqa: E731
+    function = lambda x, b: biased_leaky_relu(x, b, slope)
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
@@ -319,7 +382,10 @@ def test_second_derivatives_pass_gradgradcheck(slope):
 @on_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_second_derivatives_through_the_kernels_are_those_of_float64(memory_format):
-    x, bias = randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format), randn(8, seed=2).to(DEVICE)
+    x, bias = (
+        randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format),
+        randn(8, seed=2).to(DEVICE),
+    )
     truth = doubly(x.double(), bias.double(), 0.2, leaky)
     own = doubly(x, bias, 0.2, leaky)
     before = dict(launches)

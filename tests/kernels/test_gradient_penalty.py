@@ -4,7 +4,11 @@ import pytest
 import torch
 
 import ganfast.kernels.gradient_penalty as module
-from ganfast.kernels.gradient_penalty import gradient_penalty, gradient_penalty_reference, gradient_penalty_triton
+from ganfast.kernels.gradient_penalty import (
+    gradient_penalty,
+    gradient_penalty_reference,
+    gradient_penalty_triton,
+)
 from tests.depth import in_turn
 from tests.kernels.test_kernels_interpreted import (
     DEVICE,
@@ -24,7 +28,9 @@ KINDS = {
     **{f"one-sided {target}": (target, True, False) for target in (0.0, 1.0, 0.4)},
 }  # target, one_sided, zero_centred
 FEW = ["zero-centred", "two-sided 0.4", "one-sided 1.0"]
-NORMS = torch.tensor([0.1, 0.7, 0.0, 3.0, 1.5], dtype=torch.float64)  # on both sides of every target, and no gradient at all
+NORMS = torch.tensor(
+    [0.1, 0.7, 0.0, 3.0, 1.5], dtype=torch.float64
+)  # on both sides of every target, and no gradient at all
 ONE_LAUNCH, TWO_LAUNCHES = {"_whole_kernel": 1}, {"_squares_kernel": 1, "_direction_kernel": 1}
 # shape of a sample, whether one program keeps it
 SHAPES = {
@@ -37,7 +43,10 @@ SHAPES = {
     (3, 80, 80): TWO_LAUNCHES,
 }
 CASES = [
-    (shape, layout) for shape in SHAPES for layout in ("contiguous", "channels last") if layout == "contiguous" or len(shape) == 3
+    (shape, layout)
+    for shape in SHAPES
+    for layout in ("contiguous", "channels last")
+    if layout == "contiguous" or len(shape) == 3
 ]
 
 
@@ -45,7 +54,9 @@ def gradients(shape, dtype=torch.float32, layout="contiguous", norms=NORMS):
     """Samples of these norms, before they are rounded to the type."""
     x = randn(len(norms), *shape, dtype=torch.float64, layout=layout)
     per_sample = (-1, *[1] * len(shape))
-    return (x / torch.linalg.vector_norm(x.flatten(1), dim=1).view(per_sample) * norms.view(per_sample)).to(dtype)
+    return (
+        x / torch.linalg.vector_norm(x.flatten(1), dim=1).view(per_sample) * norms.view(per_sample)
+    ).to(dtype)
 
 
 def penalties(norm, target, one_sided, zero_centred, weight=WEIGHT):
@@ -98,7 +109,9 @@ def test_value_norm_and_direction_are_those_of_float64(shape, layout, dtype, kin
 def test_gradients_of_zero_have_a_finite_value_and_no_direction(shape, kind):
     target, one_sided, zero_centred = KINDS[kind]
     g = torch.zeros(3, *shape)
-    value, norm, direction = run_kernel(gradient_penalty_triton, g, WEIGHT, *KINDS[kind], SCALE, **SHAPES.get(shape, TWO_LAUNCHES))
+    value, norm, direction = run_kernel(
+        gradient_penalty_triton, g, WEIGHT, *KINDS[kind], SCALE, **SHAPES.get(shape, TWO_LAUNCHES)
+    )
     assert (norm == 0).all()
     assert (direction == 0).all()
     expected = 0.0 if zero_centred or one_sided else WEIGHT * target**2
@@ -116,20 +129,33 @@ def test_any_number_of_samples(shape, n):
 @on_kernels
 @pytest.mark.parametrize("zero_centred", [True, False])
 def test_no_samples_launch_nothing(zero_centred):
-    value, norm, direction = run_kernel(gradient_penalty_triton, torch.empty(0, 3, 9, 7), WEIGHT, 1.0, False, zero_centred, SCALE)
+    value, norm, direction = run_kernel(
+        gradient_penalty_triton, torch.empty(0, 3, 9, 7), WEIGHT, 1.0, False, zero_centred, SCALE
+    )
     assert value.shape == norm.shape == (0,)
     assert direction.shape == (0, 3, 9, 7)
 
 
 @on_kernels
-@pytest.mark.parametrize(("layout", "shape"), in_turn(["channels last", "contiguous"], [((4, 9, 7),), ((4, 80, 80),)]))
+@pytest.mark.parametrize(
+    ("layout", "shape"), in_turn(["channels last", "contiguous"], [((4, 9, 7),), ((4, 80, 80),)])
+)
 def test_gradients_need_not_be_dense(shape, layout):
     wide = gradients(shape, layout=layout).to(DEVICE)
-    for g in (wide[:, ::2], wide[:, 1:3], wide[..., 1:], wide[1::2], wide.transpose(2, 3), wide[:1].expand(5, *shape)):
+    for g in (
+        wide[:, ::2],
+        wide[:, 1:3],
+        wide[..., 1:],
+        wide[1::2],
+        wide.transpose(2, 3),
+        wide[:1].expand(5, *shape),
+    ):
         before = g.clone()
         found = gradient_penalty_triton(g, WEIGHT, 1.0, False, False, SCALE)
         reference = gradient_penalty_reference(g.cpu(), WEIGHT, 1.0, False, False, SCALE)
-        for part, own, exact in zip(found, reference, derivative(g.cpu(), (1.0, False, False)), strict=True):
+        for part, own, exact in zip(
+            found, reference, derivative(g.cpu(), (1.0, False, False)), strict=True
+        ):
             assert_as_exact(part, own, exact)
         assert torch.equal(g, before)
 
@@ -142,7 +168,9 @@ def test_direction_is_the_derivative_of_the_mean_penalty(shape, kind):
     point = g.double().requires_grad_()
     mean = penalties(torch.linalg.vector_norm(point.flatten(1), dim=1), *KINDS[kind]).mean()
     (expected,) = torch.autograd.grad(mean, point)
-    value, _, direction = run_kernel(gradient_penalty_triton, g, WEIGHT, *KINDS[kind], 1 / 3, **SHAPES[shape])
+    value, _, direction = run_kernel(
+        gradient_penalty_triton, g, WEIGHT, *KINDS[kind], 1 / 3, **SHAPES[shape]
+    )
     assert value.mean().item() == pytest.approx(mean.item(), rel=1e-6)
     torch.testing.assert_close(direction.cpu().double(), expected, rtol=1e-5, atol=1e-8)
 
@@ -158,7 +186,9 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 @on_kernels
-@pytest.mark.parametrize(("layout", "shape"), in_turn(["contiguous", "channels last"], [((3, 9, 7),), ((3, 80, 80),)]))
+@pytest.mark.parametrize(
+    ("layout", "shape"), in_turn(["contiguous", "channels last"], [((3, 9, 7),), ((3, 80, 80),)])
+)
 def test_the_operation_keeps_its_schema_and_its_fake(shape, layout):
     g = gradients(shape, layout=layout).to(DEVICE)
     for zero_centred in (True, False):
@@ -187,7 +217,9 @@ def test_the_reference_is_autograds_derivative(dtype, kind):
     assert found.direction.dtype == dtype
     for part, exact in zip(found, derivative(g, KINDS[kind]), strict=True):
         rounding = 8 * torch.finfo(part.dtype).eps
-        torch.testing.assert_close(part.double(), exact, rtol=rounding, atol=rounding * exact.abs().max().item())
+        torch.testing.assert_close(
+            part.double(), exact, rtol=rounding, atol=rounding * exact.abs().max().item()
+        )
 
 
 @pytest.mark.parametrize("kind", ["zero-centred", "two-sided 1.0", "one-sided 0.4"])
@@ -195,9 +227,22 @@ def test_the_reference_is_autograds_derivative(dtype, kind):
 def test_reference_or_kernel(monkeypatch, shape, kind):
     launched = SHAPES.get(shape, TWO_LAUNCHES)
     assert_dispatch(
-        monkeypatch, gradient_penalty, gradient_penalty_reference, gradients(shape), WEIGHT, *KINDS[kind], SCALE, kernel=launched
+        monkeypatch,
+        gradient_penalty,
+        gradient_penalty_reference,
+        gradients(shape),
+        WEIGHT,
+        *KINDS[kind],
+        SCALE,
+        kernel=launched,
     )
     assert_dispatch(
-        monkeypatch, gradient_penalty, gradient_penalty_reference, gradients(shape, torch.float64), WEIGHT, *KINDS[kind], SCALE,
+        monkeypatch,
+        gradient_penalty,
+        gradient_penalty_reference,
+        gradients(shape, torch.float64),
+        WEIGHT,
+        *KINDS[kind],
+        SCALE,
         kernel={},
-    )  # fmt: skip
+    )

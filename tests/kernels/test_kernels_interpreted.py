@@ -17,13 +17,23 @@ from torch import Tensor
 
 from ganfast.errors import InputError
 from ganfast.kernels import _triton
-from ganfast.kernels._triton import blocks, dense, launch, launches, power_of_two, same_layout, use_triton
+from ganfast.kernels._triton import (
+    blocks,
+    dense,
+    launch,
+    launches,
+    power_of_two,
+    same_layout,
+    use_triton,
+)
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = _triton.interpreted()
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 RUNS = _triton.triton is not None and (INTERPRETED or DEVICE == "cuda")
-on_kernels = pytest.mark.skipif(not RUNS, reason="kernels run on CUDA, and under TRITON_INTERPRET=1")
+on_kernels = pytest.mark.skipif(
+    not RUNS, reason="kernels run on CUDA, and under TRITON_INTERPRET=1"
+)
 on_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs under TRITON_INTERPRET=1")
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -55,7 +65,9 @@ class Guards:
     def check(self) -> None:
         for buffer, outside, poison in self.buffers:
             assert bool((buffer[:outside] == poison).all()), "written before a tensor"
-            assert bool((buffer[len(buffer) - outside :] == poison).all()), "written behind a tensor"
+            assert bool((buffer[len(buffer) - outside :] == poison).all()), (
+                "written behind a tensor"
+            )
 
 
 @contextmanager
@@ -64,7 +76,9 @@ def poisoned_memory():
     guards, empty, empty_like = Guards(), torch.empty, torch.empty_like
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", lambda *args, **kwargs: guards.empty(empty(*args, **kwargs)))
-        patch.setattr(torch, "empty_like", lambda *args, **kwargs: guards.empty(empty_like(*args, **kwargs)))
+        patch.setattr(
+            torch, "empty_like", lambda *args, **kwargs: guards.empty(empty_like(*args, **kwargs))
+        )
         yield guards
     guards.check()
 
@@ -84,7 +98,9 @@ def run_kernel(function, *args, inputs_stay=True, **expected):
         result = function(*given)
         if inputs_stay:
             for x, copy in zip(args, given, strict=True):
-                same = not isinstance(x, Tensor) or torch.allclose(x, copy.cpu(), rtol=0, atol=0, equal_nan=True)
+                same = not isinstance(x, Tensor) or torch.allclose(
+                    x, copy.cpu(), rtol=0, atol=0, equal_nan=True
+                )
                 assert same, "an input was modified"
     return result
 
@@ -94,7 +110,9 @@ def errors(found: Tensor, exact: Tensor) -> Tensor:
     return (found.detach().cpu().double() - exact).abs()
 
 
-def assert_as_exact(found: Tensor, reference: Tensor, exact: Tensor, terms: Tensor | float = 0.0) -> None:
+def assert_as_exact(
+    found: Tensor, reference: Tensor, exact: Tensor, terms: Tensor | float = 0.0
+) -> None:
     """A kernel's error is at most twice the reference's own, sample by sample, and one unit in the last place.
 
     A whole unit, not half: the interpreter truncates bfloat16 where hardware rounds to nearest.
@@ -108,7 +126,9 @@ def assert_as_exact(found: Tensor, reference: Tensor, exact: Tensor, terms: Tens
     own = errors(reference, exact)
     own = own.amax(tuple(range(1, own.dim())), keepdim=True) if own.dim() > 1 else own.max()
     kind = torch.finfo(found.dtype)
-    unit = kind.eps * torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=kind.smallest_normal))))
+    unit = kind.eps * torch.exp2(
+        torch.floor(torch.log2(exact.abs().clamp(min=kind.smallest_normal)))
+    )
     allowed = 2 * own + unit + torch.finfo(torch.float32).eps * terms
     wrong = ~(errors(found, exact) <= allowed)  # NaN is wrong
     assert not wrong.any(), (
@@ -122,7 +142,9 @@ def assert_op(op, *args) -> None:
 
 
 def randn(*shape, seed=0, dtype=torch.float32, layout="contiguous") -> Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
     return x.contiguous(memory_format=LAYOUTS[layout]) if x.dim() == 4 else x
 
 
@@ -135,7 +157,10 @@ def assert_dispatch(monkeypatch, public, reference, *args, kernel: dict[str, int
     """
 
     def same(device):
-        found, expected = (f(*(x.to(device) if isinstance(x, Tensor) else x for x in args)) for f in (public, reference))
+        found, expected = (
+            f(*(x.to(device) if isinstance(x, Tensor) else x for x in args))
+            for f in (public, reference)
+        )
         many = (found, expected) if isinstance(found, tuple) else ((found,), (expected,))
         assert all(torch.equal(a, b) for a, b in zip(*many, strict=True))
 
@@ -171,24 +196,42 @@ PROCESSES = [
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreted one")
-@pytest.mark.parametrize(("depth", "files", "least"), PROCESSES, ids=["half", "other half", "crossed"])
+@pytest.mark.parametrize(
+    ("depth", "files", "least"), PROCESSES, ids=["half", "other half", "crossed"]
+)
 def test_every_kernel_test_passes_under_the_interpreter_and_none_is_skipped(depth, files, least):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name not in _OWN}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", depth, *(str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            depth,
+            *(str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    counts = {what: int(number) for number, what in re.findall(r"(\d+) (\w+)", done.stdout.strip().splitlines()[-1])}
+    counts = {
+        what: int(number)
+        for number, what in re.findall(r"(\d+) (\w+)", done.stdout.strip().splitlines()[-1])
+    }
     assert counts["passed"] >= least
     assert not counts.keys() & {"skipped", "failed", "error", "errors", "xfailed"}
 
 
 def test_every_kernel_has_its_tests():
     folder = ROOT / "kernels"
-    assert {p.stem for p in folder.glob("*.py") if re.search(r"^@jit$", p.read_text(), re.M)} == set(KERNELS)
+    assert {
+        p.stem for p in folder.glob("*.py") if re.search(r"^@jit$", p.read_text(), re.M)
+    } == set(KERNELS)
 
 
 @pytest.mark.parametrize("names", ["SAMPLE", pytest.param("SHORT", marks=pytest.mark.accept)])
@@ -204,7 +247,11 @@ def test_every_kernel_compiles_with_integers_of_one(names):
     for name in getattr(test_kernels_aot, names):
         kernel, signature, constants, warps = CASES[name]
         fixed = {"m0", "m1", "w0", "w1"}  # Philox's own numbers
-        ones = {argument: 1 for argument, kind in signature.items() if kind in ("i32", "i64") and argument not in fixed}
+        ones = {
+            argument: 1
+            for argument, kind in signature.items()
+            if kind in ("i32", "i64") and argument not in fixed
+        }
         try:
             resources(kernel, signature, constants | ones, warps, 90)
         except Exception as error:
@@ -253,11 +300,11 @@ def test_no_kernel_runs_on_a_cpu_without_the_interpreter_nor_without_triton(monk
 
 def test_files_of_kernels_import_where_triton_is_not_installed():
     modules = ", ".join(f"ganfast.kernels.{name}" for name in KERNELS)
-    code = (
-        f"import sys; sys.modules['triton'] = None; import {modules}, ganfast.kernels._triton as t; print(t.triton, t.tl.constexpr)"
-    )
+    code = f"import sys; sys.modules['triton'] = None; import {modules}, ganfast.kernels._triton as t; print(t.triton, t.tl.constexpr)"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("None ")
 
@@ -270,7 +317,17 @@ def test_an_empty_grid_launches_nothing():
 
 def test_blocks_cover_and_powers_of_two_are_the_next():
     assert [blocks(count, 8) for count in (0, 1, 8, 9, 16, 17)] == [0, 1, 1, 2, 2, 3]
-    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [1, 1, 2, 4, 4, 8, 1024, 1024, 2048]
+    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [
+        1,
+        1,
+        2,
+        4,
+        4,
+        8,
+        1024,
+        1024,
+        2048,
+    ]
 
 
 def test_dense_keeps_what_is_dense_and_copies_the_rest():
@@ -278,7 +335,13 @@ def test_dense_keeps_what_is_dense_and_copies_the_rest():
     last = x.contiguous(memory_format=torch.channels_last)
     assert dense(x) is x
     assert dense(last) is last
-    for sliced in (x[:, ::2], last[..., 1:], x.transpose(2, 3), x[0].transpose(0, 2), x[:1].expand(3, 3, 4, 5)):
+    for sliced in (
+        x[:, ::2],
+        last[..., 1:],
+        x.transpose(2, 3),
+        x[0].transpose(0, 2),
+        x[:1].expand(3, 3, 4, 5),
+    ):
         assert dense(sliced).is_contiguous()
         assert torch.equal(dense(sliced), sliced)
 

@@ -6,10 +6,34 @@ import torch
 
 import ganfast.kernels.latents as module
 from ganfast import latents as host
-from ganfast.kernels.latents import draw_triton, latents, latents_reference, uniforms, uniforms_reference
-from tests.kernels.test_kernels_interpreted import DEVICE, assert_dispatch, assert_op, launching, on_kernels, run_kernel
+from ganfast.kernels.latents import (
+    draw_triton,
+    latents,
+    latents_reference,
+    uniforms,
+    uniforms_reference,
+)
+from tests.kernels.test_kernels_interpreted import (
+    DEVICE,
+    assert_dispatch,
+    assert_op,
+    launching,
+    on_kernels,
+    run_kernel,
+)
 
-SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]  # where an argument's type or sign changes
+SEEDS = [
+    0,
+    1,
+    42,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]  # where an argument's type or sign changes
 INDEX = torch.tensor([0, 1, 2, 2**32 - 1, 2**32, 2**40, 2**53 + 1, 2**63 - 1])
 
 
@@ -18,7 +42,9 @@ def draw(seed, stream, index, count, normal):
 
 
 def numpy_words(seed, stream, index, count):
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64))
+    generator = np.random.Philox(
+        key=np.array([seed, stream], np.uint64), counter=np.array([0, index, 0, 0], np.uint64)
+    )
     return generator.random_raw(count)
 
 
@@ -31,11 +57,16 @@ def assert_numpys_uniforms(seed, stream, count):
 
 
 def assert_references_normals(seed, stream, index, count, most_off=0):
-    found, expected = draw(seed, stream, index, count, True), latents_reference(seed, stream, index, count)
+    found, expected = (
+        draw(seed, stream, index, count, True),
+        latents_reference(seed, stream, index, count),
+    )
     assert found.dtype == torch.float32
     assert found.shape == expected.shape
     assert found.isfinite().all(), "not written"
-    steps = (found.view(torch.int32).long() - expected.view(torch.int32).long()).abs()  # an int32 has no room for a wrong sign
+    steps = (
+        found.view(torch.int32).long() - expected.view(torch.int32).long()
+    ).abs()  # an int32 has no room for a wrong sign
     assert steps.max() <= 1
     assert (steps > 0).sum() <= most_off
 
@@ -71,7 +102,9 @@ def test_normals_of_every_seed_and_of_large_indices(seed):
 def test_normals_are_those_of_the_exported_sampler():
     for seed, stream in ((3, 0), (2**64 - 1, 5)):
         found = draw(seed, stream, INDEX, 9, True).numpy()
-        np.testing.assert_array_max_ulp(found, host.latents(seed, INDEX.numpy(), 9, stream=stream), 1)
+        np.testing.assert_array_max_ulp(
+            found, host.latents(seed, INDEX.numpy(), 9, stream=stream), 1
+        )
         assert (found == host.latents(seed, INDEX.numpy(), 9, stream=stream)).mean() > 0.97
 
 
@@ -89,7 +122,9 @@ def test_a_row_does_not_depend_on_the_batch_it_is_drawn_in(normal):
 
 @on_kernels
 def test_seed_stream_and_index_each_draw_their_own():
-    rows = torch.cat([draw(seed, stream, torch.tensor([0, 1]), 4, False) for seed in (0, 1) for stream in (0, 1)])
+    rows = torch.cat(
+        [draw(seed, stream, torch.tensor([0, 1]), 4, False) for seed in (0, 1) for stream in (0, 1)]
+    )
     assert len(rows.flatten().unique()) == rows.numel()
     assert not torch.equal(draw(0, 1, INDEX, 4, False), draw(1, 0, INDEX, 4, False))
 
@@ -97,7 +132,9 @@ def test_seed_stream_and_index_each_draw_their_own():
 @on_kernels
 def test_no_rows_launch_nothing():
     for normal in (True, False):
-        assert run_kernel(draw_triton, 0, 0, torch.empty(0, dtype=torch.int64), 5, normal).shape == (0, 5)
+        assert run_kernel(
+            draw_triton, 0, 0, torch.empty(0, dtype=torch.int64), 5, normal
+        ).shape == (0, 5)
 
 
 @on_kernels
@@ -121,9 +158,14 @@ def test_the_operation_keeps_its_schema_and_its_fake(normal):
 @pytest.mark.parametrize("stream", [0, 1, 2**63, 2**64 - 1])
 def test_the_public_functions_take_every_seed_and_stream(seed, stream):
     with launching(_draw_kernel=2):
-        drawn, uniform = latents(seed, stream, INDEX.to(DEVICE), 5), uniforms(seed, stream, INDEX.to(DEVICE), 5)
+        drawn, uniform = (
+            latents(seed, stream, INDEX.to(DEVICE), 5),
+            uniforms(seed, stream, INDEX.to(DEVICE), 5),
+        )
     assert torch.equal(uniform.cpu(), uniforms_reference(seed, stream, INDEX, 5))
-    torch.testing.assert_close(drawn.cpu(), latents_reference(seed, stream, INDEX, 5), rtol=2e-7, atol=0)
+    torch.testing.assert_close(
+        drawn.cpu(), latents_reference(seed, stream, INDEX, 5), rtol=2e-7, atol=0
+    )
 
 
 # Which of the two runs; tests/test_random.py has the reference itself.
@@ -132,5 +174,7 @@ def test_the_public_functions_take_every_seed_and_stream(seed, stream):
 def test_reference_or_kernel(monkeypatch):
     for public, reference in ((latents, latents_reference), (uniforms, uniforms_reference)):
         for seed in (3, 2**64 - 1):
-            drawn, expected = ((lambda index, f=f, s=seed: f(s, 4, index, 5)) for f in (public, reference))
+            drawn, expected = (
+                (lambda index, f=f, s=seed: f(s, 4, index, 5)) for f in (public, reference)
+            )
             assert_dispatch(monkeypatch, drawn, expected, INDEX, kernel={"_draw_kernel": 1})

@@ -143,7 +143,11 @@ def test_the_operation_keeps_its_schema_and_its_fake(layout):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_the_reference_rounds_as_numpy_does(dtype):
-    pictures = [randn(3, 5, 9, 7, dtype=dtype), ties().to(dtype), randn(2, 3, 4, 5, dtype=dtype, layout="channels last")[:, ::2]]
+    pictures = [
+        randn(3, 5, 9, 7, dtype=dtype),
+        ties().to(dtype),
+        randn(2, 3, 4, 5, dtype=dtype, layout="channels last")[:, ::2],
+    ]
     if dtype != torch.float32:
         pictures.append(every_value(dtype))
     for x in pictures:

@@ -27,7 +27,9 @@ def test_every_lane_of_the_random_words_drops_with_probability_p(p):
     assert (centred[1:] * centred[:-1]).mean().abs() / (p * (1 - p)) <= 5 / math.sqrt(n)
 
 
-@pytest.mark.parametrize(("p", "level"), [(0.3, 19661), (0.5, 32768), (1e-9, 0), (1 - 1e-9, 65535), (0.25, 16384)])
+@pytest.mark.parametrize(
+    ("p", "level"), [(0.3, 19661), (0.5, 32768), (1e-9, 0), (1 - 1e-9, 65535), (0.25, 16384)]
+)
 def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p, level):
     torch.manual_seed(1)
     mask = masked(Dropout(p), torch.empty(1 << 18, dtype=torch.float64))
@@ -39,7 +41,14 @@ def test_what_is_kept_is_scaled_by_the_share_that_is_kept(p, level):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_mask_is_shaped_typed_and_laid_out_as_what_it_is_for(shape, dtype):
     like = torch.zeros(shape, dtype=dtype)
-    for layout in (like, like.to(memory_format=torch.channels_last) if like.dim() == 4 else like.t() if like.dim() == 2 else like):
+    for layout in (
+        like,
+        like.to(memory_format=torch.channels_last)
+        if like.dim() == 4
+        else like.t()
+        if like.dim() == 2
+        else like,
+    ):
         mask = masked(Dropout(0.3), layout)
         assert (mask.shape, mask.dtype) == (layout.shape, dtype)
         assert mask.stride() == layout.stride() or not mask.numel()

@@ -22,7 +22,10 @@ def spec(**changes):
 
 
 def pictures(of, n=3):
-    return torch.rand(n, of.channels, of.size, of.size, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    return (
+        torch.rand(n, of.channels, of.size, of.size, generator=torch.Generator().manual_seed(7)) * 2
+        - 1
+    )
 
 
 def latents(of, n=3):
@@ -118,9 +121,16 @@ def test_projection_adds_the_labels_row_to_the_score(model):
     critic, x = build_critic(of), pictures(of)
     features = critic.trunk(x)
     head, rows = critic.head, critic.projection.weight
-    expected = torch.stack([features[n] @ head.weight[0] + head.bias[0] + features[n] @ rows[LABELS[n]] for n in range(3)])
+    expected = torch.stack(
+        [
+            features[n] @ head.weight[0] + head.bias[0] + features[n] @ rows[LABELS[n]]
+            for n in range(3)
+        ]
+    )
     torch.testing.assert_close(judge(critic, x, LABELS).score, expected)
-    assert (judge(critic, x, LABELS).score - judge(critic, x, (LABELS + 1) % 3).score).abs().min() > 1e-4
+    assert (
+        judge(critic, x, LABELS).score - judge(critic, x, (LABELS + 1) % 3).score
+    ).abs().min() > 1e-4
     assert judge(critic, x, LABELS).classes is None
     with pytest.raises(ValueError, match="labels"):
         critic(x)
@@ -143,12 +153,23 @@ def test_a_spec_without_conditions_has_no_classes():
     assert NetSpec.of(Config(), 16, 1, 10, "no").classes == 0
     assert NetSpec.of(Config(), 16, 1, 10, "projection").classes == 10
     of = NetSpec.of(Config(model="mlp"), 20, 3, 10, "auxiliary")
-    assert (of.size, of.channels, of.model, of.latent, of.conditional) == (20, 3, "mlp", Config().net.latent, "auxiliary")
+    assert (of.size, of.channels, of.model, of.latent, of.conditional) == (
+        20,
+        3,
+        "mlp",
+        Config().net.latent,
+        "auxiliary",
+    )
 
 
 # Norms.
 
-LAYERS = {"none": None, "batch": nn.BatchNorm2d, "layer": nn.GroupNorm, "instance": nn.InstanceNorm2d}
+LAYERS = {
+    "none": None,
+    "batch": nn.BatchNorm2d,
+    "layer": nn.GroupNorm,
+    "instance": nn.InstanceNorm2d,
+}
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 
 
@@ -162,7 +183,9 @@ def test_norms_lie_between_the_layers_but_not_on_pictures(norm):
     assert isinstance(critic.trunk[1], nn.LeakyReLU)  # no norm right after the picture
     assert convolutions[0].bias is not None
     for convolution in convolutions[1:]:
-        assert (convolution.bias is None) == (norm == "batch")  # a batch norm subtracts any bias again
+        assert (convolution.bias is None) == (
+            norm == "batch"
+        )  # a batch norm subtracts any bias again
     kinds = [type(m) for m in generator.modules() if isinstance(m, NORMS)]
     assert kinds == [LAYERS[norm]] * (0 if norm == "none" else len(convolutions))
     assert isinstance(generator.layers[-1], nn.ConvTranspose2d)  # no norm right before the picture
@@ -171,7 +194,8 @@ def test_norms_lie_between_the_layers_but_not_on_pictures(norm):
 
 @pytest.mark.parametrize("model", ["dcgan", "mlp"])
 @pytest.mark.parametrize(
-    ("norm", "mixes"), [("none", False), ("batch", True), ("layer", False), ("instance", False), ("spectral", False)]
+    ("norm", "mixes"),
+    [("none", False), ("batch", True), ("layer", False), ("instance", False), ("spectral", False)],
 )
 def test_only_a_batch_norm_lets_pictures_see_each_other(norm, mixes, model):
     """What a gradient penalty per picture needs, and why it refuses batch."""
@@ -196,7 +220,9 @@ def test_layer_norm_is_over_a_whole_picture(model):
                 assert abs(picture.mean()) < 1e-5
                 assert picture.std(correction=0).item() == pytest.approx(1, abs=1e-2)
                 if model == "dcgan":
-                    assert picture.mean((1, 2)).abs().max() > 0.01  # of all channels together, not of each
+                    assert (
+                        picture.mean((1, 2)).abs().max() > 0.01
+                    )  # of all channels together, not of each
             return
     pytest.fail("no norm found")
 
@@ -213,7 +239,9 @@ def test_instance_norm_is_over_each_channel_of_a_picture():
 
 @pytest.mark.parametrize("conditional", ["no", "projection", "auxiliary"])
 @pytest.mark.parametrize("model", ["dcgan", "mlp"])
-def test_spectral_norm_gives_every_layer_of_the_critic_a_largest_singular_value_of_one(model, conditional):
+def test_spectral_norm_gives_every_layer_of_the_critic_a_largest_singular_value_of_one(
+    model, conditional
+):
     of = spec(critic_norm="spectral", model=model, conditional=conditional, classes=3)
     critic, x = build_critic(of), pictures(of)
     for _ in range(100):  # one power iteration each
@@ -223,13 +251,21 @@ def test_spectral_norm_gives_every_layer_of_the_critic_a_largest_singular_value_
     for layer in layers:
         largest = torch.linalg.matrix_norm(layer.weight.detach().double().flatten(1), ord=2)
         assert largest == pytest.approx(1, abs=0.01), layer
-        raw = torch.linalg.matrix_norm(layer.parametrizations.weight.original.detach().flatten(1), ord=2)
+        raw = torch.linalg.matrix_norm(
+            layer.parametrizations.weight.original.detach().flatten(1), ord=2
+        )
         assert abs(raw - 1) > 0.01, layer  # it was not one before
 
 
 def test_spectral_norm_reaches_convolutions_and_linear_layers_of_any_module():
-    net = spectral(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Linear(4, 4)), nn.BatchNorm2d(2)))
-    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == [True, True, False]
+    net = spectral(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Linear(4, 4)), nn.BatchNorm2d(2))
+    )
+    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == [
+        True,
+        True,
+        False,
+    ]
 
 
 # Initial weights.
@@ -246,11 +282,19 @@ def assert_normal(values, mean, deviation):
 
 
 def weighted(net):
-    return {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)}
+    return {
+        n: m
+        for n, m in net.named_modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    }
 
 
 def raw_weight(module):
-    return module.parametrizations.weight.original if hasattr(module, "parametrizations") else module.weight
+    return (
+        module.parametrizations.weight.original
+        if hasattr(module, "parametrizations")
+        else module.weight
+    )
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "spectral"])
@@ -261,7 +305,12 @@ def test_dcgan_initial_weights(model, norm):
     for name, module in [*weighted(critic).items(), *weighted(generator).items()]:
         assert_normal(raw_weight(module), 0, 0.02)
         assert module.bias is None or (module.bias == 0).all(), name
-    norms = [m for net in (critic, generator) for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [
+        m
+        for net in (critic, generator)
+        for m in net.modules()
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
     assert len(norms) >= 2
     for module in norms:
         assert_normal(module.weight, 1, 0.02)
@@ -287,7 +336,11 @@ def test_he_initial_weights(norm):
         assert_normal(raw_weight(module), 0, math.sqrt(gain / fan_in))
         assert (module.bias == 0).all()
     for name, module in weighted(build_generator(of)).items():
-        taps = 16 // 4 * module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.in_features
+        taps = (
+            16 // 4 * module.in_channels
+            if isinstance(module, nn.ConvTranspose2d)
+            else module.in_features
+        )
         gain = 2 / (1 + 0.2**2) if name.startswith("layers") else 1
         assert_normal(module.weight, 0, math.sqrt(gain / taps))
         assert (module.bias is None) or (module.bias == 0).all()
@@ -316,7 +369,9 @@ def test_initial_weights_follow_torchs_seed():
         states = []
         for seed in (3, 3, 4):
             torch.manual_seed(seed)
-            states.append(torch.cat([p.flatten() for p in build_critic(spec(init=init)).parameters()]))
+            states.append(
+                torch.cat([p.flatten() for p in build_critic(spec(init=init)).parameters()])
+            )
         assert torch.equal(states[0], states[1])
         assert not torch.equal(states[0], states[2])
 
@@ -324,10 +379,25 @@ def test_initial_weights_follow_torchs_seed():
 # What an engine walks.
 
 WALKABLE = {
-    "Critic", "Sequential", "Conv2d", "Linear", "LeakyReLU", "Flatten",
-    "BatchNorm1d", "BatchNorm2d", "GroupNorm", "LayerNorm", "InstanceNorm2d",
-}  # fmt: skip
-PARAMETRISED = {"ParametrizedConv2d", "ParametrizedLinear", "ModuleDict", "ParametrizationList", "_SpectralNorm"}
+    "Critic",
+    "Sequential",
+    "Conv2d",
+    "Linear",
+    "LeakyReLU",
+    "Flatten",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "GroupNorm",
+    "LayerNorm",
+    "InstanceNorm2d",
+}
+PARAMETRISED = {
+    "ParametrizedConv2d",
+    "ParametrizedLinear",
+    "ModuleDict",
+    "ParametrizationList",
+    "_SpectralNorm",
+}
 
 
 @pytest.mark.parametrize("conditional", ["no", "projection", "auxiliary"])
@@ -410,7 +480,9 @@ class Mean(Flat):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    name = f"own_networks_{tmp_path.name.replace('-', '_')}"  # a module is imported once in a process
+    name = (
+        f"own_networks_{tmp_path.name.replace('-', '_')}"  # a module is imported once in a process
+    )
     (tmp_path / f"{name}.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     return name
@@ -428,7 +500,10 @@ def test_own_networks_are_built_from_the_spec(own):
 def test_what_is_not_given_is_dcgan_or_the_named_family(own):
     assert type(build_generator(spec(model=f"{own}:Flat"))).__module__.startswith("ganfast")
     assert isinstance(build_generator(spec(model=f"{own}:Flat")).layers[-1], nn.ConvTranspose2d)
-    assert not any(isinstance(m, nn.ConvTranspose2d) for m in build_generator(spec(model=f"mlp,{own}:Flat")).modules())
+    assert not any(
+        isinstance(m, nn.ConvTranspose2d)
+        for m in build_generator(spec(model=f"mlp,{own}:Flat")).modules()
+    )
     assert type(build_critic(spec(model=f"{own}:MyGenerator"))) is Critic
 
 
@@ -454,7 +529,9 @@ def test_scores_may_come_with_class_logits(own):
 def test_a_critic_that_takes_labels_gets_them(own):
     of = spec(model=f"{own}:TakesLabels", classes=3, conditional="projection")
     critic, x = build_critic(of), pictures(of)
-    torch.testing.assert_close(judge(critic, x, LABELS).score, critic.layer(x.flatten(1))[:, 0] + LABELS)
+    torch.testing.assert_close(
+        judge(critic, x, LABELS).score, critic.layer(x.flatten(1))[:, 0] + LABELS
+    )
 
 
 @pytest.mark.parametrize(("name", "shape"), [("Two", r"\(3, 2\)"), ("Mean", r"\(\)")])
@@ -498,7 +575,9 @@ def test_a_missing_import_inside_an_own_module_is_said_to_be_that(tmp_path, monk
 
 
 def test_a_failure_inside_an_own_module_is_not_taken_for_a_missing_class(tmp_path, monkeypatch):
-    (tmp_path / "own_with_a_mistake.py").write_text("import math\nmath.no_such_function\nclass Critic: pass\n")
+    (tmp_path / "own_with_a_mistake.py").write_text(
+        "import math\nmath.no_such_function\nclass Critic: pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(Exception, match="no_such_function"):
         build_critic(spec(model="own_with_a_mistake:Critic"))

@@ -24,7 +24,9 @@ from ganfast import configfile, disk
 from ganfast.cli import main
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
-from tests.runs.test_training import assert_same_run  # and all that a training imports, before any victim is forked
+from tests.runs.test_training import (
+    assert_same_run,
+)  # and all that a training imports, before any victim is forked
 
 OPERATIONS = 90  # about two saves
 Death = dict[str, Any]  # how a victim ended, and what was lost with it
@@ -72,13 +74,17 @@ def newest(out: Path) -> int:
     return int(listed[-1].name) if listed else -1
 
 
-def killed_until_done(config: Path, out: Path, draw: random.Random, patience: float, most: int, number: int) -> list[Death]:
+def killed_until_done(
+    config: Path, out: Path, draw: random.Random, patience: float, most: int, number: int
+) -> list[Death]:
     """Train into ``out``, killing by ``number`` after up to ``patience`` seconds or in a save, at most ``most`` times."""
     deaths: list[Death] = []
     before = -1
     while True:
         spared = len(deaths) >= most
-        operation = draw.randint(1, OPERATIONS) if draw.random() < 0.5 and number == signal.SIGKILL else 0
+        operation = (
+            draw.randint(1, OPERATIONS) if draw.random() < 0.5 and number == signal.SIGKILL else 0
+        )
         child = victim(config, out, 0 if spared else operation)
         if not (spared or operation):
             time.sleep(draw.uniform(0, patience))
@@ -87,17 +93,29 @@ def killed_until_done(config: Path, out: Path, draw: random.Random, patience: fl
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return deaths
-        expected = (128 + number, -number) if number != signal.SIGKILL else (-number,)  # before it listens, a signal just ends it
+        expected = (
+            (128 + number, -number) if number != signal.SIGKILL else (-number,)
+        )  # before it listens, a signal just ends it
         assert code in expected, f"a victim ended with {code}"
         now, lines = newest(out), read_log(out / "log.jsonl")
         assert now >= before, f"the newest checkpoint was {before} and is {now}"
         reached = lines[-1]["images"] if lines else 0
-        deaths.append({"operation": operation, "exit": code, "reached": reached, "newest": now, "lost": reached - max(0, now)})
+        deaths.append(
+            {
+                "operation": operation,
+                "exit": code,
+                "reached": reached,
+                "newest": now,
+                "lost": reached - max(0, now),
+            }
+        )
         print(json.dumps(deaths[-1]), flush=True)
         before = now
 
 
-def kill_often(configs: list[Path], folder: Path, kills: int, seed: int, number: int = signal.SIGKILL) -> Counter[str]:
+def kill_often(
+    configs: list[Path], folder: Path, kills: int, seed: int, number: int = signal.SIGKILL
+) -> Counter[str]:
     """Runs of each config in turn until ``kills`` processes were killed; every finished one is compared."""
     draw, counts, whole = random.Random(seed), Counter[str](), {}
     for config in configs:
@@ -109,12 +127,16 @@ def kill_often(configs: list[Path], folder: Path, kills: int, seed: int, number:
         config = configs[counts["runs"] % len(configs)]
         spared, seconds = whole[config]
         out = folder / f"{config.stem}-{counts['runs']}"
-        deaths = killed_until_done(config, out, draw, 0.6 * seconds, kills - counts["kills"], number)
+        deaths = killed_until_done(
+            config, out, draw, 0.6 * seconds, kills - counts["kills"], number
+        )
         interval = round(configfile.read(config).log.save_kimg * 1000)
         assert_same_run(spared, out)
         # Training waits at a save for the one before: what is lost is never more than two intervals.
         assert all(death["lost"] <= 2 * interval for death in deaths), deaths
-        counts.update(runs=1, kills=len(deaths), in_a_save=sum(bool(death["operation"]) for death in deaths))
+        counts.update(
+            runs=1, kills=len(deaths), in_a_save=sum(bool(death["operation"]) for death in deaths)
+        )
         counts.update(beyond_one_interval=sum(death["lost"] > interval for death in deaths))
         counts["most_lost"] = max([counts["most_lost"], *(death["lost"] for death in deaths)])
     return counts
@@ -129,5 +151,7 @@ if __name__ == "__main__":
     parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGTERM", "SIGINT"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = kill_often(asked.configs, asked.folder, asked.kills, asked.seed, signal.Signals[asked.signal])
+    found = kill_often(
+        asked.configs, asked.folder, asked.kills, asked.seed, signal.Signals[asked.signal]
+    )
     print(json.dumps({"seed": asked.seed, "signal": asked.signal, **found}))

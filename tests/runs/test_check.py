@@ -13,11 +13,11 @@ from ganfast import locks
 from ganfast.cli import main
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, data, files, tiny  # noqa: F401  a fixture among them
+from tests.runs.test_training import STEADY, data, files, tiny
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:  # noqa: F811
+def trained(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     train(tiny("dcgan", data, out, optim=STEADY), quiet=True)
     checkpoints.keep_best(out / "checkpoints" / "000000240", 1.0, "test")
@@ -37,7 +37,9 @@ def check(capsys):
 
     def check(*args: str) -> tuple[int, str, str]:
         def state():
-            return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in Path("run").rglob("*")}, files(Path("run"))
+            return {
+                p: (p.stat().st_mtime_ns, p.stat().st_size) for p in Path("run").rglob("*")
+            }, files(Path("run"))
 
         before = state()
         code = main(["run", "check", "run", *args])
@@ -55,7 +57,12 @@ def test_a_sound_run_is_called_so_with_what_can_be_resumed(run, check):
     assert "best        000000240\nlog         20 lines\n" in out
     assert out.endswith("resume      complete at 0.32 kimg\n")
     facts = json.loads(check("--json")[1])
-    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == (True, "000000320", None, [])
+    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == (
+        True,
+        "000000320",
+        None,
+        [],
+    )
 
 
 def edit(path: str, change) -> None:
@@ -71,12 +78,36 @@ def flip(path: str) -> None:
 
 LATE, MID = "run/checkpoints/000000320", "run/checkpoints/000000240"
 DAMAGES = {
-    "a byte of the newest": (lambda: flip(f"{LATE}/critic.safetensors"), "000000240", "critic.safetensors was changed after"),
-    "a byte of an older": (lambda: flip(f"{MID}/ema.safetensors"), "000000320", "ema.safetensors was changed after"),
-    "a missing file": (lambda: Path(f"{LATE}/ema.safetensors").unlink(), "000000240", "ema.safetensors cannot be read"),
-    "a missing state": (lambda: Path(f"{LATE}/state.json").unlink(), "000000240", "state.json is missing"),
-    "renamed": (lambda: Path(LATE).rename("run/checkpoints/000000400"), "000000240", "says that it is of 320 images"),
-    "a lost line": (lambda: edit("run/log.jsonl", lambda x: x[:3] + x[4:]), "000000320", "9 lines up to 0.16 kimg and had 10"),
+    "a byte of the newest": (
+        lambda: flip(f"{LATE}/critic.safetensors"),
+        "000000240",
+        "critic.safetensors was changed after",
+    ),
+    "a byte of an older": (
+        lambda: flip(f"{MID}/ema.safetensors"),
+        "000000320",
+        "ema.safetensors was changed after",
+    ),
+    "a missing file": (
+        lambda: Path(f"{LATE}/ema.safetensors").unlink(),
+        "000000240",
+        "ema.safetensors cannot be read",
+    ),
+    "a missing state": (
+        lambda: Path(f"{LATE}/state.json").unlink(),
+        "000000240",
+        "state.json is missing",
+    ),
+    "renamed": (
+        lambda: Path(LATE).rename("run/checkpoints/000000400"),
+        "000000240",
+        "says that it is of 320 images",
+    ),
+    "a lost line": (
+        lambda: edit("run/log.jsonl", lambda x: x[:3] + x[4:]),
+        "000000320",
+        "9 lines up to 0.16 kimg and had 10",
+    ),
     "a line twice": (
         lambda: edit("run/log.jsonl", lambda x: x[:4] + x[3:]),
         "000000320",
@@ -87,10 +118,22 @@ DAMAGES = {
         "000000320",
         "line 4 is not what was",
     ),
-    "a short log": (lambda: edit("run/log.jsonl", lambda x: x[:15]), "000000320", "15 lines up to 0.32 kimg and had 20"),
+    "a short log": (
+        lambda: edit("run/log.jsonl", lambda x: x[:15]),
+        "000000320",
+        "15 lines up to 0.32 kimg and had 20",
+    ),
     "no log": (lambda: Path("run/log.jsonl").unlink(), "000000320", "log.jsonl is missing"),
-    "no best": (lambda: shutil.rmtree(MID), "000000320", "best.json names no checkpoint that is there"),
-    "a history of rubbish": (lambda: Path("run/history.jsonl").write_text("{"), "000000320", "history.jsonl is damaged"),
+    "no best": (
+        lambda: shutil.rmtree(MID),
+        "000000320",
+        "best.json names no checkpoint that is there",
+    ),
+    "a history of rubbish": (
+        lambda: Path("run/history.jsonl").write_text("{"),
+        "000000320",
+        "history.jsonl is damaged",
+    ),
 }
 
 
@@ -142,10 +185,15 @@ def test_a_directory_without_a_config_is_refused_before_torch_is_imported(tmp_pa
         "for line in (['run', 'check', 'nowhere'], ['run', 'chekc'], ['sample', 'nowhere']): assert main(line) == 2\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "nowhere is not a run directory" in done.stderr
-    assert "unknown command run 'chekc': expected one of check" in done.stderr or "did you mean check" in done.stderr
+    assert (
+        "unknown command run 'chekc': expected one of check" in done.stderr
+        or "did you mean check" in done.stderr
+    )
 
 
 def test_the_holder_is_named_and_a_file_left_behind_holds_nobody_up(run, check):
@@ -160,7 +208,10 @@ def test_the_holder_is_named_and_a_file_left_behind_holds_nobody_up(run, check):
 
 def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     assert main(["train", "run", "--checkpoint", "240", "--quiet"]) == 0
-    assert main(["train", "run", "--fork", "other", "--kimg", "0.336", "--ema-kimg", "2", "--quiet"]) == 0
+    assert (
+        main(["train", "run", "--fork", "other", "--kimg", "0.336", "--ema-kimg", "2", "--quiet"])
+        == 0
+    )
     capsys.readouterr()
     code, out, _ = check()
     assert code == 0
@@ -168,16 +219,34 @@ def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     assert ", at 0.24 kimg: return\n" in out
     assert main(["run", "check", "other"]) == 0
     out = capsys.readouterr().out
-    assert f": fork of {Path('run').resolve()}, checkpoint 000000320 (kimg was 0.32, now 0.336; ema_kimg was" in out
+    assert (
+        f": fork of {Path('run').resolve()}, checkpoint 000000320 (kimg was 0.32, now 0.336; ema_kimg was"
+        in out
+    )
 
 
-@pytest.mark.parametrize(("file", "text", "sentence"), [
-    ("history.jsonl", "5\n", "history.jsonl is damaged: line 1 is no event"),
-    ("history.jsonl", '{"event": "force", "changed": {"a": 1}}\n', "line 1 is no event"),
-    ("checkpoints/best.json", '{"checkpoint": "000000320", "score": 1' + "0" * 400 + ', "metric": "x"}', "names no checkpoint"),
-    ("data.json", '{"size": 16, "channels": 1, "classes": null, "source_hash": 5}', "is of a wrong kind"),
-    ("data.json", '{"size": "ab", "channels": 1, "classes": [], "source_hash": "x"}', "is of a wrong kind"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("history.jsonl", "5\n", "history.jsonl is damaged: line 1 is no event"),
+        ("history.jsonl", '{"event": "force", "changed": {"a": 1}}\n', "line 1 is no event"),
+        (
+            "checkpoints/best.json",
+            '{"checkpoint": "000000320", "score": 1' + "0" * 400 + ', "metric": "x"}',
+            "names no checkpoint",
+        ),
+        (
+            "data.json",
+            '{"size": 16, "channels": 1, "classes": null, "source_hash": 5}',
+            "is of a wrong kind",
+        ),
+        (
+            "data.json",
+            '{"size": "ab", "channels": 1, "classes": [], "source_hash": "x"}',
+            "is of a wrong kind",
+        ),
+    ],
+)
 def test_small_files_that_are_no_longer_what_they_were(file, text, sentence, run, check):
     (run / file).write_text(text)
     code, out, err = check()
@@ -186,7 +255,9 @@ def test_small_files_that_are_no_longer_what_they_were(file, text, sentence, run
 
 
 def test_a_fork_line_that_lost_a_word_is_still_told(run, check):
-    (run / "history.jsonl").write_text('{"event": "fork", "of": "x", "bheckpoint": "y", "images": 5}\n')
+    (run / "history.jsonl").write_text(
+        '{"event": "fork", "of": "x", "bheckpoint": "y", "images": 5}\n'
+    )
     assert "of x, checkpoint None" in check()[1]
 
 

@@ -29,19 +29,32 @@ FILES = {
 
 def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
     """A convolution, a batch norm and a spectral norm: weights, statistics and power iterations are all state."""
-    generator = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3))
-    critic = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, width, 3)), nn.Flatten(), nn.LazyLinear(1))
+    generator = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3)
+    )
+    critic = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, width, 3)),
+        nn.Flatten(),
+        nn.LazyLinear(1),
+    )
     critic(torch.zeros(1, 3, 5, 5))
     modules = {"generator": generator.to(memory_format=torch.channels_last), "critic": critic}
-    return modules, {name: FlatAdam(module, 1e-2, OptimConfig()) for name, module in modules.items()}
+    return modules, {
+        name: FlatAdam(module, 1e-2, OptimConfig()) for name, module in modules.items()
+    }
 
 
 def contents(modules, optimizers) -> dict[str, dict[str, torch.Tensor]]:
     """As a host copy holds them: contiguous, each in memory of its own."""
     parts = {name: module.state_dict() for name, module in modules.items()}
-    parts |= {"ema": parts["generator"]} | {f"optimizer_{name}": optimizer_tensors(adam) for name, adam in optimizers.items()}
+    parts |= {"ema": parts["generator"]} | {
+        f"optimizer_{name}": optimizer_tensors(adam) for name, adam in optimizers.items()
+    }
     as_held = torch.contiguous_format
-    return {part: {k: v.detach().clone(memory_format=as_held) for k, v in held.items()} for part, held in parts.items()}
+    return {
+        part: {k: v.detach().clone(memory_format=as_held) for k, v in held.items()}
+        for part, held in parts.items()
+    }
 
 
 def save(folder, images: int, modules, optimizers):
@@ -69,7 +82,11 @@ def step(modules, optimizers, seed: int) -> None:
 
 def tensors(modules, optimizers) -> dict[str, torch.Tensor]:
     """Everything that another step depends on."""
-    found = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    found = {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
     for name, optimizer in optimizers.items():
         for index, entry in optimizer.state_dict()["state"].items():
             found |= {f"adam {name}.{index}.{key}": value for key, value in entry.items()}
@@ -127,11 +144,19 @@ def test_adam_that_has_not_stepped_yet_comes_back_so(tmp_path):
 def test_networks_alone_can_be_read_from_a_checkpoint(trained, saved):
     modules, _ = networks()
     load(saved, {"generator": modules["generator"]})
-    assert differing(tensors({"generator": trained[0]["generator"]}, {}), tensors({"generator": modules["generator"]}, {})) == []
+    assert (
+        differing(
+            tensors({"generator": trained[0]["generator"]}, {}),
+            tensors({"generator": modules["generator"]}, {}),
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("crash_in", ["write", "rename"])
-def test_a_crash_while_saving_leaves_nothing_to_be_seen_and_nothing_in_the_way(trained, tmp_path, monkeypatch, crash_in):
+def test_a_crash_while_saving_leaves_nothing_to_be_seen_and_nothing_in_the_way(
+    trained, tmp_path, monkeypatch, crash_in
+):
     real, calls = getattr(disk.calls, crash_in), []
 
     def crash(*given):
@@ -157,7 +182,9 @@ def test_a_crash_while_saving_leaves_nothing_to_be_seen_and_nothing_in_the_way(t
     assert differing(tensors(*trained), tensors(*fresh)) == []
 
 
-def test_every_file_reaches_the_disk_before_the_directory_gets_its_name(trained, tmp_path, monkeypatch):
+def test_every_file_reaches_the_disk_before_the_directory_gets_its_name(
+    trained, tmp_path, monkeypatch
+):
     events, names = [], {}
     opened, fsync, rename = disk.calls.open, disk.calls.fsync, disk.calls.rename
 
@@ -167,8 +194,12 @@ def test_every_file_reaches_the_disk_before_the_directory_gets_its_name(trained,
         return handle
 
     monkeypatch.setattr(disk.calls, "open", noted)
-    monkeypatch.setattr(disk.calls, "fsync", lambda handle: (events.append(names[handle]), fsync(handle)))
-    monkeypatch.setattr(disk.calls, "rename", lambda old, new: (events.append("renamed"), rename(old, new)))
+    monkeypatch.setattr(
+        disk.calls, "fsync", lambda handle: (events.append(names[handle]), fsync(handle))
+    )
+    monkeypatch.setattr(
+        disk.calls, "rename", lambda old, new: (events.append("renamed"), rename(old, new))
+    )
     save(tmp_path, 12800, *trained)
     assert set(events[: events.index("renamed")]) > FILES
     assert events[-1] == tmp_path.name, "the name itself is an entry of the folder above"
@@ -188,13 +219,17 @@ def test_a_damaged_file_is_named(trained, saved, name, damage):
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "header": b"\xff" * 64 + whole[64:], "cut": whole[:-1]}[damage])
+        path.write_bytes(
+            {"empty": b"", "header": b"\xff" * 64 + whole[64:], "cut": whole[:-1]}[damage]
+        )
     with pytest.raises(InputError) as caught:
         checkpoints.read(saved)
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "images": "many"}'])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "images": "many"}']
+)
 def test_a_directory_without_a_whole_state_is_no_checkpoint(saved, text):
     state = saved / "state.json"
     state.unlink() if text is None else state.write_text(text)
@@ -204,9 +239,14 @@ def test_a_directory_without_a_whole_state_is_no_checkpoint(saved, text):
 
 def test_a_checkpoint_of_a_later_version_says_so(saved):
     state = json.loads((saved / "state.json").read_text())
-    facts = {key: value for key, value in state.items() if key != "sha256"} | {"schema": checkpoints.SCHEMA + 1}
+    facts = {key: value for key, value in state.items() if key != "sha256"} | {
+        "schema": checkpoints.SCHEMA + 1
+    }
     (saved / "state.json").write_bytes(checkpoints._sealed(facts))
-    with pytest.raises(InputError, match=f"schema {checkpoints.SCHEMA + 1}.*reads schemas 1 to {checkpoints.SCHEMA}.*update"):
+    with pytest.raises(
+        InputError,
+        match=f"schema {checkpoints.SCHEMA + 1}.*reads schemas 1 to {checkpoints.SCHEMA}.*update",
+    ):
         load(saved, *networks())
 
 
@@ -222,12 +262,18 @@ def test_a_number_of_the_record_that_was_changed_is_seen(saved):
 
 @pytest.mark.parametrize("positions", [12, pytest.param(200, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used(trained, tmp_path, name, positions, caplog):
+def test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used(
+    trained, tmp_path, name, positions, caplog
+):
     before, after = (save(tmp_path, images, *trained) for images in (10, 20))
     path = after / name
     whole = path.read_bytes()
     random = torch.Generator().manual_seed(0)
-    places = {0, len(whole) - 1, *torch.randint(len(whole), (positions,), generator=random).tolist()}
+    places = {
+        0,
+        len(whole) - 1,
+        *torch.randint(len(whole), (positions,), generator=random).tolist(),
+    }
     for place in places:
         changed = bytearray(whole)
         changed[place] ^= 1 << (place % 8)
@@ -242,17 +288,24 @@ def test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used(train
     assert checkpoints.newest_whole(tmp_path)[0] == after
 
 
-def test_where_every_checkpoint_is_damaged_none_is_taken_and_the_way_out_is_named(trained, tmp_path):
+def test_where_every_checkpoint_is_damaged_none_is_taken_and_the_way_out_is_named(
+    trained, tmp_path
+):
     for images in (10, 20):
         (save(tmp_path, images, *trained) / "critic.safetensors").write_bytes(b"")
-    with pytest.raises(checkpoints.Damaged, match=r"every checkpoint in .* is damaged \(.*000000020/critic.*another --out"):
+    with pytest.raises(
+        checkpoints.Damaged,
+        match=r"every checkpoint in .* is damaged \(.*000000020/critic.*another --out",
+    ):
         checkpoints.newest_whole(tmp_path)
 
 
 OPERATIONS = ("open", "write", "fsync", "close", "rename", "mkdir", "remove_tree")
 
 
-def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(trained, tmp_path, monkeypatch):
+def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
+    trained, tmp_path, monkeypatch
+):
     """The n-th operation fails, for every n: with an error, and as a short write does. The next save is whole again."""
     count = 0
 
@@ -306,7 +359,9 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
 
 def test_the_checkpoint_of_the_best_score_survives_pruning(trained, tmp_path):
     for images, score in ((10, 5.0), (20, 3.0), (30, 4.0)):
-        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == (score != 4.0)
+        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == (
+            score != 4.0
+        )
     save(tmp_path, 40, *trained)
     checkpoints.prune(tmp_path, 1)
     assert [path.name for path in checkpoints.listed(tmp_path)] == ["000000020", "000000040"]
@@ -314,14 +369,24 @@ def test_the_checkpoint_of_the_best_score_survives_pruning(trained, tmp_path):
 
 
 def test_networks_of_another_shape_are_refused_by_name(saved):
-    with pytest.raises(InputError, match="another generator than this config makes: .*size mismatch"):
+    with pytest.raises(
+        InputError, match="another generator than this config makes: .*size mismatch"
+    ):
         load(saved, *networks(width=6))
-    with pytest.raises(InputError, match="another generator than this config makes: .*(Missing|Unexpected)"):
+    with pytest.raises(
+        InputError, match="another generator than this config makes: .*(Missing|Unexpected)"
+    ):
         load(saved, {"generator": nn.Linear(2, 2)})
 
 
 def test_listed_goes_by_number_and_sees_what_is_named_like_a_checkpoint(trained, saved, tmp_path):
-    many = [0, 99_999, 999_999_999, 1_000_000_000, 20_000_000_000]  # past 10**9 the names grow longer
+    many = [
+        0,
+        99_999,
+        999_999_999,
+        1_000_000_000,
+        20_000_000_000,
+    ]  # past 10**9 the names grow longer
     for images in reversed(many):
         shutil.copytree(saved, tmp_path / f"{images:09d}")
     (tmp_path / ".000099999.part").mkdir()
@@ -332,7 +397,10 @@ def test_listed_goes_by_number_and_sees_what_is_named_like_a_checkpoint(trained,
     assert checkpoints.listed(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [50]), (3, [30, 40, 50]), (5, [10, 20, 30, 40, 50]), (9, [10, 20, 30, 40, 50])])
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(1, [50]), (3, [30, 40, 50]), (5, [10, 20, 30, 40, 50]), (9, [10, 20, 30, 40, 50])],
+)
 def test_prune_keeps_the_newest(trained, tmp_path, keep, left):
     for images in (30, 10, 50, 20, 40):
         save(tmp_path, images, *trained)

@@ -21,15 +21,20 @@ from ganfast.runs.logfile import read_log
 from ganfast.runs.resume import history
 from ganfast.runs.run import Run
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, assert_same_run, data, files, newest, tiny  # noqa: F401  a fixture among them
+from tests.runs.test_training import STEADY, assert_same_run, data, files, newest, tiny
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory) -> Path:  # noqa: F811
+def straight(data, tmp_path_factory) -> Path:
     """A run of 320 pictures with checkpoints at 80, 160, 240 and 320, never stopped. Only read."""
     out = tmp_path_factory.mktemp("straight") / "run"
     train(tiny("dcgan", data, out, optim=STEADY, log=replace(tiny().log, keep=0)), quiet=True)
-    assert [p.name for p in checkpoints.listed(out / "checkpoints")] == ["000000080", "000000160", "000000240", "000000320"]
+    assert [p.name for p in checkpoints.listed(out / "checkpoints")] == [
+        "000000080",
+        "000000160",
+        "000000240",
+        "000000320",
+    ]
     return out
 
 
@@ -47,18 +52,36 @@ def config_of(run: Path, **changes):
 
 
 @pytest.mark.parametrize("which", ["160", "000000160", "path"])
-def test_from_an_earlier_checkpoint_the_same_run_is_trained_again_and_the_old_end_set_aside(which, straight, run, caplog):
+def test_from_an_earlier_checkpoint_the_same_run_is_trained_again_and_the_old_end_set_aside(
+    which, straight, run, caplog
+):
     late, line = newest(run), (run / "log.jsonl").read_text().splitlines()
     old = files(late)
-    train(config_of(run), quiet=True, checkpoint=str(run / "checkpoints" / "000000160") if which == "path" else which)
+    train(
+        config_of(run),
+        quiet=True,
+        checkpoint=str(run / "checkpoints" / "000000160") if which == "path" else which,
+    )
     assert_same_run(straight, run)
     aside = run / "checkpoints" / "set-aside"
     assert files(aside / "000000320") == old
-    assert {p.name for p in aside.iterdir()} == {"000000240", "000000320", "000000320.png", "log-after-000000160.jsonl"}
+    assert {p.name for p in aside.iterdir()} == {
+        "000000240",
+        "000000320",
+        "000000320.png",
+        "log-after-000000160.jsonl",
+    }
     assert (aside / "log-after-000000160.jsonl").read_text().splitlines() == line[10:]
-    assert "back at 0.16 kimg: later checkpoints (000000240, 000000320), 1 sample grids and 10 lines" in caplog.text
+    assert (
+        "back at 0.16 kimg: later checkpoints (000000240, 000000320), 1 sample grids and 10 lines"
+        in caplog.text
+    )
     (event,) = history(run)
-    assert (event["event"], event["images"], event["set_aside"]) == ("return", 160, ["000000240", "000000320"])
+    assert (event["event"], event["images"], event["set_aside"]) == (
+        "return",
+        160,
+        ["000000240", "000000320"],
+    )
 
 
 def test_the_newest_by_its_name_is_what_happens_anyway(run):
@@ -82,7 +105,9 @@ def test_the_best_is_a_name_of_a_checkpoint(straight, run):
     assert_same_run(straight, run)
 
 
-def test_a_checkpoint_that_is_not_there_damaged_or_foreign_is_refused_and_nothing_is_touched(run, straight):
+def test_a_checkpoint_that_is_not_there_damaged_or_foreign_is_refused_and_nothing_is_touched(
+    run, straight
+):
     before = files(run)
     with pytest.raises(InputError, match="no checkpoint 99 in .*; there: 000000080, 000000160"):
         train(config_of(run), quiet=True, checkpoint="99")
@@ -127,7 +152,10 @@ def test_a_return_that_is_interrupted_anywhere_leaves_a_run_that_loads(dies_at, 
 
 def test_a_forced_change_is_trained_with_and_written_down(run, caplog):
     changed = config_of(run, kimg=0.4, optim=replace(STEADY, lr_critic=0.5), ema_kimg=2.0)
-    with pytest.raises(InputError, match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; --force .*--fork NEWDIR"):
+    with pytest.raises(
+        InputError,
+        match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; --force .*--fork NEWDIR",
+    ):
         train(changed, quiet=True)
     assert history(run) == []
     train(changed, quiet=True, force=True)
@@ -150,13 +178,17 @@ def test_other_pictures_can_be_forced_and_are_recorded(run, tmp_path):
         Path(moved.data).rename(config.data)
     assert history(run) == []
     other = replace(config, data="digits", kimg=0.48)
-    with pytest.raises(InputError, match="other pictures than digits holds now; give those; --force"):
+    with pytest.raises(
+        InputError, match="other pictures than digits holds now; give those; --force"
+    ):
         train(other, quiet=True)
     train(other, quiet=True, force=True)
     assert list(history(run)[0]["changed"]) == ["the pictures"]
 
 
-@pytest.mark.parametrize("change", [{"net": NetConfig(width=8, latent=8)}, {"conditional": "no"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"net": NetConfig(width=8, latent=8)}, {"conditional": "no"}], ids=str
+)
 def test_networks_of_another_shape_cannot_be_forced(change, run):
     before = files(run)
     with pytest.raises(InputError, match="holds another generator than this config makes"):
@@ -168,7 +200,9 @@ def test_networks_of_another_shape_cannot_be_forced(change, run):
 
 
 @pytest.mark.parametrize("which", ["", "160"])
-def test_a_fork_with_nothing_changed_is_the_same_run_to_the_bit(which, data, straight, run, tmp_path):  # noqa: F811
+def test_a_fork_with_nothing_changed_is_the_same_run_to_the_bit(
+    which, data, straight, run, tmp_path
+):
     before = files(run)
     longer = config_of(run, kimg=0.4 if not which else 0.32, out=str(tmp_path / "fork"))
     train(longer, quiet=True, checkpoint=which, fork_of=run)
@@ -177,7 +211,11 @@ def test_a_fork_with_nothing_changed_is_the_same_run_to_the_bit(which, data, str
     assert_same_run(straight if which else tmp_path / "whole", tmp_path / "fork")
     assert files(run) == before, "the parent is only read"
     (event,) = history(tmp_path / "fork")
-    assert (event["event"], event["of"], event["checkpoint"]) == ("fork", str(run), which.zfill(9) if which else "000000320")
+    assert (event["event"], event["of"], event["checkpoint"]) == (
+        "fork",
+        str(run),
+        which.zfill(9) if which else "000000320",
+    )
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
@@ -188,15 +226,27 @@ def test_a_fork_may_change_what_leaves_the_networks_and_knows_all_of_its_history
     first, second = history(tmp_path / "fork")
     assert (first["event"], second["event"]) == ("return", "fork")
     assert second["changed"] == {"kimg": [0.32, 0.48], "loss.kind": ["non-saturating", "hinge"]}
-    assert [line["images"] for line in read_log(tmp_path / "fork" / "log.jsonl")] == list(range(16, 496, 16))
+    assert [line["images"] for line in read_log(tmp_path / "fork" / "log.jsonl")] == list(
+        range(16, 496, 16)
+    )
     train(replace(changed, kimg=0.56), quiet=True)  # a run like any other
     assert newest(tmp_path / "fork").name == "000000560"
 
 
 def test_what_was_set_aside_can_be_had_back_as_a_fork(straight, run, tmp_path):
-    train(config_of(run, optim=OptimConfig(lr_critic=0.1, critic_steps=1)), quiet=True, checkpoint="240", force=True)
+    train(
+        config_of(run, optim=OptimConfig(lr_critic=0.1, critic_steps=1)),
+        quiet=True,
+        checkpoint="240",
+        force=True,
+    )
     aside = run / "checkpoints" / "set-aside" / "000000320"
-    train(config_of(straight, out=str(tmp_path / "fork"), kimg=0.4), quiet=True, checkpoint=str(aside), fork_of=run)
+    train(
+        config_of(straight, out=str(tmp_path / "fork"), kimg=0.4),
+        quiet=True,
+        checkpoint=str(aside),
+        fork_of=run,
+    )
     assert files(tmp_path / "fork" / "checkpoints" / "000000320") == files(aside)
 
 
@@ -204,13 +254,25 @@ def test_forks_that_cannot_be_are_refused_before_anything_is_written(run, tmp_pa
     out, before = tmp_path / "fork", files(run)
     for changes, named, said in (
         ({}, {}, r"is at 0.32 kimg, and kimg is 0.32: give a higher --kimg"),
-        ({"kimg": 1.0, "net": NetConfig(width=8, latent=8)}, {}, "holds another generator than this config makes"),
+        (
+            {"kimg": 1.0, "net": NetConfig(width=8, latent=8)},
+            {},
+            "holds another generator than this config makes",
+        ),
         ({"kimg": 1.0}, {"checkpoint": "99"}, "no checkpoint 99"),
         ({"kimg": 1.0}, {"fork_of": tmp_path / "nowhere"}, "nowhere is not a run directory"),
-        ({"kimg": 1.0, "out": str(run)}, {}, r"exists; a fork begins in a new directory; `ganfast train --out .*run` goes on"),
+        (
+            {"kimg": 1.0, "out": str(run)},
+            {},
+            r"exists; a fork begins in a new directory; `ganfast train --out .*run` goes on",
+        ),
     ):
         with pytest.raises(InputError, match=said):
-            train(replace(config_of(run, out=str(out)), **changes), quiet=True, **{"fork_of": run} | named)
+            train(
+                replace(config_of(run, out=str(out)), **changes),
+                quiet=True,
+                **{"fork_of": run} | named,
+            )
         assert not out.exists()
     assert files(run) == before
 
@@ -236,22 +298,46 @@ def test_the_command_line_returns_forces_and_forks(run, tmp_path, monkeypatch, c
     assert "--force" in said
     assert main(["train", "run", "--checkpoint", "160", "--quiet"]) == 0
     assert main(["train", "run", "--ema-kimg=2", "--kimg=0.336", "--force", "--quiet"]) == 0
-    assert main(["train", "run", "--fork", "other", "--checkpoint=320", "--kimg", "0.352", "--loss.kind", "hinge"]) == 0
-    assert "other is a fork of run/checkpoints/000000320 (kimg was 0.336, now 0.352; loss.kind was" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "train",
+                "run",
+                "--fork",
+                "other",
+                "--checkpoint=320",
+                "--kimg",
+                "0.352",
+                "--loss.kind",
+                "hinge",
+            ]
+        )
+        == 0
+    )
+    assert (
+        "other is a fork of run/checkpoints/000000320 (kimg was 0.336, now 0.352; loss.kind was"
+        in capsys.readouterr().err
+    )
     assert [line["event"] for line in history(Path("other"))] == ["return", "force", "fork"]
     assert main(["train", "run", "--fork", "other"]) == 2
     assert main(["train", "other", "--kimg", "0.368", "--quiet"]) == 0
-    assert json.loads((tmp_path / "other" / "data.json").read_text()) == json.loads((tmp_path / "run" / "data.json").read_text())
+    assert json.loads((tmp_path / "other" / "data.json").read_text()) == json.loads(
+        (tmp_path / "run" / "data.json").read_text()
+    )
 
 
 # Two processes
 
 
-def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(
+    data, tmp_path, monkeypatch, capsys
+):
     configfile.write(tiny("dcgan", data, "run", kimg=1000.0), tmp_path / "config.yaml")
     monkeypatch.chdir(tmp_path)
     command = ["train", "--config", "config.yaml", "--quiet"]
-    first = subprocess.Popen([sys.executable, "-m", "ganfast", *command], stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "ganfast", *command], stderr=subprocess.PIPE, text=True
+    )
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "log.jsonl").exists():
@@ -293,7 +379,10 @@ def test_a_config_edited_by_hand_is_refused_as_a_flag_is(run, capsys):
     assert main(["train", "--out", str(run), "--kimg", "0.4"]) == 2
     assert re.search(r"optim.beta1 was 0\.\d+, now 0\.1", capsys.readouterr().err)
     assert main(["run", "check", str(run)]) == 1
-    assert "config.yaml is not what the newest checkpoint was trained with (optim.beta1" in capsys.readouterr().out
+    assert (
+        "config.yaml is not what the newest checkpoint was trained with (optim.beta1"
+        in capsys.readouterr().out
+    )
     assert main(["train", "--out", str(run), "--kimg", "0.4", "--force", "--quiet"]) == 0
     assert [event["changed"].keys() for event in history(run)] == [{"optim.beta1"}]
     assert main(["run", "check", str(run)]) == 0
@@ -308,19 +397,37 @@ def test_a_score_does_not_pass_to_other_weights_of_the_same_name(run):
 
 
 def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_path):
-    decaying = tiny("dcgan", Run.open(straight).config.data, tmp_path / "run", optim=replace(STEADY, decay_from=0.5), kimg=0.08)
+    decaying = tiny(
+        "dcgan",
+        Run.open(straight).config.data,
+        tmp_path / "run",
+        optim=replace(STEADY, decay_from=0.5),
+        kimg=0.08,
+    )
     train(decaying, quiet=True)
     train(replace(decaying, kimg=0.16), quiet=True)
     (event,) = history(tmp_path / "run")
-    assert (event["event"], event["images"], event["changed"]) == ("length", 80, {"kimg": [0.08, 0.16]})
+    assert (event["event"], event["images"], event["changed"]) == (
+        "length",
+        80,
+        {"kimg": [0.08, 0.16]},
+    )
 
 
-@pytest.mark.parametrize(("args", "sentence"), [
-    (["--fork", ""], "--fork is empty"), (["--fork="], "--fork is empty"), (["--checkpoint", ""], "--checkpoint is empty"),
-    (["--fork", "."], "--fork is '.'; expected the path of a new directory"),
-    (["--checkpoint", "9" * 5000], "no checkpoint 999"), (["--optim.critic-steps", "1" + "0" * 20], "expected less than 2**63"),
-])  # fmt: skip
-def test_arguments_that_name_nothing_are_refused(args, sentence, run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--fork", ""], "--fork is empty"),
+        (["--fork="], "--fork is empty"),
+        (["--checkpoint", ""], "--checkpoint is empty"),
+        (["--fork", "."], "--fork is '.'; expected the path of a new directory"),
+        (["--checkpoint", "9" * 5000], "no checkpoint 999"),
+        (["--optim.critic-steps", "1" + "0" * 20], "expected less than 2**63"),
+    ],
+)
+def test_arguments_that_name_nothing_are_refused(
+    args, sentence, run, tmp_path, monkeypatch, capsys
+):
     before = files(run)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")

@@ -61,13 +61,19 @@ def test_reopening_at_a_position_keeps_that_many_lines_and_writes_none_twice(tmp
     assert path.read_text().splitlines() == whole[:2]
 
 
-@pytest.mark.parametrize("cut", ["", "{", '{"images": 30', '{"loss": 3}', "[]", "null", '{"images": "many"}'])
+@pytest.mark.parametrize(
+    "cut", ["", "{", '{"images": 30', '{"loss": 3}', "[]", "null", '{"images": "many"}']
+)
 def test_a_cut_off_last_line_is_dropped_and_never_glued_to_the_next(tmp_path, cut):
     path = tmp_path / "log.jsonl"
     written(path, [100, 200])
     with path.open("a") as file:
         file.write(cut)
-    assert [record["images"] for record in read_log(path) if isinstance(record, dict) and "images" in record][:2] == [100, 200]
+    assert [
+        record["images"]
+        for record in read_log(path)
+        if isinstance(record, dict) and "images" in record
+    ][:2] == [100, 200]
     lines = JsonLines(path, 200)
     lines.write({"images": 300})
     lines.close()
@@ -109,12 +115,16 @@ class Faults:
         patch.setattr(disk.calls, "fsync", faulty_fsync)
 
 
-def test_a_line_that_could_not_be_written_is_written_whole_with_the_next(tmp_path, monkeypatch, caplog):
+def test_a_line_that_could_not_be_written_is_written_whole_with_the_next(
+    tmp_path, monkeypatch, caplog
+):
     faults, path = Faults(monkeypatch), tmp_path / "log.jsonl"
     lines = JsonLines(path, 0)
     for number, faults.armed in enumerate(("", "write", "write", "", "write")):
         lines.write({"images": number})
-    assert caplog.text.count("made to fail") + caplog.text.count("No space") == 2, "said once a failure, not once a line"
+    assert caplog.text.count("made to fail") + caplog.text.count("No space") == 2, (
+        "said once a failure, not once a line"
+    )
     with pytest.raises(OSError, match="made to fail"):
         lines.sync()
     faults.armed = ""
@@ -223,14 +233,25 @@ def test_a_step_is_recorded_with_its_speed_since_the_last(tmp_path, clock, no_te
     third = run.step(850, {})
     run.close()
     assert (first["seconds"], first["images_per_second"], first["critic/loss"]) == (2, 100, 0.5)
-    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == (6, 100, -0.25)
+    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == (
+        6,
+        100,
+        -0.25,
+    )
     assert third["images_per_second"] == 50, "a pause counts once"
     assert images(tmp_path / "log.jsonl") == [700, 800, 850]
 
 
-def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds_and_one_at_the_end(clock, no_terminal, capsys):
+def test_without_a_terminal_there_is_a_plain_line_every_ten_seconds_and_one_at_the_end(
+    clock, no_terminal, capsys
+):
     progress = Progress(0, 60_000)
-    values = {"critic/loss": -1.25, "critic/wasserstein": 2.5, "critic/gradient_norm": 0.98, "critic/real_score": 7.0}
+    values = {
+        "critic/loss": -1.25,
+        "critic/wasserstein": 2.5,
+        "critic/gradient_norm": 0.98,
+        "critic/real_score": 7.0,
+    }
     for second in range(1, 25):
         clock.now += 1
         progress.update(second * 1000, 1000.0, values)
@@ -250,7 +271,9 @@ def test_nothing_is_said_of_a_run_that_made_no_step(no_terminal, capsys):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_quiet_run_shows_no_progress_and_still_writes_its_log(terminal, tmp_path, monkeypatch, clock, capsys):
+def test_a_quiet_run_shows_no_progress_and_still_writes_its_log(
+    terminal, tmp_path, monkeypatch, clock, capsys
+):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     run = RunLog(tmp_path, 0, 100, tensorboard=False, quiet=True)
     for count in (10, 20):
@@ -271,7 +294,9 @@ def test_on_a_terminal_there_is_a_bar_and_it_is_gone_when_closed(monkeypatch, ca
     assert capsys.readouterr().err.rstrip().endswith("0.5/1 kimg  100 img/s  critic 1")
 
 
-def test_missing_tensorboard_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog, no_terminal):
+def test_missing_tensorboard_is_said_once_and_the_run_goes_on(
+    tmp_path, monkeypatch, caplog, no_terminal
+):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):

@@ -23,7 +23,7 @@ from ganfast.runs import saving
 from ganfast.runs import train as training
 from ganfast.runs.logfile import read_log
 from ganfast.runs.train import train
-from tests.runs.test_training import assert_same_run, few_digits, files, newest, stop_at, tiny  # noqa: F401  stop_at is a fixture
+from tests.runs.test_training import assert_same_run, few_digits, files, newest, stop_at, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,9 +37,13 @@ def sampled(cases, test: set, accept: set = frozenset()):
     """All of the cases, those not named marked as `accept` or `full`."""
     marks = {True: (), False: (pytest.mark.full,)}
     return [
-        pytest.param(*case, marks=(pytest.mark.accept,) if case in accept else marks[case in test], id="-".join(map(str, case)))
+        pytest.param(
+            *case,
+            marks=(pytest.mark.accept,) if case in accept else marks[case in test],
+            id="-".join(map(str, case)),
+        )
         for case in cases
-    ]  # fmt: skip
+    ]
 
 
 # 40 + 40 = 80
@@ -52,7 +56,9 @@ MATRIX = sampled(
 
 
 @pytest.mark.parametrize(("preset", "precision"), MATRIX)
-def test_40_steps_and_40_more_equal_80_from_the_command_line(preset, precision, pictures, tmp_path, stop_at):  # noqa: F811
+def test_40_steps_and_40_more_equal_80_from_the_command_line(
+    preset, precision, pictures, tmp_path, stop_at
+):
     """With classes and the average, ended by SIGTERM after 40 generator steps."""
     config = tiny(preset, pictures, precision=precision)
     step = config.batch * config.optim.critic_steps
@@ -66,20 +72,28 @@ def test_40_steps_and_40_more_equal_80_from_the_command_line(preset, precision, 
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     trained = configfile.read(tmp_path / "parts" / "config.yaml")
-    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == (precision, True, True)
+    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == (
+        precision,
+        True,
+        True,
+    )
 
 
 # Killed
 
 KILLS = [
     pytest.param("SIGKILL", 6, ("dcgan-fp32",), marks=pytest.mark.accept),
-    pytest.param("SIGKILL", 200, ("dcgan-fp32", "wgan-gp-fp32", "acgan-bf16"), marks=pytest.mark.full),
+    pytest.param(
+        "SIGKILL", 200, ("dcgan-fp32", "wgan-gp-fp32", "acgan-bf16"), marks=pytest.mark.full
+    ),
     pytest.param("SIGTERM", 40, ("dcgan-fp32", "rpgan-bf16"), marks=pytest.mark.full),
 ]
 
 
 @pytest.mark.parametrize(("name", "kills", "kinds"), KILLS)
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(name, kills, kinds, pictures, tmp_path):
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
+    name, kills, kinds, pictures, tmp_path
+):
     """See tests/runs/kill_often.py; the seed of the moments is fixed, though a moment is not the same step on another machine."""
     configs = []
     for kind in kinds:
@@ -89,8 +103,20 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(name, kills, ki
         log = LogConfig(every=1, sample_kimg=99, save_kimg=4 * step, keep=2, tensorboard=False)
         configs.append(tmp_path / f"{kind}.yaml")
         configfile.write(replace(config, kimg=60 * step, log=log), configs[-1])
-    command = [sys.executable, "-m", "tests.runs.kill_often", "--kills", str(kills), "--seed", "0", "--signal", name]
-    done = subprocess.run([*command, str(tmp_path), *map(str, configs)], cwd=ROOT, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.runs.kill_often",
+        "--kills",
+        str(kills),
+        "--seed",
+        "0",
+        "--signal",
+        name,
+    ]
+    done = subprocess.run(
+        [*command, str(tmp_path), *map(str, configs)], cwd=ROOT, capture_output=True, text=True
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -117,7 +143,9 @@ class Faulty:
     def __init__(self, patch: pytest.MonkeyPatch, at: int, kind: str) -> None:
         self.at, self.kind, self.count = at, kind, 0
         for field in fields(disk.Calls):
-            patch.setattr(disk.calls, field.name, self.wrapped(field.name, getattr(disk.calls, field.name)))
+            patch.setattr(
+                disk.calls, field.name, self.wrapped(field.name, getattr(disk.calls, field.name))
+            )
 
     def wrapped(self, name, real):
         def call(*given):
@@ -126,11 +154,15 @@ class Faulty:
                 if name == "close":
                     real(*given)
                 if name == "write" and self.kind == "short":
-                    return real(given[0], given[1][: len(given[1]) // 2])  # as the system may: no error, fewer bytes
+                    return real(
+                        given[0], given[1][: len(given[1]) // 2]
+                    )  # as the system may: no error, fewer bytes
                 if name == "write" and self.kind == "full":
                     real(given[0], given[1][: len(given[1]) // 2])
                 if self.kind != "short":
-                    raise OSError(errno.EIO if self.kind == "once" else errno.ENOSPC, "made to fail")
+                    raise OSError(
+                        errno.EIO if self.kind == "once" else errno.ENOSPC, "made to fail"
+                    )
             making = name in ("write", "mkdir") or (name == "open" and given[1] & os.O_CREAT)
             if self.at and self.count > self.at and self.kind == "full" and making:
                 raise OSError(errno.ENOSPC, "made to fail")
@@ -169,10 +201,14 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("kind", "every"), FAULTS)
-def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(kind, every, unharmed, pictures, tmp_path, monkeypatch):
+def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(
+    kind, every, unharmed, pictures, tmp_path, monkeypatch
+):
     """What a fault did not end, and what the same command made of it afterwards, equals the run without faults."""
     whole, operations, first = unharmed
-    assert len(operations) - first > 4 * 6 * SAVES + 2 * SAVES, "open, write, fsync and close of every file; the log"
+    assert len(operations) - first > 4 * 6 * SAVES + 2 * SAVES, (
+        "open, write, fsync and close of every file; the log"
+    )
     monkeypatch.setattr(saving, "RETRY_AFTER", (0.0, 0.0))
     ended: list[int] = []
     for at in operations[every - 1 :: every]:
@@ -186,9 +222,17 @@ def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(kind, 
                 assert "cannot be written" in str(error)
                 found = checkpoints.newest_whole(out / "checkpoints")
                 reached = max([line["images"] for line in read_log(out / "log.jsonl")], default=0)
-                assert reached - (found[1].images if found else 0) <= 2 * INTERVAL, f"operation {at}"
+                assert reached - (found[1].images if found else 0) <= 2 * INTERVAL, (
+                    f"operation {at}"
+                )
         train(short_run(pictures, out), quiet=True)
         assert_same_run(whole, out)
-        assert {path.name for path in (out / "checkpoints").iterdir()} == {newest(whole).name}, f"operation {at}"
-    while_training = [at for at in ended if at > first]  # the first files of a run are not tried again
-    assert bool(while_training) == (kind == "full"), "a single fault and a short write are got over, a full disk is not"
+        assert {path.name for path in (out / "checkpoints").iterdir()} == {newest(whole).name}, (
+            f"operation {at}"
+        )
+    while_training = [
+        at for at in ended if at > first
+    ]  # the first files of a run are not tried again
+    assert bool(while_training) == (kind == "full"), (
+        "a single fault and a short write are got over, a full disk is not"
+    )

@@ -22,7 +22,15 @@ from safetensors.torch import load_file
 
 from ganfast import configfile, locks
 from ganfast.cli import main
-from ganfast.config import Config, GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.config import (
+    Config,
+    GuardConfig,
+    LogConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PenaltyConfig,
+)
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
 from ganfast.presets import preset_config
@@ -36,8 +44,13 @@ from ganfast.training import feed, loop
 from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
 
-CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}  # the two ways in which classes are learnt
-STEADY = OptimConfig(critic_steps=1)  # no rate that falls towards the end: a longer run begins like a shorter one
+CONDITIONAL = {
+    "acgan": {},
+    "wgan-gp": {"conditional": "projection"},
+}  # the two ways in which classes are learnt
+STEADY = OptimConfig(
+    critic_steps=1
+)  # no rate that falls towards the end: a longer run begins like a shorter one
 
 
 def few_digits(path: Path) -> str:
@@ -59,7 +72,13 @@ def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **ch
     """A run of 20 critic steps (16 pictures each, 320 in all) by a preset's mathematics in networks of width 4."""
     config = preset_config(preset, "digits")
     log = LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False)
-    small = {"kimg": 0.32, "batch": 16, "size": 16, "net": replace(config.net, width=4, latent=8), "log": log}
+    small = {
+        "kimg": 0.32,
+        "batch": 16,
+        "size": 16,
+        "net": replace(config.net, width=4, latent=8),
+        "log": log,
+    }
     return replace(config, data=data, out=str(out), **small | changes)
 
 
@@ -72,12 +91,19 @@ def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def mathematics(folder: Path) -> list[dict]:
     """The log without what a clock says."""
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in read_log(folder / "log.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        for line in read_log(folder / "log.jsonl")
+    ]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -129,7 +155,9 @@ def steps(monkeypatch) -> list[tuple[str, dict]]:
         return made
 
     monkeypatch.setattr(training, "make_critic_step", recorded("critic", training.make_critic_step))
-    monkeypatch.setattr(training, "make_generator_step", recorded("generator", training.make_generator_step))
+    monkeypatch.setattr(
+        training, "make_generator_step", recorded("generator", training.make_generator_step)
+    )
     return calls
 
 
@@ -137,10 +165,14 @@ def steps(monkeypatch) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("preset", EACH_PRESET)
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(preset, data, tmp_path, stop_at):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    preset, data, tmp_path, stop_at
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(preset, data, whole), quiet=True)
-    stop_at(160)  # in the second epoch, and for presets with five critic steps after the second of four generator steps
+    stop_at(
+        160
+    )  # in the second epoch, and for presets with five critic steps after the second of four generator steps
     with pytest.raises(Interrupted) as stopped:
         train(tiny(preset, data, parts), quiet=True)
     assert stopped.value.exit_code == 143
@@ -189,14 +221,20 @@ def test_another_seed_is_another_run(data, tmp_path):
     for seed in (0, 1):
         train(tiny("dcgan", data, tmp_path / str(seed), seed=seed), quiet=True)
     assert mathematics(tmp_path / "0") != mathematics(tmp_path / "1")
-    assert (newest(tmp_path / "0") / "ema.safetensors").read_bytes() != (newest(tmp_path / "1") / "ema.safetensors").read_bytes()
+    assert (newest(tmp_path / "0") / "ema.safetensors").read_bytes() != (
+        newest(tmp_path / "1") / "ema.safetensors"
+    ).read_bytes()
 
 
 def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatch):
     train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
     train_loop = training.train_loop
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_loop", lambda *a: (signal.raise_signal(signal.SIGINT), train_loop(*a))[1])
+        patch.setattr(
+            training,
+            "train_loop",
+            lambda *a: (signal.raise_signal(signal.SIGINT), train_loop(*a))[1],
+        )
         with pytest.raises(Interrupted):
             train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
     assert newest(tmp_path / "parts").name == "000000000"
@@ -251,7 +289,16 @@ def test_a_run_that_was_moved_goes_on(data, tmp_path, stop_at):
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny("dcgan", data, out, kimg=1.6, log=LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False)), quiet=True)
+    train(
+        tiny(
+            "dcgan",
+            data,
+            out,
+            kimg=1.6,
+            log=LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False),
+        ),
+        quiet=True,
+    )
     return out
 
 
@@ -259,20 +306,37 @@ ENDED = [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.ma
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED)
-def test_a_process_told_to_end_saves_and_the_same_command_finishes(number, code, data, uninterrupted, tmp_path):
+def test_a_process_told_to_end_saves_and_the_same_command_finishes(
+    number, code, data, uninterrupted, tmp_path
+):
     """At a step that nobody chose, unlike in the tests above; the numbers still come out as if it had not happened."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "ganfast", "train", "--config", str(uninterrupted / "config.yaml"), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "ganfast",
+        "train",
+        "--config",
+        str(uninterrupted / "config.yaml"),
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while len(read_log(out / "log.jsonl")) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while (
+        len(read_log(out / "log.jsonl")) < 3
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.005)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert f"{signal.Signals(number).name}: saved {out}" in said
     assert "Traceback" not in said
-    assert 0 < checkpoints.read_record(newest(out)).images < 1600, "the signal came too late to show anything"
+    assert 0 < checkpoints.read_record(newest(out)).images < 1600, (
+        "the signal came too late to show anything"
+    )
     assert main(command[3:]) == 0
     assert_same_run(uninterrupted, out)
 
@@ -290,10 +354,14 @@ def test_a_second_signal_ends_the_process_at_once():
 
 @pytest.mark.parametrize("ending", ["done", "interrupted", "failed"])
 def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, stop_at, monkeypatch):
-    mine = lambda *_: None  # noqa: E731
+    mine = lambda *_: None
     before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
     inside = []
-    monkeypatch.setattr(training, "train_loop", lambda *a: (inside.append(signal.getsignal(signal.SIGINT)), loop.train_loop(*a)))
+    monkeypatch.setattr(
+        training,
+        "train_loop",
+        lambda *a: (inside.append(signal.getsignal(signal.SIGINT)), loop.train_loop(*a)),
+    )
     try:
         if ending == "interrupted":
             stop_at(160)
@@ -311,8 +379,12 @@ def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, st
 
 def test_training_works_outside_the_main_thread(data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signal, "signal", lambda *_: pytest.fail("only the main thread may install handlers"))
-        thread = threading.Thread(target=train, args=(tiny("dcgan", data, tmp_path / "run"),), kwargs={"quiet": True})
+        patch.setattr(
+            signal, "signal", lambda *_: pytest.fail("only the main thread may install handlers")
+        )
+        thread = threading.Thread(
+            target=train, args=(tiny("dcgan", data, tmp_path / "run"),), kwargs={"quiet": True}
+        )
         thread.start()
         thread.join()
     assert newest(tmp_path / "run").name == "000000320"
@@ -332,11 +404,15 @@ def test_training_works_outside_the_main_thread(data, tmp_path):
     ],
     ids=str,
 )
-def test_other_mathematics_in_the_same_directory_is_refused_and_listed(changes, said, data, tmp_path):
+def test_other_mathematics_in_the_same_directory_is_refused_and_listed(
+    changes, said, data, tmp_path
+):
     config = tiny("dcgan", data, tmp_path / "run", ema_kimg=5.0)
     train(config, quiet=True)
     before = files(tmp_path / "run")
-    with pytest.raises(InputError, match=f"{tmp_path / 'run'} holds another run .*{said}") as refused:
+    with pytest.raises(
+        InputError, match=f"{tmp_path / 'run'} holds another run .*{said}"
+    ) as refused:
         train(replace(config, kimg=0.4, **changes), quiet=True)
     assert "--out" in str(refused.value), "no way out named"
     assert "kimg was 0.32" not in str(refused.value), "a run may be made longer"
@@ -364,11 +440,18 @@ def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
     train(replace(config, kimg=0.16), quiet=True)
     other = LogConfig(every=3, sample_kimg=0.1, save_kimg=0.1, keep=1, tensorboard=True)
     train(replace(config, device="cpu", log=other), quiet=True)
-    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == ["000000320"]
+    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == [
+        "000000320"
+    ]
     train(replace(config, out=str(tmp_path / "whole")), quiet=True)
     one, whole = files(newest(tmp_path / "run")), files(newest(tmp_path / "whole"))
-    assert [name for name in one if one[name] != whole[name]] == ["state.json"], "which says how many lines the log had"
-    assert checkpoints.read_record(newest(tmp_path / "run")).files == checkpoints.read_record(newest(tmp_path / "whole")).files
+    assert [name for name in one if one[name] != whole[name]] == ["state.json"], (
+        "which says how many lines the log had"
+    )
+    assert (
+        checkpoints.read_record(newest(tmp_path / "run")).files
+        == checkpoints.read_record(newest(tmp_path / "whole")).files
+    )
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
@@ -378,7 +461,9 @@ def test_a_foreign_place_is_refused_and_untouched(what, data, tmp_path):
         out.mkdir()
     path = out / "chapter1.txt" if what == "folder" else out
     path.write_text("years of work")
-    with pytest.raises(InputError, match=f"{out} exists and is not a run directory; choose another --out"):
+    with pytest.raises(
+        InputError, match=f"{out} exists and is not a run directory; choose another --out"
+    ):
         train(tiny("dcgan", data, out), quiet=True)
     assert path.read_text() == "years of work"
     assert {p.name for p in tmp_path.rglob("*")} == {"thesis", path.name}
@@ -430,7 +515,12 @@ def test_a_run_directory_holds_what_is_documented(left, data):
     }
     assert json.loads((left / "engine.json").read_text())["engine"] == "explicit"
     described = json.loads((left / "data.json").read_text())
-    assert (described["count"], described["size"], described["channels"], described["name"]) == (150, 16, 1, "few")
+    assert (described["count"], described["size"], described["channels"], described["name"]) == (
+        150,
+        16,
+        1,
+        "few",
+    )
     assert len(list((left / "tensorboard").glob("events.*"))) == 1
 
 
@@ -439,7 +529,11 @@ def test_a_fractional_length_ends_with_the_step_that_reaches_it(left):
 
 
 def test_the_last_three_checkpoints_are_kept(left):
-    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == ["000000320", "000000400", "000000480"]
+    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == [
+        "000000320",
+        "000000400",
+        "000000480",
+    ]
 
 
 def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_ends(left):
@@ -449,10 +543,18 @@ def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_end
 
 
 def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change(left):
-    first, last = (np.asarray(Image.open(left / "samples" / f"{count:09d}.png")) for count in (0, 480))
-    drawn = grid(Run.open(left).sample(60, seed=0, labels=range(10)), 10)[:, :, 0].repeat(3, 0).repeat(3, 1)
+    first, last = (
+        np.asarray(Image.open(left / "samples" / f"{count:09d}.png")) for count in (0, 480)
+    )
+    drawn = (
+        grid(Run.open(left).sample(60, seed=0, labels=range(10)), 10)[:, :, 0]
+        .repeat(3, 0)
+        .repeat(3, 1)
+    )
     assert first.shape == last.shape == drawn.shape
-    np.testing.assert_allclose(last.astype(int), drawn.astype(int), atol=1)  # another batch size rounds otherwise
+    np.testing.assert_allclose(
+        last.astype(int), drawn.astype(int), atol=1
+    )  # another batch size rounds otherwise
     assert np.abs(first.astype(int) - drawn).max() > 3, "the run stood still"
 
 
@@ -460,7 +562,11 @@ def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change
 def test_a_conditional_grid_has_a_column_a_class(classes, tmp_path):
     random = np.random.default_rng(0)
     labels = np.arange(200) % classes
-    np.savez(tmp_path / "flat.npz", images=random.integers(0, 255, (200, 16, 16), dtype=np.uint8), labels=labels)
+    np.savez(
+        tmp_path / "flat.npz",
+        images=random.integers(0, 255, (200, 16, 16), dtype=np.uint8),
+        labels=labels,
+    )
     train(tiny("acgan", str(tmp_path / "flat.npz"), tmp_path / "run", kimg=0.016), quiet=True)
     sheet = np.asarray(Image.open(tmp_path / "run" / "samples" / "000000016.png"))
     columns = {2: 8, 10: 10}[classes]  # two classes side by side would be a tower: they alternate
@@ -468,16 +574,38 @@ def test_a_conditional_grid_has_a_column_a_class(classes, tmp_path):
 
 
 def test_every_log_line_is_json_with_finite_named_numbers(left):
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in (left / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (left / "log.jsonl").read_text().splitlines()
+    ]
     assert [line["images"] for line in lines] == [160, 320, 480], "every second of 6 steps"
-    named = {"images", "seconds", "images_per_second", "critic/loss", "generator/loss", "critic/wasserstein", "critic/real_score"}
-    named |= {"critic/fake_score", "critic/penalty", "critic/gradient_norm", "critic/gradient_norm_max"}
+    named = {
+        "images",
+        "seconds",
+        "images_per_second",
+        "critic/loss",
+        "generator/loss",
+        "critic/wasserstein",
+        "critic/real_score",
+    }
+    named |= {
+        "critic/fake_score",
+        "critic/penalty",
+        "critic/gradient_norm",
+        "critic/gradient_norm_max",
+    }
     for line in lines:
         assert line.keys() >= named
-        assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
-        assert line["critic/wasserstein"] == pytest.approx(line["critic/real_score"] - line["critic/fake_score"], abs=1e-4)
+        assert all(
+            isinstance(value, int | float) and math.isfinite(value) for value in line.values()
+        )
+        assert line["critic/wasserstein"] == pytest.approx(
+            line["critic/real_score"] - line["critic/fake_score"], abs=1e-4
+        )
         assert line["critic/gradient_norm_max"] >= line["critic/gradient_norm"] > 0
-        assert line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4  # Jensen: lambda is 10, target 1
+        assert (
+            line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
+        )  # Jensen: lambda is 10, target 1
     assert lines[0]["seconds"] < lines[1]["seconds"] < lines[2]["seconds"]
 
 
@@ -501,7 +629,19 @@ def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
 
 
 def test_a_config_file_of_a_run_repeats_it_to_the_bit(left, tmp_path):
-    assert main(["train", "--config", str(left / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                str(left / "config.yaml"),
+                "--out",
+                str(tmp_path / "again"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert_same_run(left, tmp_path / "again")
 
 
@@ -528,15 +668,24 @@ def test_critic_steps_per_generator_step(critic_steps, generator_steps, data, tm
 def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
     config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4))
     train(config, quiet=True)
-    assert [call["with_penalty"] for name, call in steps if name == "critic"] == [True, False, False, False] * 5
-    assert all(math.isfinite(line["critic/loss"]) for line in read_log(tmp_path / "run" / "log.jsonl"))
+    assert [call["with_penalty"] for name, call in steps if name == "critic"] == [
+        True,
+        False,
+        False,
+        False,
+    ] * 5
+    assert all(
+        math.isfinite(line["critic/loss"]) for line in read_log(tmp_path / "run" / "log.jsonl")
+    )
 
 
 @pytest.mark.parametrize("every", [1, 3, 4])
 def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_path):
     """Whatever the two rhythms are: a penalty every 4 steps and a log line every 4 never meet by themselves."""
     log = LogConfig(every=every, save_kimg=1, sample_kimg=1, tensorboard=False)
-    config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4), log=log)
+    config = tiny(
+        "r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4), log=log
+    )
     train(config, quiet=True)
     assert any("critic/gradient_norm" in line for line in read_log(tmp_path / "run" / "log.jsonl"))
 
@@ -548,8 +697,13 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
 
     def shadowed(name, state, config, net, optimizer, rate, clip):
         group = optimizer.param_groups[0]
-        copies = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in net.parameters()]
-        plain = torch.optim.Adam(copies, lr=group["lr"], betas=group["betas"], fused=False, foreach=False)
+        copies = [
+            parameter.detach().clone(memory_format=torch.contiguous_format)
+            for parameter in net.parameters()
+        ]
+        plain = torch.optim.Adam(
+            copies, lr=group["lr"], betas=group["betas"], fused=False, foreach=False
+        )
         shadows.append((name, list(net.named_parameters()), copies))
 
         def follow():
@@ -568,13 +722,25 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
 
     def followed(state, pictures, config, critic_step, generator_step, *rest):
         follow_critic = shadowed(
-            "critic", state, config, state.critic, state.optimizer_critic, config.optim.lr_critic, config.loss.clip
+            "critic",
+            state,
+            config,
+            state.critic,
+            state.optimizer_critic,
+            config.optim.lr_critic,
+            config.loss.clip,
         )
         follow_generator = shadowed(
-            "generator", state, config, state.generator, state.optimizer_generator, config.optim.lr_generator, 0
+            "generator",
+            state,
+            config,
+            state.generator,
+            state.optimizer_generator,
+            config.optim.lr_generator,
+            0,
         )
-        critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]  # noqa: E731
-        generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]  # noqa: E731
+        critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]
+        generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]
         loop.train_loop(state, pictures, config, critic, generator, *rest)
 
     monkeypatch.setattr(training, "train_loop", followed)
@@ -614,13 +780,20 @@ def test_the_average_lags_behind_the_generator_unless_its_half_life_is_zero(data
 
     def distances(folder):
         generator, average = tensors(newest(folder), "generator"), tensors(newest(folder), "ema")
-        return {name: (generator[name] - average[name]).abs().max().item() for name in average if not name.endswith(statistics)}
+        return {
+            name: (generator[name] - average[name]).abs().max().item()
+            for name in average
+            if not name.endswith(statistics)
+        }
 
     lagging, equal = distances(tmp_path / "5.0"), distances(tmp_path / "0.0")
     assert min(lagging.values()) > 0
     assert max(equal.values()) == 0
     for folder in ("5.0", "0.0"):  # the same training under both averages
-        assert tensors(newest(tmp_path / folder), "generator").keys() == tensors(newest(tmp_path / "5.0"), "generator").keys()
+        assert (
+            tensors(newest(tmp_path / folder), "generator").keys()
+            == tensors(newest(tmp_path / "5.0"), "generator").keys()
+        )
     same = (newest(tmp_path / folder) / "generator.safetensors" for folder in ("5.0", "0.0"))
     assert len({path.read_bytes() for path in same}) == 1
 
@@ -645,11 +818,15 @@ def test_a_run_without_classes_sees_no_labels(data, tmp_path, steps):
 
 def shown(steps) -> list[int]:
     """How often the critic was shown each class."""
-    counts = Counter(int(label) for name, call in steps if name == "critic" for label in call["labels"])
+    counts = Counter(
+        int(label) for name, call in steps if name == "critic" for label in call["labels"]
+    )
     return [counts[k] for k in range(10)]
 
 
-def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_equally(data, tmp_path, steps):
+def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_equally(
+    data, tmp_path, steps
+):
     train(tiny("acgan", data, tmp_path / "long-tailed", imbalance=7.0), quiet=True)
     tail = shown(steps)
     assert tail[0] > 4 * tail[9] > 0, "the first class has 7 times the pictures of the last"
@@ -661,31 +838,56 @@ def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_e
 @pytest.mark.parametrize("option", ["balanced", "imbalance"])
 def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, data, tmp_path):
     run = train(
-        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, **{option: {"balanced": True, "imbalance": 5.0}[option]}), quiet=True
+        tiny(
+            "wgan-gp",
+            data,
+            tmp_path / "run",
+            kimg=0.016,
+            **{option: {"balanced": True, "imbalance": 5.0}[option]},
+        ),
+        quiet=True,
     )
     assert run.config.conditional == "projection"
     assert len(run.classes) == 10
 
 
-@pytest.mark.parametrize("option", [{"balanced": True}, {"imbalance": 5.0}, {"conditional": "projection"}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"balanced": True}, {"imbalance": 5.0}, {"conditional": "projection"}], ids=str
+)
 def test_classes_asked_of_data_without_any_are_refused(option, tmp_path):
-    np.save(tmp_path / "plain.npy", np.random.default_rng(0).integers(0, 255, (40, 16, 16), dtype=np.uint8))
+    np.save(
+        tmp_path / "plain.npy",
+        np.random.default_rng(0).integers(0, 255, (40, 16, 16), dtype=np.uint8),
+    )
     with pytest.raises(InputError, match="plain has no classes"):
         train(tiny("wgan-gp", str(tmp_path / "plain.npy"), tmp_path / "run", **option), quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (21, 3)])
-def test_size_and_channels_of_the_pictures_are_those_of_the_generator(size, channels, data, tmp_path):
-    run = train(tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=size, channels=channels), quiet=True)
+def test_size_and_channels_of_the_pictures_are_those_of_the_generator(
+    size, channels, data, tmp_path
+):
+    run = train(
+        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=size, channels=channels),
+        quiet=True,
+    )
     assert run.sample(3).shape == (3, size, size, channels)
     assert (run.config.size, run.config.channels) == (size, channels)
 
 
 def test_automatic_values_are_recorded_as_what_they_became(data, tmp_path):
-    train(tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=0, net=NetConfig(latent=8)), quiet=True)
+    train(
+        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=0, net=NetConfig(latent=8)),
+        quiet=True,
+    )
     recorded = configfile.read(tmp_path / "run" / "config.yaml")
-    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (16, 1, "projection", "fp32")
+    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (
+        16,
+        1,
+        "projection",
+        "fp32",
+    )
     assert recorded.net.width > 0
 
 
@@ -695,21 +897,31 @@ def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
     low, full = (mathematics(tmp_path / precision) for precision in ("bf16", "fp32"))
     assert low != full
     for one, other in zip(low, full, strict=True):
-        assert one["critic/loss"] == pytest.approx(other["critic/loss"], abs=0.1 * abs(other["critic/penalty"]) + 0.05)
-    assert {value.dtype for value in tensors(newest(tmp_path / "bf16"), "generator").values() if value.is_floating_point()} == {
-        torch.float32
-    }
+        assert one["critic/loss"] == pytest.approx(
+            other["critic/loss"], abs=0.1 * abs(other["critic/penalty"]) + 0.05
+        )
+    assert {
+        value.dtype
+        for value in tensors(newest(tmp_path / "bf16"), "generator").values()
+        if value.is_floating_point()
+    } == {torch.float32}
 
 
 # When it goes wrong
 
 
 @pytest.mark.parametrize("every", [1, 1000], ids=["seen in the log", "seen when saving"])
-def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(every, data, tmp_path, monkeypatch):
+def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
+    every, data, tmp_path, monkeypatch
+):
     schedule = feed.schedule
-    monkeypatch.setattr(feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34))
+    monkeypatch.setattr(
+        feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34)
+    )
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
-    times = 3 if every == 1 else 1  # a look at every line, or only at the saves at 240 and 320, the end
+    times = (
+        3 if every == 1 else 1
+    )  # a look at every line, or only at the saves at 240 and 320, the end
     said = f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"
     with pytest.raises(RunError, match=said):
         train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
@@ -717,20 +929,52 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
     assert [path.name for path in kept] == ["000000080", "000000160"]
     for path in kept:
         for part in ("generator", "critic", "ema", "optimizer_generator", "optimizer_critic"):
-            assert all(value.isfinite().all() for value in tensors(path, part).values()), f"{path} {part}"
+            assert all(value.isfinite().all() for value in tensors(path, part).values()), (
+                f"{path} {part}"
+            )
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)  # JSON has no NaN: other programs would stumble over it
+        json.loads(
+            line, parse_constant=pytest.fail
+        )  # JSON has no NaN: other programs would stumble over it
 
 
 def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, capsys):
-    flags = ["--batch", "16", "--net.width", "4", "--kimg", "0.32", "--log.every", "1", "--optim.lr-critic", "1e30"]
-    assert main(["train", "dcgan", "--data", data, "--out", str(tmp_path / "run"), *flags, "--optim.lr-generator", "1e30"]) == 1
+    flags = [
+        "--batch",
+        "16",
+        "--net.width",
+        "4",
+        "--kimg",
+        "0.32",
+        "--log.every",
+        "1",
+        "--optim.lr-critic",
+        "1e30",
+    ]
+    assert (
+        main(
+            [
+                "train",
+                "dcgan",
+                "--data",
+                data,
+                "--out",
+                str(tmp_path / "run"),
+                *flags,
+                "--optim.lr-generator",
+                "1e30",
+            ]
+        )
+        == 1
+    )
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("ganfast: ")] == said[-1:]
     assert "not a finite number" in said[-1]
 
 
-def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_used(data, tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_used(
+    data, tmp_path, caplog
+):
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY)
     train(config, quiet=True)
     path = newest(tmp_path / "run") / "critic.safetensors"
@@ -739,7 +983,9 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_used(
     train(replace(config, kimg=0.4), quiet=True)
     assert str(path) in caplog.text
     assert "000000240, is used instead" in caplog.text
-    assert files(tmp_path / "run" / "checkpoints" / "set-aside" / "000000320") == before, "nothing is thrown away"
+    assert files(tmp_path / "run" / "checkpoints" / "set-aside" / "000000320") == before, (
+        "nothing is thrown away"
+    )
     train(replace(config, kimg=0.4, out=str(tmp_path / "whole")), quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -755,9 +1001,13 @@ def test_a_second_process_on_a_run_is_told_who_holds_it(data, tmp_path):
     )
     out.mkdir()
     command = [sys.executable, "-c", code, str(out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"{out} is in use by process {other.pid} on .* since "):
+        with pytest.raises(
+            InputError, match=f"{out} is in use by process {other.pid} on .* since "
+        ):
             train(tiny("dcgan", data, out, kimg=0.016), quiet=True)
         other.kill()
     assert (out / locks.NAME).exists(), "killed, it left its file, which holds nobody up"
@@ -799,18 +1049,28 @@ GUARDED = GuardConfig(every=1, tries=2)
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
-def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(where, data, tmp_path, planted, caplog):
+def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
+    where, data, tmp_path, planted, caplog
+):
     planted(where, {208})
-    every = 1 if where == "gradient" else 3  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
+    every = (
+        1 if where == "gradient" else 3
+    )  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
     train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
     assert newest(tmp_path / "run").name == "000000320"
     said = r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: back to the state of 0.192 kimg.*1 of 2 times"
     assert re.search(said, caplog.text)
-    assert all(value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values())
-    assert [line["images"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(range(16, 336, 16)), "no replay"
+    assert all(
+        value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values()
+    )
+    assert [line["images"] for line in read_log(tmp_path / "run" / "log.jsonl")] == list(
+        range(16, 336, 16)
+    ), "no replay"
 
 
-def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp_path, planted, monkeypatch):
+def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
+    data, tmp_path, planted, monkeypatch
+):
     planted("weight", {208})
     on_step, seen = writer.Writer.on_step, {}
 
@@ -824,18 +1084,26 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(data, tmp
     train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert seen[208].keys() == seen[192].keys()
     for part, before in seen[192].items():
-        assert all(torch.equal(seen[208][part][name], value) for name, value in before.items()), part
-    assert any(not torch.equal(seen[224]["critic"][name], value) for name, value in seen[192]["critic"].items())
+        assert all(torch.equal(seen[208][part][name], value) for name, value in before.items()), (
+            part
+        )
+    assert any(
+        not torch.equal(seen[224]["critic"][name], value)
+        for name, value in seen[192]["critic"].items()
+    )
 
 
 @pytest.mark.parametrize("again", [224, 240])
-def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_between(again, data, tmp_path, planted, caplog):
+def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_between(
+    again, data, tmp_path, planted, caplog
+):
     """A state that survives a look may be ill already."""
     planted("weight", {208, again})
     train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert re.findall(r"at (0.2\d+) kimg: back to the state of (0.1\d+) kimg", caplog.text) == [
-        ("0.208", "0.192"), (f"{again / 1000:g}", "0.16"),
-    ]  # fmt: skip
+        ("0.208", "0.192"),
+        (f"{again / 1000:g}", "0.16"),
+    ]
     assert newest(tmp_path / "run").name == "000000320"
 
 
@@ -860,12 +1128,18 @@ def test_a_training_that_fails_early_leaves_no_file_open(data, tmp_path, monkeyp
     for name in ("a", "b"):
         with pytest.raises(ValueError, match="broken"):
             train(tiny("dcgan", data, tmp_path / name), quiet=True)
-    assert not [path for path in Path("/proc/self/fd").iterdir() if path.exists() and path.resolve().name == "log.jsonl"]
+    assert not [
+        path
+        for path in Path("/proc/self/fd").iterdir()
+        if path.exists() and path.resolve().name == "log.jsonl"
+    ]
 
 
 def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_at):
     planted("weight", {208, 272})
-    config = tiny("dcgan", data, tmp_path / "whole", guard=replace(GUARDED, growth=1.5), optim=STEADY)
+    config = tiny(
+        "dcgan", data, tmp_path / "whole", guard=replace(GUARDED, growth=1.5), optim=STEADY
+    )
     train(config, quiet=True)
     again = replace(config, out=str(tmp_path / "parts"))
     for images in (176, 256):
@@ -879,7 +1153,10 @@ def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_a
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
 def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tmp_path, planted):
     planted(where, set(range(208, 336)))
-    with pytest.raises(RunError, match=r"of the \w+ is not a finite number.* at 0.24 kimg, after going back 2 times"):
+    with pytest.raises(
+        RunError,
+        match=r"of the \w+ is not a finite number.* at 0.24 kimg, after going back 2 times",
+    ):
         train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
     assert newest(tmp_path / "run").name == "000000160"
 
@@ -920,7 +1197,9 @@ def test_the_last_grid_is_there_before_the_last_checkpoint(save_kimg, data, tmp_
     there, real = [], writer.Saver.save
 
     def save(self, state, *rest):
-        there.append((state.images, (tmp_path / "run" / "samples" / f"{state.images:09d}.png").exists()))
+        there.append(
+            (state.images, (tmp_path / "run" / "samples" / f"{state.images:09d}.png").exists())
+        )
         real(self, state, *rest)
 
     monkeypatch.setattr(writer.Saver, "save", save)

@@ -12,7 +12,16 @@ from ganfast import random
 from ganfast.kernels import latents
 
 # A captured stream may not wait for the device: these hand a value, or a size that depends on values, to the host.
-HOST_READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item"}
+HOST_READS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "item",
+}
 
 
 class Tape(TorchDispatchMode):
@@ -39,7 +48,14 @@ class Tape(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         assert name not in HOST_READS, f"{name} reads a value on the host"
         result = func(*args, **(kwargs or {}))
-        self.steps.append((func, args, kwargs or {}, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]))
+        self.steps.append(
+            (
+                func,
+                args,
+                kwargs or {},
+                [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)],
+            )
+        )
         return result
 
     @torch.no_grad()
@@ -47,5 +63,7 @@ class Tape(TorchDispatchMode):
         for func, args, kwargs, outputs in self.steps:
             again = [t for t in tree_flatten(func(*args, **kwargs))[0] if isinstance(t, Tensor)]
             for old, new in zip(outputs, again, strict=True):
-                if new.data_ptr() != old.data_ptr() and old.numel():  # views and in-place operations write there by themselves
+                if (
+                    new.data_ptr() != old.data_ptr() and old.numel()
+                ):  # views and in-place operations write there by themselves
                     old.copy_(new)

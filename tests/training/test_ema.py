@@ -37,10 +37,14 @@ def test_after_a_half_life_half_of_the_start_is_left():
     average, target = average_of(net(1.0)), net(5.0)
     for _ in range(25):  # 25 steps of 80 images: one half-life of 2 kimg
         update_average(average, target, 80, MANY, half_life_kimg=2.0)
-    torch.testing.assert_close(values(average), torch.full((8,), 3.0, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        values(average), torch.full((8,), 3.0, dtype=torch.float64), rtol=1e-12, atol=0
+    )
     for _ in range(50):
         update_average(average, target, 80, MANY, half_life_kimg=2.0)
-    torch.testing.assert_close(values(average), torch.full((8,), 4.5, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        values(average), torch.full((8,), 4.5, dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
 def test_the_half_life_is_counted_in_images_not_in_steps():
@@ -59,7 +63,9 @@ def test_early_in_a_run_the_half_life_is_a_fraction_of_the_images_seen():
     average = average_of(net(0.0))
     update_average(average, net(1.0), 64, 4000, half_life_kimg=5.0)
     beta = 0.5 ** (64 / (RAMP * 4000))
-    torch.testing.assert_close(values(average), torch.full((8,), 1 - beta, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        values(average), torch.full((8,), 1 - beta, dtype=torch.float64), rtol=1e-12, atol=0
+    )
     assert 0 < RAMP < 0.5
 
 
@@ -86,7 +92,10 @@ def test_no_half_life_copies(half_life, images):
 def test_it_is_torchs_own_average_at_the_same_decay():
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
-    ours, theirs = average_of(generator), AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000)))
+    ours, theirs = (
+        average_of(generator),
+        AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000))),
+    )
     theirs.update_parameters(generator)  # its first update copies
     for _ in range(20):
         with torch.no_grad():
@@ -187,7 +196,11 @@ def test_statistics_do_not_depend_on_what_was_there_before():
 
 def test_large_maps_see_the_first_batch_and_small_ones_every():
     net = nn.Sequential(
-        nn.Unflatten(1, (5, 1, 1)), nn.ConvTranspose2d(5, 3, 8), nn.BatchNorm2d(3), nn.Upsample(scale_factor=2), nn.BatchNorm2d(3)
+        nn.Unflatten(1, (5, 1, 1)),
+        nn.ConvTranspose2d(5, 3, 8),
+        nn.BatchNorm2d(3),
+        nn.Upsample(scale_factor=2),
+        nn.BatchNorm2d(3),
     )
     first = copy.deepcopy(net)
     reestimate_batchnorm(net, 7, 5, 0, batches=4, batch=16)

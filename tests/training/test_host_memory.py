@@ -37,7 +37,9 @@ print(json.dumps({"plain": plain, "kept": kept, "given_back": held - resident()}
 
 @pytest.mark.skipif(_of_libc("mallopt") is None, reason="the C library is not glibc")
 def test_kept_memory_is_used_again_and_given_back_when_asked():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     assert found["plain"] > 1000, "every page of the blocks each time"
     assert found["kept"] < found["plain"] / 20

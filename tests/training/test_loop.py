@@ -16,30 +16,44 @@ from ganfast.training.plan import make_plan
 
 
 def config_of(**optim) -> Config:
-    return Config(kimg=100, batch=50, optim=OptimConfig(lr_generator=1e-3, lr_critic=3e-3, critic_steps=2, **optim))
+    return Config(
+        kimg=100,
+        batch=50,
+        optim=OptimConfig(lr_generator=1e-3, lr_critic=3e-3, critic_steps=2, **optim),
+    )
 
 
 def factor_of(config: Config, images: int) -> float:
     return schedule(config, torch.tensor([images])).item()
 
 
-@pytest.mark.parametrize(("images", "factor"), [(0, 1.0), (50_000, 1.0), (99_999, 1.0), (100_000, 1.0)])
+@pytest.mark.parametrize(
+    ("images", "factor"), [(0, 1.0), (50_000, 1.0), (99_999, 1.0), (100_000, 1.0)]
+)
 def test_rates_are_constant_unless_asked(images, factor):
     assert factor_of(config_of(), images) == factor
 
 
-@pytest.mark.parametrize(("images", "factor"), [(0, 1.0), (60_000, 1.0), (70_000, 0.75), (90_000, 0.25), (100_000, 0.0)])
+@pytest.mark.parametrize(
+    ("images", "factor"), [(0, 1.0), (60_000, 1.0), (70_000, 0.75), (90_000, 0.25), (100_000, 0.0)]
+)
 def test_decay_falls_linearly_to_zero_at_the_end(images, factor):
     assert factor_of(config_of(decay_from=0.6), images) == pytest.approx(factor, abs=1e-12)
 
 
-@pytest.mark.parametrize(("images", "factor"), [(0, 0.01), (4_900, 0.5), (9_900, 1.0), (40_000, 1.0)])
+@pytest.mark.parametrize(
+    ("images", "factor"), [(0, 0.01), (4_900, 0.5), (9_900, 1.0), (40_000, 1.0)]
+)
 def test_warm_up_rises_linearly_and_the_first_step_moves(images, factor):
-    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(factor)  # a step shows 100 images
+    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(
+        factor
+    )  # a step shows 100 images
 
 
 def test_warm_up_and_decay_multiply():
-    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == pytest.approx(0.5 * (1 - 0.399))
+    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == pytest.approx(
+        0.5 * (1 - 0.399)
+    )
 
 
 def test_adam_takes_two_steps_as_worked_out_by_hand():
@@ -81,27 +95,47 @@ def run_steps(tmp_path, config: Config, steps: int) -> list[tuple]:
             parameter.grad = torch.zeros_like(parameter)
     seen = []
     train_loop(
-        plan.state, plan.data, plan.config, critic_step, generator_step, lambda: len(seen) >= steps,
+        plan.state,
+        plan.data,
+        plan.config,
+        critic_step,
+        generator_step,
+        lambda: len(seen) >= steps,
         lambda state, critic, generator: seen.append(dict(critic)),
-    )  # fmt: skip
+    )
     return [calls, seen, plan]
 
 
 def test_a_lazy_penalty_is_due_every_so_many_critic_steps_and_its_value_reaches_the_log(tmp_path):
     config = Config(
-        batch=8, penalty=PenaltyConfig("r1", interval=3), optim=OptimConfig(critic_steps=2), net=replace(Config().net, width=4)
+        batch=8,
+        penalty=PenaltyConfig("r1", interval=3),
+        optim=OptimConfig(critic_steps=2),
+        net=replace(Config().net, width=4),
     )
     calls, seen, _ = run_steps(tmp_path, config, 6)
     due = [with_penalty for kind, _, with_penalty in calls if kind == "critic"]
     assert due == [step % 3 == 0 for step in range(12)]
-    assert ["penalty" in stats for stats in seen] == [True, True, False, True, True, False]  # critic steps 0-1, 2-3, 4-5, ...
+    assert ["penalty" in stats for stats in seen] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]  # critic steps 0-1, 2-3, 4-5, ...
 
 
-def test_the_generator_draws_the_classes_last_shown_to_the_critic_beside_the_reals_of_those_classes(tmp_path):
+def test_the_generator_draws_the_classes_last_shown_to_the_critic_beside_the_reals_of_those_classes(
+    tmp_path,
+):
     config = Config(
-        batch=8, conditional="projection", loss=LossConfig("relativistic"), optim=OptimConfig(critic_steps=2),
+        batch=8,
+        conditional="projection",
+        loss=LossConfig("relativistic"),
+        optim=OptimConfig(critic_steps=2),
         net=replace(Config().net, width=4),
-    )  # fmt: skip
+    )
     calls, _, plan = run_steps(tmp_path, config, 2)
     assert isinstance(plan.data, ResidentData)
     for step in range(2):

@@ -18,16 +18,20 @@ from ganfast.runs import train as training
 from ganfast.runs.train import train
 from ganfast.training import memory
 from ganfast.training.plan import count_cost, make_plan
-from tests.runs.test_training import STEADY, data, files, tiny  # noqa: F401  a fixture among them
+from tests.runs.test_training import STEADY, data, files, tiny
 
 ERRORS = {
-    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 14.58 GiB"),
+    "cuda": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 14.58 GiB"
+    ),
     "cpu": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
     ),
     "host": MemoryError(),
     "onednn": RuntimeError("could not create a memory object"),
-    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cublas": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
 }
 
 
@@ -71,8 +75,10 @@ def test_errors_of_every_allocator_are_taken_for_it():
     assert all(map(is_out_of_memory, ERRORS.values()))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.accept] * (kind != "cpu")) for kind in ERRORS])
-def test_out_of_memory_names_a_batch(kind, data, tmp_path, room, free, capsys):  # noqa: F811
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.accept] * (kind != "cpu")) for kind in ERRORS]
+)
+def test_out_of_memory_names_a_batch(kind, data, tmp_path, room, free, capsys):
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=100)
     room(99, ERRORS[kind])
     free(30, config)
@@ -81,18 +87,23 @@ def test_out_of_memory_names_a_batch(kind, data, tmp_path, room, free, capsys): 
     said = capsys.readouterr().err.splitlines()[-1]
     fits = "25 would fit by the bytes counted for a picture: give --batch 25"
     assert said == f"ganfast: cpu has no memory left at batch 100; {fits}"
-    assert main(["train", "--out", str(tmp_path / "run"), "--batch", "25", "--quiet"]) == 0, "a run without checkpoints takes it"
+    assert main(["train", "--out", str(tmp_path / "run"), "--batch", "25", "--quiet"]) == 0, (
+        "a run without checkpoints takes it"
+    )
 
 
-def test_where_no_batch_fits_the_networks_are_to_blame(data, tmp_path, room, free):  # noqa: F811
+def test_where_no_batch_fits_the_networks_are_to_blame(data, tmp_path, room, free):
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=10)
     room(0, ERRORS["cuda"])
     free(1, config)
-    with pytest.raises(InputError, match="no memory left at batch 10, nor would it have at 2: lower --net.width or --size"):
+    with pytest.raises(
+        InputError,
+        match="no memory left at batch 10, nor would it have at 2: lower --net.width or --size",
+    ):
         train(config, quiet=True)
 
 
-def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):  # noqa: F811
+def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):
     """The trial itself, which needs no GPU: real steps, until they fit."""
     plan = make_plan(tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=100, compile="off"))
     asked = room(20, ERRORS["cuda"])
@@ -103,7 +114,9 @@ def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):  
     assert memory.batch_that_fits(plan, training._make_steps) == 0
 
 
-def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathematics(data, tmp_path, room, free):  # noqa: F811
+def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathematics(
+    data, tmp_path, room, free
+):
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY)
     train(config, quiet=True)
     before = files(tmp_path / "run" / "checkpoints")
@@ -114,19 +127,26 @@ def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathemat
     assert files(tmp_path / "run" / "checkpoints") == before
 
 
-def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):  # noqa: F811
+def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
     def full(*_):
         raise ERRORS["cpu"]
 
     monkeypatch.setattr("ganfast.training.plan.build_critic", full)
-    with pytest.raises(InputError, match="networks and pictures do not fit into memory: lower --net.width or --size"):
+    with pytest.raises(
+        InputError,
+        match="networks and pictures do not fit into memory: lower --net.width or --size",
+    ):
         train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("shapes differ"), ValueError("CUDA out of memory"), RuntimeError("could not create a primitive descriptor for")],
+    [
+        RuntimeError("shapes differ"),
+        ValueError("CUDA out of memory"),
+        RuntimeError("could not create a primitive descriptor for"),
+    ],
 )
 def test_other_errors_are_not_taken_for_it(error):
     assert not is_out_of_memory(error)
@@ -148,20 +168,35 @@ sys.exit(main(["train", "--config", "config.yaml", "--quiet", *sys.argv[1:]]))
 
 
 @pytest.mark.accept
-@pytest.mark.skipif(sys.platform != "linux", reason="limits and counts the address space as Linux does")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="limits and counts the address space as Linux does"
+)
 def test_under_a_real_limit_the_batch_that_is_named_trains(tmp_path):
 
     def under_limit(*flags: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", _UNDER_A_LIMIT, *flags]
-        environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}  # each thread reserves address space
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        environment = os.environ | {
+            "MALLOC_ARENA_MAX": "1",
+            "OMP_NUM_THREADS": "1",
+        }  # each thread reserves address space
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
 
-    np.save(tmp_path / "many.npy", np.random.default_rng(0).integers(0, 256, (8000, 16, 16), dtype=np.uint8))
+    np.save(
+        tmp_path / "many.npy",
+        np.random.default_rng(0).integers(0, 256, (8000, 16, 16), dtype=np.uint8),
+    )
     net = NetConfig(width=64, latent=8)
-    config = tiny("dcgan", "many.npy", "run", optim=STEADY, batch=8000, kimg=8, net=net, conditional="auto")
+    config = tiny(
+        "dcgan", "many.npy", "run", optim=STEADY, batch=8000, kimg=8, net=net, conditional="auto"
+    )
     configfile.write(config, tmp_path / "config.yaml")
     done = under_limit()
-    found = re.search(r"ganfast: cpu has no memory left at batch 8000; (\d+) would fit by .*: give --batch (\d+)\n", done.stderr)
+    found = re.search(
+        r"ganfast: cpu has no memory left at batch 8000; (\d+) would fit by .*: give --batch (\d+)\n",
+        done.stderr,
+    )
     assert found, done.stderr
     assert done.returncode == 2
     assert 100 <= int(found[1]) < 8000

@@ -16,13 +16,18 @@ OPTIM = OptimConfig(beta1=0.5, beta2=0.9)
 
 def net(dtype=torch.float32, memory_format=torch.channels_last):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1, bias=False), nn.BatchNorm2d(4)).to(dtype)
+    module = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1, bias=False), nn.BatchNorm2d(4)
+    ).to(dtype)
     return module.to(memory_format=memory_format)
 
 
 def gradients(module, step):
     generator = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype) for p in module.parameters()]
+    return [
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        for p in module.parameters()
+    ]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -40,7 +45,9 @@ def test_steps_and_average_are_those_of_torch_in_float64(flat, memory_format):
         else:
             for p, g in zip(module.parameters(), found, strict=True):
                 p.grad = g
-        optimizer.step(torch.tensor(rate, dtype=torch.float64), torch.tensor(decay, dtype=torch.float64))
+        optimizer.step(
+            torch.tensor(rate, dtype=torch.float64), torch.tensor(decay, dtype=torch.float64)
+        )
         for p, g in zip(exact.parameters(), found, strict=True):
             p.grad = g.double()
         plain.param_groups[0]["lr"] = rate
@@ -53,7 +60,9 @@ def test_steps_and_average_are_those_of_torch_in_float64(flat, memory_format):
             torch.testing.assert_close(p.double(), q, rtol=1e-5, atol=1e-6)
     for p, q in zip(optimizer.parameters, plain.param_groups[0]["params"], strict=True):
         for name in ("exp_avg", "exp_avg_sq"):
-            torch.testing.assert_close(optimizer.state[p][name].double(), plain.state[q][name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                optimizer.state[p][name].double(), plain.state[q][name], rtol=1e-5, atol=1e-6
+            )
         assert optimizer.state[p]["step"].item() == 4
 
 
@@ -106,7 +115,9 @@ def test_frozen_parameters_are_left_alone_and_a_wholly_frozen_network_is_refused
     FlatGradients(module).fill([torch.ones_like(p) for p in module.parameters() if p.requires_grad])
     optimizer.step(decay=torch.tensor(0.0, dtype=torch.float64))
     assert torch.equal(module[0].weight, frozen)
-    assert all(torch.equal(a, p) for a, p in zip(average.parameters(), module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, p) for a, p in zip(average.parameters(), module.parameters(), strict=True)
+    )
     with pytest.raises(InputError, match="no parameter that requires a gradient"):
         FlatAdam(module.requires_grad_(False), 0.01, OPTIM)
 

@@ -45,23 +45,48 @@ class Played(Phase):
 def plan_of(folder, preset: str, **changes) -> Plan:
     generator = np.random.default_rng(0)
     path = folder / "set.npz"
-    np.savez(path, images=generator.integers(0, 256, (50, 16, 16), dtype=np.uint8), labels=np.arange(50) % 4)
+    np.savez(
+        path,
+        images=generator.integers(0, 256, (50, 16, 16), dtype=np.uint8),
+        labels=np.arange(50) % 4,
+    )
     config = preset_config(preset, str(path))
-    optim = replace(config.optim, warmup_kimg=0.2, decay_from=0.3)  # rates that change with every step
+    optim = replace(
+        config.optim, warmup_kimg=0.2, decay_from=0.3
+    )  # rates that change with every step
     net = replace(config.net, width=4, latent=8)
-    config = replace(config, batch=8, kimg=8 * config.optim.critic_steps * STEPS / 1000, optim=optim, net=net, device="cpu")
-    return make_plan(replace(config, out=str(folder / "run"), log=LogConfig(tensorboard=False), **changes))
+    config = replace(
+        config,
+        batch=8,
+        kimg=8 * config.optim.critic_steps * STEPS / 1000,
+        optim=optim,
+        net=net,
+        device="cpu",
+    )
+    return make_plan(
+        replace(config, out=str(folder / "run"), log=LogConfig(tensorboard=False), **changes)
+    )
 
 
 def trained(plan: Plan, twins: bool = True):
     """All that training changes, after STEPS generator steps, and the statistics on the way."""
     c, state, seen = plan.config, plan.state, []
-    twins = (state.optimizer_generator.computing, state.optimizer_critic.computing) if twins else (None, None)
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, computing=twins[1])
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast, computing=twins[0] and twins)
+    twins = (
+        (state.optimizer_generator.computing, state.optimizer_critic.computing)
+        if twins
+        else (None, None)
+    )
+    critic_step = make_critic_step(
+        state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, computing=twins[1]
+    )
+    generator_step = make_generator_step(
+        state.generator, state.critic, c.loss, plan.autocast, computing=twins[0] and twins
+    )
     drawing = make_drawing(state.generator, plan.autocast, computing=twins[0])
     before = addresses(plan)
-    on_step = lambda _, critic, generator: seen.append([float(v) for v in (*critic.values(), *generator.values())])  # noqa: E731
+    on_step = lambda _, critic, generator: seen.append(
+        [float(v) for v in (*critic.values(), *generator.values())]
+    )
     train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, drawing)
     assert addresses(plan) == before  # a captured phase knows no others
     return tensors(plan), seen
@@ -70,8 +95,13 @@ def trained(plan: Plan, twins: bool = True):
 def tensors(plan: Plan) -> dict[str, torch.Tensor]:
     state = plan.state
     nets = {"generator": state.generator, "critic": state.critic, "average": state.average}
-    found = {f"{n}.{name}": value for n, net in nets.items() for name, value in net.state_dict().items()}
-    for name, optimizer in (("generator", state.optimizer_generator), ("critic", state.optimizer_critic)):
+    found = {
+        f"{n}.{name}": value for n, net in nets.items() for name, value in net.state_dict().items()
+    }
+    for name, optimizer in (
+        ("generator", state.optimizer_generator),
+        ("critic", state.optimizer_critic),
+    ):
         for i, p in enumerate(optimizer.parameters):
             found |= {f"{name}.{i}.{key}": value for key, value in optimizer.state[p].items()}
     return found
@@ -94,9 +124,18 @@ PAIRS = [("flipped", "lazy"), ("balanced", "bf16"), ("long tail", "no average")]
 
 @pytest.mark.parametrize(
     ("preset", "changes"),
-    [pytest.param(preset, {}, id=preset, marks=() if preset in DIFFERENT else pytest.mark.accept) for preset in PRESETS]
-    + [pytest.param("r1", VARIANTS[name] | VARIANTS[other], id=f"{name}, {other}") for name, other in PAIRS]
-    + [pytest.param("r1", changes, id=name, marks=pytest.mark.accept) for name, changes in VARIANTS.items()],
+    [
+        pytest.param(preset, {}, id=preset, marks=() if preset in DIFFERENT else pytest.mark.accept)
+        for preset in PRESETS
+    ]
+    + [
+        pytest.param("r1", VARIANTS[name] | VARIANTS[other], id=f"{name}, {other}")
+        for name, other in PAIRS
+    ]
+    + [
+        pytest.param("r1", changes, id=name, marks=pytest.mark.accept)
+        for name, changes in VARIANTS.items()
+    ],
 )
 def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_path, monkeypatch):
     """To the bit: a rate, a step number, a seed or an index kept from the recording would show, as would a read on the host."""
@@ -129,7 +168,11 @@ def test_weights_kept_in_bfloat16_train_as_those_that_autocast_casts(preset, tmp
     assert [name for name in kept if not torch.equal(kept[name], cast[name])] == []
     assert seen == seen_again
     state, twins = ours.state, dict(ours.state.optimizer_generator.computing.named_parameters())
-    low = [(twins[name], p) for name, p in state.generator.named_parameters() if twins[name].dtype == torch.bfloat16]
+    low = [
+        (twins[name], p)
+        for name, p in state.generator.named_parameters()
+        if twins[name].dtype == torch.bfloat16
+    ]
     assert low
     assert all(torch.equal(copy, own.bfloat16()) for copy, own in low)
 
@@ -194,7 +237,9 @@ def test_tables_hold_what_each_counter_gives_by_itself(preset, without, tmp_path
 
 
 def test_graphs_asked_for_without_a_gpu_are_refused_and_auto_goes_on():
-    with pytest.raises(InputError, match="cuda_graphs is on, but the device is cpu; use auto or off"):
+    with pytest.raises(
+        InputError, match="cuda_graphs is on, but the device is cpu; use auto or off"
+    ):
         Graphs("on", torch.device("cpu"))
     for wanted in ("auto", "off"):
         assert not Graphs(wanted, torch.device("cpu")).active

@@ -26,12 +26,20 @@ def bench(args: list[str]) -> None:
     from ganfast.commands.bench.kernels import kernels
     from ganfast.commands.bench.sample import sample
 
-    commands = {"train": _train, "kernels": kernels, "sample": sample, "compare": _compare, "report": _report}
+    commands = {
+        "train": _train,
+        "kernels": kernels,
+        "sample": sample,
+        "compare": _compare,
+        "report": _report,
+    }
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
     if args[0] not in commands:
-        raise InputError(f"unknown benchmark {args[0]!r}{meant(args[0], commands)}; see ganfast bench --help")
+        raise InputError(
+            f"unknown benchmark {args[0]!r}{meant(args[0], commands)}; see ganfast bench --help"
+        )
     if args[0] != "sample" and not (Path(ganfast.__file__).parent / "bench" / "stats.py").exists():
         raise InputError(
             f"`ganfast bench {args[0]}` needs the folder benchmarks/ of a checkout, which this "
@@ -42,15 +50,28 @@ def bench(args: list[str]) -> None:
 
 def _train(args: list[str]) -> None:
     parser = parser_for(
-        "ganfast bench train", "Critic, generator and whole iteration by every variant, proven equal, timed in turns"
+        "ganfast bench train",
+        "Critic, generator and whole iteration by every variant, proven equal, timed in turns",
     )
     parser.add_argument("name", nargs="?", default="", metavar="PRESET", help="as --preset")
     setting_flags(parser)
     parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
-    parser.add_argument("--variants", default="", help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)")
-    parser.add_argument("--sweep", default="", metavar="batch=16,32", help="several batches, widths or sizes")
-    parser.add_argument("--out", default="", help="folder for dated JSON records; what it has of this code is not repeated")
-    parser.add_argument("--memory", action="store_true", help="peak memory on a CPU too, in processes of their own")
+    parser.add_argument(
+        "--variants",
+        default="",
+        help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)",
+    )
+    parser.add_argument(
+        "--sweep", default="", metavar="batch=16,32", help="several batches, widths or sizes"
+    )
+    parser.add_argument(
+        "--out",
+        default="",
+        help="folder for dated JSON records; what it has of this code is not repeated",
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory on a CPU too, in processes of their own"
+    )
     parser.add_argument("--again", action="store_true", help="measure what --out already holds")
     given = parser.parse_args(args)
     if given.name and given.all_presets:
@@ -61,9 +82,13 @@ def _train(args: list[str]) -> None:
 
     from ganfast.presets import PRESETS
 
-    settings = [replace(setting, preset=name) for name in PRESETS] if given.all_presets else [setting]
+    settings = (
+        [replace(setting, preset=name) for name in PRESETS] if given.all_presets else [setting]
+    )
     if given.all_presets and given.data == "celeba":
-        raise InputError("--all-presets measures --data digits or mnist; give celeba one preset at a time")
+        raise InputError(
+            "--all-presets measures --data digits or mnist; give celeba one preset at a time"
+        )
     use_threads(given.threads)
     import torch
 
@@ -74,25 +99,47 @@ def _train(args: list[str]) -> None:
     if given.sweep:
         name, _, values = given.sweep.partition("=")
         if not all(word.isdecimal() and int(word) for word in values.split(",")):
-            raise InputError(f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=...")
-        settings = [each for one in settings for each in train.swept(one, name, [int(word) for word in values.split(",")])]
+            raise InputError(
+                f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=..."
+            )
+        settings = [
+            each
+            for one in settings
+            for each in train.swept(one, name, [int(word) for word in values.split(",")])
+        ]
     chosen = tuple(given.variants.split(",")) if given.variants else DEFAULT
-    if given.variants == "all" or (not given.variants and torch.cuda.is_available() and given.device != "cpu"):
+    if given.variants == "all" or (
+        not given.variants and torch.cuda.is_available() and given.device != "cpu"
+    ):
         chosen = tuple(VARIANTS)
     wrong = [name for name in chosen if name not in VARIANTS]
     if wrong:
         raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
     found = train.run(
-        settings, train.Plan(chosen, given.rounds, given.memory), Path(given.out) if given.out else None, given.again, say
+        settings,
+        train.Plan(chosen, given.rounds, given.memory),
+        Path(given.out) if given.out else None,
+        given.again,
+        say,
     )
     print(train.overview(found))
 
 
 def _compare(args: list[str]) -> None:
-    parser = parser_for("ganfast bench compare", "Ratios of times, new over old, with 99% intervals; exit code 1 on a regression")
+    parser = parser_for(
+        "ganfast bench compare",
+        "Ratios of times, new over old, with 99% intervals; exit code 1 on a regression",
+    )
     parser.add_argument("records", nargs="*", help="OLD.json NEW.json")
-    parser.add_argument("--base", default="", metavar="REV", help="measure this checkout against a commit instead, interleaved")
-    parser.add_argument("--starts", type=int, default=5, help="fresh processes of either side (default 5)")
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="REV",
+        help="measure this checkout against a commit instead, interleaved",
+    )
+    parser.add_argument(
+        "--starts", type=int, default=5, help="fresh processes of either side (default 5)"
+    )
     setting_flags(parser)
     given = parser.parse_args(args)
     from ganfast.bench import compare
@@ -102,8 +149,12 @@ def _compare(args: list[str]) -> None:
         if given.records:
             raise InputError("give two records or --base REV, not both")
         if given.starts < 3:
-            raise InputError(f"starts is {given.starts}; expected 3 or more: fewer give no interval")
-        found = compare.with_base(given.base, setting_of(given), given.starts, given.rounds, given.threads)
+            raise InputError(
+                f"starts is {given.starts}; expected 3 or more: fewer give no interval"
+            )
+        found = compare.with_base(
+            given.base, setting_of(given), given.starts, given.rounds, given.threads
+        )
     elif len(given.records) == 2:
         from ganfast.bench.records import read
 
@@ -119,11 +170,15 @@ def _compare(args: list[str]) -> None:
     print(compare.table(found))
     slower = [key for key, ratio in found.items() if ratio.verdict == "slower"]
     if slower:
-        raise RunError(f"slower beyond noise: {', '.join(' '.join(filter(None, key)) for key in slower)}")
+        raise RunError(
+            f"slower beyond noise: {', '.join(' '.join(filter(None, key)) for key in slower)}"
+        )
 
 
 def _report(args: list[str]) -> None:
-    parser = parser_for("ganfast bench report", "A Markdown table and plots (PNG and SVG) of records")
+    parser = parser_for(
+        "ganfast bench report", "A Markdown table and plots (PNG and SVG) of records"
+    )
     parser.add_argument("records", nargs="+", help="files that ganfast bench wrote, or campaigns")
     parser.add_argument("--out", default="report", help="folder (default report)")
     given = parser.parse_args(args)

@@ -14,10 +14,19 @@ def sample(args: list[str]) -> None:
     parser.add_argument("--backend", default="", help="tensorrt,rtx,onnxruntime,torch; default all")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 = all")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each back end, batch and concurrency (default 1)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="for each back end, batch and concurrency (default 1)",
+    )
     parser.add_argument("--concurrency", default="1,4", help="requests at once (default 1,4)")
-    parser.add_argument("--batches", default="", help="pictures a request; default the bundle's buckets")
-    parser.add_argument("--keep", action="store_true", help="leave what is stored beside the bundle as it is")
+    parser.add_argument(
+        "--batches", default="", help="pictures a request; default the bundle's buckets"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave what is stored beside the bundle as it is"
+    )
     given = parser.parse_args(args)
     concurrency, batches = (_numbers(given, name) for name in ("concurrency", "batches"))
     from ganfast.export.bundle.bundle import open_bundle
@@ -26,13 +35,23 @@ def sample(args: list[str]) -> None:
 
     bundle = open_bundle(given.bundle)
     names = [word.strip() for word in given.backend.split(",") if word.strip()]
-    table, refused = measure(bundle, names, given.device, given.threads, given.seconds, concurrency, batches)
+    table, refused = measure(
+        bundle, names, given.device, given.threads, given.seconds, concurrency, batches
+    )
     print(f"{table['machine']}, {table['threads']} threads; milliseconds")
     columns = ("p50", "p90", "p99", "p99.9", "enqueue", "compute", "copy")
-    print(f"{'back end':18}{'batch':>6}{'at once':>8}" + "".join(f"{name:>9}" for name in columns) + f"{'images/s':>10}")
+    print(
+        f"{'back end':18}{'batch':>6}{'at once':>8}"
+        + "".join(f"{name:>9}" for name in columns)
+        + f"{'images/s':>10}"
+    )
     for row in table["rows"]:
-        times = "".join(f"{row[name] * 1e3:9.3f}" if name in row else f"{'-':>9}" for name in columns)
-        print(f"{row['back_end']:18}{row['batch']:6}{row['concurrency']:8}{times}{row['images_per_second']:10.0f}")
+        times = "".join(
+            f"{row[name] * 1e3:9.3f}" if name in row else f"{'-':>9}" for name in columns
+        )
+        print(
+            f"{row['back_end']:18}{row['batch']:6}{row['concurrency']:8}{times}{row['images_per_second']:10.0f}"
+        )
     for reason in refused:
         print(f"not measured: {reason}")
     if not given.keep:
