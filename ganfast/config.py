@@ -229,7 +229,8 @@ class Config(_Checked):
     preset: str = "wgan-gp"  # where the values came from; kept for the record
     data: str = "digits"  # digits, mnist, celeba, a name under the data root, or a path: folder, zip, .npy, .npz
     out: str = ""  # run directory; "" = runs/<preset>-<data>; an existing run there is resumed
-    kimg: float = 100.0  # thousand real images shown to the critic in all; may be fractional
+    # Thousand real images shown to the critic in all; may be fractional; 0 = what suits the pictures
+    kimg: float = 100.0
     batch: int = 64  # real images per critic step
     size: int = 0  # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
     seed: int = 0  # of everything random, 0 or more
@@ -277,9 +278,9 @@ class Config(_Checked):
     def check(self) -> None:
         self._at_least(2, "batch")  # batch statistics of one picture are none
         self._at_least(0, "size", "seed", "ema_kimg")
-        if self.kimg <= 0:
+        if self.kimg < 0:
             raise InputError(
-                f"kimg is {self.kimg}; expected thousand real images to train on, above 0"
+                f"kimg is {self.kimg}; expected thousand real images to train on, or 0 to choose"
             )
         if self.channels not in (0, 1, 3):
             raise InputError(
