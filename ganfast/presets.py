@@ -1,4 +1,8 @@
-"""Named recipes: each a `Config` for the data set at hand. Values not from the paper were measured on two CPU cores."""
+"""Named recipes: a function for each preset gives its `Config` for the data set at hand.
+
+Values that are not from the paper were measured on two CPU cores.
+A new preset is one function below, named by `@_preset`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,17 +14,31 @@ from ganfast.errors import InputError
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: ``make(kind)`` gives its config for data of that kind (digits, mnist, celeba or other)."""
+    """A recipe."""
 
     name: str
     paper: str
     line: str  # one line for `ganfast presets`
-    make: Callable[[str], Config]
+    make: Callable[[str], Config]  # kind of data (digits, mnist, celeba or other) -> config
 
 
-_ADAM_GAN = OptimConfig(
-    lr_generator=2e-4, lr_critic=2e-4, beta1=0.5, beta2=0.999, critic_steps=1
-)  # DCGAN section 4
+PRESETS: dict[str, Preset] = {}
+
+
+def _preset(
+    name: str, paper: str, line: str
+) -> Callable[[Callable[[str], Config]], Callable[[str], Config]]:
+    """Enters the function below it into `PRESETS`."""
+
+    def enter(make: Callable[[str], Config]) -> Callable[[str], Config]:
+        PRESETS[name] = Preset(name, paper, line, make)
+        return make
+
+    return enter
+
+
+# DCGAN section 4
+_ADAM_GAN = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.5, beta2=0.999, critic_steps=1)
 _ADAM_R1 = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=1)
 _BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
 
@@ -30,9 +48,10 @@ def _fitted(
 ) -> Config:
     """Length in thousand images for each kind of data, and what small grey pictures allow.
 
-    Those take small batches, rates that fall to 0 over the last half, ``lr`` for both networks where the paper's is slower than
-    need be (0 = the paper's), and a latent of 16: after 100 kimg of unconditional wgan-gp on MNIST a classifier was
-    sure of 62% of the pictures, with a latent of 64 of 55%.
+    Small grey pictures take small batches and rates that fall to 0 over the last half.
+    ``lr`` is the rate of both networks where the paper's is slower than need be; 0 = the paper's.
+    The latent has 16 numbers: after 100 kimg of unconditional wgan-gp on MNIST a classifier was
+    sure of 62% of the pictures, and of 55% with a latent of 64.
     """
     kimg = {"digits": digits, "mnist": mnist}.get(kind, large)
     if kind not in ("digits", "mnist"):
@@ -45,30 +64,27 @@ def _fitted(
     )
 
 
+@_preset("gan", "Goodfellow 2014, arXiv:1406.2661", "the original: two MLPs, non-saturating loss")
 def _gan(kind: str) -> Config:
-    # Dropout as in the paper's discriminator: without it about 1% of the digits drawn unconditionally were zeros.
-    config = Config(
-        model="mlp",
-        loss=LossConfig("non-saturating"),
-        net=NetConfig(critic_dropout=0.3),
-        optim=_ADAM_GAN,
-    )
+    # Dropout as in the paper's discriminator: without it about 1% of the digits drawn
+    # unconditionally were zeros.
+    net = NetConfig(critic_dropout=0.3)
+    config = Config(model="mlp", loss=LossConfig("non-saturating"), net=net, optim=_ADAM_GAN)
     return replace(_fitted(config, kind, 400, 1200, 5000, lr=4e-4), batch=64)
 
 
+@_preset("dcgan", "Radford 2015, arXiv:1511.06434", "convolutions and batch normalisation")
 def _dcgan(kind: str) -> Config:
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN)
+    return _fitted(config, kind, 150, 300, 5000)
 
 
+@_preset(
+    "acgan", "Odena 2016, arXiv:1610.09585", "class-conditional, the critic also names the class"
+)
 def _acgan(kind: str) -> Config:
-    # R1 in place of the paper's batch norms: with those the generator came to draw one picture a class on MNIST (std of 40 threes:
-    # 4 grey levels; with R1 35; of real ones 39).
+    # R1 in place of the paper's batch norms: with those the generator came to draw one picture a
+    # class on MNIST (std of 40 threes: 4 grey levels; with R1 35; of real ones 39).
     penalty = PenaltyConfig("r1", weight=1.0)
     config = Config(
         loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN, conditional="auxiliary"
@@ -78,125 +94,63 @@ def _acgan(kind: str) -> Config:
     return _fitted(config, kind, 100, 150, 5000, lr=5e-4)
 
 
+@_preset("wgan", "Arjovsky 2017, arXiv:1701.07875", "Wasserstein critic with clipped weights")
 def _wgan(kind: str) -> Config:
-    # The paper uses RMSProp because momentum is unstable under clipping: Adam with beta1 = 0 has none either.
+    # The paper uses RMSProp, as momentum is unstable under clipping; Adam has none at beta1 = 0.
     optim = OptimConfig(lr_generator=5e-4, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=5)
     config = Config(loss=LossConfig("wasserstein", clip=0.01), net=_BATCH_NORM, optim=optim)
     return _fitted(config, kind, 300, 400, 10000)
 
 
+@_preset(
+    "wgan-gp", "Gulrajani 2017, arXiv:1704.00028", "Wasserstein critic with a gradient penalty"
+)
 def _wgan_gp(kind: str) -> Config:
-    optim = OptimConfig(
-        lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5
-    )  # the paper's image code
-    config = Config(
-        loss=LossConfig("wasserstein"), penalty=PenaltyConfig("wgan-gp", weight=10.0), optim=optim
-    )
+    # Adam as in the paper's code for pictures
+    optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5)
+    penalty = PenaltyConfig("wgan-gp", weight=10.0)
+    config = Config(loss=LossConfig("wasserstein"), penalty=penalty, optim=optim)
     return _fitted(config, kind, 200, 250, 10000, lr=1e-3)
 
 
+@_preset("dragan", "Kodali 2017, arXiv:1705.07215", "gradient penalty around the reals")
 def _dragan(kind: str) -> Config:
     penalty = PenaltyConfig("dragan", weight=10.0)
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN),
-        kind,
-        150,
-        300,
-        5000,
-    )
-
-
-def _hinge(kind: str) -> Config:
-    config = Config(
-        loss=LossConfig("hinge"),
-        net=NetConfig(critic_norm="spectral"),
-        optim=replace(_ADAM_GAN, beta1=0.0),
-    )
+    config = Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN)
     return _fitted(config, kind, 150, 300, 5000)
 
 
+@_preset("hinge", "Miyato 2018, arXiv:1802.05957", "hinge loss, spectral normalisation")
+def _hinge(kind: str) -> Config:
+    net, optim = NetConfig(critic_norm="spectral"), replace(_ADAM_GAN, beta1=0.0)
+    return _fitted(Config(loss=LossConfig("hinge"), net=net, optim=optim), kind, 150, 300, 5000)
+
+
+@_preset("lsgan", "Mao 2016, arXiv:1611.04076", "least squares")
 def _lsgan(kind: str) -> Config:
-    # He's initial weights: from N(0, 0.02) the generator came to draw one picture a class on MNIST (std of 40 threes: 3 grey levels
-    # after 120 kimg; with He's 34 after 200; of real ones 39).
+    # He's initial weights: from N(0, 0.02) the generator came to draw one picture a class on MNIST
+    # (std of 40 threes: 3 grey levels after 120 kimg; with He's 34 after 200; of real ones 39).
     net = NetConfig(critic_norm="batch")
-    return _fitted(
-        Config(loss=LossConfig("least-squares"), net=net, optim=_ADAM_GAN), kind, 150, 300, 5000
-    )
+    config = Config(loss=LossConfig("least-squares"), net=net, optim=_ADAM_GAN)
+    return _fitted(config, kind, 150, 300, 5000)
 
 
+@_preset(
+    "r1",
+    "Mescheder 2018, arXiv:1801.04406",
+    "non-saturating with zero-centred penalty on the reals",
+)
 def _r1(kind: str) -> Config:
     penalty = PenaltyConfig("r1", weight=1.0)
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1)
+    return _fitted(config, kind, 150, 300, 5000)
 
 
+@_preset("rpgan", "Huang 2025, arXiv:2501.05441", "relativistic pairing with R1 and R2")
 def _rpgan(kind: str) -> Config:
     penalty = PenaltyConfig("r1+r2", weight=1.0)
-    return _fitted(
-        Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1),
-        kind,
-        150,
-        300,
-        5000,
-    )
-
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "gan",
-            "Goodfellow 2014, arXiv:1406.2661",
-            "the original: two MLPs, non-saturating loss",
-            _gan,
-        ),
-        Preset(
-            "dcgan",
-            "Radford 2015, arXiv:1511.06434",
-            "convolutions and batch normalisation",
-            _dcgan,
-        ),
-        Preset(
-            "acgan",
-            "Odena 2016, arXiv:1610.09585",
-            "class-conditional, the critic also names the class",
-            _acgan,
-        ),
-        Preset(
-            "wgan",
-            "Arjovsky 2017, arXiv:1701.07875",
-            "Wasserstein critic with clipped weights",
-            _wgan,
-        ),
-        Preset(
-            "wgan-gp",
-            "Gulrajani 2017, arXiv:1704.00028",
-            "Wasserstein critic with a gradient penalty",
-            _wgan_gp,
-        ),
-        Preset(
-            "dragan", "Kodali 2017, arXiv:1705.07215", "gradient penalty around the reals", _dragan
-        ),
-        Preset(
-            "hinge", "Miyato 2018, arXiv:1802.05957", "hinge loss, spectral normalisation", _hinge
-        ),
-        Preset("lsgan", "Mao 2016, arXiv:1611.04076", "least squares", _lsgan),
-        Preset(
-            "r1",
-            "Mescheder 2018, arXiv:1801.04406",
-            "non-saturating with zero-centred penalty on the reals",
-            _r1,
-        ),
-        Preset(
-            "rpgan", "Huang 2025, arXiv:2501.05441", "relativistic pairing with R1 and R2", _rpgan
-        ),
-    )
-}
+    config = Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1)
+    return _fitted(config, kind, 150, 300, 5000)
 
 
 def data_kind(data: str) -> str:
