@@ -1,7 +1,8 @@
 """What a run is: frozen dataclasses, whose fields are checked on construction.
 
 The comment above or behind a field says its unit and what 0, "" or "auto" means. The reference
-pages print these comments (docs/_ext/generated.py).
+pages and --help print these comments; --help would also give a comment above a field to a group
+that follows without a blank line.
 Neither torch nor tyro is imported here, so that a config can be read and made anywhere.
 Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
@@ -268,6 +269,7 @@ class Config(_Checked):
     # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator
     # (a class with "generator" in its name generates)
     model: str = "dcgan"
+
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -280,6 +282,7 @@ class Config(_Checked):
     compile: Literal["auto", "on", "off"] = "auto"
     # replay each phase as one CUDA graph; auto = on a GPU where it can be
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
+
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
