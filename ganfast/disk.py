@@ -18,7 +18,7 @@ _CHUNK = 1 << 20  # bytes a write
 
 @dataclass
 class Calls:
-    """What the operating system is asked to do."""
+    """The calls to the operating system; a test may replace one by a call that fails."""
 
     open: Callable[..., int] = os.open
     write: Callable[..., int] = os.write

@@ -5,7 +5,6 @@ holder dies in any way, so a file that was left behind stops nobody.
 """
 
 import json
-import logging
 import os
 import socket
 import time
@@ -15,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ganfast.errors import InputError
+from ganfast.log import logger
 
 try:
     import fcntl
 except ImportError:  # no such call on this system
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger("ganfast")
 NAME = ".lock"
 _POLL = 0.2  # seconds between two attempts of a waiting process
 

@@ -20,6 +20,8 @@ def export(args: list[str]) -> None:
     parser.add_argument("--out", required=True, help="directory of the bundle")
     parser.add_argument(
         "--target",
+        dest="targets",
+        metavar="TARGET",
         action="append",
         default=[],
         help="onnx (always), tensorrt, rtx, or rtx:8.6,8.9; may be given again",
@@ -38,19 +40,8 @@ def export(args: list[str]) -> None:
     buckets = [int(word) for word in arguments.buckets.split(",")]
     from ganfast.export.exporter import export_bundle
 
-    bundle = export_bundle(
-        arguments.run,
-        arguments.out,
-        arguments.precision,
-        buckets,
-        arguments.checkpoint,
-        arguments.name,
-        arguments.overwrite,
-        arguments.target,
-        arguments.cache,
-        print,
-    )
-    _print_written(bundle)
+    options = vars(arguments) | {"buckets": buckets}
+    _print_written(export_bundle(**options, tell=print))
 
 
 def refit(args: list[str]) -> None:
@@ -65,15 +56,7 @@ def refit(args: list[str]) -> None:
     arguments = parser.parse_args(args)
     from ganfast.export.refit import refit_bundle
 
-    _print_written(
-        refit_bundle(
-            arguments.bundle,
-            arguments.run,
-            arguments.out,
-            arguments.checkpoint,
-            arguments.overwrite,
-        )
-    )
+    _print_written(refit_bundle(**vars(arguments)))
 
 
 def _print_parity(rows: "Iterable[Parity]") -> None:

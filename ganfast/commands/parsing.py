@@ -5,6 +5,7 @@ import io
 import re
 from contextlib import redirect_stderr
 from difflib import get_close_matches
+from functools import partial
 from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
@@ -45,10 +46,11 @@ def overlaid(base: T, args: list[str], prog: str, description: str) -> T:
     """A dataclass with flags laid over it by tyro, whose boxed errors become one sentence."""
     import tyro
 
-    output, options = io.StringIO(), {"description": description, "use_underscores": False}
+    output = io.StringIO()
+    cli = partial(tyro.cli, prog=prog, description=description, use_underscores=False)
     try:
         with redirect_stderr(output):
-            return tyro.cli(type(base), prog=prog, args=args, default=base, **options)
+            return cli(type(base), args=args, default=base)
     except SystemExit as leave:
         if leave.code:
             raise InputError(_one_sentence(output.getvalue(), prog)) from None
