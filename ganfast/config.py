@@ -210,10 +210,10 @@ class GuardConfig(_Checked):
     From the second time on it goes back to that checkpoint, or to the start where there is none.
 
     A healthy run stays far below the limits; an explosion is exponential and soon reaches them.
-    In 12 kimg of MNIST by any preset weights grew at most 1.01-fold from look to look, no gradient
-    had a norm above 51, no number of the log was above 32 (benchmarks/guard_margins.py). Adam moves
-    a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold in 100 steps at
-    a rate of 1e-3.
+    In 12 kimg of MNIST by any preset weights grew at most 1.01-fold from look to look. No gradient
+    had a norm above 51, and no number of the log was above 32 (benchmarks/guard_margins.py).
+    Adam moves a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold in
+    100 steps at a rate of 1e-3.
     """
 
     # generator steps from one look at all weights to the next; 0 = only before checkpoints
