@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +180,13 @@ def test_help_explains_every_flag(run):
         assert flag in flags
     for part in re.split(r"\n\s+--", text)[1:]:
         assert len(part.split("(default")[0].split()) > 3, f"nothing said of --{part}"
+
+
+def test_help_describes_every_group_by_its_own_docstring(run):
+    """tyro would print the comment above a field for groups that follow without a blank line."""
+    _, out, _ = run("train --help")
+    for group in (f.type for f in fields(Config) if is_dataclass(f.type)):
+        assert f" {group.__doc__.splitlines()[0]}" in out, group
 
 
 def test_version(run):
