@@ -7,8 +7,8 @@ from ganfast.errors import InputError
 def sample(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench sample",
-        "Latencies of a bundle on every back end that runs here, in turns. They are stored beside the bundle, with those "
-        "measured before: `load_sampler` then takes the fastest on this machine.",
+        "Latencies of a bundle on every back end that runs here, in turns. They are stored beside "
+        "the bundle, with those measured before: `load_sampler` plans its batches by them.",
     )
     parser.add_argument("bundle")
     parser.add_argument("--backend", default="", help="tensorrt,rtx,onnxruntime,torch; default all")
