@@ -1,4 +1,7 @@
-"""From a trained generator to pictures in production. Nothing here imports torch at the top: a sampler needs none."""
+"""From a trained generator to pictures in production.
+
+Nothing here imports torch at the top: a sampler needs none.
+"""
 
 import sys
 import warnings
@@ -29,12 +32,13 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-# Modules lay beside this file in 0.1. Their old names are found for one version more, with a warning.
+# Modules lay beside this file in 0.1. Their old names work for one version more, with a warning.
 _ROOMS = {
     "graph": "deploy lint packages precision to_onnx",
     "bundle": "manifest parity tensors",
     "engines": "cache cuda vendor",
-    "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime run_tensorrt run_torch sampler source",
+    "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime"
+    " run_tensorrt run_torch sampler source",
 }
 _MOVED = {
     f"{__name__}.{name}": f"{__name__}.{room}.{name}"
@@ -48,7 +52,7 @@ _MOVED |= {
 
 
 class _OldNames:
-    """Python asks it last, after it has looked for a file: the old name leads to the module itself, not to a second one."""
+    """Python asks this finder last; an old name leads to the module itself, not to a second one."""
 
     @staticmethod
     def find_spec(
@@ -78,13 +82,16 @@ def _warn(old: str, new: str, level: int = 3) -> None:
 
 
 def of_old_module(room: str, name: str) -> Any:
-    """``name`` of the module that a room has its own name from: `ganfast.export.bundle` was what bundle.bundle is now."""
+    """``name`` of the module that shares its name with a room.
+
+    `ganfast.export.bundle` was a module in 0.1; it is `ganfast.export.bundle.bundle` now.
+    """
     short = room.rpartition(".")[2]
     if name.startswith("__") or name in (short, *_ROOMS[short].split()):
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{room}.{short}"), name)
+    value = getattr(import_module(f"{room}.{short}"), name)
     _warn(room, f"{room}.{short}", 4)
-    return found
+    return value
 
 
 if _OldNames not in sys.meta_path:

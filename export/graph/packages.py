@@ -1,4 +1,4 @@
-"""Optional packages, imported when they are used; a missing one is named with the extra that brings it."""
+"""Optional packages, imported at their use; a missing one is named with its extra."""
 
 import importlib
 from typing import Any
@@ -11,6 +11,5 @@ def need(*names: str) -> list[Any]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise InputError(
-            f'exporting needs {error.name or names[0]}: pip install "ganfast[export]"'
-        ) from error
+        missing = error.name or names[0]
+        raise InputError(f'exporting needs {missing}: pip install "ganfast[export]"') from error
