@@ -88,6 +88,7 @@ def export_bundle(
     need("onnx", "onnxscript", "onnxruntime")
     path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
     name = name or run.folder.name
+    draft = manifest_of(run, path, name, precision, tuple(buckets))
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(
@@ -96,41 +97,52 @@ def export_bundle(
     engine_cache = EngineCache(cache or cache_dir() / "engines")
 
     def engines(data: bytes, complaints: Complaints) -> list[BuiltEngine]:
-        all_built: list[BuiltEngine] = []
-        for flavour, capabilities in parsed_targets:
-            version = load_flavour(flavour).version
-            target = "rtx" if flavour == "rtx" else f"tensorrt-{version.partition('.')[0]}"
-            if reasons := complaints.get(target):
-                raise InputError(f"{flavour} {version} cannot take the graph: {reasons[0]}")
-            refit = flavour == "tensorrt" and precision != "int8"
-            build = Build(tuple(buckets), tf32=precision == "tf32", refit=refit)
-            built = build_engines(data, flavour, build, capabilities, engine_cache)
-            for engine in built:
-                place = engine.facts["gpu"] or engine.facts["capability"]
-                origin = f"built, {engine.built}" if engine.built else "from the cache"
-                tell(f"engine {engine.key[:8]}, {flavour} for {place}: {origin}")
-            all_built += built
-        return all_built
+        return [
+            engine
+            for target in parsed_targets
+            for engine in _built(target, data, complaints, draft, engine_cache, tell)
+        ]
 
-    return write_compared(
-        model, run, path, out, name, precision, tuple(buckets), overwrite, engines
-    )
+    return write_compared(model, draft, run, path, out, overwrite, engines)
+
+
+def _built(
+    target: tuple[str, tuple[str, ...]],
+    data: bytes,
+    complaints: Complaints,
+    draft: Manifest,
+    cache: EngineCache,
+    tell: Callable[[str], None],
+) -> list[BuiltEngine]:
+    """The engines of one target, library and compute capabilities, for the ONNX file ``data``."""
+    flavour, capabilities = target
+    version = load_flavour(flavour).version
+    linted = "rtx" if flavour == "rtx" else f"tensorrt-{version.partition('.')[0]}"
+    if reasons := complaints.get(linted):
+        raise InputError(f"{flavour} {version} cannot take the graph: {reasons[0]}")
+    refit = flavour == "tensorrt" and draft.precision != "int8"
+    build = Build(draft.buckets, tf32=draft.precision == "tf32", refit=refit)
+    engines = build_engines(data, flavour, build, capabilities, cache)
+    for engine in engines:
+        place = engine.facts["gpu"] or engine.facts["capability"]
+        origin = f"built, {engine.built}" if engine.built else "from the cache"
+        tell(f"engine {engine.key[:8]}, {flavour} for {place}: {origin}")
+    return engines
 
 
 def write_compared(
     model: "onnx.ModelProto",
+    draft: Manifest,
     run: Run,
     path: Path,
     out: Path,
-    name: str,
-    precision: str,
-    buckets: tuple[int, ...],
     overwrite: bool,
     engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
 ) -> Bundle:
     """Compare a graph with the generator of the checkpoint ``path``, and write it as a bundle.
 
     Args:
+        draft: of `manifest_of`; the comparison is entered here.
         engines: builds engines from the file, given the lint of every target; called once the file
             has passed the gate.
 
@@ -138,7 +150,7 @@ def write_compared(
         InputError: ONNX Runtime cannot take the graph; whatever ``engines`` raises.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
-    latent, classes = run.config.net.latent, len(run.classes)
+    latent, classes, precision = draft.latent, len(draft.classes), draft.precision
     findings = {target: lint(model, target) for target in TARGETS}
     for finding in findings["onnxruntime-cpu"]:
         if finding.rule.id != "bf16-on-cpu":  # torch checks a bf16 export
@@ -161,10 +173,28 @@ def write_compared(
     )
     refuse_missed(distances, precision)
     built = engines(data, complaints)
-    config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
-    manifest = Manifest(
+    facts = {engine.key: engine.facts for engine in built}
+    manifest = dataclasses.replace(draft, parity=distances, lint=complaints, engines=facts)
+    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
+    plans = {f"engines/{engine.key}": engine.plan for engine in built}
+    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
+
+
+def manifest_of(
+    run: Run, path: Path, name: str, precision: str, buckets: tuple[int, ...]
+) -> Manifest:
+    """What a manifest says of the checkpoint ``path`` of a run before any graph is compared."""
+    training = {
+        "preset": run.config.preset,
+        "images": int(path.name) if path.name.isdecimal() else 0,
+        "config_sha256": hashlib.sha256(to_yaml(run.config).encode()).hexdigest(),
+        "data_sha256": run.data["source_hash"],
+        "weights_sha256": _sha256(path / "ema.safetensors"),
+    }
+    packages = need("torch", "onnx", "onnxruntime", "numpy")
+    return Manifest(
         name=name,
-        latent=latent,
+        latent=run.config.net.latent,
         classes=run.classes,
         size=run.data["size"],
         channels=run.data["channels"],
@@ -172,26 +202,11 @@ def write_compared(
         buckets=buckets,
         crop=str(run.data.get("preparation", "")),
         golden={"seed": 0, "count": _GOLDEN_ROWS},
-        parity=distances,
-        lint=complaints,
         network=network(run),
-        engines={engine.key: engine.facts for engine in built},
-        versions={
-            package.__name__: str(package.__version__)
-            for package in need("torch", "onnx", "onnxruntime", "numpy")
-        },
-        training={
-            "preset": run.config.preset,
-            "images": int(path.name) if path.name.isdecimal() else 0,
-            "config_sha256": config_hash,
-            "data_sha256": run.data["source_hash"],
-            "weights_sha256": _sha256(path / "ema.safetensors"),
-        },
+        versions={package.__name__: str(package.__version__) for package in packages},
+        training=training,
         ganfast=ganfast.__version__,
     )
-    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
-    plans = {f"engines/{engine.key}": engine.plan for engine in built}
-    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
 
 
 def network(run: Run) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle, open_bundle, refuse_occupied
-from ganfast.export.exporter import network, write_compared
+from ganfast.export.exporter import manifest_of, network, write_compared
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.packages import need
 from ganfast.runs.run import Run
@@ -70,7 +70,8 @@ def refit_bundle(
             "the engines of %s hold its old weights: the new bundle has none; build them again",
             old.folder,
         )
-    return write_compared(model, run, path, out, m.name, m.precision, m.buckets, overwrite)
+    draft = manifest_of(run, path, m.name, m.precision, m.buckets)
+    return write_compared(model, draft, run, path, out, overwrite)
 
 
 def _refuse_other(old: Bundle, run: Run) -> None:

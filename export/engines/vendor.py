@@ -76,7 +76,7 @@ _loggers: dict[str, tuple[Any, list[str]]] = {}
 
 
 def _logger_of(flavour: Flavour) -> tuple[Any, list[str]]:
-    """The library's logger and the complaints it collects: one a process, the rest is ignored."""
+    """The library's logger and its complaints: a library ignores a second one of a process."""
     if flavour.module.__name__ not in _loggers:
         complaints: list[str] = []
         base = flavour.module.ILogger
@@ -184,10 +184,8 @@ def _configure(flavour: Flavour, config: Any, build: Build, capabilities: Sequen
             f"{flavour.name} {flavour.version} builds for the GPU it runs on; "
             f"leave {', '.join(capabilities)} out"
         )
-    known = {
-        name: getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None)
-        for name in capabilities
-    }
+    members = {name: f"SM{name.replace('.', '')}" for name in capabilities}
+    known = {name: getattr(trt.ComputeCapability, sm, None) for name, sm in members.items()}
     missing = [name for name, value in known.items() if value is None]
     if missing:
         names = re.findall(r"\bSM(\d+)\b", " ".join(dir(trt.ComputeCapability)))
@@ -222,9 +220,8 @@ class Engine:
             )
         self.profiles = int(self._engine.num_optimization_profiles)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.inputs = [
-            n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT
-        ]
+        mode_of, input_mode = self._engine.get_tensor_mode, trt.TensorIOMode.INPUT
+        self.inputs = [name for name in names if mode_of(name) == input_mode]
         self.outputs = [n for n in names if n not in self.inputs]
         self.arena_bytes = int(self._engine.device_memory_size_v2)  # of the largest profile
 
