@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -33,22 +35,17 @@ def __getattr__(name: str) -> Any:
 
 
 # Modules lay beside this file in 0.1. Their old names work for one version more, with a warning.
-_ROOMS = {
-    "graph": "deploy lint packages precision to_onnx",
-    "bundle": "manifest parity tensors",
-    "engines": "cache cuda vendor",
-    "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime"
-    " run_tensorrt run_torch sampler source",
-}
-_MOVED = {
-    f"{__name__}.{name}": f"{__name__}.{room}.{name}"
-    for room, names in _ROOMS.items()
-    for name in names.split()
-}
-_MOVED |= {
-    f"{__name__}.latents": "ganfast.latents",
-    f"{__name__}.backend": f"{__name__}.drawing.lanes",
-}
+_ROOMS = ("graph", "bundle", "engines", "drawing")
+_RENAMED = {"latents": "ganfast.latents", "backend": f"{__name__}.drawing.lanes"}
+
+
+def _new_name(old: str) -> str:
+    """Where a module of 0.1 is now; "" for any other name."""
+    package, _, module = old.rpartition(".")
+    if package != __name__:
+        return ""
+    rooms = [r for r in _ROOMS if (Path(__file__).parent / r / f"{module}.py").is_file()]
+    return f"{package}.{rooms[0]}.{module}" if rooms else _RENAMED.get(module, "")
 
 
 class _OldNames:
@@ -58,12 +55,12 @@ class _OldNames:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, _OldNames) if name in _MOVED else None  # type: ignore[arg-type]
+        return ModuleSpec(name, _OldNames) if _new_name(name) else None  # type: ignore[arg-type]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
-        _warn(spec.name, _MOVED[spec.name])
-        module = import_module(_MOVED[spec.name])
+        _warn(spec.name, _new_name(spec.name))
+        module = import_module(_new_name(spec.name))
         spec.loader_state = module.__spec__  # which Python replaces by the old name's
         return module
 
@@ -87,7 +84,7 @@ def of_old_module(room: str, name: str) -> Any:
     `ganfast.export.bundle` was a module in 0.1; it is `ganfast.export.bundle.bundle` now.
     """
     short = room.rpartition(".")[2]
-    if name.startswith("__") or name in (short, *_ROOMS[short].split()):
+    if name.startswith("__") or find_spec(f"{room}.{name}"):  # Python imports a module by itself
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
     value = getattr(import_module(f"{room}.{short}"), name)
     _warn(room, f"{room}.{short}", 4)

@@ -35,8 +35,8 @@ logger = logging.getLogger("ganfast")
 Complaints: TypeAlias = dict[str, list[str]]  # target -> why it cannot take the graph
 
 _GOLDEN_ROWS, _COMPARED, _CALIBRATED = 8, 64, 256
-_CALIBRATION_SEED = 1  # other latents than those that are compared
-_WIDEST = 2.0  # psi, where int8 that never saw it cuts values off: it costs up to 12 dB
+_CALIBRATION_SEED = 1  # the comparison has seed 0: int8 is judged on latents it never saw
+_WIDEST = 2.0  # psi; without it in the calibration, int8 cuts values off and loses up to 12 dB
 # int8 loses most at the end of the range, so its golden rows reach it; other precisions keep PSI.
 _GOLDEN_PSI_INT8 = (1.0, 1.0, 1.0, 0.7, 1.0, 1.0, _WIDEST, _WIDEST)
 # One in sixteen: more would widen the steps further, and these cost psi 1 some 3 dB.
@@ -183,7 +183,7 @@ def write_compared(
 def manifest_of(
     run: Run, path: Path, name: str, precision: str, buckets: tuple[int, ...]
 ) -> Manifest:
-    """What a manifest says of the checkpoint ``path`` of a run before any graph is compared."""
+    """The manifest of the checkpoint ``path``, without the results of a comparison."""
     training = {
         "preset": run.config.preset,
         "images": int(path.name) if path.name.isdecimal() else 0,

@@ -53,7 +53,7 @@ def parity(
     name, draw = _on_torch(model) if precision == "bf16" else _on_onnxruntime(model)
     draws = [(name, draw, batch) for batch in batches]
     if precision == "int8":
-        draws.append((*_as_float(model), max(batches)))
+        draws.append((*_on_onnxruntime(model, as_float=True), max(batches)))
     rows_of_parity: list[Parity] = []
     for name, draw, batch in draws:
         parts = [
@@ -64,14 +64,10 @@ def parity(
     return tuple(rows_of_parity)
 
 
-def _on_onnxruntime(model: bytes) -> tuple[str, Draw]:
-    session = cpu_session(model)
-    return "onnxruntime-cpu", lambda feed: session.run(None, feed)[0]
-
-
-def _as_float(model: bytes) -> tuple[str, Draw]:
-    session = cpu_session(model, as_float=True)
-    return "int8 graph, float32 products", lambda feed: session.run(None, feed)[0]
+def _on_onnxruntime(model: bytes, as_float: bool = False) -> tuple[str, Draw]:
+    session = cpu_session(model, as_float=as_float)
+    name = "int8 graph, float32 products" if as_float else "onnxruntime-cpu"
+    return name, lambda feed: session.run(None, feed)[0]
 
 
 def _on_torch(model: bytes) -> tuple[str, Draw]:

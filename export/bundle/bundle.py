@@ -32,7 +32,7 @@ from ganfast.locks import Held, holder, locked
 
 LATENCY = "latency.json"
 _ATTEMPTS = 20  # to read one bundle whole while others replace it
-_LONGEST = 16 << 20  # bytes of a manifest, and of latencies: a thousand times what they have
+_LONGEST = 16 << 20  # bytes of a manifest or of latencies: real ones have a thousandth
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Bundle:
     manifest: Manifest
     # The ONNX file and the golden rows as they were checked. A sampler needs them later, when the
     # folder may already hold another bundle.
-    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def model_path(self) -> Path:
-        return self.folder / MODEL
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def model_bytes(self) -> bytes:
         """The ONNX file."""
@@ -85,7 +81,7 @@ class Bundle:
         return arrays
 
     def _kept_or_read(self, path: str) -> bytes:
-        return self.kept[path] if path in self.kept else self.read(path)
+        return self.contents[path] if path in self.contents else self.read(path)
 
     def read(self, path: str) -> bytes:
         """A file that the manifest names; InputError where its bytes have another hash."""
@@ -158,7 +154,7 @@ def _checked(folder: Path, digest: str | None) -> Bundle:
         data = bundle.read(file)
         if file in (MODEL, GOLDEN):
             checked[file] = data
-    return replace(bundle, kept=checked)
+    return replace(bundle, contents=checked)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -235,7 +231,7 @@ def write_bundle(
         manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())}
     )
     content = manifest.to_bytes()
-    Manifest.from_bytes(content)  # what cannot be read back is never written
+    Manifest.from_bytes(content)  # raises for a manifest that nobody could read back
     try:
         with exclusive(out):
             refuse_occupied(out, overwrite)
@@ -342,7 +338,7 @@ def _inside(folder: Path, path: str) -> Path:
             raise InputError(
                 f"{target} leads out of the bundle, to {target.resolve()}; do not use it"
             )
-    except RuntimeError as error:  # as Python up to 3.12 says it
+    except RuntimeError as error:  # up to Python 3.12, `resolve` raises it for a loop of links
         raise InputError(
             f"{target} is a link that leads to itself; copy the bundle again"
         ) from error

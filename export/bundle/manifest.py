@@ -1,4 +1,4 @@
-"""What a bundle says about itself: `manifest.json`. Needs no torch, and nothing beside NumPy.
+"""The description of a bundle, `manifest.json`. Needs no torch, and nothing beside NumPy.
 
 Its digest, "sha256:...", covers everything in it, and so the hashes of all other files: who pins it
 pins every byte. The file has one form only, so that any changed byte shows, even white space.
@@ -56,7 +56,7 @@ class Manifest:
     channels: int  # 1 grey, 3 RGB
     precision: str  # of the graph: fp32, tf32 (fp32's graph, computed in tf32), fp16, bf16 or int8
     buckets: tuple[int, ...]  # batch sizes to be fast at, ascending
-    crop: str  # what was done to the pictures it was trained on, in words
+    crop: str  # how the training pictures were prepared, in words
     files: dict[str, FileFacts] = field(default_factory=dict)  # all but the manifest itself
     # seed and count: golden.safetensors holds the rows 0 .. count - 1 of the seed
     golden: dict[str, int] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Manifest:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one picture: (size, size, channels)."""
+        """The shape of one picture: (size, size, channels)."""
         return (self.size, self.size, self.channels)
 
     @property

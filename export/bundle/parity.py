@@ -16,7 +16,7 @@ EDGES = (0, 1, 2, 3, 5, 9, 17, 33)
 
 @dataclass(frozen=True)
 class Gate:
-    """What a precision must keep; None asks for nothing."""
+    """The limits of a precision; None is no limit."""
 
     max_lsb: int | None = None
     mean_lsb: float | None = None
@@ -45,7 +45,7 @@ GATES = {
 class Parity:
     """The distance of pictures from the trained generator's own, float32."""
 
-    back_end: str  # what drew them
+    back_end: str  # that drew the pictures
     batch: int  # pictures a call
     pictures: int  # compared in all
     max_lsb: int

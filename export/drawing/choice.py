@@ -49,7 +49,7 @@ def open_backend(
             for reason in refused:
                 logger.warning("%s; drawing with %s instead", reason, name)
             return opened, refused
-        except Exception as error:  # whatever a library raises, the next one may do
+        except Exception as error:  # a library may raise anything; the next back end may work
             kind = "" if isinstance(error, InputError | RunError) else f"{type(error).__name__}: "
             refused.append(f"{name}: {kind}{' '.join(str(error).split())}")
             if strict:

@@ -1,4 +1,4 @@
-"""What a sampler asks of a back end: lanes, each of which draws one request at a time."""
+"""The interface of sampler and back end: lanes, each of which draws one request at a time."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -67,22 +67,22 @@ class HostLane:
 
     def __init__(self, run: Callable[..., Pictures], exact: bool) -> None:
         self.run, self._exact = run, exact
-        self._drawn: deque[Pictures] = deque()
+        self._batches: deque[Pictures] = deque()
 
     def launch(self, rows: Rows, bucket: int) -> None:
         z, labels, psi = filled(rows, len(rows) if self._exact else bucket)
         pictures = self.run(z, labels, psi)
-        self._drawn.append(pictures if len(pictures) == len(rows) else pictures[: len(rows)])
+        self._batches.append(pictures if len(pictures) == len(rows) else pictures[: len(rows)])
 
     def collect(self, out: Pictures | None = None) -> Pictures:
-        pictures = self._drawn.popleft()
+        pictures = self._batches.popleft()
         return pictures if out is None else copied(pictures, out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Pictures:
         batches, start = [], 0
         for bucket in parts:
             self.launch(rows.part(start, start + bucket), bucket)
-            batches.append(self._drawn.popleft())
+            batches.append(self._batches.popleft())
             start += bucket
         return np.concatenate(batches)  # the host is the device; NumPy's arrays have __dlpack__
 

@@ -25,7 +25,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def machine(gpu: str = "") -> str:
-    """What latencies depend on: processor and GPU, in words."""
+    """Processor and GPU, on which latencies depend, in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(

@@ -58,12 +58,12 @@ class OnnxRuntimeCpu:
             self._requests += 1
             by_itself = self._requests == 1
         try:
-            return self._drawn(z, labels, psi, by_itself)
+            return self._draw(z, labels, psi, by_itself)
         finally:
             with self._counting:
                 self._requests -= 1
 
-    def _drawn(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
+    def _draw(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
         if self._pool is None or len(z) < _SPLIT * self.threads:
             return self._run(self._together if by_itself else self._alone, z, labels, psi)
         edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
@@ -92,7 +92,7 @@ class OnnxRuntimeCpu:
 
     def ways(self) -> list[HostLane]:
         return [
-            HostLane(partial(self._drawn, by_itself=by_itself), self.exact)
+            HostLane(partial(self._draw, by_itself=by_itself), self.exact)
             for by_itself in ([True, False] if self._pool else [True])
         ]
 

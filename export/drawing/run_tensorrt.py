@@ -95,7 +95,7 @@ class TensorRT:
         self._cuda.use()
         self._cuda.wait(self._stream)
         self._engine.refit(model)
-        for slot in self._buckets.values():  # a graph may hold what the weights were before
+        for slot in self._buckets.values():  # a captured graph may hold the old weights
             slot.capture()
 
     def close(self) -> None:

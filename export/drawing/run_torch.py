@@ -111,7 +111,7 @@ class _StaticLane:
         self._slots = [_Slot(backend) for _ in range(_DEPTH)]
         self._next = 0
         self._launched: deque[tuple[_Slot, int]] = deque()
-        with self._on_stream():  # now, not in somebody's first request
+        with self._on_stream():  # captured now, not during the first request of a user
             self._buckets = {
                 bucket: _Captured(backend, bucket, self._stream)
                 for bucket in backend.manifest.buckets

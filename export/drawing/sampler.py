@@ -259,7 +259,7 @@ class Sampler:
         }
 
     def close(self) -> None:
-        """Finish what was submitted and give everything back; more calls do nothing.
+        """Finish the submitted requests and free all resources; more calls do nothing.
 
         Raises:
             RunError: called by a callback of one of its own futures, for which it would have to
@@ -288,7 +288,7 @@ class Sampler:
         self.close()
 
     def _ask(self, n: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any) -> Rows:
-        """`ask`, but refuses first what would not fit into memory."""
+        """The rows of a request, unless its pictures would not fit into memory."""
         if isinstance(n, int | np.integer) and indices is None:
             refuse_huge(self.manifest, int(n))
         return ask(self.manifest, n, indices, seed, first, labels, psi)

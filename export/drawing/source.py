@@ -14,7 +14,7 @@ from ganfast.latents import class_list, picture_index
 
 
 class BundleSource:
-    """What `ganfast.runs.run.Run` offers for drawing, drawn from a bundle. Close it."""
+    """The methods of `ganfast.runs.run.Run` that draw, for a bundle. Close it."""
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class EngineCache:
             path.unlink()
 
     def _miss(self, facts: Mapping[str, Any]) -> str:
-        """In what the most similar engine of the folder differs."""
+        """How the most similar engine of the folder differs."""
         expected, best = _flat(facts), dict[str, Any]()
 
         def likeness(other: Mapping[str, Any]) -> int:

@@ -29,7 +29,7 @@ logger = logging.getLogger("ganfast")
 
 @dataclass(frozen=True)
 class Gpu:
-    """What an engine is built for."""
+    """The GPU that an engine is built for."""
 
     name: str  # "" for any GPU of the capability
     capability: str  # "8.6"
@@ -42,13 +42,13 @@ class BuiltEngine:
     key: str
     facts: dict[str, Any]
     plan: bytes
-    built: str  # why: what the cache had instead; "" for one that was found there
+    built: str  # why it had to be built; "" for an engine from the cache
 
 
 def engine_facts(
     model: bytes, build: Build, flavour: str, version: str, gpu: Gpu
 ) -> dict[str, Any]:
-    """What determines an engine, in JSON values."""
+    """All that determines an engine, in JSON values."""
     return {
         "onnx_sha256": hashlib.sha256(model).hexdigest(),
         "build": json.loads(json.dumps(asdict(build))),

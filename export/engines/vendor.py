@@ -96,11 +96,6 @@ def _logger_of(flavour: Flavour) -> tuple[Any, list[str]]:
     return _loggers[flavour.module.__name__]
 
 
-def can_build(flavour: Flavour) -> bool:
-    """The lean runtime has no builder."""
-    return hasattr(flavour.module, "Builder")
-
-
 def builds_without_gpu(flavour: Flavour) -> bool:
     """Whether compute capabilities can be named: then no GPU is needed."""
     return hasattr(getattr(flavour.module, "IBuilderConfig", None), "set_compute_capability")
@@ -129,7 +124,7 @@ def build_plan(
         RunError: the build failed.
     """
     trt = flavour.module
-    if not can_build(flavour):
+    if not hasattr(trt, "Builder"):  # the lean runtime
         raise InputError(
             f"{flavour.name} {flavour.version} only runs engines; build them with tensorrt: "
             f"{_INSTALL['tensorrt']}"
@@ -235,7 +230,7 @@ class Engine:
     def context(
         self, profile: int, arena: int, addresses: dict[str, int], stream: int
     ) -> "Context":
-        """What runs one profile; contexts may share an arena if they never run at once."""
+        """A context of one profile; contexts may share an arena if they never run at once."""
         trt = self.flavour.module
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(

@@ -24,7 +24,7 @@ class Rule:
     targets: tuple[str, ...]
     reason: str
     remedy: str
-    find: Callable[["_Graph"], Iterator[str]]  # names of what breaks it
+    find: Callable[["_Graph"], Iterator[str]]  # names of the nodes or values that break it
 
 
 @dataclass(frozen=True)

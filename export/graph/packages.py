@@ -1,6 +1,9 @@
 """Optional packages, imported at their use; a missing one is named with its extra."""
 
 import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ganfast.errors import InputError
@@ -13,3 +16,15 @@ def need(*names: str) -> list[Any]:
     except ImportError as error:
         missing = error.name or names[0]
         raise InputError(f'exporting needs {missing}: pip install "ganfast[export]"') from error
+
+
+@contextmanager
+def quiet(name: str = "") -> Iterator[None]:
+    """Inside, the logger ``name`` (the root logger by default) reports errors only."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -5,17 +5,15 @@ operations that lose most stay float32 too: statistics of norms, and in bf16 the
 transposed convolutions also stay float32, because no target has a kernel for them.
 """
 
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ganfast.errors import InputError
-from ganfast.export.graph.packages import need
+from ganfast.export.graph.packages import need, quiet
 from ganfast.export.graph.to_onnx import checked, to_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 _NORMS = {"InstanceNormalization", "LayerNormalization", "GroupNormalization"}
 _FLOAT32_OPS = {*_NORMS, "ReduceMean", "Resize"}
-_INT8_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+_INT8_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 BF16_OPSET = 22  # the first whose convolutions take bfloat16
 
 
@@ -120,13 +118,13 @@ def _int8(model: "onnx.ModelProto", calibration: Mapping[str, np.ndarray]) -> "o
     layers = [node for node in model.graph.node if node.op_type in _INT8_OPS]
     if len(layers) < 3:
         raise InputError(
-            f"int8 needs a generator with layers between its first and its last; "
+            "int8 needs a generator with layers between its first and its last; "
             f"this one has {len(layers)} in all"
         )
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(to_bytes(model))
-        with _without_advice():
+        with quiet():  # the quantiser's warning is about graphs without shapes
             quantization.quantize_static(
                 source,
                 target,
@@ -135,7 +133,7 @@ def _int8(model: "onnx.ModelProto", calibration: Mapping[str, np.ndarray]) -> "o
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8,
                 weight_type=quantization.QuantType.QInt8,
-                op_types_to_quantize=_INT8_OPS,
+                op_types_to_quantize=list(_INT8_OPS),
                 nodes_to_exclude=[layers[0].name, layers[-1].name],
                 extra_options={
                     "ActivationSymmetric": True,
@@ -146,18 +144,6 @@ def _int8(model: "onnx.ModelProto", calibration: Mapping[str, np.ndarray]) -> "o
         new = onnx.load_model(str(target))
     new.producer_name, new.producer_version = model.producer_name, model.producer_version
     return checked(new)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """The quantiser's warning, through the root logger, is about graphs without shapes."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
 
 
 def _reader(quantization: Any, rows: Mapping[str, np.ndarray], batch: int = 32) -> Any:

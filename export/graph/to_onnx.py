@@ -4,7 +4,6 @@ The batch has any size, weights have the names of the state dict, equal weights 
 """
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 import ganfast
 from ganfast.errors import InputError
 from ganfast.export.graph.deploy import Deployable
-from ganfast.export.graph.packages import need
+from ganfast.export.graph.packages import need, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +82,8 @@ def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
     batch = torch.export.Dim("N", min=1, max=4096)
     shapes = ({0: batch}, tuple({0: batch} for _ in inputs[1:]))
     try:
-        with _quiet():
+        # The exporter recommends packages that nobody needs here.
+        with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -185,17 +185,3 @@ def _fill(model: "onnx.ModelProto", values: Mapping[str, Tensor]) -> None:
         if tensor.name in values:
             array = np.ascontiguousarray(values[tensor.name].numpy())
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter advises packages that nobody needs here."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
