@@ -1,10 +1,15 @@
-"""From a trained generator to pictures in production. Nothing here imports torch at the top: a sampler needs none."""
+"""From a trained generator to pictures in production.
+
+Nothing here imports torch at the top: a sampler needs none.
+"""
 
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -29,37 +34,33 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOME[name]), name)
 
 
-# Modules lay beside this file in 0.1. Their old names are found for one version more, with a warning.
-_ROOMS = {
-    "graph": "deploy lint packages precision to_onnx",
-    "bundle": "manifest parity tensors",
-    "engines": "cache cuda vendor",
-    "drawing": "bench_sample choice dlpack lanes latency onnx_torch rows run_onnxruntime run_tensorrt run_torch sampler source",
-}
-_MOVED = {
-    f"{__name__}.{name}": f"{__name__}.{room}.{name}"
-    for room, names in _ROOMS.items()
-    for name in names.split()
-}
-_MOVED |= {
-    f"{__name__}.latents": "ganfast.latents",
-    f"{__name__}.backend": f"{__name__}.drawing.lanes",
-}
+# Modules lay beside this file in 0.1. Their old names work for one version more, with a warning.
+_ROOMS = ("graph", "bundle", "engines", "drawing")
+_RENAMED = {"latents": "ganfast.latents", "backend": f"{__name__}.drawing.lanes"}
+
+
+def _new_name(old: str) -> str:
+    """Where a module of 0.1 is now; "" for any other name."""
+    package, _, module = old.rpartition(".")
+    if package != __name__:
+        return ""
+    rooms = [r for r in _ROOMS if (Path(__file__).parent / r / f"{module}.py").is_file()]
+    return f"{package}.{rooms[0]}.{module}" if rooms else _RENAMED.get(module, "")
 
 
 class _OldNames:
-    """Python asks it last, after it has looked for a file: the old name leads to the module itself, not to a second one."""
+    """Python asks this finder last; an old name leads to the module itself, not to a second one."""
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, _OldNames) if name in _MOVED else None  # type: ignore[arg-type]
+        return ModuleSpec(name, _OldNames) if _new_name(name) else None  # type: ignore[arg-type]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
-        _warn(spec.name, _MOVED[spec.name])
-        module = import_module(_MOVED[spec.name])
+        _warn(spec.name, _new_name(spec.name))
+        module = import_module(_new_name(spec.name))
         spec.loader_state = module.__spec__  # which Python replaces by the old name's
         return module
 
@@ -78,13 +79,16 @@ def _warn(old: str, new: str, level: int = 3) -> None:
 
 
 def of_old_module(room: str, name: str) -> Any:
-    """``name`` of the module that a room has its own name from: `ganfast.export.bundle` was what bundle.bundle is now."""
+    """``name`` of the module that shares its name with a room.
+
+    `ganfast.export.bundle` was a module in 0.1; it is `ganfast.export.bundle.bundle` now.
+    """
     short = room.rpartition(".")[2]
-    if name.startswith("__") or name in (short, *_ROOMS[short].split()):
+    if name.startswith("__") or find_spec(f"{room}.{name}"):  # Python imports a module by itself
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{room}.{short}"), name)
+    value = getattr(import_module(f"{room}.{short}"), name)
     _warn(room, f"{room}.{short}", 4)
-    return found
+    return value
 
 
 if _OldNames not in sys.meta_path:

@@ -1,4 +1,7 @@
-"""`export_bundle`: from a run to a bundle whose pictures were compared with the run's own. Needs torch, onnx and onnxruntime."""
+"""`export_bundle`: from a run to a bundle whose pictures were compared with the run's own.
+
+Needs torch, onnx and onnxruntime.
+"""
 
 import dataclasses
 import hashlib
@@ -32,9 +35,9 @@ logger = logging.getLogger("ganfast")
 Complaints: TypeAlias = dict[str, list[str]]  # target -> why it cannot take the graph
 
 _GOLDEN_ROWS, _COMPARED, _CALIBRATED = 8, 64, 256
-_CALIBRATION_SEED = 1  # other latents than those that are compared
-_WIDEST = 2.0  # psi, where int8 that never saw it cuts values off: it costs up to 12 dB
-# What int8 loses shows at the end of the range first: its golden rows reach it, others keep theirs.
+_CALIBRATION_SEED = 1  # the comparison has seed 0: int8 is judged on latents it never saw
+_WIDEST = 2.0  # psi; without it in the calibration, int8 cuts values off and loses up to 12 dB
+# int8 loses most at the end of the range, so its golden rows reach it; other precisions keep PSI.
 _GOLDEN_PSI_INT8 = (1.0, 1.0, 1.0, 0.7, 1.0, 1.0, _WIDEST, _WIDEST)
 # One in sixteen: more would widen the steps further, and these cost psi 1 some 3 dB.
 _CALIBRATION_PSI = (*(1.0, 1.0, 1.0, 0.7) * 3, 1.0, 1.0, 1.0, _WIDEST)
@@ -52,7 +55,9 @@ def export_bundle(
     cache: Path | str | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> Bundle:
-    """Export the averaged generator of a run as ONNX, compare its pictures with the run's, and write a bundle.
+    """Export the averaged generator of a run as ONNX, and write it as a bundle.
+
+    The graph's pictures are compared with the run's own first.
 
     Args:
         run: or its directory.
@@ -61,94 +66,135 @@ def export_bundle(
         checkpoint: "" is the newest.
         name: for titles; "" is that of the run's directory.
         overwrite: replace a bundle at ``out``.
-        targets: engines to put into it besides the graph: "rtx:8.6,8.9" for GPUs of these compute capabilities, "tensorrt" or
-            "rtx" for the GPU here. "onnx", the graph, is always there.
+        targets: engines to put into it besides the graph: "rtx:8.6,8.9" for GPUs of these compute
+            capabilities, "tensorrt" or "rtx" for the GPU here. "onnx", the graph, is always there.
         cache: folder of engines that were built before; None: engines/ in ganfast's own cache.
-        tell: gets a line for each engine: found in the cache, or built and why.
+        tell: gets a line for each engine: taken from the cache, or built and why.
 
     Raises:
-        InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place that is taken, an engine's
-            library is missing or cannot take the graph.
-        RunError: the exported pictures differ by more than the precision's gate allows; nothing is written.
+        InputError: no run, no checkpoint, a generator or precision that cannot be exported, a place
+            that is taken, an engine's library is missing or cannot take the graph.
+        RunError: the exported pictures differ by more than the precision's gate allows; nothing is
+            written.
     """
     run, out = run if isinstance(run, Run) else Run.open(run), Path(out)
-    _check(precision, tuple(buckets))
-    wanted = _engines_wanted(targets)
+    check_buckets(tuple(buckets))
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    parsed_targets = [parse_target(target) for target in targets if target != "onnx"]
+    for flavour, _ in parsed_targets:
+        load_flavour(flavour)  # raises before anything is computed
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
     path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
     name = name or run.folder.name
+    draft = manifest_of(run, path, name, precision, tuple(buckets))
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
     model = to_precision(
         plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED, _CALIBRATION_PSI)
     )
-    kept = EngineCache(cache or cache_dir() / "engines")
+    engine_cache = EngineCache(cache or cache_dir() / "engines")
 
     def engines(data: bytes, complaints: Complaints) -> list[BuiltEngine]:
         return [
             engine
-            for flavour, capabilities in wanted
-            for engine in _built(
-                data, flavour, capabilities, precision, tuple(buckets), complaints, kept, tell
-            )
+            for target in parsed_targets
+            for engine in _built(target, data, complaints, draft, engine_cache, tell)
         ]
 
-    return write_compared(
-        model, run, path, out, name, precision, tuple(buckets), overwrite, engines
-    )
+    return write_compared(model, draft, run, path, out, overwrite, engines)
+
+
+def _built(
+    target: tuple[str, tuple[str, ...]],
+    data: bytes,
+    complaints: Complaints,
+    draft: Manifest,
+    cache: EngineCache,
+    tell: Callable[[str], None],
+) -> list[BuiltEngine]:
+    """The engines of one target, library and compute capabilities, for the ONNX file ``data``."""
+    flavour, capabilities = target
+    version = load_flavour(flavour).version
+    linted = "rtx" if flavour == "rtx" else f"tensorrt-{version.partition('.')[0]}"
+    if reasons := complaints.get(linted):
+        raise InputError(f"{flavour} {version} cannot take the graph: {reasons[0]}")
+    refit = flavour == "tensorrt" and draft.precision != "int8"
+    build = Build(draft.buckets, tf32=draft.precision == "tf32", refit=refit)
+    engines = build_engines(data, flavour, build, capabilities, cache)
+    for engine in engines:
+        place = engine.facts["gpu"] or engine.facts["capability"]
+        origin = f"built, {engine.built}" if engine.built else "from the cache"
+        tell(f"engine {engine.key[:8]}, {flavour} for {place}: {origin}")
+    return engines
 
 
 def write_compared(
     model: "onnx.ModelProto",
+    draft: Manifest,
     run: Run,
     path: Path,
     out: Path,
-    name: str,
-    precision: str,
-    buckets: tuple[int, ...],
     overwrite: bool,
     engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
 ) -> Bundle:
-    """Compare a graph with the generator of the checkpoint ``path`` of a run, and write it as a bundle.
+    """Compare a graph with the generator of the checkpoint ``path``, and write it as a bundle.
 
     Args:
-        engines: builds them from the file, knowing what each target's lint says; called once the file has passed.
+        draft: of `manifest_of`; the comparison is entered here.
+        engines: builds engines from the file, given the lint of every target; called once the file
+            has passed the gate.
 
     Raises:
         InputError: ONNX Runtime cannot take the graph; whatever ``engines`` raises.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
-    latent, classes = run.config.net.latent, len(run.classes)
+    latent, classes, precision = draft.latent, len(draft.classes), draft.precision
     findings = {target: lint(model, target) for target in TARGETS}
     for finding in findings["onnxruntime-cpu"]:
-        if finding.rule.id != "bf16-on-cpu":  # torch checks what is exported in bf16
+        if finding.rule.id != "bf16-on-cpu":  # torch checks a bf16 export
             raise InputError(
                 f"ONNX Runtime, which checks what is exported, cannot take it: {finding}"
             )
-    complaints = {target: [str(finding) for finding in found] for target, found in findings.items()}
-    inputs, widest = (
-        rows(_COMPARED, latent, classes),
-        rows(_COMPARED, latent, classes, psi=[_WIDEST]),
-    )
-    golden = rows(
-        _GOLDEN_ROWS, latent, classes, psi=_GOLDEN_PSI_INT8 if precision == "int8" else PSI
-    )
+    complaints = {target: list(map(str, findings[target])) for target in TARGETS}
+    inputs = rows(_COMPARED, latent, classes)
+    widest = rows(_COMPARED, latent, classes, psi=[_WIDEST])
+    golden_psi = _GOLDEN_PSI_INT8 if precision == "int8" else PSI
+    golden = rows(_GOLDEN_ROWS, latent, classes, psi=golden_psi)
     truth, truth_of_widest, truth_of_golden = (
-        run.draw(each["z"] * each["psi"][:, None], each.get("labels"), 1.0, str(path), "cpu")
-        for each in (inputs, widest, golden)
+        run.draw(feed["z"] * feed["psi"][:, None], feed.get("labels"), 1.0, str(path), "cpu")
+        for feed in (inputs, widest, golden)
     )
     data = to_bytes(model)
-    found = (
+    distances = (
         *parity(data, precision, inputs, truth),
         *parity(data, precision, widest, truth_of_widest, [_COMPARED], f" with psi {_WIDEST:g}"),
     )
-    refuse_missed(found, precision)
+    refuse_missed(distances, precision)
     built = engines(data, complaints)
-    config_hash = hashlib.sha256(to_yaml(run.config).encode()).hexdigest()
-    manifest = Manifest(
+    facts = {engine.key: engine.facts for engine in built}
+    manifest = dataclasses.replace(draft, parity=distances, lint=complaints, engines=facts)
+    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
+    plans = {f"engines/{engine.key}": engine.plan for engine in built}
+    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
+
+
+def manifest_of(
+    run: Run, path: Path, name: str, precision: str, buckets: tuple[int, ...]
+) -> Manifest:
+    """The manifest of the checkpoint ``path``, without the results of a comparison."""
+    training = {
+        "preset": run.config.preset,
+        "images": int(path.name) if path.name.isdecimal() else 0,
+        "config_sha256": hashlib.sha256(to_yaml(run.config).encode()).hexdigest(),
+        "data_sha256": run.data["source_hash"],
+        "weights_sha256": _sha256(path / "ema.safetensors"),
+    }
+    packages = need("torch", "onnx", "onnxruntime", "numpy")
+    return Manifest(
         name=name,
-        latent=latent,
+        latent=run.config.net.latent,
         classes=run.classes,
         size=run.data["size"],
         channels=run.data["channels"],
@@ -156,73 +202,19 @@ def write_compared(
         buckets=buckets,
         crop=str(run.data.get("preparation", "")),
         golden={"seed": 0, "count": _GOLDEN_ROWS},
-        parity=found,
-        lint=complaints,
         network=network(run),
-        engines={engine.key: engine.facts for engine in built},
-        versions={
-            each.__name__: str(each.__version__)
-            for each in need("torch", "onnx", "onnxruntime", "numpy")
-        },
-        training={
-            "preset": run.config.preset,
-            "images": int(path.name) if path.name.isdecimal() else 0,
-            "config_sha256": config_hash,
-            "data_sha256": run.data["source_hash"],
-            "weights_sha256": _sha256(path / "ema.safetensors"),
-        },
+        versions={package.__name__: str(package.__version__) for package in packages},
+        training=training,
         ganfast=ganfast.__version__,
     )
-    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
-    plans = {f"engines/{engine.key}": engine.plan for engine in built}
-    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
-
-
-def _engines_wanted(targets: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """(library, compute capabilities) of each target that is an engine; raises before anything is computed."""
-    wanted = [parse_target(target) for target in targets if target != "onnx"]
-    for flavour, _ in wanted:
-        load_flavour(flavour)
-    return wanted
-
-
-def _built(
-    data: bytes,
-    flavour: str,
-    capabilities: tuple[str, ...],
-    precision: str,
-    buckets: tuple[int, ...],
-    complaints: Complaints,
-    cache: EngineCache,
-    tell: Callable[[str], None],
-) -> list[BuiltEngine]:
-    version_ = load_flavour(flavour).version
-    target = "rtx" if flavour == "rtx" else f"tensorrt-{version_.partition('.')[0]}"
-    if complaints.get(target):
-        raise InputError(f"{flavour} {version_} cannot take the graph: {complaints[target][0]}")
-    refit = flavour == "tensorrt" and precision != "int8"
-    built = build_engines(
-        data, flavour, Build(buckets, tf32=precision == "tf32", refit=refit), capabilities, cache
-    )
-    for engine in built:
-        place = engine.facts["gpu"] or engine.facts["capability"]
-        tell(
-            f"engine {engine.key[:8]}, {flavour} for {place}: {f'built, {engine.built}' if engine.built else 'from the cache'}"
-        )
-    return built
 
 
 def network(run: Run) -> dict[str, Any] | None:
-    """What a manifest says of a run's networks, in JSON values; None for a user's own."""
-    return (
-        None if ":" in run.config.model else json.loads(json.dumps(dataclasses.asdict(run.spec())))
-    )
-
-
-def _check(precision: str, buckets: tuple[int, ...]) -> None:
-    check_buckets(buckets)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    """The manifest's entry about a run's networks, in JSON values; None for a user's own."""
+    if ":" in run.config.model:
+        return None
+    spec: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run.spec())))
+    return spec
 
 
 def _sha256(path: Path) -> str:

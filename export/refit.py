@@ -1,4 +1,7 @@
-"""`refit_bundle`: the graph of a bundle with the weights of another checkpoint. Needs torch, onnx and onnxruntime."""
+"""`refit_bundle`: the graph of a bundle with the weights of another checkpoint.
+
+Needs torch, onnx and onnxruntime.
+"""
 
 import logging
 from pathlib import Path
@@ -7,7 +10,7 @@ import numpy as np
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle, open_bundle, refuse_occupied
-from ganfast.export.exporter import network, write_compared
+from ganfast.export.exporter import manifest_of, network, write_compared
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.packages import need
 from ganfast.runs.run import Run
@@ -22,9 +25,9 @@ def refit_bundle(
     checkpoint: str = "",
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle with the graph, name, precision and buckets of another, and the weights of a run.
+    """Write a bundle with the graph, name, precision and buckets of another, and a run's weights.
 
-    Golden rows, parity and hashes are new. Engines hold weights of their own and are not taken over.
+    Golden rows, parity and hashes are new. Engines hold weights of their own and are left out.
 
     Args:
         bundle: directory of a bundle; it is left as it is. Not int8.
@@ -34,8 +37,10 @@ def refit_bundle(
         overwrite: replace a bundle at ``out``.
 
     Raises:
-        InputError: no bundle, no run, no checkpoint, int8, another architecture, a place that is taken.
-        RunError: the pictures differ from the run's by more than the precision's gate allows; nothing is written.
+        InputError: no bundle, no run, no checkpoint, int8, another architecture, a place that is
+            taken.
+        RunError: the pictures differ from the run's by more than the precision's gate allows;
+            nothing is written.
     """
     old, run, out = open_bundle(bundle), run if isinstance(run, Run) else Run.open(run), Path(out)
     _refuse_other(old, run)
@@ -53,45 +58,45 @@ def refit_bundle(
     ]
     if wrong:
         raise InputError(
-            f"the graph of {old.folder} has no weight {wrong[0]!r} of the shape that {path} has; export it instead"
+            f"the graph of {old.folder} has no weight {wrong[0]!r} of the shape that {path} has; "
+            "export it instead"
         )
     for name, value in weights.items():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(places[name].data_type)
-        places[name].CopyFrom(
-            onnx.numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name)
-        )
+        array = np.ascontiguousarray(value.astype(dtype))
+        places[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
     if m.engines:
         logger.warning(
             "the engines of %s hold its old weights: the new bundle has none; build them again",
             old.folder,
         )
-    return write_compared(model, run, path, out, m.name, m.precision, m.buckets, overwrite)
+    draft = manifest_of(run, path, m.name, m.precision, m.buckets)
+    return write_compared(model, draft, run, path, out, overwrite)
 
 
 def _refuse_other(old: Bundle, run: Run) -> None:
     m = old.manifest
     if m.precision == "int8":
         raise InputError(
-            f"{old.folder} is int8, whose scales belong to its weights: export {run.folder} with --precision int8 instead"
+            f"{old.folder} is int8, whose scales belong to its weights: "
+            f"export {run.folder} with --precision int8 instead"
         )
-    found = {
+    facts = {
         "latent": run.config.net.latent,
         "size": run.data["size"],
         "channels": run.data["channels"],
         "classes": run.classes,
     }
-    for name, value in found.items():
+    for name, value in facts.items():
         if getattr(m, name) != value:
             raise InputError(
                 f"{run.folder} has {name} {value}, the bundle {getattr(m, name)}; export it instead"
             )
     theirs, ours = network(run), m.network
     if theirs != ours:
-        other = sorted(
-            k
-            for k in {**(theirs or {}), **(ours or {})}
-            if (theirs or {}).get(k) != (ours or {}).get(k)
-        )
+        theirs, ours = theirs or {}, ours or {}
+        differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
         raise InputError(
-            f"{run.folder} has another network than {old.folder} ({', '.join(other)}); export it instead"
+            f"{run.folder} has another network than {old.folder} ({', '.join(differing)}); "
+            "export it instead"
         )

@@ -1,8 +1,8 @@
 """ONNX Runtime sessions: the one place that makes them, so that int8 is exact on every processor.
 
-x86 processors without VNNI add two products of bytes in 16 bits: 2 * 255 * 127 does not fit, and the
-sum is cut off without a word. ONNX Runtime has slower kernels that are exact there. A graph of one product
-whose value is known says whether this processor needs it.
+x86 processors without VNNI add two products of bytes in 16 bits: 2 * 255 * 127 does not fit, and
+the sum is cut off without a word. ONNX Runtime has slower kernels that are exact there. A graph of
+one product whose value is known tells whether this processor needs them.
 """
 
 import base64
@@ -23,7 +23,7 @@ AS_FLOAT = {"session.disable_quant_qdq": "1"}  # quantised values, products in f
 _SPIN_US = 100  # how long an idle thread stays awake: longer than a gap within one picture
 _SPIN_SINCE = (1, 26)  # earlier versions keep idle threads awake until the next request
 
-# One product of 64 values, all 127 steps of 1/127: 1 * 1 * 64. Made in tests/export/test_session.py.
+# A product of 64 values, all 127 steps of 1/127: 1 * 1 * 64. Made in tests/export/test_session.py.
 _PROBE = base64.b64decode(
     "CAg6hgMKIwoBeAoEc3RlcAoEemVybxICeDgiDlF1YW50aXplTGluZWFyCicKAng4CgRzdGVwCgR6ZXJvEgN4MzIiEERl"
     "cXVhbnRpemVMaW5lYXIKJgoBdwoEc3RlcAoEemVybxIDdzMyIhBEZXF1YW50aXplTGluZWFyChcKA3gzMgoDdzMyEgN5"
@@ -69,7 +69,7 @@ def cpu_session(model: bytes | Path, threads: int = 0, *, as_float: bool = False
 def make_session(
     model: bytes | Path, threads: int, providers: list[Any], entries: dict[str, str] | None = None
 ) -> Any:
-    """An ``InferenceSession`` of any provider. ``entries`` are ONNX Runtime's session config entries.
+    """An ``InferenceSession`` of any provider; ``entries`` are ONNX Runtime's config entries.
 
     Raises:
         InputError: ONNX Runtime is missing, or cannot run the model.
@@ -101,23 +101,24 @@ def _is_quantised(model: bytes | Path) -> bool:
 
 @cache
 def _exact_int8() -> dict[str, str]:
-    """The config entries with which int8 products are exact on this processor; {} where they are anyway.
+    """The config entries with which int8 products are exact here; {} where they are exact anyway.
 
     Raises:
         InputError: no way of ONNX Runtime is exact here.
     """
-    ways: tuple[tuple[dict[str, str], str], ...] = (
+    remedies: tuple[tuple[dict[str, str], str], ...] = (
         ({}, ""),
         ({"session.x64quantprecision": "1"}, "ONNX Runtime's exact kernels for such processors"),
         (AS_FLOAT, "float32 products of the quantised values"),
     )
-    for entries, instead in ways:
+    for entries, remedy in remedies:
         answer = _probe(entries)
         if answer == _PROBE_ANSWER:
-            if instead:
+            if remedy:
                 logger.warning(
-                    "int8 products overflow on this processor (no VNNI); ganfast takes %s, which are slower",
-                    instead,
+                    "int8 products overflow on this processor (no VNNI); "
+                    "ganfast takes %s, which are slower",
+                    remedy,
                 )
             return entries
     raise InputError(

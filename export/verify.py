@@ -1,4 +1,7 @@
-"""Whether an exported graph draws the trained generator's pictures: in every batch size, before the bundle is written and after."""
+"""Whether an exported graph draws the trained generator's pictures, in every batch size.
+
+Asked before a bundle is written, and by `ganfast verify` after.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +24,10 @@ PSI = (1.0, 1.0, 1.0, 0.7)
 def rows(
     count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = PSI
 ) -> dict[str, np.ndarray]:
-    """Inputs of the graph for indices 0 .. count - 1 of a seed: z, psi in turn, and labels where there are classes."""
+    """Inputs of the graph for indices 0 .. count - 1 of a seed.
+
+    z, psi in turn, and labels where there are classes.
+    """
     index = np.arange(count)
     arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(psi, np.float32), count)}
     return arrays | ({"labels": random_classes(seed, index, classes)} if classes else {})
@@ -35,7 +41,7 @@ def parity(
     batches: Sequence[int] = BATCHES,
     note: str = "",
 ) -> tuple[Parity, ...]:
-    """How far the graph lies from the pictures ``truth`` of ``inputs``: one row for each batch size.
+    """How far the graph lies from the pictures ``truth`` of ``inputs``: a row for each batch size.
 
     ONNX Runtime draws on the CPU, as a sampler does. It has no bf16 operations: torch draws that.
     int8 has one row more, whose products are float32: the graph itself, whatever this processor's
@@ -47,7 +53,7 @@ def parity(
     name, draw = _on_torch(model) if precision == "bf16" else _on_onnxruntime(model)
     draws = [(name, draw, batch) for batch in batches]
     if precision == "int8":
-        draws.append((*_as_float(model), max(batches)))
+        draws.append((*_on_onnxruntime(model, as_float=True), max(batches)))
     rows_of_parity: list[Parity] = []
     for name, draw, batch in draws:
         parts = [
@@ -58,14 +64,10 @@ def parity(
     return tuple(rows_of_parity)
 
 
-def _on_onnxruntime(model: bytes) -> tuple[str, Draw]:
-    session = cpu_session(model)
-    return "onnxruntime-cpu", lambda feed: session.run(None, feed)[0]
-
-
-def _as_float(model: bytes) -> tuple[str, Draw]:
-    session = cpu_session(model, as_float=True)
-    return "int8 graph, float32 products", lambda feed: session.run(None, feed)[0]
+def _on_onnxruntime(model: bytes, as_float: bool = False) -> tuple[str, Draw]:
+    session = cpu_session(model, as_float=as_float)
+    name = "int8 graph, float32 products" if as_float else "onnxruntime-cpu"
+    return name, lambda feed: session.run(None, feed)[0]
 
 
 def _on_torch(model: bytes) -> tuple[str, Draw]:
@@ -78,9 +80,9 @@ def _on_torch(model: bytes) -> tuple[str, Draw]:
     ).numpy()
 
 
-def refuse_missed(found: Sequence[Parity], precision: str) -> None:
+def refuse_missed(distances: Sequence[Parity], precision: str) -> None:
     """Raises RunError, with the numbers, where the gate of the precision is missed."""
-    missed = [reason for each in found if (reason := each.missed(GATES[precision]))]
+    missed = [reason for row in distances if (reason := row.missed(GATES[precision]))]
     if missed:
         raise RunError(
             f"{precision} misses its gate: {'; '.join(missed)}; export fp32, or another precision"
@@ -97,8 +99,7 @@ def verify_bundle(path: Path | str, digest: str | None = None) -> tuple[Bundle, 
     bundle = open_bundle(path, digest)
     golden: dict[str, Any] = dict(bundle.golden())
     truth = golden.pop("images")
-    found = parity(
-        bundle.model_bytes(), bundle.manifest.precision, golden, truth, sorted({1, 3, len(truth)})
-    )
-    refuse_missed(found, bundle.manifest.precision)
-    return bundle, found
+    precision, batches = bundle.manifest.precision, sorted({1, 3, len(truth)})
+    distances = parity(bundle.model_bytes(), precision, golden, truth, batches)
+    refuse_missed(distances, precision)
+    return bundle, distances

@@ -1,4 +1,4 @@
-"""A bundle on disk: its files, its manifest, and how far its pictures may be from the generator's."""
+"""A bundle on disk: its files, its manifest, and how far its pictures may be from the run's."""
 
 from typing import TYPE_CHECKING, Any
 

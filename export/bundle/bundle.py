@@ -1,13 +1,14 @@
-"""A bundle on disk: a directory that appears whole or not at all, whose every byte is checked before it is used. NumPy only.
+"""A bundle on disk: a directory that appears whole or not at all. NumPy only.
 
     digits.bundle/
         manifest.json         what it is; hashes of all that follows
         model.onnx            the generator, weights inside
         engines/<key>         TensorRT engines, where some were built
         golden.safetensors    inputs z, labels, psi and the trained generator's own pictures, images
-        latency.json          measured where it runs: not part of the manifest, ignored where it is damaged
+        latency.json          measured where it runs: not in the manifest, ignored where damaged
 
-Nothing is unpickled. An engine is code: its hash is checked before anything reads it.
+Every byte is checked before it is used, and nothing is unpickled. An engine is code: its hash is
+checked before anything reads it.
 """
 
 import hashlib
@@ -31,21 +32,18 @@ from ganfast.locks import Held, holder, locked
 
 LATENCY = "latency.json"
 _ATTEMPTS = 20  # to read one bundle whole while others replace it
-_LONGEST = 16 << 20  # bytes of a manifest, and of latencies: a thousand times what they have
+_LONGEST = 16 << 20  # bytes of a manifest or of latencies: real ones have a thousandth
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were all found to be those of its manifest."""
+    """A bundle whose files all have the hashes that its manifest names."""
 
     folder: Path
     manifest: Manifest
-    # The ONNX file and the golden rows, once they were checked: read once, and there when the folder is another bundle's.
-    kept: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def model_path(self) -> Path:
-        return self.folder / MODEL
+    # The ONNX file and the golden rows as they were checked. A sampler needs them later, when the
+    # folder may already hold another bundle.
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def model_bytes(self) -> bytes:
         """The ONNX file."""
@@ -54,36 +52,39 @@ class Bundle:
     def engine(self, key: str) -> bytes:
         """An engine by its key in ``manifest.engines``; InputError where there is none."""
         if key not in self.manifest.engines:
-            raise InputError(
-                f"{self.folder} has no engine {key}; there: {', '.join(self.manifest.engines) or 'none'}"
-            )
+            engines = ", ".join(self.manifest.engines) or "none"
+            raise InputError(f"{self.folder} has no engine {key}; there: {engines}")
         return self.read(f"engines/{key}")
 
     def golden(self) -> dict[str, np.ndarray]:
-        """Rows whose pictures are known: z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8."""
+        """Rows whose pictures are known.
+
+        z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8.
+        """
         m = self.manifest
         try:
             arrays = read_tensors(self._kept_or_read(GOLDEN))
         except ValueError as error:
             raise InputError(f"{self.folder / GOLDEN} is damaged: {error}") from error
         count = m.golden["count"]
-        wanted = {
+        expected = {
             "z": ("<f4", (count, m.latent)),
             "psi": ("<f4", (count,)),
             "images": ("|u1", (count, *m.shape)),
         }
-        wanted |= {"labels": ("<i8", (count,))} if m.classes else {}
-        if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != wanted:
+        expected |= {"labels": ("<i8", (count,))} if m.classes else {}
+        if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != expected:
             raise InputError(
-                f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; export again"
+                f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; "
+                "export again"
             )
         return arrays
 
     def _kept_or_read(self, path: str) -> bytes:
-        return self.kept[path] if path in self.kept else self.read(path)
+        return self.contents[path] if path in self.contents else self.read(path)
 
     def read(self, path: str) -> bytes:
-        """A file that the manifest names, its hash checked on these very bytes; InputError where they are others."""
+        """A file that the manifest names; InputError where its bytes have another hash."""
         facts = self.manifest.files[path]
         try:
             data = _content(_inside(self.folder, path), facts.bytes)
@@ -95,24 +96,28 @@ class Bundle:
             raise _unreadable(self.folder / path, error) from error
         if FileFacts.of(data) != facts:
             raise InputError(
-                f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; copy the bundle again"
+                f"{self.folder / path} has {FileFacts.of(data)}; expected {facts} as exported; "
+                "copy the bundle again"
             )
         return data
 
     def latency(self) -> dict[str, Any]:
-        """What `write_latency` stored; {} where nothing was, or where it is damaged: it only ever chooses between back ends."""
+        """What `write_latency` stored; {} where there is nothing, or where it is damaged.
+
+        It only decides how many pictures go into which batch, so it is no part of the manifest.
+        """
         try:
-            kept = json.loads(_content(self.folder / LATENCY, _LONGEST))
-            table = kept["table"]
-            return dict(table) if kept["sha256"] == _json_hash(table) else {}
+            stored = json.loads(_content(self.folder / LATENCY, _LONGEST))
+            table = stored["table"]
+            return dict(table) if stored["sha256"] == _json_hash(table) else {}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 
     def write_latency(self, table: Mapping[str, Any]) -> None:
         """Store a table of measurements beside the manifest."""
-        kept = {"sha256": _json_hash(table), "table": table}
+        content = {"sha256": _json_hash(table), "table": table}
         write_file(
-            self.folder / LATENCY, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode()
+            self.folder / LATENCY, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
         )
 
 
@@ -124,7 +129,8 @@ def open_bundle(path: Path | str, digest: str | None = None) -> Bundle:
         digest: "sha256:..." as `ganfast export` printed it; another bundle is refused.
 
     Raises:
-        InputError: no bundle, another one, a changed byte, a missing file, a later schema, a path that leaves it.
+        InputError: no bundle, another one, a changed byte, a missing file, a later schema, a path
+            that leaves it.
     """
     folder = Path(path)
     for attempt in range(_ATTEMPTS):  # one that is replaced meanwhile is read again
@@ -143,33 +149,34 @@ def _checked(folder: Path, digest: str | None) -> Bundle:
         raise InputError(
             f"{folder} is {manifest.digest}; expected {digest}: another bundle, or a changed one"
         )
-    bundle, kept = Bundle(folder, manifest), {}
+    bundle, checked = Bundle(folder, manifest), {}
     for file in manifest.files:
         data = bundle.read(file)
         if file in (MODEL, GOLDEN):
-            kept[file] = data
-    return replace(bundle, kept=kept)
+            checked[file] = data
+    return replace(bundle, contents=checked)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Another directory has another; None = there is none."""
+    """Another directory has another identity; None = there is no directory."""
     try:
-        found = folder.stat()
+        stats = folder.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns  # the number alone is given out again
+    return stats.st_ino, stats.st_ctime_ns  # a file system reuses the number of a removed directory
 
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.from_bytes(_content(folder / MANIFEST, _LONGEST), str(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError) as error:
-        told = f"{folder} is not a bundle (it has no {MANIFEST})"
+        message = f"{folder} is not a bundle (it has no {MANIFEST})"
         if is_bundle(old := _beside(folder, "old")):
             raise InputError(
-                f"{told}; {old} is the one from before, left by an export that was stopped: rename it back"
+                f"{message}; {old} is the one from before, left by an export that was stopped: "
+                "rename it back"
             ) from error
-        raise InputError(f"{told}; make one with `ganfast export RUN --out {folder}`") from error
+        raise InputError(f"{message}; make one with `ganfast export RUN --out {folder}`") from error
     except _UNREADABLE as error:
         raise _unreadable(folder / MANIFEST, error) from error
 
@@ -178,25 +185,29 @@ _UNREADABLE = (OSError, MemoryError)
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    return InputError(
-        f"{path} cannot be read: {getattr(error, 'strerror', None) or str(error) or 'it does not fit into memory'}"
-    )
+    reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+    return InputError(f"{path} cannot be read: {reason}")
 
 
 def _content(path: Path, most: int) -> bytes:
-    """Of a plain file: a pipe would be waited for, and a huge file would take all memory, before a hash could tell."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    """The content of a plain file of at most ``most`` bytes.
+
+    Without the two checks a pipe would block, and a huge file would take all memory, before any
+    hash could be compared.
+    """
+    stats = path.stat()
+    if not stat.S_ISREG(stats.st_mode):
         raise InputError(f"{path} is no plain file; copy the bundle again")
-    if found.st_size > most:
+    if stats.st_size > most:
         raise InputError(
-            f"{path} has {found.st_size:,} bytes; expected {most:,} at most, as exported; copy the bundle again"
+            f"{path} has {stats.st_size:,} bytes; expected {most:,} at most, as exported; "
+            "copy the bundle again"
         )
     return path.read_bytes()
 
 
 def is_bundle(path: Path | str) -> bool:
-    """Whether a directory looks like one, be it damaged."""
+    """Whether a directory looks like a bundle, even a damaged one."""
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -220,7 +231,7 @@ def write_bundle(
         manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())}
     )
     content = manifest.to_bytes()
-    Manifest.from_bytes(content)  # what cannot be read back is never written
+    Manifest.from_bytes(content)  # raises for a manifest that nobody could read back
     try:
         with exclusive(out):
             refuse_occupied(out, overwrite)
@@ -237,14 +248,16 @@ def write_bundle(
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Raises InputError where `write_bundle` would have to remove something it may not, or could not rename what it wrote."""
+    """Raises InputError where `write_bundle` may not replace what is there, or cannot rename it."""
     if out.name in ("", ".."):
         raise InputError(
-            f"{out} is no name of its own; give the directory of the bundle by its name, such as {out / 'my.bundle'}"
+            f"{out} is no name of its own; give the directory of the bundle by its name, "
+            f"such as {out / 'my.bundle'}"
         )
     if out.is_symlink():
         raise InputError(
-            f"{out} is a link, to {out.readlink()}; choose --out {os.path.realpath(out)}, or remove the link"
+            f"{out} is a link, to {out.readlink()}; choose --out {os.path.realpath(out)}, "
+            "or remove the link"
         )
     if out.is_dir() and not any(out.iterdir()):
         return
@@ -266,7 +279,7 @@ def golden_file(
 
 @contextmanager
 def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a place, ``.<name>.lock`` beside it, which goes with the process that holds it.
+    """Hold the lock of a place, ``.<name>.lock`` beside it; it ends with the process.
 
     Raises:
         RunError: another process holds it, unless ``wait``.
@@ -278,7 +291,8 @@ def exclusive(path: Path, wait: bool = False) -> Iterator[None]:
             held.enter_context(locked(lock, str(path), wait))
         except Held as error:
             raise RunError(
-                f"another process is writing {path} ({holder(lock)}); wait for it, or choose another place"
+                f"another process is writing {path} ({holder(lock)}); "
+                "wait for it, or choose another place"
             ) from error
         yield
 
@@ -296,7 +310,10 @@ def _beside(place: Path, ending: str) -> Path:
 
 
 def _swap(new: Path, place: Path) -> None:
-    """A reader finds the old bundle or the new one; but for a moment neither where the system cannot exchange directories."""
+    """A reader finds the old bundle or the new one.
+
+    Where the system cannot exchange two directories in one call, it finds neither for a moment.
+    """
     old = _beside(place, "old")
     if not is_bundle(place):  # nothing, or an empty directory
         new.rename(place)
@@ -309,8 +326,8 @@ def _swap(new: Path, place: Path) -> None:
             old.rename(place)
             raise
     disk.sync(place.parent)
-    for left in (old, new):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (old, new):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -321,7 +338,7 @@ def _inside(folder: Path, path: str) -> Path:
             raise InputError(
                 f"{target} leads out of the bundle, to {target.resolve()}; do not use it"
             )
-    except RuntimeError as error:  # as Python up to 3.12 says it
+    except RuntimeError as error:  # up to Python 3.12, `resolve` raises it for a loop of links
         raise InputError(
             f"{target} is a link that leads to itself; copy the bundle again"
         ) from error

@@ -1,7 +1,7 @@
-"""What a bundle says about itself: `manifest.json`. Needs no torch, and nothing but NumPy's company.
+"""The description of a bundle, `manifest.json`. Needs no torch, and nothing beside NumPy.
 
-Its digest, "sha256:...", is that of everything in it, the hashes of all other files included: who pins it pins every byte.
-The file is written in one form only, so that any changed byte is found, be it white space.
+Its digest, "sha256:...", covers everything in it, and so the hashes of all other files: who pins it
+pins every byte. The file has one form only, so that any changed byte shows, even white space.
 """
 
 import hashlib
@@ -42,10 +42,11 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A trained generator as a file: what goes in, what comes out, where it came from, and how exact it is.
+    """A trained generator as a file: its inputs and outputs, its origin, and how exact it is.
 
-    Inputs of the graph: z (N, latent) float32, standard normal; labels (N,) int64 where there are classes; psi (N,) float32,
-    0 to 2, the factor of z. Output: images (N, size, size, channels) uint8, 0 to 255, colour order RGB.
+    Inputs of the graph: z (N, latent) float32, standard normal; labels (N,) int64 where there are
+    classes; psi (N,) float32, 0 to 2, the factor of z. Output: images (N, size, size, channels)
+    uint8, 0 to 255, colour order RGB.
     """
 
     name: str  # of the run, for titles
@@ -53,27 +54,22 @@ class Manifest:
     classes: tuple[str, ...]  # a label indexes it; () for a generator without classes
     size: int  # side of a picture, pixels
     channels: int  # 1 grey, 3 RGB
-    precision: str  # what the graph computes in: fp32, tf32 (the graph of fp32, computed in tf32), fp16, bf16 or int8
+    precision: str  # of the graph: fp32, tf32 (fp32's graph, computed in tf32), fp16, bf16 or int8
     buckets: tuple[int, ...]  # batch sizes to be fast at, ascending
-    crop: str  # what was done to the pictures it was trained on, in words
+    crop: str  # how the training pictures were prepared, in words
     files: dict[str, FileFacts] = field(default_factory=dict)  # all but the manifest itself
-    golden: dict[str, int] = field(
-        default_factory=dict
-    )  # seed and count: golden.safetensors holds its rows 0 .. count - 1
+    # seed and count: golden.safetensors holds the rows 0 .. count - 1 of the seed
+    golden: dict[str, int] = field(default_factory=dict)
     parity: tuple[Parity, ...] = ()  # as measured when it was exported
-    lint: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # target -> why it cannot take the graph; [] where it can
-    engines: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # key -> facts; the engine is the file engines/<key>
-    network: dict[str, Any] | None = (
-        None  # ganfast.models.NetSpec of a network of ganfast's own; None for a user's
-    )
-    versions: dict[str, str] = field(default_factory=dict)  # of what made it
-    training: dict[str, Any] = field(
-        default_factory=dict
-    )  # preset, images shown, hashes of config, data and weights
+    # target -> why it cannot take the graph; [] where it can
+    lint: dict[str, list[str]] = field(default_factory=dict)
+    # key -> facts; the engine is the file engines/<key>
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # ganfast.models.NetSpec of a network of ganfast's own; None for a user's
+    network: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of the packages that made it
+    # preset, images shown, hashes of config, data and weights
+    training: dict[str, Any] = field(default_factory=dict)
     ganfast: str = ""
     schema: int = SCHEMA
 
@@ -83,7 +79,7 @@ class Manifest:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one picture: (size, size, channels)."""
+        """The shape of one picture: (size, size, channels)."""
         return (self.size, self.size, self.channels)
 
     @property
@@ -119,9 +115,8 @@ class Manifest:
             "latent_distribution": "standard normal",
             "psi_range": [0, 2],
         }
-        plain: dict[str, Any] = json.loads(
-            json.dumps(asdict(self) | derived)
-        )  # tuples become lists, as when read back
+        # Tuples become lists, as when read back.
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | derived))
         return plain
 
     @staticmethod
@@ -129,27 +124,27 @@ class Manifest:
         """Read manifest.json.
 
         Raises:
-            InputError: a changed byte, a schema of a later version, paths that leave the bundle, values that cannot be.
+            InputError: a changed byte, a schema of a later version, paths that leave the bundle,
+                values that cannot be.
         """
         plain = _parsed(data, source)
         schema = plain.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             raise InputError(
-                f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: install a newer ganfast"
+                f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: "
+                "install a newer ganfast"
             )
         if schema != SCHEMA:
             raise InputError(f"{source} has schema {schema!r}; expected {SCHEMA}")
-        said = plain.pop("digest", None)
+        digest = plain.pop("digest", None)
         try:
-            unchanged = said == _digest(plain) and _text({"digest": said} | plain) == data
-        except (
-            ValueError,
-            RecursionError,
-        ):  # what the writer never writes: numbers beyond all range, endless nesting
+            unchanged = digest == _digest(plain) and _text({"digest": digest} | plain) == data
+        except (ValueError, RecursionError):  # NaN, or endless nesting: the writer writes neither
             unchanged = False
         if not unchanged:
             raise InputError(
-                f"{source} was changed after the export: its digest is not that of its content; export again"
+                f"{source} was changed after the export: its digest is not that of its content; "
+                "export again"
             )
         try:
             manifest = _built(plain)
@@ -173,14 +168,12 @@ class Manifest:
             raise InputError(f"{source} names no {', '.join(sorted(missing))}; export again")
         if self.precision not in PRECISIONS:
             raise InputError(
-                f"{source} has precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
+                f"{source} has precision {self.precision!r}; "
+                f"expected one of {', '.join(PRECISIONS)}"
             )
-        for name, value, least in (
-            ("latent", self.latent, 1),
-            ("size", self.size, 1),
-            ("golden", self.golden["count"], 1),
-        ):
-            if type(value) is not int or value < least:
+        counts = {"latent": self.latent, "size": self.size, "golden": self.golden["count"]}
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels!r}")
@@ -198,7 +191,8 @@ def check_buckets(buckets: tuple[int, ...]) -> None:
     ) == sorted(set(buckets))
     if not buckets or not good:
         raise InputError(
-            f"buckets are {list(buckets)}; expected ascending batch sizes from 1 to {MAX_BUCKET}, such as 1,8,64"
+            f"buckets are {list(buckets)}; expected ascending batch sizes from 1 to {MAX_BUCKET}, "
+            "such as 1,8,64"
         )
 
 
@@ -221,7 +215,7 @@ def _built(plain: Mapping[str, Any]) -> Manifest:
     values = {name: plain[name] for name in known}
     values["files"] = {path: FileFacts(**facts) for path, facts in plain["files"].items()}
     values["parity"] = tuple(
-        Parity(**{**each, "histogram": tuple(each["histogram"])}) for each in plain["parity"]
+        Parity(**{**row, "histogram": tuple(row["histogram"])}) for row in plain["parity"]
     )
     return Manifest(
         **{**values, "classes": tuple(plain["classes"]), "buckets": tuple(plain["buckets"])}

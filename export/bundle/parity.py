@@ -1,7 +1,7 @@
-"""How far pictures may lie from those of the trained generator, per precision, and how far they do. NumPy only.
+"""How far pictures may lie from the trained generator's, per precision, and how far they do.
 
-LSB: one grey level of 255. Two roundings of the same number may differ by one where it lies between two levels, so that
-equality of bytes is never asked for.
+NumPy only. LSB: one grey level of 255. Two roundings of the same number may differ by one where it
+lies between two levels; equality of bytes is never asked for.
 """
 
 from dataclasses import dataclass
@@ -10,42 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pictures = NDArray[np.uint8]
-EDGES = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    9,
-    17,
-    33,
-)  # of the histogram: |difference| 0, 1, 2, 3-4, 5-8, 9-16, 17-32, 33 and more
+# Of the histogram: |difference| 0, 1, 2, 3-4, 5-8, 9-16, 17-32, 33 and more.
+EDGES = (0, 1, 2, 3, 5, 9, 17, 33)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a precision must keep; None asks for nothing."""
+    """The limits of a precision; None is no limit."""
 
     max_lsb: int | None = None
     mean_lsb: float | None = None
     psnr_db: float | None = None
 
     def __str__(self) -> str:
-        wanted = [
+        limits = [
             (self.max_lsb, "max <= {} LSB"),
             (self.mean_lsb, "mean <= {} LSB"),
             (self.psnr_db, "PSNR >= {} dB"),
         ]
-        return ", ".join(text.format(value) for value, text in wanted if value is not None)
+        return ", ".join(text.format(value) for value, text in limits if value is not None)
 
 
 GATES = {
     "fp32": Gate(max_lsb=1),
     "tf32": Gate(mean_lsb=0.1, psnr_db=45.0),
     "fp16": Gate(mean_lsb=0.1, psnr_db=45.0),
-    "bf16": Gate(
-        mean_lsb=0.8, psnr_db=35.0
-    ),  # three bits less than fp16: its rounding is 8 times as coarse
+    # Three bits less than fp16: its rounding is 8 times as coarse.
+    "bf16": Gate(mean_lsb=0.8, psnr_db=35.0),
     "int8": Gate(psnr_db=32.0),
 }
 
@@ -54,7 +45,7 @@ GATES = {
 class Parity:
     """The distance of pictures from the trained generator's own, float32."""
 
-    back_end: str  # what drew them
+    back_end: str  # that drew the pictures
     batch: int  # pictures a call
     pictures: int  # compared in all
     max_lsb: int
@@ -69,12 +60,14 @@ class Parity:
 
     def missed(self, gate: Gate) -> str:
         """Why the gate is not kept, with the numbers; "" where it is."""
-        kept = (
+        passes = (
             (gate.max_lsb is None or self.max_lsb <= gate.max_lsb)
             and (gate.mean_lsb is None or self.mean_lsb <= gate.mean_lsb)
             and (gate.psnr_db is None or self.psnr_db is None or self.psnr_db >= gate.psnr_db)
         )
-        return "" if kept else f"{self.back_end} at batch {self.batch}: {self}; the gate is {gate}"
+        return (
+            "" if passes else f"{self.back_end} at batch {self.batch}: {self}; the gate is {gate}"
+        )
 
 
 def compare(pictures: Pictures, truth: Pictures, back_end: str = "", batch: int = 0) -> Parity:

@@ -1,6 +1,7 @@
-"""Arrays in the safetensors format, read with NumPy alone: a process that samples has neither torch nor safetensors.
+"""Arrays in the safetensors format, read with NumPy alone: a sampler may have nothing else.
 
-Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape, data_offsets), the data.
+Format: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape,
+data_offsets), the data.
 """
 
 import json
@@ -18,7 +19,7 @@ _DTYPES = {
     "BOOL": "|b1",
 }
 _NAMES = {value: name for name, value in _DTYPES.items()}
-_LONGEST_HEADER = 1 << 20  # bytes; of a few arrays it has some hundred
+_LONGEST_HEADER = 1 << 20  # bytes; a header of a few arrays has some hundred
 
 
 def read_tensors(data: bytes) -> dict[str, np.ndarray]:

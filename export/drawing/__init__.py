@@ -1,1 +1,1 @@
-"""What draws the pictures of a bundle. Needs NumPy and one back end."""
+"""Drawing the pictures of a bundle. Needs NumPy and one back end."""

@@ -1,9 +1,10 @@
-"""How fast a bundle draws here: every back end that opens, every bucket, taking turns; the table is stored beside the bundle."""
+"""How fast a bundle draws here: every back end that opens, every bucket, in turns."""
 
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,12 @@ from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle
 from ganfast.export.drawing.choice import BACKENDS
 from ganfast.export.drawing.lanes import HostLane, filled
-from ganfast.export.drawing.latency import machine
+from ganfast.export.drawing.latency import machine, percentiles
 from ganfast.export.drawing.rows import ask
 from ganfast.export.drawing.sampler import Sampler, load_sampler
 from ganfast.export.session import usable_threads
 
-_LEVELS = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
-_LEAST = 5  # calls of each, however long they take
+_LEAST = 5  # calls of a sampler, however long they take
 
 
 def measure(
@@ -39,16 +39,17 @@ def measure(
         batches: pictures a request; () = the buckets.
 
     Returns:
-        The table that `ganfast.export.drawing.latency` reads, seconds throughout: percentiles of requests, images a second; of a
-        request alone the medians of its parts: enqueue (checks, latents, launching), compute (until the pictures are there), copy
-        (to the caller's memory). And why back ends could not be measured.
+        The table that `ganfast.export.drawing.latency` reads, and why back ends could not be
+        measured. A row has seconds throughout: percentiles of requests, and images a second. A row
+        of one request at a time also has the medians of its parts: enqueue (checks, latents,
+        launching), compute (until the pictures are there), copy (to the caller's memory).
 
     Raises:
-        InputError: none could; arguments out of range.
+        InputError: no back end could be measured; arguments out of range.
     """
     if not 0 < seconds < math.inf or min(concurrency, default=1) < 1 or min(batches, default=1) < 1:
-        asked = f"seconds {seconds:g}, concurrency {list(concurrency)} and batches {list(batches)}"
-        raise InputError(f"{asked} must be above 0, and no endless time")
+        options = f"seconds {seconds:g}, concurrency {list(concurrency)}, batches {list(batches)}"
+        raise InputError(f"{options} must be above 0, and no endless time")
     samplers, refused = _opened(bundle, back_ends, device, threads)
     try:
         rows = [
@@ -69,21 +70,18 @@ def _opened(
 ) -> tuple[list[Sampler], list[str]]:
     samplers: dict[str, Sampler] = {}
     refused = []
-    there = {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()} | {
-        "onnxruntime",
-        "torch",
-    }
-    places = (
-        ("cuda", "cpu") if device == "auto" and _gpu(device) else (device.replace("auto", "cpu"),)
-    )
-    for name in back_ends or [each for each in BACKENDS if each in there]:
-        for where in places:
+    usable = {str(facts.get("flavour")) for facts in bundle.manifest.engines.values()}
+    usable |= {"onnxruntime", "torch"}
+    on_both = device == "auto" and _gpu(device)
+    places = ("cuda", "cpu") if on_both else (device.replace("auto", "cpu"),)
+    for name in back_ends or [name for name in BACKENDS if name in usable]:
+        for place in places:
             try:
-                opened = load_sampler(bundle.folder, where, name, threads=threads, strict=True)
-                if samplers.setdefault(opened.backend_name, opened) is not opened:
-                    opened.close()
+                sampler = load_sampler(bundle.folder, place, name, threads=threads, strict=True)
+                if samplers.setdefault(sampler.backend_name, sampler) is not sampler:
+                    sampler.close()
             except InputError as error:
-                refused.append(f"{name} on {where}: {error}")
+                refused.append(f"{name} on {place}: {error}")
     if not samplers:
         raise InputError(f"nothing draws {bundle.folder} here: {'; '.join(refused)}")
     return list(samplers.values()), refused
@@ -103,7 +101,10 @@ def _gpu(device: str) -> str:
 def _turns(
     samplers: Sequence[Sampler], batch: int, at_once: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Back ends in turns of a tenth of their time, so that a slow moment of the machine hits all of them alike."""
+    """Rows of all back ends, which take turns of a tenth of their time.
+
+    A slow moment of the machine then hits all of them alike.
+    """
     times: dict[str, list[float]] = {sampler.backend_name: [] for sampler in samplers}
     spent = dict.fromkeys(times, 0.0)
     for sampler in samplers:
@@ -114,34 +115,28 @@ def _turns(
             began = time.perf_counter()
             with ThreadPoolExecutor(at_once) as pool:
                 least = _LEAST if turn == 0 else 1
-                found = pool.map(
-                    lambda i, s=sampler, n=least: _repeat(s, batch, i, seconds / 10, n),
-                    range(at_once),
-                )
-                times[sampler.backend_name] += [each for part in found for each in part]
+                repeat = partial(_repeat, sampler, batch, seconds / 10, least)
+                for durations in pool.map(repeat, range(at_once)):
+                    times[sampler.backend_name] += durations
             spent[sampler.backend_name] += time.perf_counter() - began
-    return [
-        {
-            "back_end": sampler.backend_name,
+    rows: list[dict[str, Any]] = []
+    for sampler in samplers:
+        name = sampler.backend_name
+        requests = len(times[name])
+        row: dict[str, Any] = {
+            "back_end": name,
             "batch": batch,
             "concurrency": at_once,
-            "requests": len(times[sampler.backend_name]),
+            "requests": requests,
         }
-        | {
-            level: float(np.percentile(times[sampler.backend_name], value))
-            for level, value in _LEVELS.items()
-        }
-        | {
-            "images_per_second": batch
-            * len(times[sampler.backend_name])
-            / spent[sampler.backend_name]
-        }
-        | (_parts(sampler, batch) if at_once == 1 else {})
-        for sampler in samplers
-    ]
+        rates = {"images_per_second": batch * requests / spent[name]}
+        parts = _parts(sampler, batch) if at_once == 1 else {}
+        rows.append(row | percentiles(times[name]) | rates | parts)
+    return rows
 
 
-def _repeat(sampler: Sampler, batch: int, seed: int, seconds: float, least: int) -> list[float]:
+def _repeat(sampler: Sampler, batch: int, seconds: float, least: int, seed: int) -> list[float]:
+    """Durations of requests for ``seconds``, and of ``least`` requests at the least."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < until:
@@ -152,7 +147,7 @@ def _repeat(sampler: Sampler, batch: int, seed: int, seconds: float, least: int)
 
 
 def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
-    """Medians of what one batch consists of; {} for a request of several batches."""
+    """Median seconds of the parts of one batch; {} for a request of several batches."""
     backend, plan = sampler._backend, sampler._plan(batch)
     if len(plan) > 1:
         return {}
@@ -165,7 +160,7 @@ def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
         if isinstance(lane, HostLane):
             inputs = filled(rows, batch if backend.exact else plan[0])
             marks.append(time.perf_counter())
-            backend.run(*inputs)
+            lane.run(*inputs)
         else:
             lane.launch(rows, plan[0])
             marks.append(time.perf_counter())
@@ -174,5 +169,5 @@ def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
         out[...] = source
         marks.append(time.perf_counter())
         stamps.append(np.diff(marks))
-    enqueue, compute, copy = (float(each) for each in np.median(stamps, axis=0))
-    return {"enqueue": enqueue, "compute": compute, "copy": copy}
+    medians = np.median(stamps, axis=0).tolist()
+    return dict(zip(("enqueue", "compute", "copy"), medians, strict=True))

@@ -1,13 +1,20 @@
-"""Which back end draws a bundle here: engine, then ONNX Runtime, then torch; each refusal with its reason."""
+"""Which back end draws a bundle here: engine, then ONNX Runtime, then torch.
+
+The order is fixed, so that a program draws with the same back end after every start. Each back end
+that cannot be used has its reason in the log.
+"""
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle
+from ganfast.export.bundle.parity import GATES, compare
 from ganfast.export.drawing.lanes import LaneBackend
-from ganfast.export.drawing.latency import in_order_of_speed
+from ganfast.export.drawing.latency import bucket_costs
+from ganfast.export.drawing.rows import Rows, plan
 
 if TYPE_CHECKING:
     from ganfast.export.engines.cuda import Cuda
@@ -15,13 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ganfast")
 
 BACKENDS = ("auto", "tensorrt", "rtx", "onnxruntime", "torch")
-Check = Callable[[Bundle, LaneBackend], None]
 
 
 def open_backend(
-    bundle: Bundle, device: str, backend: str, strict: bool, threads: int, check: Check
+    bundle: Bundle, device: str, backend: str, strict: bool, threads: int
 ) -> tuple[LaneBackend, list[str]]:
-    """The first back end that opens and passes ``check``, and why those before it did not.
+    """The first back end that opens and draws the golden rows, and why those before it did not.
 
     Raises:
         InputError: none does; the first does not and ``strict``; no such device or back end.
@@ -31,26 +37,19 @@ def open_backend(
     if threads < 0:
         raise InputError(f"threads is {threads}; expected 1 or more, or 0 for all")
     cuda = _cuda(device)
-    wanted = _candidates(bundle, backend, device, cuda)
-    if backend == "auto":
-        from ganfast.export.session import usable_threads
-
-        wanted = in_order_of_speed(
-            bundle, wanted, cuda.gpu.name if cuda else "", threads or usable_threads()
-        )
     refused: list[str] = []
-    for name in wanted:
+    for name in _candidates(bundle, backend, device, cuda):
         try:
             opened = _open(name, bundle, cuda, device, threads)
             try:
-                check(bundle, opened)
+                check_golden(bundle, opened)
             except BaseException:
                 opened.close()
                 raise
             for reason in refused:
                 logger.warning("%s; drawing with %s instead", reason, name)
             return opened, refused
-        except Exception as error:  # whatever a library raises, the next one may do
+        except Exception as error:  # a library may raise anything; the next back end may work
             kind = "" if isinstance(error, InputError | RunError) else f"{type(error).__name__}: "
             refused.append(f"{name}: {kind}{' '.join(str(error).split())}")
             if strict:
@@ -58,8 +57,28 @@ def open_backend(
     raise InputError(f"{bundle.folder} cannot be drawn here: {'; '.join(refused)}")
 
 
+def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
+    """Raises InputError where any lane of a back end does not draw the bundle's golden rows."""
+    golden, m = bundle.golden(), bundle.manifest
+    count = len(golden["images"])
+    rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
+    parts = plan(count, bucket_costs(bundle, backend.name), backend.exact)
+    for lane in backend.ways():
+        drawn, start = np.empty_like(golden["images"]), 0
+        for bucket in parts:
+            lane.launch(rows.part(start, start + bucket), bucket)
+            lane.collect(drawn[start : start + bucket])
+            start += bucket
+        missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
+        if missed:
+            raise InputError(
+                f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; "
+                "export again"
+            )
+
+
 def _cuda(device: str) -> "Cuda | None":
-    """The GPU that was asked for; with auto the first one, or None."""
+    """The GPU that ``device`` names; with auto the first one, or None."""
     kind, colon, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (
         colon and (kind != "cuda" or not number.isdecimal())
@@ -104,12 +123,8 @@ def _open(name: str, bundle: Bundle, cuda: "Cuda | None", device: str, threads: 
         from ganfast.export.drawing.run_torch import TorchBackend
     except ImportError as error:
         raise InputError(f"torch cannot be imported here: {error}; pip install torch") from error
-    return TorchBackend(
-        bundle.model_bytes(),
-        bundle.manifest,
-        f"cuda:{number}" if name.endswith("cuda") else "cpu",
-        threads,
-    )
+    where = f"cuda:{number}" if name.endswith("cuda") else "cpu"
+    return TorchBackend(bundle.model_bytes(), bundle.manifest, where, threads)
 
 
 def _open_engine(name: str, bundle: Bundle, cuda: "Cuda | None") -> LaneBackend:

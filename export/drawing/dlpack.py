@@ -1,6 +1,7 @@
-"""Memory of a CUDA device handed to torch, CuPy or JAX without copying and without any of them here: the DLPack protocol in ctypes.
+"""The DLPack protocol in ctypes: device memory handed to torch, CuPy or JAX without a copy.
 
-Structures: DLPack 0.8, dlpack.h. Works on host memory too, which is how it is tested.
+None of them is needed here. Structures: DLPack 0.8, dlpack.h. It works on host memory too, which is
+how it is tested.
 """
 
 import ctypes
@@ -42,13 +43,12 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
 
-_alive: dict[
-    int, Any
-] = {}  # address of a structure given away -> what must live until its consumer lets go
+# Address of a structure that a consumer has -> what must live until the consumer deletes it.
+_alive: dict[int, Any] = {}
 
 
 class DevicePictures:
-    """uint8 (N, H, W, C) in device memory; ``torch.from_dlpack(pictures)`` takes them, and nobody copies."""
+    """uint8 (N, H, W, C) in device memory; ``torch.from_dlpack(pictures)`` makes no copy."""
 
     def __init__(
         self,

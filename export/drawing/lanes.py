@@ -1,4 +1,4 @@
-"""What a sampler asks of a back end: lanes, each of which draws one request at a time."""
+"""The interface of sampler and back end: lanes, each of which draws one request at a time."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,21 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.export.drawing.rows import Rows
-
-
-class Backend(Protocol):
-    """One engine on one device. The graph's inputs are z, labels (where there are classes) and psi, its output is images."""
-
-    name: (
-        str  # "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "rtx" or "torch-cpu", "torch-cuda"
-    )
-
-    def run(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
-    ) -> NDArray[np.uint8]:  # pictures (B, H, W, C)
-        """Draw z (B, latent), labels (B,) or None for a bundle without classes, psi (B,)."""
-        ...
-
 
 Pictures = NDArray[np.uint8]
 
@@ -37,24 +22,31 @@ class Lane(Protocol):
         ...
 
     def collect(self, out: Pictures | None = None) -> Pictures:
-        """Wait for the batch launched first: its pictures (len(rows), H, W, C), in ``out`` or else in memory of their own."""
+        """Wait for the batch launched first: its pictures (len(rows), H, W, C).
+
+        They lie in ``out``, or else in memory of their own.
+        """
         ...
 
     def on_device(self, rows: Rows, parts: list[int]) -> Any:
-        """All rows drawn into memory of the device: an object with ``__dlpack__``, uint8 (N, H, W, C)."""
+        """All rows drawn into memory of the device: uint8 (N, H, W, C) with ``__dlpack__``."""
         ...
 
 
-class LaneBackend(Backend, Protocol):
-    """A back end that a sampler can drive."""
+class LaneBackend(Protocol):
+    """One engine on one device, which a sampler can drive."""
 
+    name: str  # onnxruntime-cpu, onnxruntime-cuda, tensorrt, rtx, torch-cpu or torch-cuda
     exact: bool  # draws a batch of any size as it is; else batches are filled up to a bucket
     lanes: int  # requests that it draws at once
 
     def lane(self) -> Lane: ...
 
     def ways(self) -> Sequence[Lane]:
-        """A lane for each way in which it may draw a request, as load and other requests decide: what has to be checked."""
+        """A lane for each way in which it may draw a request: all of them have to be checked.
+
+        ONNX Runtime, for one, draws a lone request with another session than one beside others.
+        """
         ...
 
     def refit(self, model: bytes) -> None:
@@ -65,37 +57,38 @@ class LaneBackend(Backend, Protocol):
 
 
 class HostLane:
-    """Lane of a back end that takes and gives NumPy arrays, from any thread.
+    """Lane of a back end that takes and returns NumPy arrays, from any thread.
 
-    ``run`` is `Backend.run` or one of the ways it goes, ``exact`` what `LaneBackend.exact` says.
+    ``run`` draws z (B, latent), labels (B,) or None for a bundle without classes, and psi (B,).
+    ``exact`` is `LaneBackend.exact`.
     """
 
     depth = 1
 
     def __init__(self, run: Callable[..., Pictures], exact: bool) -> None:
-        self._run, self._exact = run, exact
-        self._drawn: deque[Pictures] = deque()
+        self.run, self._exact = run, exact
+        self._batches: deque[Pictures] = deque()
 
     def launch(self, rows: Rows, bucket: int) -> None:
         z, labels, psi = filled(rows, len(rows) if self._exact else bucket)
-        drawn = self._run(z, labels, psi)
-        self._drawn.append(drawn if len(drawn) == len(rows) else drawn[: len(rows)])
+        pictures = self.run(z, labels, psi)
+        self._batches.append(pictures if len(pictures) == len(rows) else pictures[: len(rows)])
 
     def collect(self, out: Pictures | None = None) -> Pictures:
-        drawn = self._drawn.popleft()
-        return drawn if out is None else copied(drawn, out)
+        pictures = self._batches.popleft()
+        return pictures if out is None else copied(pictures, out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Pictures:
-        drawn, start = [], 0
+        batches, start = [], 0
         for bucket in parts:
             self.launch(rows.part(start, start + bucket), bucket)
-            drawn.append(self._drawn.popleft())
+            batches.append(self._batches.popleft())
             start += bucket
-        return np.concatenate(drawn)  # the host is the device, and NumPy's arrays have __dlpack__
+        return np.concatenate(batches)  # the host is the device; NumPy's arrays have __dlpack__
 
 
 def copied(pictures: Pictures, out: Pictures | None) -> Pictures:
-    """A lane's own pictures, which its next batch overwrites, in ``out`` or in memory of their own."""
+    """A lane's pictures in ``out`` or in memory of their own: its next batch overwrites its own."""
     if out is None:
         return pictures.copy()
     out[...] = pictures
@@ -105,16 +98,12 @@ def copied(pictures: Pictures, out: Pictures | None) -> Pictures:
 def filled(
     rows: Rows, bucket: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:
-    """z, labels, psi of a full batch: what is left of the bucket draws the latent 0."""
+    """z, labels, psi of a full batch: the rest of the bucket draws the latent 0."""
     z, labels, psi, n = rows.z(), rows.labels, rows.psi, len(rows)
     if n == bucket:
         return z, None if labels is None else np.ascontiguousarray(labels), psi
-    full = np.zeros((bucket, rows.latent), np.float32)
-    full[:n] = z
-    psis = np.zeros(bucket, np.float32)
-    psis[:n] = psi
-    chosen = None
+    rest = bucket - n
     if labels is not None:
-        chosen = np.zeros(bucket, np.int64)
-        chosen[:n] = labels
-    return full, chosen, psis
+        labels = np.concatenate([labels, np.zeros(rest, np.int64)])
+    z = np.concatenate([z, np.zeros((rest, rows.latent), np.float32)])
+    return z, labels, np.concatenate([psi, np.zeros(rest, np.float32)])

@@ -1,8 +1,9 @@
-"""Latencies that were measured and stored beside a bundle, and what follows from them: which back end, which buckets. NumPy only.
+"""Latencies stored beside a bundle, and the costs of batches that follow from them. NumPy only.
 
-    {"machine": "...", "threads": 2, "rows": [{"back_end", "batch", "concurrency", "p50", "p90", "p99", "p99.9", ...}, ...]}
+    {"machine": "...", "threads": 2, "rows": [{"back_end", "batch", "concurrency", "p50", ...}]}
 
-Seconds. Rows of several machines or thread counts never mix: a measurement replaces the table of another.
+Seconds. A table holds rows of one machine and one number of threads. A measurement with others
+replaces the whole table.
 """
 
 import platform
@@ -15,11 +16,16 @@ import numpy as np
 from ganfast.export.bundle.bundle import Bundle
 from ganfast.export.drawing.rows import prior_cost
 
-_MARGIN = 1.05  # so much faster must a back end be than one that comes before it
+_LEVELS = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50 to p99.9 of the durations of requests."""
+    return {name: float(np.percentile(seconds, level)) for name, level in _LEVELS.items()}
 
 
 def machine(gpu: str = "") -> str:
-    """What latencies depend on: processor and GPU, in words."""
+    """Processor and GPU, on which latencies depend, in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(
@@ -31,8 +37,10 @@ def machine(gpu: str = "") -> str:
 
 
 def store(bundle: Bundle, table: Mapping[str, Any]) -> None:
-    """Keep a table beside the bundle, with what was measured before on the same machine with as many threads; a row replaces the
-    one of the same back end, batch and concurrency."""
+    """Keep a table beside the bundle, with the rows of before if machine and threads are the same.
+
+    A row replaces the one of the same back end, batch and concurrency.
+    """
     before = bundle.latency()
     same = all(before.get(name) == table[name] for name in ("machine", "threads"))
     try:
@@ -48,42 +56,19 @@ def _setting(row: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def bucket_costs(bundle: Bundle, back_end: str) -> dict[int, float]:
-    """Seconds of a batch by bucket, as measured on any machine: proportions are what a plan needs. A guess where nothing was."""
-    return _measured(bundle, back_end) or prior_cost(bundle.manifest.buckets)
+    """Seconds of a batch by bucket: medians of lone requests, or a guess where a bucket has none.
 
-
-def in_order_of_speed(
-    bundle: Bundle, back_ends: Sequence[str], gpu: str, threads: int
-) -> list[str]:
-    """The back ends as they come, but the fastest on this machine first, if two or more were measured: geometric mean over the
-    buckets."""
-    table = bundle.latency()
-    if table.get("machine") != machine(gpu) or table.get("threads") != threads:
-        return list(back_ends)
-    costs = {name: measured for name in back_ends if (measured := _measured(bundle, name))}
-    means = {
-        name: float(np.exp(np.mean(np.log(list(cost.values()))))) for name, cost in costs.items()
-    }
-    if len(means) < 2:
-        return list(back_ends)
-    fastest = min(means.values())
-    best = next(name for name in back_ends if name in means and means[name] <= _MARGIN * fastest)
-    return sorted(back_ends, key=lambda name: name != best)
-
-
-def _measured(bundle: Bundle, back_end: str) -> dict[int, float]:
-    """Median by bucket, one request at a time; {} for a table that does not tell of every bucket."""
+    A table of any machine serves, because a plan needs only the proportions.
+    """
+    buckets = bundle.manifest.buckets
     try:
-        rows = [
-            row
+        seconds = {
+            int(row["batch"]): float(row["p50"])
             for row in bundle.latency()["rows"]
             if row["back_end"] == back_end and row["concurrency"] == 1
-        ]
-        found = {int(row["batch"]): float(row["p50"]) for row in rows}
+        }
     except (KeyError, TypeError, ValueError, OverflowError):
-        return {}
-    if not all(0 < value < 3600 for value in found.values()) or not set(
-        bundle.manifest.buckets
-    ) <= set(found):
-        return {}
-    return {bucket: found[bucket] for bucket in bundle.manifest.buckets}
+        return prior_cost(buckets)
+    if not set(buckets) <= set(seconds) or not all(0 < s < 3600 for s in seconds.values()):
+        return prior_cost(buckets)
+    return {bucket: seconds[bucket] for bucket in buckets}

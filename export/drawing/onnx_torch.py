@@ -1,7 +1,7 @@
-"""An ONNX graph computed with torch operations: what the torch back end runs, whatever module the graph was once exported from.
+"""An ONNX graph computed with torch operations: what the torch back end runs.
 
-Only the operations that generators are made of; each as ONNX defines it (onnx.ai/onnx/operators). Weights of convolutions lie
-channels last, as cuDNN and oneDNN compute in.
+Only the operations that generators are made of, as ONNX defines them (onnx.ai/onnx/operators).
+Weights of convolutions lie channels last, the layout in which cuDNN and oneDNN compute.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,46 +18,45 @@ Attributes = Mapping[str, Any]
 
 
 class Program:
-    """A graph with its weights on a device; called with the graph's inputs by name, gives its first output."""
+    """A graph with its weights on a device: its inputs by name in, its first output out."""
 
     def __init__(self, model: bytes, device: torch.device) -> None:
-        """Raises InputError where the graph uses an operation that is not here, or the package onnx is missing."""
+        """Raises InputError for an operation that is not here, or without the package onnx."""
         self.weights, self._steps, self._output = _parsed(model, device)
 
     @torch.inference_mode()
     def __call__(self, **inputs: Tensor) -> Tensor:
         values: dict[str, Any] = {**self.weights, **inputs}
         for operation, names, attributes, results, unused in self._steps:
-            given = operation(attributes, *(values[name] if name else None for name in names))
-            for result, value in zip(
-                results, given if isinstance(given, tuple) else (given,), strict=False
-            ):
-                values[result] = value
+            outputs = operation(attributes, *(values[name] if name else None for name in names))
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            values |= zip(results, outputs, strict=False)
             for name in unused:
                 del values[name]
         images: Tensor = values[self._output]
         return images
 
     def refit(self, model: bytes) -> None:
-        """Copy the weights of another file with the same graph into these; addresses stay, so captured graphs stay valid.
+        """Copy the weights of another file with the same graph into these.
+
+        Their addresses stay, so that captured CUDA graphs stay valid.
 
         Raises:
             InputError: its weights have other names, shapes or types.
         """
         others, _, _ = _parsed(model, torch.device("cpu"))
         for name in sorted(self.weights.keys() | others.keys()):
-            mine, other = self.weights.get(name), others.get(name)
-            if (
-                mine is None
-                or other is None
-                or mine.shape != other.shape
-                or mine.dtype != other.dtype
-            ):
+            if _form(self.weights.get(name)) != _form(others.get(name)):
                 raise InputError(
-                    f"{name} is not the same in the new graph; load the new bundle with load_sampler"
+                    f"{name} is not the same in the new graph; "
+                    "load the new bundle with load_sampler"
                 )
         for name, value in others.items():
             self.weights[name].copy_(value)
+
+
+def _form(weight: Tensor | None) -> tuple[Any, ...] | None:
+    return None if weight is None else (weight.shape, weight.dtype)
 
 
 def _parsed(model: bytes, device: torch.device) -> tuple[dict[str, Tensor], list[Any], str]:
@@ -121,8 +120,8 @@ _TYPES = {
 }
 
 
-def _ints(value: Tensor | None, otherwise: list[int] | None = None) -> list[int]:
-    return list(otherwise or []) if value is None else [int(v) for v in value.reshape(-1).tolist()]
+def _ints(value: Tensor | None) -> list[int]:
+    return [] if value is None else [int(v) for v in value.reshape(-1).tolist()]
 
 
 def _pads(a: Attributes, spatial: int) -> list[int]:
@@ -143,31 +142,16 @@ def _conv(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tenso
     d = x.dim() - 2
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[d]
     ones = [1] * d
-    return function(
-        _channels_last(x),
-        w,
-        b,
-        a.get("strides", ones),
-        _pads(a, d),
-        a.get("dilations", ones),
-        a.get("group", 1),
-    )
+    stride, dilation = a.get("strides", ones), a.get("dilations", ones)
+    return function(_channels_last(x), w, b, stride, _pads(a, d), dilation, a.get("group", 1))
 
 
 def _conv_transpose(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     d = x.dim() - 2
     function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[d]
     ones, extra = [1] * d, a.get("output_padding", [0] * d)
-    return function(
-        _channels_last(x),
-        w,
-        b,
-        a.get("strides", ones),
-        _pads(a, d),
-        extra,
-        a.get("group", 1),
-        a.get("dilations", ones),
-    )
+    stride, dilation, groups = a.get("strides", ones), a.get("dilations", ones), a.get("group", 1)
+    return function(_channels_last(x), w, b, stride, _pads(a, d), extra, groups, dilation)
 
 
 def _gemm(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -177,10 +161,10 @@ def _gemm(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tenso
 
 
 def _reshape(a: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    wanted = _ints(shape)
+    sizes = _ints(shape)
     if not a.get("allowzero"):
-        wanted = [x.shape[i] if n == 0 else n for i, n in enumerate(wanted)]
-    return x.reshape(wanted)
+        sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
+    return x.reshape(sizes)
 
 
 def _shape(a: Attributes, x: Tensor) -> Tensor:
@@ -189,11 +173,9 @@ def _shape(a: Attributes, x: Tensor) -> Tensor:
 
 def _along(x: Tensor, values: Tensor, axis: int) -> Tensor:
     """``values``, one a channel of ``axis`` or one for all, as they broadcast over x."""
-    return (
-        values.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
-        if values.numel() > 1
-        else values.reshape(())
-    )
+    if values.numel() <= 1:
+        return values.reshape(())
+    return values.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
 
 
 def _quantize(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -219,9 +201,8 @@ def _group_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def _layer_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.layer_norm(
-        x, x.shape[a.get("axis", -1) % x.dim() :], weight, bias, a.get("epsilon", 1e-5)
-    )
+    shape = x.shape[a.get("axis", -1) % x.dim() :]
+    return F.layer_norm(x, shape, weight, bias, a.get("epsilon", 1e-5))
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -235,12 +216,11 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _slice(
     a: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Any = None, steps: Any = None
 ) -> Tensor:
-    first, stop = _ints(starts), _ints(ends)
+    first = _ints(starts)
+    along, strides = _ints(axes) or range(len(first)), _ints(steps) or [1] * len(first)
     cut: list[Any] = [slice(None)] * x.dim()
-    for s, e, axis, step in zip(
-        first, stop, _ints(axes) or range(len(first)), _ints(steps) or [1] * len(first), strict=True
-    ):
-        cut[axis] = slice(s, e, step)
+    for axis, *edges in zip(along, first, _ints(ends), strides, strict=True):
+        cut[axis] = slice(*edges)
     return x[tuple(cut)]
 
 
@@ -253,9 +233,8 @@ def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor) -> Tensor:
 
 def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis, at = a.get("axis", 0), index.to(x.device)
-    return x.index_select(axis, at.reshape(-1)).reshape(
-        *x.shape[:axis], *at.shape, *x.shape[axis:][1:]
-    )
+    rows = x.index_select(axis, at.reshape(-1))
+    return rows.reshape(*x.shape[:axis], *at.shape, *x.shape[axis:][1:])
 
 
 def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
@@ -263,11 +242,8 @@ def _depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     b = a["blocksize"]
     if a.get("mode", b"DCR") == b"CRD":
         return F.pixel_shuffle(x, b)
-    return (
-        x.reshape(n, b, b, c // (b * b), h, w)
-        .permute(0, 3, 4, 1, 5, 2)
-        .reshape(n, c // (b * b), h * b, w * b)
-    )
+    blocks = x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2)
+    return blocks.reshape(n, c // (b * b), h * b, w * b)
 
 
 def _resize(
@@ -278,22 +254,21 @@ def _resize(
     sizes: Tensor | None = None,
 ) -> Tensor:
     mode, place = a.get("mode", b"nearest"), a.get("coordinate_transformation_mode", b"half_pixel")
-    size = (
-        _ints(sizes)[2:]
-        if sizes is not None
-        else [int(n * s) for n, s in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
-    )  # type: ignore[union-attr]
-    whole = all(b % a_ == 0 for a_, b in zip(x.shape[2:], size, strict=True))
-    if mode == b"nearest" and whole and not a.get("antialias"):
+    if sizes is not None:
+        size = _ints(sizes)[2:]
+    else:
+        assert scales is not None  # ONNX asks for one of the two
+        size = [int(n * s) for n, s in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+    plain = not a.get("antialias")
+    whole = all(after % before == 0 for before, after in zip(x.shape[2:], size, strict=True))
+    if plain and mode == b"nearest" and whole:
         return F.interpolate(x, size, mode="nearest")
-    if (
-        mode == b"linear"
-        and place in (b"half_pixel", b"pytorch_half_pixel", b"align_corners")
-        and not a.get("antialias")
-    ):
+    at_centres_or_corners = place in (b"half_pixel", b"pytorch_half_pixel", b"align_corners")
+    if plain and mode == b"linear" and at_centres_or_corners:
         return F.interpolate(x, size, mode="bilinear", align_corners=place == b"align_corners")
     raise InputError(
-        f"the torch back end has no such Resize ({mode.decode()}, {place.decode()}); use backend onnxruntime"
+        f"the torch back end has no such Resize ({mode.decode()}, {place.decode()}); "
+        "use backend onnxruntime"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a sampler, checked; and how many pictures go into which batch. NumPy only."""
+"""A request to a sampler, checked; and how many pictures go into which batch. NumPy only."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from ganfast.errors import InputError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.latents import check_seed, class_list, latents, picture_index, random_classes
 
-_LARGE = 64 << 20  # bytes, from which on it is asked whether they are free
+_LARGE = 64 << 20  # bytes; smaller requests do not ask whether so much memory is free
 
 Labels: TypeAlias = int | str | Iterable[int | str] | None
 
@@ -28,23 +28,23 @@ class Rows:
     index: NDArray[np.int64]  # (N,)
     labels: NDArray[np.int64] | None  # (N,); None for a generator without classes
     psi: NDArray[np.float32]  # (N,)
-    given: NDArray[np.float32] | None = (
-        None  # latents (N, latent) in place of those of (seed, index)
-    )
+    # latents (N, latent) of the caller, in place of those of (seed, index)
+    own_z: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def z(self) -> NDArray[np.float32]:
         """Latents (N, latent), before psi."""
-        return latents(self.seed, self.index, self.latent) if self.given is None else self.given
+        return latents(self.seed, self.index, self.latent) if self.own_z is None else self.own_z
 
     def part(self, start: int, stop: int) -> "Rows":
         if stop - start == len(self):
             return self
         cut = slice(start, stop)
-        labels, given = (None if x is None else x[cut] for x in (self.labels, self.given))
-        return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], given)  # type: ignore[arg-type]
+        labels = None if self.labels is None else self.labels[cut]
+        own_z = None if self.own_z is None else self.own_z[cut]
+        return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], own_z)
 
 
 def ask(
@@ -54,25 +54,24 @@ def ask(
 
     Args:
         n: pictures first .. first + n - 1, or None with ``indices``, (N,) integers.
-        labels: one class, by number or name, for all; or one for each picture; None draws them as (seed, index) fixes them.
+        labels: one class, by number or name, for all; or one for each picture; None draws them as
+            (seed, index) fixes them.
         psi: one for all, or one for each picture, 0 to 2.
 
     Raises:
         InputError: what names no picture, class or psi.
     """
     check_seed(seed)
-    index = _index(n, indices, first)
-    return Rows(
-        manifest.latent,
-        int(seed),
-        index,
-        chosen_labels(manifest, labels, int(seed), index),
-        _psi(psi, len(index)),
-    )
+    seed, index = int(seed), _index(n, indices, first)
+    classes = chosen_labels(manifest, labels, seed, index)
+    return Rows(manifest.latent, seed, index, classes, _psi(psi, len(index)))
 
 
-def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
-    """Rows of latents z (N, latent) in place of those of a seed; labels are needed where there are classes."""
+def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
+    """Rows of latents z (N, latent) in place of those of a seed.
+
+    ``labels`` are needed where there are classes.
+    """
     try:
         if np.iscomplexobj(z):
             raise TypeError
@@ -91,14 +90,8 @@ def given(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
     index = np.arange(len(latent))
     if manifest.classes and labels is None:
         raise InputError(f"{manifest.name} draws classes: give labels with z")
-    return Rows(
-        manifest.latent,
-        0,
-        index,
-        chosen_labels(manifest, labels, 0, index),
-        _psi(psi, len(index)),
-        latent,
-    )
+    classes = chosen_labels(manifest, labels, 0, index)
+    return Rows(manifest.latent, 0, index, classes, _psi(psi, len(index)), latent)
 
 
 def refuse_huge(manifest: Manifest, n: int) -> None:
@@ -106,13 +99,13 @@ def refuse_huge(manifest: Manifest, n: int) -> None:
     size = n * (math.prod(manifest.shape) + 3 * 8)  # pixels, index, label, psi
     if size > _LARGE and size > (free := _free_memory()):
         raise InputError(
-            f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; take them in parts "
-            "(Sampler.stream; on the command line --first)"
+            f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
+            "take them in parts (Sampler.stream; on the command line --first)"
         )
 
 
 def _free_memory() -> int:
-    """Bytes that can be taken without swapping; on systems that do not say, a large number."""
+    """Bytes that are free without swapping; a large number on systems that do not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * int(
@@ -150,32 +143,28 @@ def chosen_labels(
     manifest: Manifest, labels: Any, seed: int, index: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
     """The class of each picture, int64 (N,), or None for a generator without classes. See `ask`."""
-    count = len(manifest.classes)
-    if not count:
+    if not manifest.classes:
         if labels is not None:
             raise InputError(
-                f"{manifest.name} was trained without classes: it cannot draw one on request; leave labels out"
+                f"{manifest.name} was trained without classes: it cannot draw one on request; "
+                "leave labels out"
             )
         return None
     if labels is None:
-        return random_classes(seed, index, count)
-    one = is_one(labels)
-    each_one = [labels] if one else islice(labels, len(index) + 1)  # an iterator may be endless
-    numbers = np.asarray([_number(manifest, each) for each in each_one], np.int64)
-    if one:
-        return np.broadcast_to(numbers, len(index))
-    if len(numbers) != len(index):
-        given = (
-            len(labels)
-            if hasattr(labels, "__len__")
-            else len(numbers)
-            if len(numbers) < len(index)
-            else "more"
-        )
-        raise InputError(
-            f"labels are {given} for {len(index)} pictures; expected one for all, or one for each"
-        )
-    return numbers
+        return random_classes(seed, index, len(manifest.classes))
+    if is_one(labels):
+        return np.broadcast_to(np.int64(_number(manifest, labels)), len(index))
+    count = len(index)
+    # One more than there are pictures, because an iterator may be endless.
+    numbers = np.asarray([_number(manifest, x) for x in islice(labels, count + 1)], np.int64)
+    if len(numbers) == count:
+        return numbers
+    total: int | str = len(numbers) if len(numbers) < count else "more"
+    if hasattr(labels, "__len__"):
+        total = len(labels)
+    raise InputError(
+        f"labels are {total} for {count} pictures; expected one for all, or one for each"
+    )
 
 
 def is_one(value: Any) -> bool:
@@ -192,8 +181,9 @@ def _number(manifest: Manifest, label: Any) -> int:
         and 0 <= label < len(manifest.classes)
     ):
         return int(label)
+    classes = manifest.classes
     raise InputError(
-        f"there is no class {label!r}; {manifest.name} has {len(manifest.classes)}: {class_list(manifest.classes)}"
+        f"there is no class {label!r}; {manifest.name} has {len(classes)}: {class_list(classes)}"
     )
 
 
@@ -205,7 +195,7 @@ def _psi(psi: Any, count: int) -> NDArray[np.float32]:
     try:
         if np.iscomplexobj(psi):
             raise TypeError
-        values = np.array(psi, np.float32)  # a copy: the caller's own may change before it is drawn
+        values = np.array(psi, np.float32)  # a copy: the caller may change its own before we draw
     except (TypeError, ValueError, OverflowError):
         values = np.full(1, np.nan, np.float32)
     if values.ndim > 1 or not (np.isfinite(values) & (values >= 0) & (values <= 2)).all():
@@ -225,23 +215,26 @@ def _short(value: Any) -> str:
 
 
 def plan(count: int, cost: Mapping[int, float], exact: bool = False) -> list[int]:
-    """Batch sizes that draw ``count`` pictures in the least time; the last may be larger than what is left.
+    """Batch sizes that draw ``count`` pictures in the least time.
+
+    The last batch may be larger than the number of pictures that are left for it.
 
     Args:
         cost: seconds of a batch, by bucket.
-        exact: batches of any size up to the largest bucket run as they are; else every batch is filled up to a bucket.
+        exact: batches of any size up to the largest bucket run as they are; else every batch is
+            filled up to a bucket.
     """
     largest = max(cost)
     if exact:
         whole, rest = divmod(count, largest)
         return [largest] * whole + [rest] * bool(rest)
-    # Far above the largest bucket the cheapest one per picture does all but the last stretch, which is planned exactly.
+    # Far above the largest bucket, the bucket with the cheapest picture draws all but the last
+    # stretch. That stretch is planned exactly.
     best = min(cost, key=lambda bucket: (cost[bucket] / bucket, -bucket))
     whole = max(0, (count - 2 * largest) // best)
     rest = count - whole * best
-    least: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # by pictures left: seconds, and the bucket to begin with
+    # By the number of pictures left: least seconds, and minus the bucket to begin with.
+    least: list[tuple[float, int]] = [(0.0, 0)]
     for left in range(1, rest + 1):
         least.append(min((cost[b] + least[max(0, left - b)][0], -b) for b in cost))
     parts = [best] * whole
@@ -252,5 +245,5 @@ def plan(count: int, cost: Mapping[int, float], exact: bool = False) -> list[int
 
 
 def prior_cost(buckets: Sequence[int]) -> dict[int, float]:
-    """Where nothing was measured: a batch costs as much as its pictures and eight more, in arbitrary units."""
+    """A guess in arbitrary units: a batch costs as much as its pictures and eight more."""
     return {bucket: bucket + 8.0 for bucket in buckets}

@@ -1,4 +1,7 @@
-"""Back ends on ONNX Runtime: the CPU, and CUDA with bound buffers and one CUDA graph a bucket; that one never ran on a GPU."""
+"""Back ends on ONNX Runtime: the CPU; and CUDA with bound buffers and one CUDA graph a bucket.
+
+The back end for CUDA never ran on a GPU.
+"""
 
 import threading
 from collections import deque
@@ -17,7 +20,9 @@ from ganfast.export.drawing.lanes import HostLane, Pictures, copied, filled
 from ganfast.export.drawing.rows import Rows
 from ganfast.export.session import cpu_session, make_session, need_onnxruntime, usable_threads
 
-_SPLIT = 8  # pictures a thread, from which on threads draw batches of their own: a batch shared by two loses up to a fifth of their time
+# Pictures a thread, from which on threads draw batches of their own: two threads that share a batch
+# lose up to a fifth of their time.
+_SPLIT = 8
 
 
 def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
@@ -25,19 +30,19 @@ def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
 
 
 class OnnxRuntimeCpu:
-    """All threads share a small batch that comes alone; beside others a request keeps to its own thread, which wastes less, and of
-    a large batch each thread draws a part."""
+    """Threads share a small batch that comes alone, and draw a part of a large batch each.
+
+    Beside other requests, a small one keeps to its own thread: that wastes less time.
+    """
 
     name, exact = "onnxruntime-cpu", True
 
     def __init__(self, model: bytes, threads: int = 0) -> None:
         self.threads = threads or usable_threads()
         self.lanes = max(2, self.threads)
-        self._pool = (
-            ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime")
-            if self.threads > 1
-            else None
-        )
+        self._pool: ThreadPoolExecutor | None = None
+        if self.threads > 1:
+            self._pool = ThreadPoolExecutor(self.threads - 1, "ganfast-onnxruntime")
         self._counting, self._requests = threading.Lock(), 0
         self._open(model)
 
@@ -53,12 +58,12 @@ class OnnxRuntimeCpu:
             self._requests += 1
             by_itself = self._requests == 1
         try:
-            return self._drawn(z, labels, psi, by_itself)
+            return self._draw(z, labels, psi, by_itself)
         finally:
             with self._counting:
                 self._requests -= 1
 
-    def _drawn(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
+    def _draw(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
         if self._pool is None or len(z) < _SPLIT * self.threads:
             return self._run(self._together if by_itself else self._alone, z, labels, psi)
         edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
@@ -67,15 +72,14 @@ class OnnxRuntimeCpu:
         ]
         others: list[Future[Pictures]] = []
         try:
-            with suppress(
-                RuntimeError
-            ):  # where the program is ending no thread takes more work: the rest is drawn here
+            # While the program ends no thread takes more work: this thread draws the rest.
+            with suppress(RuntimeError):
                 for part in parts[1:]:
                     others.append(self._pool.submit(self._run, self._alone, *part))
             own = [self._run(self._alone, *part) for part in (parts[0], *parts[1 + len(others) :])]
-            return np.concatenate([own[0], *(each.result() for each in others), *own[1:]])
+            return np.concatenate([own[0], *(future.result() for future in others), *own[1:]])
         except BaseException:
-            wait(others)  # they are this request's until they end
+            wait(others)  # the request is not over before its parts are
             raise
 
     @staticmethod
@@ -88,8 +92,8 @@ class OnnxRuntimeCpu:
 
     def ways(self) -> list[HostLane]:
         return [
-            HostLane(partial(self._drawn, by_itself=each), self.exact)
-            for each in ([True, False] if self._pool else [True])
+            HostLane(partial(self._draw, by_itself=by_itself), self.exact)
+            for by_itself in ([True, False] if self._pool else [True])
         ]
 
     def refit(self, model: bytes) -> None:
@@ -102,22 +106,17 @@ class OnnxRuntimeCpu:
 
 
 class OnnxRuntimeCuda:
-    """Buffers on the device bound once; from the second call of a bucket on, its CUDA graph is replayed."""
+    """Buffers on the device, bound once; the second call of a bucket replays its CUDA graph."""
 
-    name, exact, lanes = (
-        "onnxruntime-cuda",
-        False,
-        1,
-    )  # a session's graphs belong to one thread at a time
+    name, exact = "onnxruntime-cuda", False
+    lanes = 1  # a session's graphs belong to one thread at a time
 
     def __init__(
         self, model: bytes, manifest: Manifest, device: int = 0, where: str = "cuda"
     ) -> None:
         """``where``: "cpu" runs the same code without a GPU and without graphs, for tests."""
-        if (
-            where == "cuda"
-            and "CUDAExecutionProvider" not in need_onnxruntime().get_available_providers()
-        ):
+        providers = need_onnxruntime().get_available_providers()
+        if where == "cuda" and "CUDAExecutionProvider" not in providers:
             raise InputError(
                 'this ONNX Runtime has no CUDA: pip install "ganfast[gpu]" in place of onnxruntime'
             )
@@ -138,14 +137,6 @@ class OnnxRuntimeCuda:
             )
         return session
 
-    def run(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
-    ) -> Pictures:
-        """One batch at a time: of a bucket's size, or of any."""
-        count = np.arange(len(z))
-        self._lane.launch(Rows(self.manifest.latent, 0, count, labels, psi, z), len(z))
-        return self._lane.collect()
-
     def lane(self) -> "_BoundLane":
         self._lane.launched.clear()
         return self._lane
@@ -165,21 +156,16 @@ class _BoundLane:
 
     def __init__(self, backend: OnnxRuntimeCuda) -> None:
         self._backend = backend
-        self._bound: dict[
-            int, tuple[dict[str, Any], Any, Any]
-        ] = {}  # bucket -> inputs, output, binding
+        # bucket -> inputs, output, binding
+        self._bound: dict[int, tuple[dict[str, Any], Any, Any]] = {}
         self.launched: deque[tuple[int, int]] = deque()  # bucket, pictures
 
     def launch(self, rows: Rows, bucket: int) -> None:
         inputs, _, binding = self._buffers(bucket)
         for name, value in _feed(*filled(rows, bucket)).items():
             inputs[name].update_inplace(value)
-        options = need_onnxruntime().RunOptions()
         known = bucket in self._backend.manifest.buckets
-        options.add_run_config_entry(
-            "gpu_graph_id", str(bucket) if known and self._backend.where == "cuda" else "-1"
-        )
-        self._backend.session.run_with_iobinding(binding, options)
+        self._run(binding, str(bucket) if known and self._backend.where == "cuda" else "-1")
         self.launched.append((bucket, len(rows)))
 
     def collect(self, out: Pictures | None = None) -> Pictures:
@@ -189,17 +175,20 @@ class _BoundLane:
     def on_device(self, rows: Rows, parts: list[int]) -> Any:
         if len(parts) > 1 or parts[0] != len(rows):
             raise InputError(
-                f"{len(rows)} pictures on the device do not fill one bucket of ONNX Runtime; ask for one of "
-                f"{', '.join(map(str, self._backend.manifest.buckets))}, or use backend torch"
+                f"{len(rows)} pictures on the device do not fill one bucket of ONNX Runtime; "
+                f"ask for one of {', '.join(map(str, self._backend.manifest.buckets))}, "
+                "or use backend torch"
             )
         inputs = {name: self._new(value) for name, value in _feed(*filled(rows, len(rows))).items()}
         images, binding = self._bind(len(rows), inputs)
-        options = need_onnxruntime().RunOptions()
-        options.add_run_config_entry(
-            "gpu_graph_id", "-1"
-        )  # a graph of its own buffers, which the next request overwrites
-        self._backend.session.run_with_iobinding(binding, options)
+        # No graph: one would write to the buffers it was captured with, not to these.
+        self._run(binding, "-1")
         return images
+
+    def _run(self, binding: Any, graph: str) -> None:
+        options = need_onnxruntime().RunOptions()
+        options.add_run_config_entry("gpu_graph_id", graph)
+        self._backend.session.run_with_iobinding(binding, options)
 
     def _buffers(self, bucket: int) -> tuple[dict[str, Any], Any, Any]:
         if bucket not in self._bound:

@@ -1,7 +1,9 @@
-"""Back end on a TensorRT engine: a context, buffers and a CUDA graph for every bucket. Never run on a GPU yet.
+"""Back end on a TensorRT engine: a context, buffers and a CUDA graph for every bucket.
 
-A bucket's graph copies inputs in, runs the engine and copies pictures out, all at fixed addresses: one launch a batch. Contexts
-share one arena, because one batch runs at a time.
+It never ran on a GPU yet.
+
+A bucket's graph copies inputs in, runs the engine and copies pictures out, all at fixed addresses:
+one launch a batch. Contexts share one arena, because one batch runs at a time.
 """
 
 import ctypes
@@ -11,7 +13,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.manifest import Manifest
@@ -25,7 +26,7 @@ logger = logging.getLogger("ganfast")
 
 
 class TensorRT:
-    """Implements `ganfast.export.drawing.lanes.LaneBackend` and, having one lane, `Lane`. The caller runs one batch at a time."""
+    """Both a `LaneBackend` and its only `Lane`: the caller runs one batch at a time."""
 
     exact, lanes, depth = False, 1, 1
 
@@ -37,7 +38,8 @@ class TensorRT:
         profiles = {self._engine.batch_of(i): i for i in range(self._engine.profiles)}
         if missing := set(manifest.buckets) - set(profiles):
             raise InputError(
-                f"the engine has no batch of {sorted(missing)}, which the manifest tells of; export again"
+                f"the engine has no batch of {sorted(missing)}, which the manifest tells of; "
+                "export again"
             )
         self._stream = cuda.stream()
         self._undo.append(lambda: cuda.drop_stream(self._stream))
@@ -48,14 +50,6 @@ class TensorRT:
             self.close()
             raise
         self._launched: list[tuple[int, int]] = []  # bucket, pictures
-
-    def run(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
-    ) -> Pictures:
-        """One batch of a bucket's size."""
-        rows = Rows(self._manifest.latent, 0, np.arange(len(z)), labels, psi, z)
-        self.launch(rows, len(z))
-        return self.collect()
 
     def lane(self) -> "TensorRT":
         self._launched.clear()
@@ -81,9 +75,9 @@ class TensorRT:
 
     def on_device(self, rows: Rows, parts: list[int]) -> DevicePictures:
         shape = (len(rows), *self._manifest.shape)
-        each = int(np.prod(self._manifest.shape))
+        picture = int(np.prod(self._manifest.shape))  # bytes
         self._cuda.use()
-        address, start = self._cuda.allocate(len(rows) * each), 0
+        address, start = self._cuda.allocate(len(rows) * picture), 0
         pictures = DevicePictures(
             address, shape, self._cuda.index, lambda: self._cuda.free(address)
         )
@@ -91,12 +85,8 @@ class TensorRT:
             stop = min(start + bucket, len(rows))
             self.launch(rows.part(start, stop), bucket)
             self._launched.pop()
-            self._cuda.copy(
-                address + start * each,
-                self._buckets[bucket].device["images"],
-                (stop - start) * each,
-                self._stream,
-            )
+            to, images = address + start * picture, self._buckets[bucket].device["images"]
+            self._cuda.copy(to, images, (stop - start) * picture, self._stream)
             self._cuda.wait(self._stream)  # before the next part's inputs overwrite this one's
             start = stop
         return pictures
@@ -105,7 +95,7 @@ class TensorRT:
         self._cuda.use()
         self._cuda.wait(self._stream)
         self._engine.refit(model)
-        for slot in self._buckets.values():  # a graph may hold what the weights were before
+        for slot in self._buckets.values():  # a captured graph may hold the old weights
             slot.capture()
 
     def close(self) -> None:
@@ -136,7 +126,8 @@ class _Bucket:
         arrays |= {"images": (np.uint8, (size, *m.shape))}
         if set(arrays) != {*owner._engine.inputs, *owner._engine.outputs}:
             raise InputError(
-                f"the engine has {owner._engine.inputs} and {owner._engine.outputs}; expected {sorted(arrays)}"
+                f"the engine has {owner._engine.inputs} and {owner._engine.outputs}; "
+                f"expected {sorted(arrays)}"
             )
         self.host: dict[str, np.ndarray] = {}
         self.device: dict[str, int] = {}
@@ -161,7 +152,10 @@ class _Bucket:
             self._enqueue()
 
     def capture(self) -> None:
-        """Run once, which settles what is settled late, then capture; an engine that cannot be captured is enqueued every time."""
+        """Run once, because engines allocate late, then capture.
+
+        An engine that cannot be captured is enqueued for every batch.
+        """
         cuda, stream = self._owner._cuda, self._owner._stream
         self._drop()
         self._enqueue()
@@ -179,9 +173,8 @@ class _Bucket:
             logger.warning(
                 "%s: no CUDA graph (%s); every batch is enqueued", self._owner.name, error
             )
-            with suppress(
-                RunError
-            ):  # an invalidated capture has no graph; ending it is what frees the stream
+            # An invalidated capture has no graph, but only its end frees the stream.
+            with suppress(RunError):
                 cuda.drop_graph(cuda.end_capture(stream))
             return
         self._graph = cuda.end_capture(stream)

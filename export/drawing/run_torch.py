@@ -1,4 +1,8 @@
-"""Back end on torch: one CUDA graph, static buffers and a pinned ring for every lane and bucket; eager, channels last, on a CPU."""
+"""Back end on torch. On a GPU: CUDA graphs, static buffers, a pinned ring. On a CPU: eager.
+
+This back end and `onnx_torch` stay although ONNX Runtime comes before them. Torch alone draws on a
+GPU without onnxruntime-gpu and TensorRT, and hands its pictures to torch without a copy.
+"""
 
 import threading
 from collections import deque
@@ -18,13 +22,11 @@ from ganfast.export.drawing.onnx_torch import Program
 from ganfast.export.drawing.rows import Rows
 from ganfast.kernels.latents import latents
 
-_thread_count = (
-    threading.Lock()
-)  # it is the process's: whoever changes it draws, and puts it back, before another does
-_LANES, _DEPTH = (
-    2,
-    2,
-)  # on a GPU: one lane's copies run beside the other's kernels; a batch is drawn while the last is copied out
+# Torch's thread count belongs to the process: two samplers at once would put back each other's.
+_thread_count = threading.Lock()
+# On a GPU: the copies of one lane run beside the kernels of the other, and a lane draws a batch
+# while its last one is copied out.
+_LANES, _DEPTH = 2, 2
 
 
 class TorchBackend:
@@ -41,36 +43,32 @@ class TorchBackend:
         """``static``: buckets and buffers as on a GPU, for tests on a CPU."""
         self.device, self.manifest = torch.device(device), manifest
         self._cuda = self.device.type == "cuda"
-        if self._cuda and self.device.index >= (
-            torch.cuda.device_count() if torch.cuda.is_available() else 0
-        ):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self._cuda and self.device.index >= count:
             raise InputError(
-                f"torch {torch.__version__} sees no {device} here; use device cpu, or backend onnxruntime"
+                f"torch {torch.__version__} sees no {device} here; use device cpu, "
+                "or backend onnxruntime"
             )
         self.name = f"torch-{self.device.type}"
         self._static = static or self._cuda
         self.exact, self.lanes = not self._static, _LANES if self._static else 1
         self._threads = threads
-        self.capturing = threading.Lock()  # settings are the process's own
+        self.capturing = threading.Lock()  # `settings` are those of the whole process
         self.program = Program(model, self.device)
 
     def run(
         self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
     ) -> Pictures:
         feed = {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
+        inputs = {name: torch.from_numpy(np.array(value)) for name, value in feed.items()}
         with self.settings():
-            drawn = self.program(
-                **{
-                    name: torch.from_numpy(np.array(value)).to(self.device)
-                    for name, value in feed.items()
-                }
-            )
-        pictures: Pictures = drawn.cpu().contiguous().numpy()
+            images = self.program(**{name: x.to(self.device) for name, x in inputs.items()})
+        pictures: Pictures = images.cpu().contiguous().numpy()
         return pictures
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Inside, float32 is float32 unless the bundle asks for tf32; and no more threads than were asked for."""
+        """Inside, float32 is float32 unless the bundle asks for tf32, and ``threads`` is kept."""
         tf32 = self.manifest.precision == "tf32"
         with ExitStack() as stack:
             if self._cuda:
@@ -102,7 +100,7 @@ class TorchBackend:
 
 
 class _StaticLane:
-    """Inputs and pictures of each bucket at fixed addresses, so that a captured graph can be replayed."""
+    """Inputs and pictures of each bucket at fixed addresses, as a captured graph needs them."""
 
     depth = _DEPTH
 
@@ -113,7 +111,7 @@ class _StaticLane:
         self._slots = [_Slot(backend) for _ in range(_DEPTH)]
         self._next = 0
         self._launched: deque[tuple[_Slot, int]] = deque()
-        with self._on_stream():  # now, not in somebody's first request
+        with self._on_stream():  # captured now, not during the first request of a user
             self._buckets = {
                 bucket: _Captured(backend, bucket, self._stream)
                 for bucket in backend.manifest.buckets
@@ -134,11 +132,8 @@ class _StaticLane:
         return copied(slot.images[:count].numpy(), out)
 
     def on_device(self, rows: Rows, parts: list[int]) -> Tensor:
-        result = torch.empty(
-            (len(rows), *self._backend.manifest.shape),
-            dtype=torch.uint8,
-            device=self._backend.device,
-        )
+        shape = (len(rows), *self._backend.manifest.shape)
+        result = torch.empty(shape, dtype=torch.uint8, device=self._backend.device)
         start = 0
         for bucket in parts:
             slot = self._slots[0]
@@ -154,7 +149,7 @@ class _StaticLane:
     def _draw(self, slot: "_Slot", rows: Rows, bucket: int) -> Tensor:
         captured = self._buckets[bucket]
         n, device = len(rows), self._backend.device
-        if self._cuda and rows.given is None:  # drawn where they are used: only the indices travel
+        if self._cuda and rows.own_z is None:  # drawn on the GPU: only the indices travel there
             slot.index.numpy()[:n] = rows.index
             captured.inputs["z"][:n] = latents(
                 rows.seed, 0, slot.index[:n].to(device, non_blocking=True), rows.latent
@@ -221,7 +216,8 @@ class _Captured:
                     self._images = backend.program(**self.inputs)
         except RuntimeError as error:
             raise RunError(
-                f"batch {bucket} could not be captured as a CUDA graph: {error}; use backend onnxruntime"
+                f"batch {bucket} could not be captured as a CUDA graph: {error}; "
+                "use backend onnxruntime"
             ) from error
 
     def replay(self) -> Tensor:

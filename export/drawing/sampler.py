@@ -1,6 +1,7 @@
-"""`load_sampler`: pictures from a bundle, inside another program. Needs NumPy and one of ONNX Runtime, TensorRT and torch.
+"""`load_sampler`: pictures from a bundle, inside another program.
 
-Picture (seed, index) is the same, within the bundle's gate, however many are drawn with it, on every thread and every back end.
+Needs NumPy and one of ONNX Runtime, TensorRT and torch. Picture (seed, index) is the same, within
+the bundle's gate, in a batch of any size, on every thread and on every back end.
 """
 
 import logging
@@ -20,16 +21,23 @@ import numpy as np
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle, open_bundle
 from ganfast.export.bundle.manifest import Manifest
-from ganfast.export.bundle.parity import GATES, compare
-from ganfast.export.drawing.choice import open_backend
+from ganfast.export.drawing.choice import check_golden, open_backend
 from ganfast.export.drawing.lanes import Lane, LaneBackend, Pictures
-from ganfast.export.drawing.latency import bucket_costs
-from ganfast.export.drawing.rows import Labels, Rows, ask, given, is_one, plan, refuse_huge
+from ganfast.export.drawing.latency import bucket_costs, percentiles
+from ganfast.export.drawing.rows import (
+    Labels,
+    Rows,
+    ask,
+    is_one,
+    plan,
+    refuse_huge,
+    rows_of_latents,
+)
 from ganfast.latents import picture_range
 
 logger = logging.getLogger("ganfast")
 
-_KEPT = 4096  # latencies that percentiles are taken of
+_REMEMBERED = 4096  # seconds of the latest requests, which `Sampler.stats` summarises
 _thread = threading.local()  # .works_for: the mark of the sampler whose thread this is
 
 
@@ -43,9 +51,9 @@ def load_sampler(
 ) -> "Sampler":
     """Open a bundle for drawing.
 
-    Every byte is checked before anything is deserialised; then the back end draws the bundle's golden rows, and is refused where
-    they differ by more than the precision's gate. Engines come first, then ONNX Runtime, then torch, unless the bundle's latencies
-    were measured on this very machine: then the fastest. Each refusal is logged with its reason.
+    Every byte is checked before anything is deserialised. Then the back end draws the bundle's
+    golden rows, and is refused where they differ by more than the precision's gate. Engines come
+    first, then ONNX Runtime, then torch. Each refusal is logged with its reason.
 
     Args:
         path: the bundle's directory.
@@ -56,41 +64,23 @@ def load_sampler(
         threads: of the CPU; 0 = all that this process may use.
 
     Raises:
-        InputError: no bundle, or a changed one; a device or back end that cannot be used; pictures that are not the golden ones.
+        InputError: no bundle, or a changed one; a device or back end that cannot be used; pictures
+            that are not the golden ones.
     """
     bundle = open_bundle(path, digest)
-    chosen, refused = open_backend(bundle, device, backend, strict, threads, check_golden)
-    return Sampler(bundle, chosen, refused)
-
-
-def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
-    """Raises InputError where a back end, in any of its ways, does not draw the bundle's golden rows."""
-    golden, m = bundle.golden(), bundle.manifest
-    count = len(golden["images"])
-    rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
-    parts = plan(count, bucket_costs(bundle, backend.name), backend.exact)
-    for lane in backend.ways():
-        drawn, start = np.empty_like(golden["images"]), 0
-        for bucket in parts:
-            lane.launch(rows.part(start, start + bucket), bucket)
-            lane.collect(drawn[start : start + bucket])
-            start += bucket
-        missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
-        if missed:
-            raise InputError(
-                f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; export again"
-            )
+    opened, refused = open_backend(bundle, device, backend, strict, threads)
+    return Sampler(bundle, opened, refused)
 
 
 class Sampler:
-    """Draws pictures; safe to use from many threads. Close it, or use it in a ``with`` statement."""
+    """Draws pictures, for any number of threads. Close it, or use it in a ``with`` statement."""
 
     def __init__(self, bundle: Bundle, backend: LaneBackend, refused: list[str]) -> None:
         self.bundle, self.backend_name, self.refused = bundle, backend.name, refused
         self._backend = backend
         self._cost = bucket_costs(bundle, backend.name)
         self._plans: dict[int, list[int]] = {}
-        self._lanes: SimpleQueue[Lane] = SimpleQueue()
+        self._lanes: SimpleQueue[Lane | None] = SimpleQueue()  # None in place of one: it is closed
         for _ in range(backend.lanes):
             self._lanes.put(backend.lane())
         self._mark = object()  # a thread that held the sampler itself would keep it alive
@@ -102,11 +92,11 @@ class Sampler:
         self._refitting = threading.Lock()
         self._counting = threading.Lock()
         self._requests = self._pictures = self._drawn = 0
-        self._seconds: deque[float] = deque(maxlen=_KEPT)
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself: classes, size, colour order, precision, ..."""
+        """Classes, size, colour order, precision and the rest of the bundle's own description."""
         return self.bundle.manifest
 
     def sample(
@@ -126,11 +116,14 @@ class Sampler:
         Args:
             n: how many, > 0: those of indices first .. first + n - 1; or give ``indices``.
             seed: names the stream of latents, 0 <= seed < 2**64.
-            labels: a class by number or name for all, or one for each picture; None draws them, as (seed, index) fixes them.
-            psi: z <- psi z: 1 as trained, less is more typical and less varied, 0 one picture; 0 to 2; one for all, or one each.
+            labels: a class by number or name for all, or one for each picture; None draws them, as
+                (seed, index) fixes them.
+            psi: 0 to 2, the factor of z, one for all or one for each picture. 1 is as trained, less
+                is more typical and less varied, 0 is one picture.
             indices: which pictures, (N,) integers >= 0.
             out: uint8 (N, H, W, C) to write into.
-            on_device: leave them where they were drawn: the result has ``__dlpack__`` (``torch.from_dlpack(result)``).
+            on_device: leave them where they were drawn. The result has ``__dlpack__``
+                (``torch.from_dlpack(result)``).
 
         Returns:
             uint8 (N, H, W, C), NumPy unless ``on_device``.
@@ -148,11 +141,13 @@ class Sampler:
         return self._on_lane(self._draw, rows, out, time.perf_counter())
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
-        """`sample` for latents of your own, z (N, latent), standard normal; labels are needed where there are classes."""
-        drawn: Pictures = self._on_lane(
-            self._draw, given(self.manifest, z, labels, psi), None, time.perf_counter()
-        )
-        return drawn
+        """`sample` for latents of your own, z (N, latent), standard normal.
+
+        ``labels`` are needed where there are classes.
+        """
+        rows = rows_of_latents(self.manifest, z, labels, psi)
+        pictures: Pictures = self._on_lane(self._draw, rows, None, time.perf_counter())
+        return pictures
 
     def submit(
         self,
@@ -169,18 +164,18 @@ class Sampler:
         rows = self._ask(n, indices, seed, first, labels, psi)
         self._check(rows, out)
         self._refuse_forked()
-        asked = self._draw, rows, out, time.perf_counter()
+        request = self._draw, rows, out, time.perf_counter()
         try:
-            return self._workers.submit(self._on_lane, *asked)
+            return self._workers.submit(self._on_lane, *request)
         except RuntimeError as error:
             if self._closing:
                 raise self._is_closed() from error
-        done: Future[Pictures] = Future()  # the program is ending, and no thread takes more work
+        future: Future[Pictures] = Future()  # the program is ending: no thread takes more work
         try:
-            done.set_result(self._on_lane(*asked))
+            future.set_result(self._on_lane(*request))
         except Exception as error:
-            done.set_exception(error)
-        return done
+            future.set_exception(error)
+        return future
 
     def stream(
         self,
@@ -192,25 +187,29 @@ class Sampler:
         first: int = 0,
         chunk: int = 0,
     ) -> Iterator[Pictures]:
-        """The pictures of ``sample(n, ...)`` in parts of ``chunk`` (0 = the largest bucket), one drawn ahead; for any large n."""
+        """The pictures of ``sample(n, ...)`` in parts of ``chunk``, for any large n.
+
+        One part is drawn ahead. A ``chunk`` of 0 is the largest bucket.
+        """
         n, first = picture_range(n, seed, first)
         if not isinstance(chunk, int | np.integer) or chunk < 0:
             raise InputError(
-                f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, or 0 to choose"
+                f"chunk is {chunk!r}; expected how many pictures a part has, 1 or more, "
+                "or 0 to choose"
             )
         for name, value in (("labels", labels), ("psi", psi)):
             if not is_one(value):
                 raise InputError(
-                    f"{name} of a stream are one for all its pictures; draw them with sample, in parts of your own"
+                    f"{name} of a stream are one for all its pictures; draw them with sample, "
+                    "in parts of your own"
                 )
         size = int(chunk) or max(self.manifest.buckets)
         ahead = self.submit(min(size, n), seed, labels, psi, first=first)
 
         def parts(ahead: "Future[Pictures]") -> Iterator[Pictures]:
             for start in range(size, n, size):
-                following = self.submit(
-                    min(size, n - start), seed, labels, psi, first=first + start
-                )
+                count = min(size, n - start)
+                following = self.submit(count, seed, labels, psi, first=first + start)
                 yield ahead.result()
                 ahead = following
             yield ahead.result()
@@ -220,12 +219,13 @@ class Sampler:
     def refit(self, source: Path | str, digest: str | None = None) -> None:
         """Take the weights of another bundle, between two requests; its golden rows decide.
 
-        Its pictures, latents, classes, precision and buckets must be alike. Its graph must be, too, for an engine and for torch;
-        ONNX Runtime, which loads the graph anew, takes any.
+        Its pictures, latents, classes, precision and buckets must be alike. For an engine and for
+        torch its graph must be alike too. ONNX Runtime takes any graph, because it loads it anew.
 
         Raises:
-            InputError: a bundle of other pictures or inputs, or weights that do not fit the graph; int8, whose scales belong to
-                its weights; golden rows that differ. Whatever is raised, the weights from before are back.
+            InputError: a bundle of other pictures or inputs, or weights that do not fit the graph;
+                int8, whose scales belong to its weights; golden rows that differ. The sampler then
+                has its old weights again, as after any other error.
         """
         bundle = open_bundle(source, digest)
         _refuse_other(self.bundle, bundle)
@@ -240,37 +240,35 @@ class Sampler:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Requests, pictures, filling, seconds of the last few thousand requests (waiting for a lane included), and why other back
-        ends were refused."""
+        """Requests, pictures, filling, seconds of requests, and why other back ends were refused.
+
+        The percentiles are those of the last few thousand requests, the wait for a lane included.
+        """
         with self._counting:
-            seconds, filling = list(self._seconds), self._drawn - self._pictures
-            found = {
+            seconds = list(self._seconds)
+            counts = {
                 "back_end": self.backend_name,
                 "requests": self._requests,
                 "pictures": self._pictures,
-                "filling": filling,
+                "filling": self._drawn - self._pictures,
             }
-        levels = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9}
-        times = (
-            {name: float(np.percentile(seconds, level)) for name, level in levels.items()}
-            if seconds
-            else {}
-        )
-        return found | {
-            "seconds": times,
+        return counts | {
+            "seconds": percentiles(seconds) if seconds else {},
             "refused": list(self.refused),
             "lanes": self._backend.lanes,
         }
 
     def close(self) -> None:
-        """Finish what was submitted and give everything back; more calls do nothing.
+        """Finish the submitted requests and free all resources; more calls do nothing.
 
         Raises:
-            RunError: called by a callback of one of its own futures, which it would have to wait for; it stays open.
+            RunError: called by a callback of one of its own futures, for which it would have to
+                wait; it stays open.
         """
         if getattr(_thread, "works_for", None) is self._mark:
             raise RunError(
-                "a sampler cannot be closed by a callback of its own future; close it on another thread"
+                "a sampler cannot be closed by a callback of its own future; "
+                "close it on another thread"
             )
         if os.getpid() != self._process:
             return  # forked: everything belongs to the other process
@@ -290,7 +288,7 @@ class Sampler:
         self.close()
 
     def _ask(self, n: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any) -> Rows:
-        """`ask`, but refuses first what would not fit into memory."""
+        """The rows of a request, unless its pictures would not fit into memory."""
         if isinstance(n, int | np.integer) and indices is None:
             refuse_huge(self.manifest, int(n))
         return ask(self.manifest, n, indices, seed, first, labels, psi)
@@ -298,8 +296,8 @@ class Sampler:
     def _take(self) -> Lane:
         self._refuse_forked()
         lane = self._lanes.get()
-        if self._closed:
-            self._lanes.put(lane)
+        if lane is None:
+            self._lanes.put(None)  # the next thread that waits has to wake up too
             raise self._is_closed()
         return lane
 
@@ -309,8 +307,8 @@ class Sampler:
     def _refuse_forked(self) -> None:
         if os.getpid() != self._process:
             raise RunError(
-                f"the sampler of {self.bundle.folder} was loaded before this process was forked from another, where "
-                "its threads stayed; load it here"
+                f"the sampler of {self.bundle.folder} was loaded before this process was forked "
+                "from another, where its threads stayed; load it here"
             )
 
     @contextmanager
@@ -323,7 +321,7 @@ class Sampler:
             yield
         finally:
             for _ in held:
-                self._lanes.put(_Closed() if self._closed else self._backend.lane())
+                self._lanes.put(None if self._closed else self._backend.lane())
 
     def _on_lane(
         self,
@@ -332,14 +330,13 @@ class Sampler:
         out: Pictures | None,
         began: float,
     ) -> Any:
-        """What ``draw`` gives, on a lane that nobody else uses meanwhile; counted."""
+        """The result of ``draw`` on a lane that nobody else uses meanwhile; counted in `stats`."""
         lane = self._take()
         try:
-            drawn = draw(lane, rows, out)
+            pictures = draw(lane, rows, out)
         except BaseException as error:
-            lane = (
-                self._backend.lane()
-            )  # what was launched and not collected is forgotten with its lane
+            # The old lane goes, and with it any batch that was launched and not collected.
+            lane = self._backend.lane()
             if isinstance(error, Exception) and not isinstance(error, InputError | RunError):
                 raise RunError(
                     f"{self.backend_name} failed to draw: {' '.join(str(error).split())}"
@@ -352,7 +349,7 @@ class Sampler:
             self._pictures += len(rows)
             self._drawn += len(rows) if self._backend.exact else sum(self._plan(len(rows)))
             self._seconds.append(time.perf_counter() - began)
-        return drawn
+        return pictures
 
     def _left_there(self, lane: Lane, rows: Rows, _: Pictures | None) -> Any:
         return lane.on_device(rows, self._plan(len(rows)))
@@ -378,12 +375,12 @@ class Sampler:
         return out
 
     def _plan(self, count: int) -> list[int]:
-        known = self._plans.get(count)
-        if known is None:
-            known = plan(count, self._cost, self._backend.exact)
+        parts = self._plans.get(count)
+        if parts is None:
+            parts = plan(count, self._cost, self._backend.exact)
             if count <= 4 * max(self._cost):
-                self._plans[count] = known
-        return known
+                self._plans[count] = parts
+        return parts
 
     def _check(self, rows: Rows, out: Any) -> None:
         """Raises InputError where pictures cannot be written into ``out``."""
@@ -395,23 +392,8 @@ class Sampler:
             and out.flags.writeable
         ):
             return
-        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out is {found}; expected a writeable uint8 array {shape}")
-
-
-class _Closed:
-    """Wakes whoever still waits for a lane."""
-
-    depth = 1
-
-    def launch(self, rows: Rows, bucket: int) -> None:
-        raise AssertionError
-
-    def collect(self, out: Pictures | None = None) -> Pictures:
-        raise AssertionError
-
-    def on_device(self, rows: Rows, parts: list[int]) -> Any:
-        raise AssertionError
+        kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {kind}; expected a writeable uint8 array {shape}")
 
 
 def _refuse_other(old: Bundle, new: Bundle) -> None:
@@ -423,5 +405,6 @@ def _refuse_other(old: Bundle, new: Bundle) -> None:
             )
     if new.manifest.precision == "int8":
         raise InputError(
-            "the scales of an int8 graph belong to its weights: it cannot be refitted; load the new bundle with load_sampler"
+            "the scales of an int8 graph belong to its weights: it cannot be refitted; "
+            "load the new bundle with load_sampler"
         )

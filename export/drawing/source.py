@@ -1,4 +1,4 @@
-"""A bundle where `ganfast sample` expects a run: classes in turn, latents of its own choice. NumPy only."""
+"""A bundle in place of a run, for `ganfast sample` and `ganfast score`. NumPy only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ganfast.latents import class_list, picture_index
 
 
 class BundleSource:
-    """What `ganfast.runs.run.Run` offers for drawing, drawn from a bundle. Close it."""
+    """The methods of `ganfast.runs.run.Run` that draw, for a bundle. Close it."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class BundleSource:
     def labels_of(
         self, index: NDArray[np.int64], seed: int, labels: Sequence[int] | None
     ) -> NDArray[np.int64] | None:
-        """The class of each picture: those given, in turn, or as (seed, index) fixes them."""
+        """The class of each picture: ``labels`` in turn, or as (seed, index) fixes them."""
         if labels is None:
             return chosen_labels(self._sampler.manifest, None, seed, index)
-        each = chosen_labels(self._sampler.manifest, labels, seed, np.arange(len(labels)))
-        return None if each is None else each[index % len(each)]
+        numbers = chosen_labels(self._sampler.manifest, labels, seed, np.arange(len(labels)))
+        return None if numbers is None else numbers[index % len(numbers)]
 
     def class_list(self) -> str:
         return class_list(self.classes)
 
     def sheet(self, seed: int) -> Path:
-        """Where pictures go if nothing is said: beside the bundle, which stays as it was exported."""
+        """Where pictures go by default: beside the bundle, which stays as it was exported."""
         return self.folder.resolve().with_name(f"{self.folder.resolve().name}-seed{seed}.png")
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class BundleSource:
 
 
 class BundleFakes:
-    """An exported bundle, through its own sampler: whatever back end that takes."""
+    """Pictures of a bundle to be scored, drawn by its own sampler on any back end."""
 
     labels: np.ndarray | None = None
 
@@ -92,11 +92,8 @@ class BundleFakes:
         }
 
     def pictures(self, start: int, stop: int, labels: np.ndarray | None) -> Pictures:
-        found: Pictures = self.sampler.sample(
-            stop - start,
-            seed=self.seed,
-            psi=self.psi,
-            first=start,
-            labels=labels if self.classes else None,
+        classes = labels if self.classes else None
+        pictures: Pictures = self.sampler.sample(
+            stop - start, seed=self.seed, psi=self.psi, first=start, labels=classes
         )
-        return found
+        return pictures

@@ -1,7 +1,7 @@
-"""The little of the CUDA driver that TensorRT's run time needs, through ctypes: memory, streams, graphs. No other package.
+"""The part of the CUDA driver that TensorRT's run time needs, in ctypes: memory, streams, graphs.
 
-The driver library is there wherever a GPU can be used, and its names do not change. Written against NVIDIA's documentation of the
-driver API; never run on a GPU yet.
+The driver library is there wherever a GPU can be used, and its names do not change. This file
+follows NVIDIA's documentation of the driver API; it never ran on a GPU yet.
 """
 
 import ctypes
@@ -15,7 +15,10 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 class Cuda:
-    """A device's primary context, which torch and ONNX Runtime in the same process share. Addresses and handles are integers."""
+    """A device's primary context, which torch and ONNX Runtime in the same process share.
+
+    Addresses and handles are integers.
+    """
 
     def __init__(self, library: Any, device: int) -> None:
         self._library, self.index = library, device
@@ -32,7 +35,8 @@ class Cuda:
             library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise InputError(
-                "no NVIDIA driver here (libcuda.so.1 does not load); use device cpu, or name compute capabilities"
+                "no NVIDIA driver here (libcuda.so.1 does not load); use device cpu, "
+                "or name compute capabilities"
             ) from error
         try:
             return Cuda(library, device)
@@ -52,7 +56,7 @@ class Cuda:
         return Gpu(name.value.decode(), f"{numbers[0]}.{numbers[1]}")
 
     def use(self) -> None:
-        """Make the context this thread's; needed once a thread."""
+        """Make the context current on this thread; every thread needs it once."""
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
@@ -69,31 +73,16 @@ class Cuda:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        self._call(
-            "cuMemcpyHtoDAsync_v2",
-            ctypes.c_uint64(device),
-            ctypes.c_void_p(host),
-            ctypes.c_size_t(size),
-            _stream(stream),
-        )
+        to, source = ctypes.c_uint64(device), ctypes.c_void_p(host)
+        self._call("cuMemcpyHtoDAsync_v2", to, source, ctypes.c_size_t(size), _stream(stream))
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        self._call(
-            "cuMemcpyDtoHAsync_v2",
-            ctypes.c_void_p(host),
-            ctypes.c_uint64(device),
-            ctypes.c_size_t(size),
-            _stream(stream),
-        )
+        to, source = ctypes.c_void_p(host), ctypes.c_uint64(device)
+        self._call("cuMemcpyDtoHAsync_v2", to, source, ctypes.c_size_t(size), _stream(stream))
 
     def copy(self, to: int, source: int, size: int, stream: int) -> None:
-        self._call(
-            "cuMemcpyDtoDAsync_v2",
-            ctypes.c_uint64(to),
-            ctypes.c_uint64(source),
-            ctypes.c_size_t(size),
-            _stream(stream),
-        )
+        ends = ctypes.c_uint64(to), ctypes.c_uint64(source)
+        self._call("cuMemcpyDtoDAsync_v2", *ends, ctypes.c_size_t(size), _stream(stream))
 
     def stream(self) -> int:
         handle = ctypes.c_void_p()

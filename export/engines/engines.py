@@ -1,7 +1,7 @@
-"""Engines by content: what an engine was built from, the key that follows from it, and whether it can run here.
+"""Engines by content: what an engine was built from, its key, and whether it can run here.
 
-The key is a hash of the ONNX file, the build configuration, the library with its full version, and the GPU or the compute
-capability: an engine found under it is that engine, and none is taken for another.
+The key is a hash of the ONNX file, the build configuration, the library with its full version, and
+the GPU or the compute capability: no engine is ever taken for another.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ logger = logging.getLogger("ganfast")
 
 @dataclass(frozen=True)
 class Gpu:
-    """What an engine is built for."""
+    """The GPU that an engine is built for."""
 
     name: str  # "" for any GPU of the capability
     capability: str  # "8.6"
@@ -42,13 +42,13 @@ class BuiltEngine:
     key: str
     facts: dict[str, Any]
     plan: bytes
-    built: str  # why: what the cache had instead; "" for one that was found there
+    built: str  # why it had to be built; "" for an engine from the cache
 
 
 def engine_facts(
     model: bytes, build: Build, flavour: str, version: str, gpu: Gpu
 ) -> dict[str, Any]:
-    """What determines an engine, in JSON values."""
+    """All that determines an engine, in JSON values."""
     return {
         "onnx_sha256": hashlib.sha256(model).hexdigest(),
         "build": json.loads(json.dumps(asdict(build))),
@@ -74,12 +74,14 @@ def parse_target(target: str) -> tuple[str, tuple[str, ...]]:
     capabilities = tuple(word.strip() for word in rest.split(",")) if colon else ()
     if flavour not in ("tensorrt", "rtx"):
         raise InputError(
-            f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, such as rtx:8.6,8.9"
+            f"target is {target!r}; expected onnx, tensorrt, or rtx with compute capabilities, "
+            "such as rtx:8.6,8.9"
         )
     wrong = [word for word in capabilities if not re.fullmatch(r"\d{1,2}\.\d", word)]
     if wrong or (capabilities and flavour == "tensorrt"):
         raise InputError(
-            f"target is {target!r}; compute capabilities look like rtx:8.6,8.9, and tensorrt builds for the GPU it runs on"
+            f"target is {target!r}; compute capabilities look like rtx:8.6,8.9, "
+            "and tensorrt builds for the GPU it runs on"
         )
     return flavour, capabilities
 
@@ -100,15 +102,17 @@ def build_engines(
         cache: engines found in it are not built again.
 
     Raises:
-        InputError: the library is missing, or cannot take the graph or a capability; no GPU where one is needed.
+        InputError: the library is missing, or cannot take the graph or a capability; no GPU where
+            one is needed.
         RunError: a build failed.
     """
     library = load_flavour(flavour)
     if capabilities and not builds_without_gpu(library):
         raise InputError(
-            f"{flavour} {library.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out"
+            f"{flavour} {library.version} builds for the GPU it runs on; "
+            f"leave {', '.join(capabilities)} out"
         )
-    gpus = [Gpu("", each) for each in capabilities] or [_gpu_here()]
+    gpus = [Gpu("", capability) for capability in capabilities] or [_gpu_here()]
     return [_build_one(model, library, build, gpu, bool(capabilities), cache) for gpu in gpus]
 
 
@@ -126,17 +130,17 @@ def _build_one(
     plan, why = cache.get(key, facts) if cache else (None, "there is no cache")
     if plan is not None:
         return BuiltEngine(key, facts, plan, "")
-    timing = (
-        None
-        if cache is None or named
-        else cache.folder / f"timing-{engine_key(facts | {'onnx_sha256': '', 'build': {}})}"
-    )
-    plan, kept = build_plan(library, model, build, [gpu.capability] if named else [], _read(timing))
+    timing_path = None
+    if cache and not named:
+        of_any_graph = engine_key(facts | {"onnx_sha256": "", "build": {}})
+        timing_path = cache.folder / f"timing-{of_any_graph}"
+    capabilities = [gpu.capability] if named else []
+    plan, timing = build_plan(library, model, build, capabilities, _read(timing_path))
     if cache:
         try:
             cache.put(key, plan, facts)
-            if timing and kept:
-                write_file(timing, kept)
+            if timing_path and timing:
+                write_file(timing_path, timing)
         except OSError as error:
             logger.warning(
                 "%s: the engine cannot be kept there and will be built again next time", error
@@ -153,19 +157,17 @@ def _read(path: Path | None) -> bytes:
 
 def refusal(facts: Mapping[str, Any], flavour: Flavour, gpu: Gpu) -> str:
     """Why an engine with these facts cannot run here; "" where it can."""
-    build = facts.get("build", {})
-    wanted = facts.get("flavour")
-    if flavour.name != wanted and not (
-        flavour.name == "lean" and wanted == "tensorrt" and build.get("version_compatible")
-    ):
-        return f"it was built by {wanted}, here is {flavour.name}"
-    if facts.get("version") != flavour.version and not (
-        build.get("version_compatible")
-        and _numbers(facts.get("version")) <= _numbers(flavour.version)
-    ):
-        return f"it was built by {wanted} {facts.get('version')}, here is {flavour.version}"
-    if facts.get("capability") != gpu.capability:
-        return f"it was built for compute capability {facts.get('capability')}, {gpu.name} has {gpu.capability}"
+    builder, version = facts.get("flavour"), facts.get("version")
+    compatible = facts.get("build", {}).get("version_compatible")
+    lean_runs_it = flavour.name == "lean" and builder == "tensorrt" and compatible
+    if flavour.name != builder and not lean_runs_it:
+        return f"it was built by {builder}, here is {flavour.name}"
+    later_runs_it = compatible and _numbers(version) <= _numbers(flavour.version)
+    if version != flavour.version and not later_runs_it:
+        return f"it was built by {builder} {version}, here is {flavour.version}"
+    capability = facts.get("capability")
+    if capability != gpu.capability:
+        return f"it was built for compute capability {capability}, {gpu.name} has {gpu.capability}"
     if facts.get("gpu") not in ("", gpu.name):
         return f"it was built for {facts.get('gpu')}, here is {gpu.name}"
     return ""
@@ -178,16 +180,16 @@ def _numbers(version: Any) -> tuple[int, ...]:
 def find_engine(
     engines: Mapping[str, Mapping[str, Any]], flavour: str, gpu: Gpu
 ) -> tuple[str, Flavour]:
-    """The key of an engine that runs here, and the library that runs it: the one that built it, else its lean runtime.
+    """The key of an engine that runs here, and the library that runs it.
+
+    That is the library that built it, else its lean runtime.
 
     Raises:
-        InputError: no engine does, with the reason for each.
+        InputError: no engine runs here; with the reason for each.
     """
-    reasons = (
-        []
-        if engines
-        else [f"the bundle has no {flavour} engine; export it with --target {flavour}"]
-    )
+    reasons: list[str] = []
+    if not engines:
+        reasons.append(f"the bundle has no {flavour} engine; export it with --target {flavour}")
     for name in (flavour, *(["lean"] if flavour == "tensorrt" else [])):
         try:
             library = load_flavour(name)

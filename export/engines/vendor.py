@@ -1,14 +1,16 @@
 """The one file that names things of `tensorrt` 10 and 11, `tensorrt_lean` and `tensorrt_rtx`.
 
-What differs between them is found by looking for the attribute, never by comparing versions. Precision is not chosen here: it lives
-in the graph, and networks are strongly typed. An engine is code: its hash is checked before it comes here, and code that it might
-bring for the host stays forbidden (`engine_host_code_allowed` keeps its default, False).
+This file looks for an attribute where they differ, and never compares versions. Precision is not
+chosen here: it lives in the graph, and networks are strongly typed. An engine is code: its hash is
+checked before it comes here, and code that it might bring for the host stays forbidden
+(`engine_host_code_allowed` keeps its default, False).
 
-Building for TensorRT-RTX has run. Everything that needs a GPU (opening, running, refitting; building for `tensorrt`) was only
-checked against the names that the real modules have.
+Building for TensorRT-RTX has run. Whatever needs a GPU (opening, running, refitting; building for
+`tensorrt`) was only checked against the names that the real modules have.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,14 +42,13 @@ class Flavour:
 class Build:
     """How a plan is built, besides the graph."""
 
-    buckets: tuple[
-        int, ...
-    ]  # one profile each, of exactly this batch size: kernels for one shape, and equal bytes every time
+    # One profile each, of exactly this batch size: kernels for one shape, equal bytes every time.
+    buckets: tuple[int, ...]
     tf32: bool = False  # may float32 convolutions round their inputs to 10 bits?
-    refit: bool = False  # may weights be exchanged later? TensorRT-RTX cannot build such a plan where there is no GPU
-    version_compatible: bool = (
-        False  # for later versions and the lean runtime too; no code for the host is put inside
-    )
+    # May weights be exchanged later? TensorRT-RTX cannot build such a plan where there is no GPU.
+    refit: bool = False
+    # For later versions and the lean runtime too; the plan holds no code for the host.
+    version_compatible: bool = False
     effort: int = 3  # of the search for kernels, 0 to 5
 
 
@@ -62,8 +63,9 @@ def load_flavour(name: str) -> Flavour:
     try:
         module = import_module(MODULES[name])
     except ImportError as error:
+        package = MODULES[name].replace("_", "-")
         raise InputError(
-            f"{name} needs the package {MODULES[name].replace('_', '-')}: {_INSTALL[name]} ({error})"
+            f"{name} needs the package {package}: {_INSTALL[name]} ({error})"
         ) from error
     except Exception as error:  # a half-installed library raises whatever its loader does
         raise InputError(f"the package {MODULES[name]} does not load here: {error}") from error
@@ -74,9 +76,9 @@ _loggers: dict[str, tuple[Any, list[str]]] = {}
 
 
 def _logger_of(flavour: Flavour) -> tuple[Any, list[str]]:
-    """The library's one logger of this process (it ignores a second), and the complaints it collects."""
+    """The library's logger and its complaints: a library ignores a second one of a process."""
     if flavour.module.__name__ not in _loggers:
-        said: list[str] = []
+        complaints: list[str] = []
         base = flavour.module.ILogger
 
         class Collector(base):  # type: ignore[misc, valid-type]
@@ -85,18 +87,13 @@ def _logger_of(flavour: Flavour) -> tuple[Any, list[str]]:
 
             def log(self, severity: Any, message: str) -> None:
                 if severity in (base.Severity.ERROR, base.Severity.INTERNAL_ERROR):
-                    said.append(message)
-                    del said[:-20]
+                    complaints.append(message)
+                    del complaints[:-20]
                 elif severity == base.Severity.WARNING:
                     logger.debug("%s: %s", flavour.name, message)
 
-        _loggers[flavour.module.__name__] = Collector(), said
+        _loggers[flavour.module.__name__] = Collector(), complaints
     return _loggers[flavour.module.__name__]
-
-
-def can_build(flavour: Flavour) -> bool:
-    """The lean runtime has no builder."""
-    return hasattr(flavour.module, "Builder")
 
 
 def builds_without_gpu(flavour: Flavour) -> bool:
@@ -115,7 +112,8 @@ def build_plan(
 
     Args:
         model: the ONNX file.
-        capabilities: such as "8.6": the GPUs to build for, where the library can name them; () is the one here.
+        capabilities: such as "8.6": the GPUs to build for, where the library can name them; () is
+            the GPU here.
         timing_cache: of an earlier build; b"" starts one.
 
     Returns:
@@ -126,22 +124,24 @@ def build_plan(
         RunError: the build failed.
     """
     trt = flavour.module
-    if not can_build(flavour):
+    if not hasattr(trt, "Builder"):  # the lean runtime
         raise InputError(
-            f"{flavour.name} {flavour.version} only runs engines; build them with tensorrt: {_INSTALL['tensorrt']}"
+            f"{flavour.name} {flavour.version} only runs engines; build them with tensorrt: "
+            f"{_INSTALL['tensorrt']}"
         )
-    log, said = _logger_of(flavour)
-    said.clear()
+    log, complaints = _logger_of(flavour)
+    complaints.clear()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        told = "; ".join(
-            f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors
-        ) or _told(said)
+        reason = "; ".join(
+            f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors
+        )
         raise InputError(
-            f"{flavour.name} {flavour.version} cannot take the graph: {told}; see `ganfast lint`"
+            f"{flavour.name} {flavour.version} cannot take the graph: "
+            f"{reason or _joined(complaints)}; see `ganfast lint`"
         )
     config = builder.create_builder_config()
     _configure(flavour, config, build, capabilities)
@@ -158,7 +158,7 @@ def build_plan(
         config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RunError(f"{flavour.name} {flavour.version} built no engine: {_told(said)}")
+        raise RunError(f"{flavour.name} {flavour.version} built no engine: {_joined(complaints)}")
     return bytes(memoryview(plan)), b"" if cache is None else bytes(memoryview(cache.serialize()))
 
 
@@ -176,30 +176,26 @@ def _configure(flavour: Flavour, config: Any, build: Build, capabilities: Sequen
         return
     if not hasattr(config, "set_compute_capability"):
         raise InputError(
-            f"{flavour.name} {flavour.version} builds for the GPU it runs on; leave {', '.join(capabilities)} out"
+            f"{flavour.name} {flavour.version} builds for the GPU it runs on; "
+            f"leave {', '.join(capabilities)} out"
         )
-    known = {
-        name: getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None)
-        for name in capabilities
-    }
+    members = {name: f"SM{name.replace('.', '')}" for name in capabilities}
+    known = {name: getattr(trt.ComputeCapability, sm, None) for name, sm in members.items()}
     missing = [name for name, value in known.items() if value is None]
     if missing:
-        there = sorted(
-            int(name[2:])
-            for name in dir(trt.ComputeCapability)
-            if name.startswith("SM") and name[2:].isdecimal()
-        )
-        listed = ", ".join(f"{number / 10:.1f}" for number in there)
+        names = re.findall(r"\bSM(\d+)\b", " ".join(dir(trt.ComputeCapability)))
+        listed = ", ".join(f"{number / 10:.1f}" for number in sorted(map(int, names)))
         raise InputError(
-            f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; it has {listed}"
+            f"{flavour.name} {flavour.version} knows no compute capability {', '.join(missing)}; "
+            f"it has {listed}"
         )
     config.num_compute_capabilities = len(known)
     for i, value in enumerate(known.values()):
         config.set_compute_capability(value, i)
 
 
-def _told(said: list[str]) -> str:
-    return " ".join("; ".join(said).split()) or "it gave no reason"
+def _joined(complaints: list[str]) -> str:
+    return " ".join("; ".join(complaints).split()) or "it gave no reason"
 
 
 class Engine:
@@ -208,23 +204,21 @@ class Engine:
     def __init__(self, flavour: Flavour, plan: bytes) -> None:
         trt = flavour.module
         self.flavour = flavour
-        log, self._said = _logger_of(flavour)
-        self._said.clear()
+        log, self._complaints = _logger_of(flavour)
+        self._complaints.clear()
         self._runtime = trt.Runtime(log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise InputError(
-                f"{flavour.name} {flavour.version} cannot open the engine: {_told(self._said)}"
+                f"{flavour.name} {flavour.version} cannot open the engine: "
+                f"{_joined(self._complaints)}"
             )
         self.profiles = int(self._engine.num_optimization_profiles)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        self.inputs = [
-            n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT
-        ]
+        mode_of, input_mode = self._engine.get_tensor_mode, trt.TensorIOMode.INPUT
+        self.inputs = [name for name in names if mode_of(name) == input_mode]
         self.outputs = [n for n in names if n not in self.inputs]
-        self.arena_bytes = int(
-            self._engine.device_memory_size_v2
-        )  # what the greediest profile works in
+        self.arena_bytes = int(self._engine.device_memory_size_v2)  # of the largest profile
 
     def batch_of(self, profile: int) -> int:
         """The bucket of a profile."""
@@ -236,21 +230,19 @@ class Engine:
     def context(
         self, profile: int, arena: int, addresses: dict[str, int], stream: int
     ) -> "Context":
-        """What runs one profile; contexts may share an arena if they never run at once."""
+        """A context of one profile; contexts may share an arena if they never run at once."""
         trt = self.flavour.module
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        if hasattr(
-            config, "dynamic_shapes_kernel_specialization_strategy"
-        ):  # kernels now, not at some later call
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
+        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            # Compile kernels now, not in some later call.
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
         context = self._engine.create_execution_context(config)
         if context is None:
-            raise RunError(f"{self.flavour.name} made no context: {_told(self._said)}")
+            raise RunError(f"{self.flavour.name} made no context: {_joined(self._complaints)}")
         context.set_device_memory(arena, self.arena_bytes)
         done = context.set_optimization_profile_async(profile, stream)
         batch = self.batch_of(profile)
@@ -259,7 +251,9 @@ class Engine:
         for name in (*self.inputs, *self.outputs):
             done = done and context.set_tensor_address(name, addresses[name])
         if not done or context.infer_shapes():
-            raise RunError(f"{self.flavour.name} refused batch {batch}: {_told(self._said)}")
+            raise RunError(
+                f"{self.flavour.name} refused batch {batch}: {_joined(self._complaints)}"
+            )
         return Context(self, context)
 
     def refit(self, model: bytes) -> None:
@@ -274,18 +268,20 @@ class Engine:
                 f"the {self.flavour.name} engine was built without refitting; export again"
             )
         log, _ = _logger_of(self.flavour)
-        self._said.clear()
+        self._complaints.clear()
         refitter = trt.Refitter(self._engine, log)
         parser = trt.OnnxParserRefitter(refitter, log)
         if not parser.refit_from_bytes(model):
-            told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or _told(
-                self._said
+            errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+            raise InputError(
+                f"the weights do not fit the engine: {errors or _joined(self._complaints)}; "
+                "export again"
             )
-            raise InputError(f"the weights do not fit the engine: {told}; export again")
         missing = refitter.get_missing_weights()
         if missing or not refitter.refit_cuda_engine():
             raise InputError(
-                f"the engine also wants {', '.join(missing[:4]) or 'other weights'} ({_told(self._said)}); export again"
+                f"the engine also wants {', '.join(missing[:4]) or 'other weights'} "
+                f"({_joined(self._complaints)}); export again"
             )
 
 
@@ -298,13 +294,11 @@ class Context:
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
             raise RunError(
-                f"{self._engine.flavour.name} failed to run: {_told(self._engine._said)}"
+                f"{self._engine.flavour.name} failed to run: {_joined(self._engine._complaints)}"
             )
 
     def capturable(self, stream: int) -> bool:
-        """Whether a CUDA graph can be captured now; a library that cannot say so leaves it to be tried."""
-        return (
-            bool(self._context.is_stream_capturable(stream))
-            if hasattr(self._context, "is_stream_capturable")
-            else True
-        )
+        """Whether a CUDA graph can be captured now; True where the library cannot say so."""
+        if not hasattr(self._context, "is_stream_capturable"):
+            return True
+        return bool(self._context.is_stream_capturable(stream))

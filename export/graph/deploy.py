@@ -1,8 +1,9 @@
 """A trained generator as the module that is exported: z, labels and psi in, uint8 pictures out.
 
-Parametrisations are replaced by the weights they give. Every BatchNorm, with the statistics that the checkpoint stores, becomes
-part of the weights before it, in float64, and before any cast; one that has no such weights becomes a scale and a shift. Names
-of weights are those of the state dict, so that the weights of another checkpoint go to the same places.
+Parametrisations are replaced by the weights they give. Every BatchNorm, with the statistics that
+the checkpoint stores, becomes part of the weights before it, in float64 and before any cast. With
+no such weights it becomes a scale and a shift. Names of weights are those of the state dict, so
+that the weights of another checkpoint go to the same places.
 """
 
 import copy
@@ -25,7 +26,7 @@ _CONVOLUTION = nn.Conv1d | nn.Conv2d | nn.Conv3d | _TRANSPOSED
 
 
 class Deployable(nn.Module):
-    """What is exported: ``f(z, psi)`` for a generator without classes, ``f(z, labels, psi)`` for one with."""
+    """The exported module: ``f(z, psi)``, or ``f(z, labels, psi)`` where there are classes."""
 
     def __init__(self, generator: nn.Module, classes: int) -> None:
         super().__init__()
@@ -36,15 +37,15 @@ class Deployable(nn.Module):
         """uint8 (N, H, W, C) from z (N, latent) float32, labels (N,) int64, psi (N,) float32."""
         *labels, psi = labels_and_psi
         pictures = self.generator(z * psi[:, None], *labels)
-        # The cast to uint8 comes last of all: TensorRT refuses uint8 inside a graph. Rounding is an operation of its own, so that
-        # it is no matter how a cast rounds.
+        # The cast to uint8 comes last of all: TensorRT refuses uint8 inside a graph. Rounding is an
+        # operation of its own, because targets differ in how a cast rounds.
         scaled = pictures.float().permute(0, 2, 3, 1) * 127.5 + 127.5
         return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
 def deployable(generator: nn.Module, latent: int, classes: int) -> Deployable:
-    """A copy of a generator, ready to be exported; float32 on the CPU, evaluation mode. The generator is left as it is.
+    """A copy of a generator, ready to be exported: float32 on the CPU, evaluation mode.
 
     Args:
         generator: z (N, latent) [, labels (N,)] -> pictures (N, C, H, W) in [-1, 1], any module.
@@ -55,10 +56,12 @@ def deployable(generator: nn.Module, latent: int, classes: int) -> Deployable:
     folded = fold_batchnorm(copy.deepcopy(plain))
     if not _same(folded, generator, latent, classes):
         logger.warning(
-            "BatchNorm stays a scale and a shift of its own: folded into the weights before it, it gives other pictures"
+            "BatchNorm stays a scale and a shift of its own: folded into the weights before it, "
+            "it gives other pictures"
         )
         folded = fold_batchnorm(plain, into_weights=False)
-    return Deployable(folded.to(memory_format=torch.contiguous_format), classes).eval()  # type: ignore[call-overload]
+    folded = folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Deployable(folded, classes).eval()
 
 
 def without_parametrisations(net: nn.Module) -> nn.Module:
@@ -77,9 +80,10 @@ def without_parametrisations(net: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(net: nn.Module, into_weights: bool = True) -> nn.Module:
-    """Every BatchNorm with fixed statistics becomes part of the layer before it, or a `ScaleShift`; in place.
+    """Every BatchNorm with fixed statistics becomes part of the layer before it, or a `ScaleShift`.
 
-    A layer is taken for the one before where it stands right before in an `nn.Sequential`; the caller compares pictures.
+    In place. The layer before is the one right before it in an `nn.Sequential`. A user's module may
+    compute otherwise, so the caller compares pictures.
     """
     if into_weights:
         for module in list(net.modules()):
@@ -95,14 +99,14 @@ def fold_batchnorm(net: nn.Module, into_weights: bool = True) -> nn.Module:
 
 
 class ScaleShift(nn.Module):
-    """What a BatchNorm does in evaluation mode: y = weight x + bias, a channel."""
+    """BatchNorm in evaluation mode: y = weight x + bias, with one weight and bias a channel."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
-        scale, shift = (value.to(norm.running_mean.dtype) for value in _scale_shift(norm))  # type: ignore[union-attr]
+        assert norm.running_mean is not None
         self.weight, self.bias = (
-            nn.Parameter(scale, requires_grad=False),
-            nn.Parameter(shift, requires_grad=False),
+            nn.Parameter(value.to(norm.running_mean.dtype), requires_grad=False)
+            for value in _scale_shift(norm)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,47 +140,42 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
         mean, variance = norm.running_mean.double(), norm.running_var.double()
         scale = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
         shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
+        statistics = mean, variance, norm.eps, scale, shift
         if isinstance(layer, _CONVOLUTION):
-            if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
-                continue  # its weights are (in, out / groups, ...): a channel of the norm is no row of them
+            transposed = isinstance(layer, _TRANSPOSED)
+            if transposed and layer.groups > 1:
+                continue  # weights (in, out / groups, ...): a channel of the norm is no row of them
             weight, bias = fuse_conv_bn_weights(
-                layer.weight.double(),
-                _double(layer.bias),
-                mean,
-                variance,
-                norm.eps,
-                scale,
-                shift,
-                isinstance(layer, _TRANSPOSED),
+                layer.weight.double(), _double(layer.bias), *statistics, transposed
             )
         elif isinstance(layer, nn.Linear):
             weight, bias = fuse_linear_bn_weights(
-                layer.weight.double(), _double(layer.bias), mean, variance, norm.eps, scale, shift
+                layer.weight.double(), _double(layer.bias), *statistics
             )
         else:
             continue
-        layer.weight = nn.Parameter(weight.float(), requires_grad=False)
-        layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+        layer.weight, layer.bias = _fixed(weight), _fixed(bias)
         sequence._modules[name] = nn.Identity()
 
 
 def _fold_first_norm(net: Generator) -> None:
-    """The norm that opens the layers of ganfast's own generators, behind the sum of the projection of z and the class's row."""
+    """Fold the norm that opens the layers of ganfast's own generators.
+
+    It stands behind the sum of the projection of z and the class's row, and so goes into both.
+    """
     norm = net.layers[0]
     assert isinstance(norm, _BatchNorm)
-    each = net.project.out_features // norm.num_features  # units a channel
-    scale, shift = (value.repeat_interleave(each) for value in _scale_shift(norm))
-    net.project.weight = nn.Parameter(
-        (net.project.weight.double() * scale[:, None]).float(), requires_grad=False
-    )
-    net.project.bias = nn.Parameter(
-        (net.project.bias.double() * scale + shift).float(), requires_grad=False
-    )
+    units = net.project.out_features // norm.num_features  # of the projection, a channel
+    scale, shift = (value.repeat_interleave(units) for value in _scale_shift(norm))
+    net.project.weight = _fixed(net.project.weight.double() * scale[:, None])
+    net.project.bias = _fixed(net.project.bias.double() * scale + shift)
     if net.classes is not None:
-        net.classes.weight = nn.Parameter(
-            (net.classes.weight.double() * scale).float(), requires_grad=False
-        )
+        net.classes.weight = _fixed(net.classes.weight.double() * scale)
     net.layers[0] = nn.Identity()
+
+
+def _fixed(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.float(), requires_grad=False)
 
 
 def _double(value: Tensor | None) -> Tensor | None:
@@ -184,7 +183,10 @@ def _double(value: Tensor | None) -> Tensor | None:
 
 
 def _same(folded: nn.Module, original: nn.Module, latent: int, classes: int) -> bool:
-    """Equal but for roundings: an eighth of a grey level. In float32, for a user's module may make float32 constants."""
+    """Equal but for roundings: an eighth of a grey level.
+
+    In float32, because a user's module may make float32 constants.
+    """
     z = torch.randn(4, latent, generator=torch.Generator().manual_seed(0))
     labels = [torch.arange(4) % classes] if classes else []
     return bool(torch.allclose(folded(z, *labels), original(z, *labels), rtol=0, atol=1e-3))

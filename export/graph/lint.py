@@ -1,8 +1,8 @@
-"""What a target cannot take, told from the ONNX graph before any GPU is there: rules with id, reason and remedy."""
+"""What a target cannot take of an ONNX graph, without any GPU: rules with reason and remedy."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ganfast.export.graph.packages import need
 
@@ -11,14 +11,8 @@ if TYPE_CHECKING:
 
 _ORT, _TRT = ("onnxruntime-cpu", "onnxruntime-cuda"), ("tensorrt-10", "tensorrt-11", "rtx")
 TARGETS = (*_ORT, *_TRT)
-_RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-}
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomUniform"}
+_RANDOM |= {"RandomNormalLike", "RandomUniformLike"}
 _UINT8, _INT32, _DOUBLE, _BF16 = 2, 6, 11, 16  # onnx.TensorProto
 
 
@@ -30,7 +24,7 @@ class Rule:
     targets: tuple[str, ...]
     reason: str
     remedy: str
-    find: Callable[["_Graph"], Iterator[str]]  # names of what breaks it
+    find: Callable[["_Graph"], Iterator[str]]  # names of the nodes or values that break it
 
 
 @dataclass(frozen=True)
@@ -50,9 +44,8 @@ class _Graph:
         self.model, self.nodes = model, list(model.graph.node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        self.types = {v.name: v.type.tensor_type.elem_type for v in values} | {
-            n: t.data_type for n, t in self.weights.items()
-        }
+        self.types = {v.name: v.type.tensor_type.elem_type for v in values}
+        self.types |= {name: tensor.data_type for name, tensor in self.weights.items()}
         self.shapes = {v.name: v.type.tensor_type.shape.dim for v in values}
         self.made = {name: node for node in self.nodes for name in node.output}
 
@@ -73,7 +66,7 @@ class _Graph:
 
 
 def _inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """With types and shapes of what lies inside, as far as they can be told: files from elsewhere often have none."""
+    """With the types and shapes of inner values, which files from elsewhere often lack."""
     onnx = need("onnx")[0]
     try:
         return onnx.shape_inference.infer_shapes(model)
@@ -81,26 +74,8 @@ def _inferred(model: "onnx.ModelProto") -> "onnx.ModelProto":
         return model
 
 
-def _random(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type in _RANDOM)
-
-
-def _antialias(g: _Graph) -> Iterator[str]:
-    return (
-        node.name for node in g.nodes if node.op_type == "Resize" and g.attribute(node, "antialias")
-    )
-
-
-def _bf16_transposed(g: _Graph) -> Iterator[str]:
-    return (
-        node.name
-        for node in g.nodes
-        if node.op_type == "ConvTranspose" and _BF16 in g.types_of(node)
-    )
-
-
-def _bf16(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if node.op_type != "Cast" and _BF16 in g.types_of(node))
+def _nodes(breaks: Callable[[_Graph, Any], bool]) -> Callable[[_Graph], Iterator[str]]:
+    return lambda g: (node.name for node in g.nodes if breaks(g, node))
 
 
 def _uint8(g: _Graph) -> Iterator[str]:
@@ -119,26 +94,16 @@ def _modulated(g: _Graph) -> Iterator[str]:
                 yield node.name
 
 
-def _int32_bias(g: _Graph) -> Iterator[str]:
-    return (
-        node.name
-        for node in g.nodes
-        if node.op_type == "DequantizeLinear" and g.types.get(node.input[0]) == _INT32
-    )
-
-
 def _opset(g: _Graph) -> Iterator[str]:
-    return (
-        f"opset {o.version}"
-        for o in g.model.opset_import
-        if o.domain in ("", "ai.onnx") and not 17 <= o.version <= 22
-    )
+    for opset in g.model.opset_import:
+        if opset.domain in ("", "ai.onnx") and not 17 <= opset.version <= 22:
+            yield f"opset {opset.version}"
 
 
 def _domain(g: _Graph) -> Iterator[str]:
-    return (
-        f"{node.name} of {node.domain}" for node in g.nodes if node.domain not in ("", "ai.onnx")
-    )
+    for node in g.nodes:
+        if node.domain not in ("", "ai.onnx"):
+            yield f"{node.name} of {node.domain}"
 
 
 def _fixed_batch(g: _Graph) -> Iterator[str]:
@@ -146,10 +111,6 @@ def _fixed_batch(g: _Graph) -> Iterator[str]:
         dims = value.type.tensor_type.shape.dim
         if not dims or not dims[0].dim_param:
             yield value.name
-
-
-def _double(g: _Graph) -> Iterator[str]:
-    return (node.name for node in g.nodes if _DOUBLE in g.types_of(node))
 
 
 def _external(g: _Graph) -> Iterator[str]:
@@ -162,28 +123,28 @@ RULES = (
         TARGETS,
         "draws other numbers at each run",
         "make the noise an input or a constant",
-        _random,
+        _nodes(lambda g, node: node.op_type in _RANDOM),
     ),
     Rule(
         "antialiased-resize",
         _TRT,
         "is not supported",
         "write it as a convolution with a fixed kernel",
-        _antialias,
+        _nodes(lambda g, node: node.op_type == "Resize" and bool(g.attribute(node, "antialias"))),
     ),
     Rule(
         "bf16-transposed-convolution",
         TARGETS,
         "has no bfloat16 form",
         "export fp16, or resize and convolve",
-        _bf16_transposed,
+        _nodes(lambda g, node: node.op_type == "ConvTranspose" and _BF16 in g.types_of(node)),
     ),
     Rule(
         "bf16-on-cpu",
         ("onnxruntime-cpu",),
         "has no bfloat16 implementation",
         "export fp32 for a CPU",
-        _bf16,
+        _nodes(lambda g, node: node.op_type != "Cast" and _BF16 in g.types_of(node)),
     ),
     Rule(
         "uint8-inside",
@@ -204,7 +165,11 @@ RULES = (
         _TRT,
         "dequantises an int32 bias",
         "keep biases float32 when quantising",
-        _int32_bias,
+        _nodes(
+            lambda g, node: (
+                node.op_type == "DequantizeLinear" and g.types.get(node.input[0]) == _INT32
+            )
+        ),
     ),
     Rule(
         "opset", TARGETS, "is outside of what was tried, 17 to 22", "export with opset 20", _opset
@@ -218,7 +183,11 @@ RULES = (
         _fixed_batch,
     ),
     Rule(
-        "float64", _TRT, "asks for float64, but is computed in float32", "cast to float32", _double
+        "float64",
+        _TRT,
+        "asks for float64, but is computed in float32",
+        "cast to float32",
+        _nodes(lambda g, node: _DOUBLE in g.types_of(node)),
     ),
     Rule("external-data", TARGETS, "lies in another file", "store the weights inside", _external),
 )

@@ -1,7 +1,9 @@
-"""From a deployable module to one ONNX file: batch of any size, weights by state-dict names, equal bytes for equal weights."""
+"""From a deployable module to one ONNX file.
+
+The batch has any size, weights have the names of the state dict, equal weights give equal bytes.
+"""
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import ganfast
 from ganfast.errors import InputError
 from ganfast.export.graph.deploy import Deployable
-from ganfast.export.graph.packages import need
+from ganfast.export.graph.packages import need, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -32,15 +34,14 @@ def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.
         facts: JSON values for the file's own metadata.
 
     Raises:
-        InputError: the module does something that a graph with a batch of any size cannot; says what.
+        InputError: the module does something that a graph with a batch of any size cannot.
     """
     onnx = need("onnx", "onnxscript")[0]
     with _distinct_weights(module) as real:
         model = _exported(module, latent)
-        if not {_plain_name(name) for name in real} <= {
-            tensor.name for tensor in model.graph.initializer
-        }:
-            real.clear()  # weights computed from others while exporting: they must be the real ones
+        kept = {tensor.name for tensor in model.graph.initializer}
+        if not {_plain_name(name) for name in real} <= kept:
+            real.clear()  # the exporter computed weights from others: it needs the real ones
     if not real:
         model = _exported(module, latent)
     _fill(model, {_plain_name(name): value for name, value in real.items()})
@@ -65,9 +66,8 @@ def checked(model: "onnx.ModelProto") -> "onnx.ModelProto":
         )
         onnx.checker.check_model(inferred, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(
-            f"the exported graph is not valid ONNX: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"the exported graph is not valid ONNX: {reason}") from error
     return inferred
 
 
@@ -82,7 +82,8 @@ def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
     batch = torch.export.Dim("N", min=1, max=4096)
     shapes = ({0: batch}, tuple({0: batch} for _ in inputs[1:]))
     try:
-        with _quiet():
+        # The exporter recommends packages that nobody needs here.
+        with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -95,7 +96,7 @@ def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
                 output_names=["images"],
                 verbose=False,
             )
-    except Exception as error:  # whatever tracing a user's code raises
+    except Exception as error:  # tracing runs a user's code, which may raise anything
         raise InputError(f"the generator cannot be exported: {_reason(error)}") from error
     assert program is not None
     return _tidy(program.model_proto)
@@ -106,30 +107,29 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
-    if (
-        "Constraints violated" in text
-        or "ConstraintViolation" in type(error).__name__
-        or "Not all values of" in text
-    ):
+    kind = type(error).__name__
+    in_words = "Constraints violated" in text or "Not all values of" in text
+    if in_words or "ConstraintViolation" in kind:
         return (
-            "it does not take a batch of any size (a convolution with groups = batch, or a reshape to a fixed number of rows); "
-            "a modulated convolution is exported as: scale the channels of its input, convolve, scale those of its output"
+            "it does not take a batch of any size (a convolution with groups = batch, or a reshape "
+            "to a fixed number of rows); a modulated convolution is exported as: "
+            "scale the channels of its input, convolve, scale those of its output"
         )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"{type(error).__name__}: {first}"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), kind)
+    return f"{kind}: {first}"
 
 
 def _tidy(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Names of weights as in the state dict; nothing of the machine that exported: no paths, no stack traces."""
+    """Names of weights as in the state dict, and no paths or stack traces of this machine."""
     graph = model.graph
-    taken = {value.name for value in (*graph.input, *graph.output)} | {
-        name for node in graph.node for name in node.output
-    }
+    taken = {value.name for value in (*graph.input, *graph.output)}
+    taken |= {name for node in graph.node for name in node.output}
     new = {t.name: _plain_name(t.name) for t in graph.initializer}
     clash = sorted(name for old, name in new.items() if old != name and name in taken)
     if clash:
         raise InputError(
-            f"the generator calls a weight {clash[0]!r}, a name of the exported graph; give it another name"
+            f"the generator calls a weight {clash[0]!r}, a name of the exported graph; "
+            "give it another name"
         )
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]
@@ -155,16 +155,15 @@ def _plain_name(name: str) -> str:
 
 @contextmanager
 def _distinct_weights(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, weights that are constant, or equal to others, hold other numbers. Yields what they really hold, by name.
+    """Inside, weights that are constant, or equal to others, hold other numbers.
 
-    The exporter drops zeros and merges equals, so that the graph of one checkpoint would not be that of the next.
+    Yields the real values of those weights by name. The exporter drops zeros and merges equals:
+    without this, the graph of one checkpoint would not be that of the next.
     """
     real: dict[str, Tensor] = {}
     seen: set[tuple[Any, ...]] = set()
     random = torch.Generator().manual_seed(0)
-    state = {
-        name: value for name, value in module.state_dict().items() if value.is_floating_point()
-    }
+    state = {k: value for k, value in module.state_dict().items() if value.is_floating_point()}
     for name, value in state.items():
         content = (tuple(value.shape), value.numpy().tobytes())
         if content in seen or (value == value.flatten()[0]).all():
@@ -184,22 +183,5 @@ def _fill(model: "onnx.ModelProto", values: Mapping[str, Tensor]) -> None:
 
     for tensor in model.graph.initializer:
         if tensor.name in values:
-            tensor.CopyFrom(
-                numpy_helper.from_array(
-                    np.ascontiguousarray(values[tensor.name].numpy()), tensor.name
-                )
-            )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter speaks of packages that nobody needs here."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+            array = np.ascontiguousarray(values[tensor.name].numpy())
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))

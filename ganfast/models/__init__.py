@@ -77,7 +77,7 @@ def build_critic(spec: NetSpec) -> nn.Module:
     family, own = _parse(spec.model, spec)
     if "critic" in own:
         critic = _construct(own["critic"], spec)
-        setattr(critic, "takes_labels", spec.conditional == "projection")
+        critic.takes_labels = spec.conditional == "projection"
         return critic
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]

@@ -8,8 +8,7 @@ def sample(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench sample",
         "Latencies of a bundle on every back end that runs here, in turns. They are stored beside "
-        "the bundle, with those measured before: `load_sampler` then takes the fastest on this "
-        "machine.",
+        "the bundle, with those measured before: `load_sampler` plans its batches by them.",
     )
     parser.add_argument("bundle")
     parser.flag("--backend", "", "tensorrt,rtx,onnxruntime,torch; default all")
