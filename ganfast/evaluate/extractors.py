@@ -34,7 +34,7 @@ _FILES = "SqueezeNet .npz, the FID's Inception .pth, TorchScript .pt, or .onnx"
 
 
 def find_extractor(
-    wanted: str,
+    name: str,
     pack: Pack,
     device: torch.device,
     sha256: str = "",
@@ -44,7 +44,7 @@ def find_extractor(
     """The feature network for pictures like those of ``pack``.
 
     Args:
-        wanted: "auto" (the committed one for MNIST and stacked-mnist, else "local"), "mnist",
+        name: "auto" (the committed one for MNIST and stacked-mnist, else "local"), "mnist",
             "local" (a classifier trained on the pack, kept in the cache), or a file: .npz of
             SqueezeNet 1.0, .pth of the FID's Inception-v3, TorchScript .pt, .onnx with features as
             first output.
@@ -57,22 +57,22 @@ def find_extractor(
             a classifier needs some.
     """
     info = pack.info
-    if Path(wanted).suffix and wanted not in _NAMES:
-        return _from_file(Path(wanted), device, sha256, preprocessing, info.channels, info.size)
+    if Path(name).suffix and name not in _NAMES:
+        return _from_file(Path(name), device, sha256, preprocessing, info.channels, info.size)
     if sha256 or preprocessing:
         raise InputError(
-            f"extractor {wanted} comes with ganfast: "
+            f"extractor {name} comes with ganfast: "
             "a hash and a preprocessing belong to an extractor file"
         )
-    if wanted not in _NAMES:
+    if name not in _NAMES:
         raise InputError(
-            f"unknown extractor {wanted!r}{did_you_mean(wanted, _NAMES)}: "
+            f"unknown extractor {name!r}{did_you_mean(name, _NAMES)}: "
             f"expected auto, mnist, local, or a file: {_FILES}"
         )
-    if wanted == "auto":
+    if name == "auto":
         known = info.name in ("mnist", "stacked-mnist") and info.size == 28
-        wanted = "mnist" if known else "local"
-    return _mnist(info, device) if wanted == "mnist" else _local(pack, device, progress)
+        name = "mnist" if known else "local"
+    return _mnist(info, device) if name == "mnist" else _local(pack, device, progress)
 
 
 def _mnist(info: PackInfo, device: torch.device) -> Extractor:
