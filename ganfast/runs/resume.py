@@ -38,9 +38,12 @@ def hold(folder: Path, held: ExitStack) -> None:
         disk.ensure_directory(folder)
         held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another --out"
-        ) from error
+        raise _unwritable(folder, error, "--out") from error
+
+
+def _unwritable(folder: Path, error: OSError, flag: str) -> InputError:
+    detail = error.strerror or error
+    return InputError(f"{folder} cannot be written: {detail}; choose another {flag}")
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -256,9 +259,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             write_record(dataclasses.replace(run, folder=beside))
             disk.publish(beside, folder)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another --fork"
-        ) from error
+        raise _unwritable(folder, error, "--fork") from error
     return f"{folder} is a fork of {path}" + (f" ({listed(changed)})" if changed else "")
 
 
@@ -272,9 +273,7 @@ def write_record(run: Run) -> None:
         disk.replace_file(run.folder / "data.json", data.encode())
         disk.ensure_directory(run.folder / "samples")
     except OSError as error:
-        raise InputError(
-            f"{run.folder} cannot be written: {error.strerror or error}; choose another --out"
-        ) from error
+        raise _unwritable(run.folder, error, "--out") from error
 
 
 def remember(folder: Path, event: str, **facts: Any) -> None:

@@ -214,12 +214,8 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
 
 def _write_engine(run: Run, choice: Choice) -> None:
     """Record what computed the critic's gradients in the end: runs are compared by it."""
-    record = {
-        "engine": choice.engine,
-        "compiled": choice.compiled,
-        "reason": choice.reason,
-        "torch": torch.__version__,
-    }
+    record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason}
+    record |= {"torch": torch.__version__}
     data = (json.dumps(record, indent=1) + "\n").encode()
     insist("engine.json", lambda: disk.replace_file(run.folder / "engine.json", data))
 

@@ -77,17 +77,11 @@ def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     try:
         back.take(state)
         critic, generator, drawing = make_steps(plan)
-        train_loop(state, plan.data, few, critic, generator, _never, _ignore, drawing)
+        train_loop(
+            state, plan.data, few, critic, generator, lambda: False, lambda *_: None, drawing
+        )
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return False
     return True
-
-
-def _never() -> bool:
-    return False
-
-
-def _ignore(*_: object) -> None:
-    """After a step: nothing."""
