@@ -48,20 +48,21 @@ class Iteration:
 
     def _critic(self, with_penalty: bool) -> Stats:
         """Score reals above fakes of the same classes, and stay flat where the penalty asks it."""
-        x = self.feed.critic()
-        fake = self._drawing(x.z, x.labels)
+        batch = self.feed.critic()
+        real, labels = batch.real, batch.labels
+        fake = self._drawing(batch.z, labels)
         stats = self._critic_step(
-            x.real, fake, x.labels, eps=x.eps, noise=x.noise, with_penalty=with_penalty
+            real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
         )
-        self._state.optimizer_critic.move(x.rate, limit=self._config.loss.clip)
+        self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
         self.feed.clock.add_(self._config.batch)
         return stats
 
     def _generator(self) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows."""
-        x = self.feed.generator()
-        stats = self._generator_step(x.z, x.labels, x.real)
-        self._state.optimizer_generator.move(x.rate, x.decay)
+        batch = self.feed.generator()
+        stats = self._generator_step(batch.z, batch.labels, batch.real)
+        self._state.optimizer_generator.move(batch.rate, batch.decay)
         return stats
 
 
