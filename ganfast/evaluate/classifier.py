@@ -1,7 +1,8 @@
-"""A small convolutional classifier, trained on the labelled pictures at hand: feature extractor and judge of labels."""
+"""A small convolutional classifier of the data at hand: feature extractor and judge of labels."""
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,29 +20,19 @@ _SHIFT = 2  # pixels by which training pictures are moved at most, in each direc
 
 
 class Classifier(nn.Module):
-    """Pictures (N, C, S, S) in [-1, 1] -> features (N, 64), the means of the last layer's maps, and logits (N, classes)."""
+    """Pictures (N, C, S, S) in [-1, 1] -> features (N, 64) and logits (N, classes).
+
+    Features are the means of the last layer's maps.
+    """
 
     def __init__(self, size: int, channels: int, classes: int) -> None:
         super().__init__()
         halvings = max(1, math.ceil(math.log2(size / 8)))  # down to 5 to 8 pixels
         layers: list[nn.Module] = []
-        width = channels
-        for _ in range(halvings):
-            after = 16 if width == channels else 32
-            layers += [
-                nn.Conv2d(width, after, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-            width = after
-        for after in (32, FEATURES):
-            layers += [
-                nn.Conv2d(width, after, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
-            width = after
+        widths = [16, *[32] * (halvings - 1), 32, FEATURES]
+        for number, (before, after) in enumerate(pairwise([channels, *widths])):
+            layers += [nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)] if number < halvings else [nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, classes)
 
@@ -57,9 +48,10 @@ def train_classifier(
     device: torch.device,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Classifier:
-    """Train on every picture of a pack with AdamW, cross entropy and a one-cycle rate; pictures are moved by up to 2 pixels.
+    """Train on every picture of a pack with AdamW, cross entropy and a one-cycle rate.
 
-    On a CPU the weights are a function of (pack, seed, epochs, threads).
+    Pictures are moved by up to 2 pixels. On a CPU the weights are a function of (pack, seed,
+    epochs, threads).
     """
     assert pack.labels is not None
     with torch.random.fork_rng(devices=[]):
@@ -76,9 +68,8 @@ def train_classifier(
     for epoch in range(epochs):
         position = torch.arange(count)
         order = permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, epoch))
-        moves = (
-            uniform(seed, Purpose.JUDGE, position + epoch * count, 3) * torch.tensor([5, 5, 2])
-        ).long()
+        u = uniform(seed, Purpose.JUDGE, position + epoch * count, 3)
+        moves = (u * torch.tensor([5, 5, 2])).long()
         for rows in order[: count // batch * batch].view(-1, batch):
             x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
             loss = F.cross_entropy(net(x)[1], labels[rows.to(device)])
@@ -98,7 +89,7 @@ def as_input(pictures: Tensor, device: torch.device) -> Tensor:
 
 
 def moved(x: Tensor, move: Tensor, flip: bool) -> Tensor:
-    """A batch shifted by move[:2] - 2 pixels, what comes in black; mirrored where ``flip`` and move[2]."""
+    """A batch shifted by move[:2] - 2 pixels into black; mirrored if ``flip`` and move[2]."""
     dy, dx, mirror = move.tolist()
     height, width = x.shape[2:]
     x = F.pad(x, (_SHIFT,) * 4, value=-1.0)[:, :, dy : dy + height, dx : dx + width]
@@ -113,8 +104,9 @@ def accuracy(net: Classifier, pack: Pack) -> float:
     with torch.no_grad():
         for start in range(0, len(pack.images), 500):
             rows = torch.arange(start, min(start + 500, len(pack.images)))
-            found = net(as_input(_chosen(pack, rows), device))[1].argmax(1).cpu().numpy()
-            right += int((found == pack.labels[start : start + 500]).sum())
+            _, logits = net(as_input(_chosen(pack, rows), device))
+            classes = logits.argmax(1).cpu().numpy()
+            right += int((classes == pack.labels[start : start + 500]).sum())
     return right / len(pack.images)
 
 

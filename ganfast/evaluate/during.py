@@ -15,9 +15,9 @@ LOWER_IS_BETTER = ("frechet", "kernel", "kl_uniform", "kl_data")
 
 
 class Scorer:
-    """A reference, read once, and what is drawn to be compared with it: the same latents every time.
+    """Scores generators against a reference that is read once, from the same latents every time.
 
-    Consumes no randomness of the training, so that a resumed run scores, and trains, as an uninterrupted one.
+    It consumes no randomness of the training: a resumed run scores and trains like any other.
 
     Args:
         config: of the run, with nothing automatic left.
@@ -25,7 +25,7 @@ class Scorer:
         device: where features are computed.
 
     Raises:
-        InputError: an extractor or data that cannot be used, or a score that this extractor does not give.
+        InputError: an extractor or data that cannot be used, or a score that the extractor lacks.
     """
 
     def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
@@ -38,20 +38,21 @@ class Scorer:
         self.evaluation = Evaluation(pack, held_out, extractor, c.count)
         if c.by in CLASS_SCORES and not extractor.judges_labels:
             raise InputError(
-                f"score.by is {c.by}, but {extractor.name} names no classes of {info.name}: give frechet, or another extractor"
+                f"score.by is {c.by}, but {extractor.name} names no classes of {info.name}: "
+                "give frechet, or another extractor"
             )
         if c.by == "label_accuracy" and config.conditional == "no":
             raise InputError(
-                "score.by is label_accuracy, but this generator draws no class on request: give frechet, or --conditional auto"
+                "score.by is label_accuracy, but this generator draws no class on request: "
+                "give frechet, or --conditional auto"
             )
 
     def __call__(self, average: nn.Module, images: int) -> tuple[dict[str, float], str]:
-        """Scores of a generator in evaluation mode that has been trained on so many images, and the protocol they were made by."""
+        """Scores of a generator in evaluation mode after ``images`` reals, and their protocol."""
         info, c = self.info, self.config
         classes = info.classes if c.conditional != "no" else ()
-        source = Generated(
-            average, c.net.latent, (info.size, info.size, info.channels), classes, seed=0, psi=1.0
-        )
+        shape = info.size, info.size, info.channels
+        source = Generated(average, c.net.latent, shape, classes, seed=0, psi=1.0)
         source.facts |= {"ema": True, "images": images}
         result = self.evaluation.score(source)
         return result.scores, result.protocol_id

@@ -1,4 +1,7 @@
-"""Scores of pictures against a data set, by one protocol: what is compared with what, by which network, is part of every result."""
+"""Scores of pictures against a data set, by one protocol.
+
+What is compared with what, and by which network, is part of every result.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,7 @@ from torch import Tensor
 from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
 from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
-from ganfast.evaluate.ceiling import COMPONENTS, PixelGaussian
+from ganfast.evaluate.ceiling import COMPONENTS, MOST, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Fakes, classes_like, shuffled
@@ -29,6 +32,7 @@ _MOST_COPIES = 500  # fakes, and held-out reals, whose nearest real is looked fo
 _CHUNK = 500
 _SPLIT = 2**31 - 1  # the shuffle that splits the reference
 VERSION = 1  # of the definitions below: part of the protocol
+Chunks = Iterator[tuple[Pictures, np.ndarray | None]]  # pictures, and their classes
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Result:
 
     @property
     def floor(self) -> dict[str, float]:
-        """The same scores of reals that are not the reference: as many as were scored, or all there are."""
+        """The same scores of reals outside the reference: as many as were scored, or all."""
         return self.against.floor_of(self.protocol["fakes"]) | {"copy_ratio": 1.0}
 
     @property
@@ -62,16 +66,15 @@ class Result:
         """Everything that a score depends on, in one line; equal ids are comparable."""
         p = self.protocol
         drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
-        digest = hashlib.sha256(
-            json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str).encode()
-        ).hexdigest()[:8]
+        whole = json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str)
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         return (
             f"v{p['version']} {p['data']}/{p['split']} {p['reals']} reals {p['fakes']} fakes "
             f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain enough for JSON: null for what is infinite, or not given."""
+        """Plain enough for JSON: null for a score that is infinite or missing."""
         return {
             "name": self.name,
             "protocol": self.protocol,
@@ -91,10 +94,13 @@ def _plain(scores: dict[str, float]) -> dict[str, float | None]:
 
 
 class Evaluation:
-    """A reference and its feature network, made once; `score` takes any number of sources. Floor and ceiling are made when asked.
+    """A reference and its feature network; `score` takes any number of sources.
+
+    Floor and ceiling are computed when they are first asked for.
 
     Args:
-        pack: the reference. Where the set is divided, all of this split (60,000 at most); else a random half of it.
+        pack: the reference. Where the set is divided, all of this split (60,000 at most); else a
+            random half of it.
         held_out: pictures for the floor; None takes the other half of the pack.
         extractor: the feature network.
         fakes: pictures to score from each source; at most half of an undivided set.
@@ -117,61 +123,50 @@ class Evaluation:
         order = shuffled(len(pack.images), seed, _SPLIT)
         half = len(order) // 2
         self.divided = held_out is not None
-        self.positions = order[:_MOST_REALS] if held_out else order[:half]
-        self.held_out = (
-            shuffled(len(held_out.images), seed, _SPLIT)[:fakes] if held_out else order[half:]
-        )
-        self.fakes = fakes if held_out else min(fakes, len(self.held_out))
-        self.frechet = Frechet(extractor.dim, _device_of(extractor))
-        for what, count in (
-            ("reference", len(self.positions)),
-            ("held-out reals", len(self.held_out)),
-            ("fakes", self.fakes),
-        ):
-            self._enough(what, count)
+        if held_out:
+            self.positions = order[:_MOST_REALS]
+            self.held_out = shuffled(len(held_out.images), seed, _SPLIT)[:fakes]
+            self.fakes = fakes
+        else:
+            self.positions, self.held_out = order[:half], order[half:]
+            self.fakes = min(fakes, len(self.held_out))
+        self.frechet = Frechet(extractor.dim, extractor.device)
+        self._enough("reference", len(self.positions))
+        self._enough("held-out reals", len(self.held_out))
+        self._enough("fakes", self.fakes)
         self._floors: dict[int, dict[str, float]] = {}
         self._ceilings: dict[int, float] = {}
-        self._read_reference()
+        counts, chunks = ClassScores(self._classes), self._reals(self.pack, self.positions)
+        self.features = self._read(chunks, self.frechet.reference, counts)
+        self.class_counts = counts.counts
 
     def _enough(self, what: str, count: int) -> None:
         least = max(LEAST, self.extractor.dim + 1)
         if count < least:
             raise InputError(
-                f"{count} pictures ({what}) are too few: with {self.extractor.dim} features scores need {least} or more on each "
-                "side, 10,000 to be worth comparing"
+                f"{count} pictures ({what}) are too few: with {self.extractor.dim} features "
+                f"scores need {least} or more on each side, 10,000 to be worth comparing"
             )
 
-    def _reals(
-        self, pack: Pack, positions: np.ndarray, labelled: bool = False
-    ) -> Iterator[tuple[Pictures, np.ndarray | None]]:
+    def _reals(self, pack: Pack, positions: np.ndarray, labelled: bool = False) -> Chunks:
         for start in range(0, len(positions), _CHUNK):
             rows = np.sort(positions[start : start + _CHUNK])
             labels = pack.labels[rows] if labelled and pack.labels is not None else None
             yield np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)), labels
 
-    def _read_reference(self) -> None:
-        counts = ClassScores(self._classes)
-        self.features = self._seen(
-            self._reals(self.pack, self.positions), self.frechet.reference, counts
-        )
-        self.class_counts = counts.counts
-
-    def _seen(
-        self,
-        chunks: Iterator[tuple[Pictures, np.ndarray | None]],
-        distance: Callable[[Tensor], None],
-        classes: ClassScores,
+    def _read(
+        self, chunks: Chunks, distance: Callable[[Tensor], None], classes: ClassScores
     ) -> Tensor:
-        """Features of the first pictures; all of them go into a distance, and what they show into the scores of classes."""
-        kept: list[Tensor] = []
+        """Features of the first pictures; ``distance`` and ``classes`` get those of all."""
+        first: list[Tensor] = []
         for pictures, labels in chunks:
-            found = self.extractor(pictures)
-            distance(found.features)
-            if sum(map(len, kept)) < _MOST_NEIGHBOURS:
-                kept.append(found.features)
-            if found.logits is not None and self._classes:
-                classes.add(found.logits, labels)
-        return torch.cat(kept)[:_MOST_NEIGHBOURS]
+            answer = self.extractor(pictures)
+            distance(answer.features)
+            if sum(map(len, first)) < _MOST_NEIGHBOURS:
+                first.append(answer.features)
+            if answer.logits is not None and self._classes:
+                classes.add(answer.logits, labels)
+        return torch.cat(first)[:_MOST_NEIGHBOURS]
 
     @property
     def _classes(self) -> int:
@@ -191,53 +186,54 @@ class Evaluation:
         """Scores of so many held-out reals, or of all there are: distances depend on how many."""
         count = min(count, len(self.held_out))
         if count not in self._floors:
-            self._floors[count] = self._scores(
-                self._reals(self.other, self.held_out[:count], labelled=True), []
-            )[0]
+            chunks = self._reals(self.other, self.held_out[:count], labelled=True)
+            self._floors[count], _ = self._scores(chunks, [])
         return self._floors[count]
 
     def ceiling_of(self, count: int) -> float:
         """Frechet distance of so many pictures from the Gaussian."""
         if count not in self._ceilings:
             for start in range(0, count, _CHUNK):
-                self.frechet.add(
-                    self.extractor(
-                        self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)
-                    ).features
-                )
+                drawn = self._gaussian.draw(start, min(start + _CHUNK, count), self.seed)
+                self.frechet.add(self.extractor(drawn).features)
             self._ceilings[count] = self.frechet.distance()
         return self._ceilings[count]
 
     @cached_property
     def _gaussian(self) -> PixelGaussian:
-        return PixelGaussian(_Rows(self.pack.images, np.sort(self.positions)).some())
+        """Fitted to the reference, of which no more is read than the fit looks at."""
+        rows = np.sort(self.positions)
+        most = max(2, MOST // int(np.prod(self.pack.images.shape[1:])))
+        step = max(1, -(-len(rows) // most))
+        return PixelGaussian(np.asarray(self.pack.images[rows[::step]]))
 
-    def _scores(
-        self, chunks: Iterator[tuple[Pictures, np.ndarray | None]], first: list[Pictures]
-    ) -> tuple[dict[str, float], int]:
-        def remembered() -> Iterator[tuple[Pictures, np.ndarray | None]]:
+    def _scores(self, chunks: Chunks, first: list[Pictures]) -> tuple[dict[str, float], int]:
+        """Scores, and how many neighbours were compared; ``first`` gets the first pictures."""
+
+        def remembered() -> Chunks:
             for pictures, labels in chunks:
                 if sum(map(len, first)) < _MOST_COPIES:
                     first.append(pictures)
                 yield pictures, labels
 
         classes = ClassScores(self._classes)
-        features = self._seen(remembered(), self.frechet.add, classes)
-        both = min(
-            len(features), len(self.features)
-        )  # precision and density depend on how many there are of each
+        features = self._read(remembered(), self.frechet.add, classes)
+        # Precision and density depend on how many features there are of each side: equally many.
+        both = min(len(features), len(self.features))
         mean, deviation = kernel_distance(self.features, features, self.seed)
-        scores = {"frechet": self.frechet.distance(), "kernel": mean} | (
-            {} if deviation is None else {"kernel_std": deviation}
-        )
+        scores = {"frechet": self.frechet.distance(), "kernel": mean}
+        if deviation is not None:
+            scores["kernel_std"] = deviation
         scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
-        return scores | (classes.scores(self.class_counts) if self._classes else {}), both
+        if self._classes:
+            scores |= classes.scores(self.class_counts)
+        return scores, both
 
     def score(self, source: Fakes, fakes: int = 0) -> Result:
         """Draw from a source and score it.
 
         Args:
-            fakes: how many, 0 = as many as the evaluation was made for; a folder gives what it has, at most that.
+            fakes: how many, 0 = as many as the evaluation was made for; a folder may give fewer.
 
         Raises:
             InputError: too few pictures, or of another size than the reference.
@@ -247,14 +243,12 @@ class Evaluation:
             raise InputError(problem)
         count = min(fakes or self.fakes, source.count or 2**62)
         self._enough(source.name, count)
-        same = source.classes == info.classes
-        drawn = source.facts
+        same, drawn = source.classes == info.classes, source.facts
         if source.classes and info.classes and not same:
-            drawn = drawn | {
-                "classes": "its own, drawn evenly" if source.labels is None else "its own"
-            }
+            evenly = ", drawn evenly" if source.labels is None else ""
+            drawn = drawn | {"classes": f"its own{evenly}"}
 
-        def chunks() -> Iterator[tuple[Pictures, np.ndarray | None]]:
+        def chunks() -> Chunks:
             for start in range(0, count, _CHUNK):
                 stop = min(start + _CHUNK, count)
                 labels = self._classes_of(source, start, stop)
@@ -263,57 +257,47 @@ class Evaluation:
         first: list[Pictures] = []
         scores, both = self._scores(chunks(), first)
         some = np.concatenate(first)[:_MOST_COPIES]
-        ratio, copies = self._memorised(some)
-        scores["copy_ratio"] = ratio
-        return Result(
-            source.name, self._protocol(count, both, drawn), scores, self, some[:64], copies
-        )
+        scores["copy_ratio"], copies = self._memorised(some)
+        protocol = self._protocol(count, both, drawn)
+        return Result(source.name, protocol, scores, self, some[:64], copies)
 
     def _classes_of(self, source: Fakes, start: int, stop: int) -> np.ndarray | None:
-        """Those that pictures have, or else are asked for: as often as in the reference, evenly where its classes are others."""
-        if source.labels is not None or not source.classes:
-            return None if source.labels is None else source.labels[start:stop]
-        labels, count = (
-            self.pack.labels if source.classes == self.pack.info.classes else None,
-            len(source.classes),
-        )
-        counts = (
-            np.ones(count)
-            if labels is None
-            else np.bincount(labels[self.positions], minlength=count)
-        )
+        """The classes that pictures have, else those to ask for.
+
+        They are drawn as often as in the reference, and evenly where its classes are others.
+        """
+        if source.labels is not None:
+            return source.labels[start:stop]
+        if not source.classes:
+            return None
+        counts: np.ndarray = np.ones(len(source.classes))
+        if source.classes == self.pack.info.classes and self.pack.labels is not None:
+            counts = np.bincount(self.pack.labels[self.positions], minlength=len(counts))
         return classes_like(counts, self.seed, start, stop)
 
     def _memorised(self, fakes: Pictures) -> tuple[float, Pictures]:
-        """Median distance of fakes to their nearest real over that of held-out reals, in pixels; and the closest pairs.
+        """Median distance of fakes to their nearest real over that of held-out reals, in pixels.
 
-        Of a set that is not divided all was trained on: all is searched, and a held-out real is no neighbour of its own.
+        The second result is the closest pairs. A set that is not divided was trained on as a whole:
+        all of it is searched, and a held-out real is no neighbour of its own.
         """
         own = np.sort(self.held_out[: len(fakes)])
         reals = np.asarray(self.other.images[own]).transpose(0, 2, 3, 1)
-        flat = torch.from_numpy(
-            np.concatenate([fakes, reals]).reshape(len(fakes) + len(reals), -1)
-        ).float()
+        both = np.concatenate([fakes, reals])
+        flat = torch.from_numpy(both.reshape(len(both), -1)).float()
         searched = np.sort(self.positions) if self.divided else np.arange(len(self.pack.images))
         itself = torch.full((len(flat),), -1)
         if not self.divided:
             itself[len(fakes) :] = torch.from_numpy(own)
-        stored = (
-            torch.from_numpy(p.reshape(len(p), -1)).float()
-            for p, _ in self._reals(self.pack, searched)
-        )
+        chunks = self._reals(self.pack, searched)
+        stored = (torch.from_numpy(p.reshape(len(p), -1)).float() for p, _ in chunks)
         distance, where = nearest(flat, stored, itself)
-        of_fakes = distance[: len(fakes)]
+        of_fakes, of_reals = distance[: len(fakes)], distance[len(fakes) :]
         closest = torch.argsort(of_fakes)[:32].numpy()
-        found = searched[where[closest].numpy()]
-        pairs = [
-            p
-            for k, row in zip(closest, found, strict=True)
-            for p in (fakes[k], self.pack.images[row].transpose(1, 2, 0))
-        ]
-        return float(
-            of_fakes.median() / distance[len(fakes) :].median().clamp_min(1e-12)
-        ), np.stack(pairs)
+        pairs = []
+        for fake, row in zip(closest, searched[where[closest].numpy()], strict=True):
+            pairs += [fakes[fake], self.pack.images[row].transpose(1, 2, 0)]
+        return float(of_fakes.median() / of_reals.median().clamp_min(1e-12)), np.stack(pairs)
 
     def _protocol(self, count: int, both: int, drawn: dict[str, Any]) -> dict[str, Any]:
         info = self.pack.info
@@ -337,33 +321,15 @@ class Evaluation:
         }
 
 
-class _Rows:
-    """Pictures at some positions of a pack, read only as far as the ceiling's fit looks."""
-
-    def __init__(self, images: Any, rows: np.ndarray) -> None:
-        self.images, self.rows = images, rows
-
-    def some(self) -> np.ndarray:
-        from ganfast.evaluate.ceiling import MOST
-
-        most = max(2, MOST // int(np.prod(self.images.shape[1:])))
-        step = max(1, -(-len(self.rows) // most))
-        return np.asarray(self.images[self.rows[::step]])
-
-
-def _device_of(extractor: Extractor) -> torch.device:
-    device: torch.device = getattr(
-        getattr(extractor, "of_one", extractor), "device", torch.device("cpu")
-    )
-    return device
-
-
 def other_shape(name: str, shape: tuple[int, ...], info: PackInfo) -> str:
-    """What is wrong with pictures (H, W, C) that are not of the reference's shape; "" where they are."""
+    """What is wrong with pictures (H, W, C) of another shape than the reference; "" = nothing."""
     if shape == (info.size, info.size, info.channels):
         return ""
     height, width, channels = shape
-    return f"{name} has pictures of {width}x{height}x{channels} and {info.name} of {info.size}x{info.size}x{info.channels}"
+    return (
+        f"{name} has pictures of {width}x{height}x{channels} "
+        f"and {info.name} of {info.size}x{info.size}x{info.channels}"
+    )
 
 
 def open_reference(
@@ -385,13 +351,15 @@ def open_reference(
     pack = open_data(data, size=size, channels=channels, **how)
     if not _has_test(recognise(data, root)):
         return pack, None
-    return pack, open_data(
-        data, split="test", size=pack.info.size, channels=pack.info.channels, **how
-    )
+    how |= {"size": pack.info.size, "channels": pack.info.channels}
+    return pack, open_data(data, split="test", **how)
 
 
 def _has_test(source: Source) -> bool:
-    """Whether there are pictures of a test split, of a source whose training pictures could be read. They may be damaged."""
+    """Whether a source has pictures of a test split, whole or damaged.
+
+    Its training pictures could be read before.
+    """
     if "test" not in source.splits:
         return False
     if isinstance(source, StackedMnist):
@@ -402,6 +370,6 @@ def _has_test(source: Source) -> bool:
     if isinstance(source, celeba.CelebA):
         try:
             source.describe("test")
-        except InputError:  # the table of splits was read for the training pictures: it names none of the test split
+        except InputError:  # the table of splits, which could be read, names no picture of it
             return False
     return True

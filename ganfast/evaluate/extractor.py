@@ -1,7 +1,8 @@
 """Feature networks behind one interface: pictures in, features and perhaps class logits out.
 
-Scores are comparable only where the extractor is the same: each carries its name, the hash of its weights and how it prepares
-pictures, and `published` is true only of the one that is committed with ganfast.
+Scores are comparable only where the extractor is the same. An extractor carries its name, the hash
+of its weights and how it prepares pictures; `published` is true only of the one that is committed
+with ganfast.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ class Extractor(ABC):
     published: bool = False  # committed with ganfast: its scores compare across machines
     judges_labels: bool = False  # its logits are over the classes of the data at hand
     dim: int  # of the features
+    device: torch.device = torch.device("cpu")
 
     @abstractmethod
     def extract(self, pictures: Tensor) -> Features:
@@ -43,22 +45,20 @@ class Extractor(ABC):
 
     def __call__(self, pictures: Pictures | Tensor) -> Features:
         """Features of uint8 (N, H, W, C) pictures, from anywhere."""
+        if isinstance(pictures, np.ndarray):
+            pictures = torch.from_numpy(np.array(pictures))
         with torch.no_grad():
-            found = self.extract(
-                torch.from_numpy(np.array(pictures))
-                if isinstance(pictures, np.ndarray)
-                else pictures
-            )
-        return Features(
-            found.features.float(), None if found.logits is None else found.logits.float()
-        )
+            answer = self.extract(pictures)
+        logits = None if answer.logits is None else answer.logits.float()
+        return Features(answer.features.float(), logits)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How uint8 pictures become a network's input. Written as "size=299,channels=3,mean=128,std=128".
+    """How uint8 pictures become a network's input, as in "size=299,channels=3,mean=128,std=128".
 
-    The input is (picture - mean) / std with picture in 0..255, RGB or BGR, resized to size x size (bilinear, corners not aligned).
+    The input is (picture - mean) / std with picture in 0..255, RGB or BGR, resized to size x size
+    (bilinear, corners not aligned).
     """
 
     size: int = 0  # side in pixels; 0 = as the pictures are
@@ -88,18 +88,20 @@ class Preprocessing:
                 else:
                     raise ValueError
             except ValueError:
-                known = "size=N, channels=1|3, mean=A or A/B/C, std=A or A/B/C, bgr=yes|no, antialias=yes|no"
                 raise InputError(
-                    f"preprocessing has {part!r}; expected a comma-separated list of {known}"
+                    f"preprocessing has {part!r}; expected a comma-separated list of size=N, "
+                    "channels=1|3, mean=A or A/B/C, std=A or A/B/C, bgr=yes|no, antialias=yes|no"
                 ) from None
-        made = Preprocessing(**values)  # type: ignore[arg-type]
-        if made.channels not in (1, 3) or made.size < 0:
+        parsed = Preprocessing(**values)  # type: ignore[arg-type]
+        channels, means, stds = parsed.channels, parsed.mean, parsed.std
+        if channels not in (1, 3) or parsed.size < 0:
             raise InputError(f"preprocessing {text!r}: channels must be 1 or 3 and size 0 or more")
-        if any(len(v) not in (1, made.channels) for v in (made.mean, made.std)) or 0 in made.std:
+        if any(len(numbers) not in (1, channels) for numbers in (means, stds)) or 0 in stds:
             raise InputError(
-                f"preprocessing {text!r}: mean and std take one number or {made.channels}, std none that is 0"
+                f"preprocessing {text!r}: "
+                f"mean and std take one number or {channels}, std none that is 0"
             )
-        return made
+        return parsed
 
     def __str__(self) -> str:
         mean, std = ("/".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
@@ -112,17 +114,11 @@ class Preprocessing:
         if self.channels == 3 and x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         elif self.channels == 1 and x.shape[1] == 3:
-            x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(
-                1, keepdim=True
-            )  # ITU-R BT.601
-        if self.size and tuple(x.shape[2:]) != (self.size, self.size):
-            x = F.interpolate(
-                x,
-                (self.size, self.size),
-                mode="bilinear",
-                antialias=self.antialias,
-                align_corners=False,
-            )
+            luma = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601
+            x = (x * luma).sum(1, keepdim=True)
+        size = self.size, self.size
+        if self.size and tuple(x.shape[2:]) != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=self.antialias)
         if self.bgr:
             x = x.flip(1)
         mean, std = (x.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
@@ -130,7 +126,7 @@ class Preprocessing:
 
 
 class NetworkExtractor(Extractor):
-    """A network of torch behind a `Preprocessing`. The network returns features (N, D), or (features, logits)."""
+    """A network of torch behind a `Preprocessing`; it returns features (N, D), or also logits."""
 
     def __init__(
         self,
@@ -146,9 +142,8 @@ class NetworkExtractor(Extractor):
         self.name, self.sha256, self.preprocessing, self.dim = name, sha256, str(preprocessing), dim
 
     def extract(self, pictures: Tensor) -> Features:
-        answer = self.net(
-            self.prepare(pictures.to(self.device)).contiguous(memory_format=torch.channels_last)
-        )
+        x = self.prepare(pictures.to(self.device)).contiguous(memory_format=torch.channels_last)
+        answer = self.net(x)
         features, logits = answer if isinstance(answer, tuple) else (answer, None)
         if features.dim() == 4:  # maps: their means
             features = features.mean((2, 3))
@@ -156,29 +151,26 @@ class NetworkExtractor(Extractor):
 
 
 class StackedExtractor(Extractor):
-    """An extractor of grey pictures on each channel of colour ones: features side by side, one class per triple of classes."""
+    """An extractor of grey pictures on each channel of colour pictures.
+
+    Features lie side by side; a class is a triple of classes.
+    """
 
     judges_labels = True
 
     def __init__(self, of_one: Extractor) -> None:
-        self.of_one = of_one
+        self.of_one, self.device, self.published = of_one, of_one.device, of_one.published
         self.name, self.sha256, self.dim = f"{of_one.name} x3", of_one.sha256, 3 * of_one.dim
-        self.preprocessing, self.published = (
-            f"per channel: {of_one.preprocessing}",
-            of_one.published,
-        )
+        self.preprocessing = f"per channel: {of_one.preprocessing}"
 
     def extract(self, pictures: Tensor) -> Features:
         n = len(pictures)
-        found = self.of_one.extract(
-            pictures.permute(0, 3, 1, 2).reshape(n * 3, *pictures.shape[1:3], 1)
-        )
-        assert found.logits is not None
-        a, b, c = found.logits.log_softmax(1).view(n, 3, -1).unbind(1)
-        logits = (a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]).flatten(
-            1
-        )  # of 100 a + 10 b + c
-        return Features(found.features.reshape(n, -1), logits)
+        channels = pictures.permute(0, 3, 1, 2).reshape(n * 3, *pictures.shape[1:3], 1)
+        answer = self.of_one.extract(channels)
+        assert answer.logits is not None
+        a, b, c = answer.logits.log_softmax(1).view(n, 3, -1).unbind(1)
+        logits = a[:, :, None, None] + b[:, None, :, None] + c[:, None, None, :]
+        return Features(answer.features.reshape(n, -1), logits.flatten(1))  # of 100 a + 10 b + c
 
 
 def sha256_of(path: Path) -> str:
@@ -186,15 +178,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_hash(path: Path, wanted: str) -> str:
-    """The file's sha256. Raises InputError when another one is wanted; ``wanted`` may be its first 8 digits or more."""
-    if wanted and not re.fullmatch("[0-9a-fA-F]{8,64}", wanted):
+def check_hash(path: Path, expected: str) -> str:
+    """The file's sha256; InputError where it does not begin with ``expected``, 8 digits or more."""
+    if expected and not re.fullmatch("[0-9a-fA-F]{8,64}", expected):
         raise InputError(
-            f"sha256 is {wanted!r}; expected the 64 hex digits of the hash of {path}, or the first 8 of them or more"
+            f"sha256 is {expected!r}; "
+            f"expected the 64 hex digits of the hash of {path}, or the first 8 of them or more"
         )
-    found = sha256_of(path)
-    if not found.startswith(wanted.lower()):
+    digest = sha256_of(path)
+    if not digest.startswith(expected.lower()):
         raise InputError(
-            f"{path} has sha256 {found}; expected {wanted}: another file, or a damaged one"
+            f"{path} has sha256 {digest}; expected {expected}: another file, or a damaged one"
         )
-    return found
+    return digest

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ganfast.data import Pack
+from ganfast.data import Pack, PackInfo
 from ganfast.data.build import Progress
 from ganfast.data.source import cache_dir, did_you_mean
 from ganfast.errors import InputError
@@ -25,16 +25,16 @@ from ganfast.evaluate.extractor import (
 )
 from ganfast.export.session import cpu_session
 
-MNIST_FILE = Path(__file__).with_name(
-    "mnist_classifier.safetensors"
-)  # made by benchmarks/make_mnist_classifier.py
+# Made by benchmarks/make_mnist_classifier.py.
+MNIST_FILE = Path(__file__).with_name("mnist_classifier.safetensors")
 MNIST_SHA256 = "35fb9c5cf9cc536969f48b379780224d3a983e04d98e358c8a630fb2d2137dbe"
 _LOCAL_SEED = 0
+_NAMES = ["auto", "mnist", "local"]
 _FILES = "SqueezeNet .npz, the FID's Inception .pth, TorchScript .pt, or .onnx"
 
 
 def find_extractor(
-    wanted: str,
+    name: str,
     pack: Pack,
     device: torch.device,
     sha256: str = "",
@@ -44,53 +44,56 @@ def find_extractor(
     """The feature network for pictures like those of ``pack``.
 
     Args:
-        wanted: "auto" (the committed one for MNIST and stacked-mnist, else "local"), "mnist", "local" (a classifier trained on the
-            pack, kept in the cache), or a file: .npz of SqueezeNet 1.0, .pth of the FID's Inception-v3, TorchScript .pt, .onnx with
-            features as first output.
+        name: "auto" (the committed one for MNIST and stacked-mnist, else "local"), "mnist",
+            "local" (a classifier trained on the pack, kept in the cache), or a file: .npz of
+            SqueezeNet 1.0, .pth of the FID's Inception-v3, TorchScript .pt, .onnx with features as
+            first output.
         pack: the reference pictures.
-        sha256: what the file's hash must be, or its first 8 digits and more; "" = any, for a .pth the known one.
-        preprocessing: how a TorchScript or ONNX file wants its pictures, see `Preprocessing.parse`.
+        sha256: hash of the file, or its first 8 digits or more; "" = any, for a .pth the known one.
+        preprocessing: what a TorchScript or ONNX file needs, see `Preprocessing.parse`.
 
     Raises:
-        InputError: an unknown name, a file of another kind or hash, a set without classes where a classifier needs some.
+        InputError: an unknown name, a file of another kind or hash, or a set without classes where
+            a classifier needs some.
     """
     info = pack.info
-    if Path(wanted).suffix and wanted not in ("auto", "mnist", "local"):
-        return _from_file(Path(wanted), device, sha256, preprocessing, info.channels, info.size)
+    if Path(name).suffix and name not in _NAMES:
+        return _from_file(Path(name), device, sha256, preprocessing, info.channels, info.size)
     if sha256 or preprocessing:
         raise InputError(
-            f"extractor {wanted} comes with ganfast: a hash and a preprocessing belong to an extractor file"
+            f"extractor {name} comes with ganfast: "
+            "a hash and a preprocessing belong to an extractor file"
         )
-    if wanted not in ("auto", "mnist", "local"):
+    if name not in _NAMES:
         raise InputError(
-            f"unknown extractor {wanted!r}{did_you_mean(wanted, ['auto', 'mnist', 'local'])}: expected auto, mnist, local, "
-            f"or a file: {_FILES}"
+            f"unknown extractor {name!r}{did_you_mean(name, _NAMES)}: "
+            f"expected auto, mnist, local, or a file: {_FILES}"
         )
-    if wanted == "auto":
-        wanted = (
-            "mnist" if (info.name, info.size) in (("mnist", 28), ("stacked-mnist", 28)) else "local"
+    if name == "auto":
+        known = info.name in ("mnist", "stacked-mnist") and info.size == 28
+        name = "mnist" if known else "local"
+    return _mnist(info, device) if name == "mnist" else _local(pack, device, progress)
+
+
+def _mnist(info: PackInfo, device: torch.device) -> Extractor:
+    if info.size != 28:
+        raise InputError(
+            f"extractor mnist scores 28x28 pictures, "
+            f"and {info.name} has {info.size}x{info.size}: use local"
         )
-    if wanted == "mnist":
-        if info.size != 28:
-            raise InputError(
-                f"extractor mnist scores 28x28 pictures, and {info.name} has {info.size}x{info.size}: use local"
-            )
-        digits = committed(device)
-        found = StackedExtractor(digits) if info.channels == 3 else digits
-        found.judges_labels = (
-            info.kind == "stacked-mnist"
-            if info.channels == 3
-            else info.classes == tuple("0123456789")
-        )
-        return found
-    return _local(pack, device, progress)
+    extractor = committed(device)
+    if info.channels == 3:
+        extractor = StackedExtractor(extractor)
+        extractor.judges_labels = info.kind == "stacked-mnist"
+    else:
+        extractor.judges_labels = info.classes == tuple("0123456789")
+    return extractor
 
 
 def committed(device: torch.device) -> Extractor:
     """The MNIST classifier that comes with ganfast: the only one whose scores are published."""
-    extractor = _classifier(
-        MNIST_FILE, 28, 1, 10, "mnist-classifier", check_hash(MNIST_FILE, MNIST_SHA256), device
-    )
+    digest = check_hash(MNIST_FILE, MNIST_SHA256)
+    extractor = _classifier(MNIST_FILE, 28, 1, 10, "mnist-classifier", digest, device)
     extractor.published = True
     return extractor
 
@@ -113,22 +116,13 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
     info = pack.info
     if not info.classes:
         raise InputError(
-            f"{info.name} has no classes to train a feature network on: give one with --extractor FILE ({_FILES}), or classes: "
-            "sub-folders, or --attributes for CelebA"
+            f"{info.name} has no classes to train a feature network on: "
+            f"give one with --extractor FILE ({_FILES}), "
+            "or classes: sub-folders, or --attributes for CelebA"
         )
     epochs = max(3, min(20, 200_000 // info.count))
-    made_of = [
-        1,
-        info.source_hash,
-        info.size,
-        info.channels,
-        info.attributes,
-        info.split,
-        info.count,
-        _LOCAL_SEED,
-        epochs,
-    ]
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    pictures = [info.source_hash, info.size, info.channels, info.attributes, info.split, info.count]
+    key = hashlib.sha256(json.dumps([1, *pictures, _LOCAL_SEED, epochs]).encode()).hexdigest()[:16]
     path = cache_dir() / "extractors" / f"{key}.safetensors"
     if not path.exists():
         net = train_classifier(pack, _LOCAL_SEED, epochs, device, progress).to("cpu")
@@ -136,15 +130,8 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
         beside = path.with_suffix(".part")
         save_file({name: value.contiguous() for name, value in net.state_dict().items()}, beside)
         beside.replace(path)
-    return _classifier(
-        path,
-        info.size,
-        info.channels,
-        len(info.classes),
-        "local-classifier",
-        sha256_of(path),
-        device,
-    )
+    name, classes = "local-classifier", len(info.classes)
+    return _classifier(path, info.size, info.channels, classes, name, sha256_of(path), device)
 
 
 def _from_file(
@@ -156,25 +143,27 @@ def _from_file(
         raise InputError(f"extractor {path}: expected {_FILES}")
     if path.suffix in (".npz", ".pth") and preprocessing:
         raise InputError(f"the preprocessing of {path} is fixed, for its network is: leave it out")
-    found = check_hash(path, sha256 or (inception.SHA256 if path.suffix == ".pth" else ""))
+    digest = check_hash(path, sha256 or (inception.SHA256 if path.suffix == ".pth" else ""))
+    net: nn.Module
     if path.suffix == ".npz":
-        squeezed = squeezenet.load_squeezenet(path)
-        return NetworkExtractor(
-            squeezed, squeezenet.PREPROCESSING, "squeezenet-1.0", found, device, squeezenet.FEATURES
-        )
+        net, dim = squeezenet.load_squeezenet(path), squeezenet.FEATURES
+        prepare = squeezenet.PREPROCESSING
+        return NetworkExtractor(net, prepare, "squeezenet-1.0", digest, device, dim)
     if path.suffix == ".pth":
-        net = inception.load_inception(path)
-        return NetworkExtractor(
-            net, inception.PREPROCESSING, "inception-v3-fid", found, device, inception.FEATURES
-        )
+        net, dim = inception.load_inception(path), inception.FEATURES
+        prepare = inception.PREPROCESSING
+        return NetworkExtractor(net, prepare, "inception-v3-fid", digest, device, dim)
     if not preprocessing:
         raise InputError(
-            f"{path} needs --preprocessing, such as size=299,channels=3,mean=127.5,std=127.5: nobody can guess it"
+            f"{path} needs --preprocessing, such as size=299,channels=3,mean=127.5,std=127.5: "
+            "nobody can guess it"
         )
     prepare = Preprocessing.parse(preprocessing)
-    own = _OnnxNet(path) if path.suffix == ".onnx" else _torchscript(path, device)
-    device = torch.device("cpu") if path.suffix == ".onnx" else device
-    extractor = NetworkExtractor(own, prepare, path.stem, found, device, 0)
+    if path.suffix == ".onnx":
+        net, device = _OnnxNet(path), torch.device("cpu")
+    else:
+        net = _torchscript(path, device)
+    extractor = NetworkExtractor(net, prepare, path.stem, digest, device, 0)
     extractor.dim = extractor(np.zeros((1, size, size, channels), np.uint8)).features.shape[1]
     return extractor
 

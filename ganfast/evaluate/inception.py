@@ -1,10 +1,14 @@
-"""Inception-v3 as the FID's feature network (arXiv:1512.00567; Heusel 2017, arXiv:1706.08500), from the user's weights.
+"""Inception-v3 as the FID's feature network, from the user's weights.
 
-The file is the one that FIDs are computed with in PyTorch: a state dict made from TensorFlow's graph of 2015-12-05 (pytorch-fid and
-torch-fidelity offer it as ...inception-2015-12-05-6726825d.pth; the name ends with the start of its sha256). That graph is not the
-published network to the letter: average pools leave the padding out, the last block pools by maximum, there are 1008
-classes. Pictures are resized to 299x299 (bilinear, corners not aligned, no antialiasing) and scaled to [-1, 1]. Features are the
-2048 means after the last block.
+The network is of arXiv:1512.00567, the FID of Heusel 2017, arXiv:1706.08500. The file is the one
+that FIDs are computed with in PyTorch: a state dict made from TensorFlow's graph of 2015-12-05.
+pytorch-fid and torch-fidelity offer it as ...inception-2015-12-05-6726825d.pth; the name ends with
+the start of its sha256.
+
+That graph is not the published network to the letter: average pools leave the padding out, the last
+block pools by maximum, there are 1008 classes. Pictures are resized to 299x299 (bilinear, corners
+not aligned, no antialiasing) and scaled to [-1, 1]. Features are the 2048 means after the last
+block.
 """
 
 from pathlib import Path
@@ -20,8 +24,9 @@ FEATURES, CLASSES = 2048, 1008
 SHA256 = "6726825d"  # how the hash of the known file begins
 PREPROCESSING = Preprocessing(size=299, channels=3, mean=(127.5,), std=(127.5,), antialias=False)
 
-# A layer is (name, channels out, kernel height, kernel width, stride); a branch is layers one after the other, and where its last
-# element is a list, those side by side. Kernels of stride 1 keep the size, those of stride 2 are not padded.
+# A layer is (name, channels out, kernel height, kernel width, stride). A branch is layers one after
+# the other; where its last element is a list, these layers stand side by side. Kernels of stride 1
+# keep the size, those of stride 2 are not padded.
 Layer = tuple[str, int, int, int, int]
 Branch = list[Layer | list[Layer]]
 
@@ -124,24 +129,22 @@ class Mixed(nn.Module):
             for step in branch:
                 layers = step if isinstance(step, list) else [step]
                 for name, after, height, width, stride in layers:
-                    self.add_module(
-                        name,
-                        Convolution(channels, after, height, width, stride, padded=stride == 1),
-                    )
+                    layer = Convolution(channels, after, height, width, stride, stride == 1)
+                    self.add_module(name, layer)
                 channels = layers[-1][1]
 
     def forward(self, x: Tensor) -> Tensor:
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for branch in self.branches:
             y = self._pooled(x) if branch is self.branches[-1] else x
             for step in branch:
                 if isinstance(step, list):
-                    found += [self.get_submodule(layer[0])(y) for layer in step]
+                    outputs += [self.get_submodule(layer[0])(y) for layer in step]
                 else:
                     y = self.get_submodule(step[0])(y)
             if not branch or not isinstance(branch[-1], list):
-                found.append(y)
-        return torch.cat(found, 1)
+                outputs.append(y)
+        return torch.cat(outputs, 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
         if self.pool == "average":
@@ -179,26 +182,18 @@ def load_inception(path: Path) -> Inception:
         InputError: the file is no state dict, or not that of this network; names what is missing.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of several types for damaged and for foreign files
-        raise InputError(
-            f"{path} is no readable file of weights: {str(error).splitlines()[0]}"
-        ) from error
+        detail = str(error).splitlines()[0]
+        raise InputError(f"{path} is no readable file of weights: {detail}") from error
+    weights = weights if isinstance(weights, dict) else {}
     net = Inception()
-    wanted = {
-        name: tuple(value.shape)
-        for name, value in net.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    found = found if isinstance(found, dict) else {}
-    wrong = [
-        name
-        for name, shape in wanted.items()
-        if tuple(getattr(found.get(name), "shape", (-1,))) != shape
-    ]
-    if wrong:
-        raise InputError(
-            f"{path} is not the Inception-v3 of the FID: it has no {wrong[0]} of shape {wanted[wrong[0]]}"
-        )
-    net.load_state_dict({name: found[name] for name in wanted}, strict=False)
+    own = {n: v for n, v in net.state_dict().items() if not n.endswith("num_batches_tracked")}
+    for name, value in own.items():
+        shape = tuple(value.shape)
+        if tuple(getattr(weights.get(name), "shape", (-1,))) != shape:
+            raise InputError(
+                f"{path} is not the Inception-v3 of the FID: it has no {name} of shape {shape}"
+            )
+    net.load_state_dict({name: weights[name] for name in own}, strict=False)
     return net

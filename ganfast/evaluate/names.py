@@ -1,22 +1,20 @@
 """What runs, checkpoints and folders are called side by side."""
 
 from collections.abc import Sequence
-from itertools import count
+from itertools import chain, count
 
 
 def numbered(names: Sequence[str]) -> list[str]:
     """Names of which no two are equal: a second "a" becomes "a (2)"."""
-    found: list[str] = []
+    unique: list[str] = []
     for name in names:
-        more = (f"{name} ({number})" for number in count(2))
-        found.append(
-            name if name not in found else next(other for other in more if other not in found)
-        )
-    return found
+        candidates = chain([name], (f"{name} ({number})" for number in count(2)))
+        unique.append(next(candidate for candidate in candidates if candidate not in unique))
+    return unique
 
 
 def shortened(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, or as many as tell it from all others."""
+    """The last part of every path, or as many parts as tell it from all others."""
     parts = [path.rstrip("/").split("/") for path in paths]
 
     def unique(own: list[str], depth: int) -> bool:

@@ -23,55 +23,50 @@ _ROWS = {  # score -> what the table calls it, and its format
 
 
 def table(results: Sequence[Result]) -> str:
-    """Scores in rows, sources in columns, then floor and ceiling for each number of pictures; protocol ids below."""
+    """Scores in rows; sources, then floor and ceiling, in columns; notes and protocol ids below.
+
+    There is a floor and a ceiling for each number of pictures.
+    """
     counts = {r.protocol["fakes"]: r for r in results}
-    heads = ["", *shortened([r.name for r in results])]
+    rows = [["", *shortened([r.name for r in results])]]
     for count in counts:
-        heads += [
-            f"{what} of {count}" if len(counts) > 1 else what for what in ("floor", "ceiling")
-        ]
-    rows = [heads]
+        of_count = f" of {count}" if len(counts) > 1 else ""
+        rows[0] += [f"floor{of_count}", f"ceiling{of_count}"]
     for key, (title, form) in _ROWS.items():
         if any(key in r.scores for r in results):
             row = [title, *(_cell(r.scores, key, form) for r in results)]
             for r in counts.values():
-                row += [
-                    _cell(r.floor, key, form),
-                    format(r.ceiling, form) if key == "frechet" else "",
-                ]
+                ceiling = format(r.ceiling, form) if key == "frechet" else ""
+                row += [_cell(r.floor, key, form), ceiling]
             rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(r, widths, strict=True))
-        )
-        for r in rows
-    ]
-    reals = (
-        " and ".join(dict.fromkeys(f"{r.floor_pictures:,}" for r in counts.values()))
-        + " held-out reals"
-    )
-    reals += (
-        ""
-        if results[0].against.divided
-        else ", which were trained on, too, as the set is not divided"
-    )
-    lines.append(
-        f"floor: {reals}; ceiling: a Gaussian of {COMPONENTS} components fitted to the reference's pixels"
-    )
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for title, *cells in rows:
+        cells = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+        lines.append("  ".join([title.ljust(first), *cells]))
+    lines += _notes(results, list(counts.values()))
+    return "\n".join([*lines, *(f"{r.name}: {r.protocol_id}" for r in results)])
+
+
+def _notes(results: Sequence[Result], counts: Sequence[Result]) -> list[str]:
+    """What a reader must know to judge the scores; ``counts`` has a result for every floor."""
+    reals = " and ".join(dict.fromkeys(f"{r.floor_pictures:,}" for r in counts)) + " held-out reals"
+    if not results[0].against.divided:
+        reals += ", which were trained on, too, as the set is not divided"
+    gaussian = f"a Gaussian of {COMPONENTS} components fitted to the reference's pixels"
+    notes = [f"floor: {reals}; ceiling: {gaussian}"]
     for r in results:
         if own := r.protocol["drawn"].get("classes"):
-            lines.append(
-                f"{r.name} has classes of {own}, not those of {r.protocol['data']}: no label accuracy"
-            )
+            others = f"not those of {r.protocol['data']}: no label accuracy"
+            notes.append(f"{r.name} has classes of {own}, {others}")
     if not results[0].protocol["published"]:
-        lines.append(
+        local = "local" in results[0].protocol["extractor"]
+        notes.append(
             "scores of a local extractor: they compare on this machine only"
-            if "local" in results[0].protocol["extractor"]
+            if local
             else "scores of a file the user gave: they compare with those of the same file only"
         )
-    return "\n".join([*lines, *(f"{r.name}: {r.protocol_id}" for r in results)])
+    return notes
 
 
 def _cell(scores: dict[str, float], key: str, form: str) -> str:

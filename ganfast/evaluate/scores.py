@@ -1,7 +1,7 @@
-"""Scores from features: Frechet and kernel distance, neighbourhoods, and what class probabilities tell. Float64 throughout.
+"""Scores from features: Frechet and kernel distance, neighbourhoods, class probabilities.
 
-Features come in chunks. Frechet distances keep sums only; what compares neighbours keeps features, never pictures and never
-an N x N matrix.
+All are computed in float64. Features come in chunks. Frechet distances keep sums only; comparisons
+of neighbours keep features, never pictures and never an N x N matrix.
 """
 
 import warnings
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 _ROWS = 1024  # rows of a distance matrix at a time
 
 
-class _Given(nn.Module):
-    """What torchmetrics is told to extract with: features are extracted once, outside."""
+class _Identity(nn.Module):
+    """Stands for torchmetrics' extractor: features are extracted once, outside."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -26,9 +26,10 @@ class _Given(nn.Module):
 
 
 class Frechet:
-    """Squared Frechet distance of Gaussians to reference features (Heusel 2017, arXiv:1706.08500, eq. 6), from sums in float64.
+    """Squared Frechet distance of Gaussians to reference features, from sums in float64.
 
-    Own code, because it must run where there is torch and little more; the tests hold it against torchmetrics and scipy.
+    It is Heusel 2017, arXiv:1706.08500, eq. 6. Own code, because it must run where there is torch
+    and little more; the tests hold it against torchmetrics and scipy.
 
     Args:
         dim: of the features, which come in chunks (n, dim); two or more in all on each side.
@@ -45,34 +46,27 @@ class Frechet:
         self._added = self._added + _second_moments(features)
 
     def distance(self) -> float:
-        """Of what was added since the last call, which is then forgotten."""
-        (mean, covariance), (other_mean, other_covariance) = (
-            _gaussian(self._reference),
-            _gaussian(self._added),
-        )
+        """The distance of the features added since the last call, which are then forgotten."""
+        mean, covariance = _gaussian(self._reference)
+        other_mean, other_covariance = _gaussian(self._added)
         self._added = self._none
         # The trace of (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
         values, vectors = torch.linalg.eigh(covariance)
         root = vectors * values.clamp_min(0).sqrt() @ vectors.T
         cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
-        total = (
-            (mean - other_mean).square().sum()
-            + covariance.trace()
-            + other_covariance.trace()
-            - 2 * cross
-        )
-        return max(0.0, float(total))  # of equal sets rounding may leave -1e-12
+        traces = (mean - other_mean).square().sum() + covariance.trace() + other_covariance.trace()
+        return max(0.0, float(traces - 2 * cross))  # of equal sets rounding may leave -1e-12
 
 
 def _second_moments(features: Tensor) -> Tensor:
-    """The sum of (x, 1)(x, 1)^T over features (n, D): count, sums and products in one (D + 1, D + 1)."""
+    """The sum of (x, 1)(x, 1)^T over features (n, D): count, sums and products, (D + 1, D + 1)."""
     x = torch.cat([features, features.new_ones(len(features), 1)], dim=1).double()
     return x.T @ x
 
 
 def _gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D), on the host: decompositions of small matrices are no faster on a GPU."""
-    moments = moments.cpu()
+    """Mean (D,) and unbiased covariance (D, D), on the host."""
+    moments = moments.cpu()  # decompositions of small matrices are no faster on a GPU
     count, mean = moments[-1, -1], moments[-1, :-1] / moments[-1, -1]
     return mean, (moments[:-1, :-1] - count * torch.outer(mean, mean)) / (count - 1)
 
@@ -80,19 +74,20 @@ def _gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_distance(
     reals: Tensor, fakes: Tensor, seed: int = 0, subsets: int = 50
 ) -> tuple[float, float | None]:
-    """Squared MMD with the kernel (x.y / D + 1)^3, unbiased, mean and standard deviation over random subsets of at most 1,000
-    (Binkowski 2018, arXiv:1801.01401), by torchmetrics. Features (N, D) and (M, D). No deviation where every subset is all."""
+    """Squared MMD with the kernel (x.y / D + 1)^3 of features (N, D) and (M, D), by torchmetrics.
+
+    Unbiased; mean and standard deviation over random subsets of at most 1,000 (Binkowski 2018,
+    arXiv:1801.01401). No deviation where every subset is the whole.
+    """
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # that it keeps features is why it is given so many
+        warnings.simplefilter("ignore", UserWarning)  # it warns that it keeps all features
         torch.manual_seed(seed)
         size = min(1000, len(reals), len(fakes))
-        metric = KernelInceptionDistance(
-            feature=_Given(reals.shape[1]), subsets=subsets, subset_size=size
-        ).to(reals.device)
+        extractor = _Identity(reals.shape[1])
+        metric = KernelInceptionDistance(extractor, subsets=subsets, subset_size=size)
+        metric.to(reals.device)
         metric.update(reals, real=True)
         metric.update(fakes, real=False)
         mean, deviation = metric.compute()
@@ -100,7 +95,7 @@ def kernel_distance(
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
-    """(first row, squared distances (rows, M)) of a (N, D) to b (M, D), in float64, some rows at a time."""
+    """(first row, squared distances (rows, M)) of a (N, D) to b (M, D), some rows at a time."""
     centre = b.double().mean(0)  # nothing is lost in |x|^2 + |y|^2 - 2 x.y where both are near 0
     b = b.double() - centre
     lengths = b.square().sum(1)
@@ -111,23 +106,20 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterable[tuple[int, Tensor]]:
 
 def radii(x: Tensor, k: int) -> Tensor:
     """Squared distance of every row of x (N, D) to its k-th nearest other row, float64 (N,)."""
-    return torch.cat(
-        [d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)]
-    )  # itself is the nearest
+    # k + 1, because the nearest row is the row itself.
+    return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)])
 
 
 def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]:
-    """How far fakes lie among reals and reals among fakes. Features (N, D) and (M, D), more than k of each.
+    """How far fakes (M, D) lie among reals (N, D) and reals among fakes; more than k of each.
 
-    precision: share of fakes inside the k-th-neighbour ball of some real; recall: the other way round (Kynkaanniemi 2019,
-    arXiv:1904.06991). density: balls of reals a fake lies in, over k; coverage: share of reals whose ball holds a fake
-    (Naeem 2020, arXiv:2002.09797).
+    precision: share of fakes inside the k-th-neighbour ball of some real; recall: the other way
+    round (Kynkaanniemi 2019, arXiv:1904.06991). density: balls of reals a fake lies in, over k;
+    coverage: share of reals whose ball holds a fake (Naeem 2020, arXiv:2002.09797).
     """
     around_reals, around_fakes = radii(reals, k), radii(fakes, k)
-    device = reals.device
-    inside = torch.zeros(
-        len(fakes), dtype=torch.long, device=device
-    )  # balls of reals each fake lies in
+    # Of every fake: the balls of reals that it lies in.
+    inside = torch.zeros(len(fakes), dtype=torch.long, device=reals.device)
     recalled, covered = [], []
     for first, d in squared_distances(reals, fakes):
         within = d <= around_reals[first : first + len(d), None]
@@ -145,9 +137,14 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
 def nearest(
     x: Tensor, chunks: Iterable[Tensor], itself: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Distance to, and position of, the nearest row among chunks (m, D), for every row of x (N, D): float64 (N,), int64 (N,).
+    """The nearest row among chunks (m, D) for every row of x (N, D).
 
-    ``itself``: the position at which each row of x is among them, int64 (N,), which is passed over; -1 where it is not.
+    Args:
+        itself: position of every row of x among the chunks, int64 (N,), which is passed over; -1
+            where it is not there.
+
+    Returns:
+        Distances, float64 (N,), and positions, int64 (N,).
     """
     best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     where = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -179,35 +176,41 @@ class ClassScores:
         """Logits (N, K) of some pictures, and the classes that were asked for, where some were."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
-        found = log_p.argmax(1).cpu().numpy()
-        self.counts += np.bincount(found, minlength=len(self.counts))
+        classes = log_p.argmax(1).cpu().numpy()
+        self.counts += np.bincount(classes, minlength=len(self.counts))
         self.mean += p.sum(0).cpu().numpy()
         self.entropy += float((p * log_p).sum())
         if labels is not None:
-            self.right += int((found == labels).sum())
+            self.right += int((classes == labels).sum())
             self.asked += len(labels)
 
     def scores(self, reals: np.ndarray) -> dict[str, float]:
-        """Given the class counts of the reals, (K,).
+        """Scores against the class counts of the reals, (K,).
 
-        classifier_score: exp of the mean KL of p(class | picture) from p(class), 1 to K (Salimans 2016, arXiv:1606.03498).
-        kl_uniform, kl_data: KL of the classes the judge sees from uniform, and from those of the reals, in nats.
-        modes: classes that appear. label_accuracy: asked for and got.
+        classifier_score: exp of the mean KL of p(class | picture) from p(class), 1 to K (Salimans
+            2016, arXiv:1606.03498).
+        kl_uniform, kl_data: KL of the classes the judge sees from uniform, and from those of the
+            reals, in nats.
+        modes: how many classes appear.
+        label_accuracy: share of pictures that show the class asked for.
         """
         n = self.counts.sum()
         mean = self.mean / n
         marginal = float((mean[mean > 0] * np.log(mean[mean > 0])).sum())
-        found = {
+        scores = {
             "classifier_score": float(np.exp(self.entropy / n - marginal)),
             "kl_uniform": divergence(self.counts, np.ones(len(self.counts))),
             "kl_data": divergence(self.counts, reals),
             "modes": float((self.counts > 0).sum()),
         }
-        return found | ({"label_accuracy": self.right / self.asked} if self.asked else {})
+        return scores | ({"label_accuracy": self.right / self.asked} if self.asked else {})
 
 
 def divergence(counts: np.ndarray, reference: np.ndarray) -> float:
-    """KL(counts || reference) of two histograms (K,), in nats: the reverse KL of a generator; inf where q is 0."""
+    """KL(counts || reference) of two histograms (K,), in nats: the reverse KL of a generator.
+
+    It is infinite where a class that counts has is missing from the reference.
+    """
     p, q = counts / counts.sum(), reference / reference.sum()
     seen = p > 0
     with np.errstate(divide="ignore"):

@@ -1,8 +1,9 @@
-"""SqueezeNet 1.0 as a feature network (Iandola 2016, arXiv:1602.07360), from weights the user supplies.
+"""SqueezeNet 1.0 as a feature network (Iandola 2016, arXiv:1602.07360), from the user's weights.
 
-Weights are an .npz of `<layer>/weight` (out, in, h, w) and `<layer>/bias` in float32, layers conv1, fire2 .. fire9 (conv1x1_1,
-conv1x1_2, conv3x3_2) and conv_final: the Caffe model. Input: BGR, 0..255 minus (104, 117, 123). Pooling rounds up, as Caffe does.
-Features are the 512 channel means after fire9. A distance between them is no FID: that name belongs to Inception.
+Weights are an .npz of `<layer>/weight` (out, in, h, w) and `<layer>/bias` in float32: the Caffe
+model with layers conv1, fire2 .. fire9 (conv1x1_1, conv1x1_2, conv3x3_2) and conv_final. Input is
+BGR, 0..255 minus (104, 117, 123). Pooling rounds up, as Caffe does. Features are the 512 channel
+means after fire9. A distance between them is no FID: that name belongs to Inception.
 """
 
 from pathlib import Path
@@ -16,12 +17,8 @@ from ganfast.evaluate.extractor import Preprocessing
 
 FEATURES = 512
 PREPROCESSING = Preprocessing(size=0, channels=3, mean=(104.0, 117.0, 123.0), std=(1.0,), bgr=True)
-_FIRES = {2: (96, 16, 64), 3: (128, 16, 64), 4: (128, 32, 128), 5: (256, 32, 128)} | {
-    6: (256, 48, 192),
-    7: (384, 48, 192),
-    8: (384, 64, 256),
-    9: (512, 64, 256),
-}
+_FIRES = {2: (96, 16, 64), 3: (128, 16, 64), 4: (128, 32, 128), 5: (256, 32, 128)}
+_FIRES |= {6: (256, 48, 192), 7: (384, 48, 192), 8: (384, 64, 256), 9: (512, 64, 256)}
 
 
 class Fire(nn.Module):
@@ -66,18 +63,15 @@ def load_squeezenet(path: Path) -> SqueezeNet:
     net = SqueezeNet()
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name.replace("/", "."): torch.from_numpy(file[name]) for name in file.files}
+            weights = {name.replace("/", "."): torch.from_numpy(file[name]) for name in file.files}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable .npz file: {error}") from error
-    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    wrong = [
-        name
-        for name, shape in wanted.items()
-        if name not in found or tuple(found[name].shape) != shape
-    ]
-    if wrong:
-        raise InputError(
-            f"{path} is not SqueezeNet 1.0: it has no {wrong[0].replace('.', '/')} of shape {wanted[wrong[0]]}"
-        )
-    net.load_state_dict({name: found[name] for name in wanted})
+    own = net.state_dict()
+    for name, value in own.items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise InputError(
+                f"{path} is not SqueezeNet 1.0: "
+                f"it has no {name.replace('.', '/')} of shape {tuple(value.shape)}"
+            )
+    net.load_state_dict({name: weights[name] for name in own})
     return net

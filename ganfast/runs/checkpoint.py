@@ -3,19 +3,20 @@
     checkpoints/
         000012800/   named by real images shown
             generator, critic, ema, optimizer_generator, optimizer_critic   .safetensors
-            state.json   schema, counter, position in log.jsonl, size and sha256 of the other files and of itself
+            state.json   schema, counter, position in log.jsonl, sizes and sha256 of all files
         best.json        the checkpoint with the best score, which `prune` spares
         set-aside/       what a run that went on from an earlier checkpoint left behind
 
-Nothing random is stored: every draw is a function of the seed and the image counter (`ganfast.random`).
+Nothing random is stored: every draw is a function of seed and image counter (`ganfast.random`).
 """
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -44,9 +45,16 @@ class Record:
     images: int  # real images shown when it was written
     log_lines: int | None  # of log.jsonl then; None in schema 1
     files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
-    trained_as: Mapping[str, Any] | None = (
-        None  # what it was trained with, as JSON holds it; None where nobody said
-    )
+    # What it was trained with, as JSON holds it; None in checkpoints that do not say.
+    trained_as: Mapping[str, Any] | None = None
+
+
+class Loaded(NamedTuple):
+    """A checkpoint whose bytes were compared with their hashes."""
+
+    path: Path
+    record: Record
+    contents: dict[str, dict[str, Tensor]]
 
 
 def write(
@@ -56,10 +64,12 @@ def write(
     log_lines: int,
     trained_as: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``folder/<images, 9 digits>``, beside it first and then renamed, so that a half-written one is never seen.
+    """Write ``folder/<images, 9 digits>``.
+
+    It is written beside that place and then renamed, so that a half-written one is never seen.
 
     Returns:
-        The checkpoint's directory. A whole one that is there already is kept: the same counter means the same state.
+        The checkpoint's directory. A whole one of this counter stays: it holds the same state.
 
     Raises:
         OSError: it could not be written; what was there before is untouched.
@@ -74,20 +84,13 @@ def write(
     for part, tensors in contents.items():
         data = safetensors.torch.save(dict(tensors))
         disk.write_file(beside / f"{part}.safetensors", data)
-        files[f"{part}.safetensors"] = {
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-    facts = {
-        "schema": SCHEMA,
-        "images": images,
-        "ganfast": ganfast.__version__,
-        "torch": str(torch.__version__),
-    }
+        digest = hashlib.sha256(data).hexdigest()
+        files[f"{part}.safetensors"] = {"bytes": len(data), "sha256": digest}
+    versions = {"ganfast": ganfast.__version__, "torch": str(torch.__version__)}
+    facts: dict[str, Any] = {"schema": SCHEMA, "images": images, **versions}
     facts |= {} if trained_as is None else {"trained_as": dict(trained_as)}
-    disk.write_file(
-        beside / "state.json", _sealed(facts | {"log_lines": log_lines, "files": files})
-    )
+    facts |= {"log_lines": log_lines, "files": files}
+    disk.write_file(beside / "state.json", _sealed(facts))
     if target.exists():
         set_aside(target, folder)
     disk.publish(beside, target)
@@ -95,13 +98,18 @@ def write(
 
 
 def _sealed(facts: dict[str, Any]) -> bytes:
-    """JSON that ends with its own hash; written in one way only, so that no byte of it can change unseen."""
+    """JSON that ends with its own hash; written in one way only, so that no byte changes unseen."""
     digest = hashlib.sha256(json.dumps(facts, indent=1).encode()).hexdigest()
     return (json.dumps(facts | {"sha256": digest}, indent=1) + "\n").encode()
 
 
 def read_record(checkpoint: Path) -> Record:
-    """What state.json says. Raises `Damaged` where it is missing or was changed, InputError for a later schema."""
+    """What state.json says.
+
+    Raises:
+        Damaged: it is missing, or was changed after it was written.
+        InputError: it has a later schema.
+    """
     path = checkpoint / "state.json"
     try:
         data = path.read_bytes()
@@ -109,7 +117,8 @@ def read_record(checkpoint: Path) -> Record:
         schema, images = state["schema"], int(state["images"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Damaged(
-            f"{checkpoint} is not a checkpoint of ganfast: state.json is missing or damaged ({error})"
+            f"{checkpoint} is not a checkpoint of ganfast: "
+            f"state.json is missing or damaged ({error})"
         ) from error
     if schema == 1 and "sha256" not in state:
         return Record(1, images, None, {})
@@ -117,7 +126,8 @@ def read_record(checkpoint: Path) -> Record:
     sealed = _sealed(facts) == data
     if schema != SCHEMA and (sealed or "sha256" not in state):
         raise InputError(
-            f"{checkpoint} has schema {schema}; this version reads schemas 1 to {SCHEMA}: update ganfast"
+            f"{checkpoint} has schema {schema}; "
+            f"this version reads schemas 1 to {SCHEMA}: update ganfast"
         )
     if not sealed:
         raise Damaged(
@@ -127,9 +137,8 @@ def read_record(checkpoint: Path) -> Record:
     if not isinstance(files, dict) or not isinstance(lines, int) or lines < 0:
         raise Damaged(f"{path} lacks the files of the checkpoint, or its position in the log")
     trained_as = state.get("trained_as")
-    return Record(
-        schema, images, lines, files, trained_as if isinstance(trained_as, dict) else None
-    )
+    trained_as = trained_as if isinstance(trained_as, dict) else None
+    return Record(schema, images, lines, files, trained_as)
 
 
 def read(
@@ -152,9 +161,7 @@ def read(
             _compare(path, data, record)
         try:
             contents[part] = safetensors.torch.load(data)
-        except (
-            Exception
-        ) as error:  # safetensors raises its own type, and others, for damaged headers
+        except Exception as error:  # safetensors raises several types for damaged headers
             raise Damaged(f"{path} is damaged: {error}") from error
     return record, contents
 
@@ -181,17 +188,14 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Directories below ``folder`` that are named like checkpoints, oldest first, also those that lost what makes them one."""
-    found = (
-        p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20 and p.is_dir()
-    )
-    return sorted(found, key=lambda p: int(p.name))  # not by text: 10**9 images have ten digits
+    """Directories in ``folder`` named like checkpoints, oldest first, whatever they hold."""
+    named = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20)
+    # Not sorted by text: 10**9 images have ten digits.
+    return sorted((p for p in named if p.is_dir()), key=lambda p: int(p.name))
 
 
-def newest_whole(
-    folder: Path, parts: Iterable[str] = PARTS
-) -> tuple[Path, Record, dict[str, dict[str, Tensor]]] | None:
-    """The newest checkpoint that can be read, and its contents; None where there is none. Damaged ones are named in a warning.
+def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> Loaded | None:
+    """The newest checkpoint that can be read; None = there is none. Warnings name damaged ones.
 
     Raises:
         Damaged: there are checkpoints, and every one of them is damaged.
@@ -206,34 +210,35 @@ def newest_whole(
             continue
         if first:
             logger.warning("the checkpoint before, %s, is used instead", path)
-        return path, record, contents
+        return Loaded(path, record, contents)
     if first:
         raise Damaged(
-            f"every checkpoint in {folder} is damaged ({first}); restore one, or train into another --out"
+            f"every checkpoint in {folder} is damaged ({first}); "
+            "restore one, or train into another --out"
         )
     return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints and the best, 0 removes none of them, and what crashes left half-written."""
-    for left in folder.glob(".*.part"):
-        disk.remove(left)
-    spared, whole = (
-        best(folder),
-        [path for path in listed(folder) if (path / "state.json").exists()],
-    )
+    """Remove all but the best and the last ``keep`` checkpoints, and what crashes left half-done.
+
+    A ``keep`` of 0 spares all checkpoints.
+    """
+    for half_written in folder.glob(".*.part"):
+        disk.remove(half_written)
+    spared = best(folder)
+    whole = [path for path in listed(folder) if (path / "state.json").exists()]
     for old in whole[:-keep] if keep else []:
         if old != spared:
-            beside = (
-                folder / f".{old.name}.part"
-            )  # gone at once: a crash half-way leaves no half checkpoint
+            # Renamed first, so that a crash leaves no half of a checkpoint.
+            beside = folder / f".{old.name}.part"
             disk.remove(beside)
             disk.calls.rename(old, beside)
             disk.remove(beside)
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Move a checkpoint, or a file that belongs to one, out of the way of a run that goes on without it; returns where it is."""
+    """Move a checkpoint, or a file that belongs to one, to set-aside; returns where it is then."""
     aside = folder / ASIDE
     disk.ensure_directory(aside)
     number, target = 1, aside / path.name
@@ -245,7 +250,7 @@ def set_aside(path: Path, folder: Path) -> Path:
 
 
 def keep_best(checkpoint: Path, score: float, metric: str, lower_is_better: bool = True) -> bool:
-    """Spare a checkpoint from pruning if its score beats that of the best so far, by the same metric.
+    """Spare a checkpoint from pruning if its score beats the best so far by the same metric.
 
     Args:
         checkpoint: a directory that `write` made.
@@ -258,16 +263,11 @@ def keep_best(checkpoint: Path, score: float, metric: str, lower_is_better: bool
     folder = checkpoint.parent
     before = _read_best(folder)
     comparable = before if before and before["metric"] == metric and best(folder) else None
-    if comparable and not (
-        score < comparable["score"] if lower_is_better else score > comparable["score"]
-    ):
+    better = operator.lt if lower_is_better else operator.gt
+    if comparable and not better(score, comparable["score"]):
         return False
-    record = {
-        "checkpoint": checkpoint.name,
-        "score": score,
-        "metric": metric,
-        "lower_is_better": lower_is_better,
-    }
+    record = {"checkpoint": checkpoint.name, "score": score, "metric": metric}
+    record |= {"lower_is_better": lower_is_better}
     disk.replace_file(folder / BEST, (json.dumps(record, indent=1) + "\n").encode())
     return True
 

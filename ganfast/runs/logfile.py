@@ -1,4 +1,4 @@
-"""What a run says while it trains: one JSON line every few steps, TensorBoard events, and a progress line for a person."""
+"""What a run reports while it trains: JSON lines, TensorBoard events, and progress for a person."""
 
 import json
 import math
@@ -25,58 +25,55 @@ _PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
 
 class JsonLines:
-    """log.jsonl: one object a line. Opening it drops the lines of steps that a resumed run will do again.
+    """log.jsonl: one object a line. Opening it drops the lines of steps that will be done again.
 
     Args:
-        images: what the run has shown; later lines go.
+        images: reals that the run has shown; later lines go.
         position: lines that the log had then, where the checkpoint says so; all others go.
     """
 
-    _failed = False  # the last write did
+    _failed = False  # whether the last write failed
 
     def __init__(self, path: Path, images: int, position: int | None = None) -> None:
-        kept, rest = split_log(path, images, position)
-        if rest or (kept and not path.read_bytes().endswith(b"\n")):  # cut off just before its end
-            disk.replace_file(path, "".join(line + "\n" for line in kept).encode())
-        self._count, self._path, self._file = len(kept), path, disk.Appended(path)
+        lines, rest = split_log(path, images, position)
+        cut_off = lines and not path.read_bytes().endswith(b"\n")  # a crash, just before the end
+        if rest or cut_off:
+            disk.replace_file(path, "".join(line + "\n" for line in lines).encode())
+        self._count, self._path, self._file = len(lines), path, disk.Appended(path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a line. Where it cannot be written that is said once, and it is tried again with the next; `sync` insists."""
+        """Add a line. One that cannot be written is reported, and tried again with the next."""
         self._count += 1
         try:
             self._file.add((json.dumps({k: _plain(v) for k, v in record.items()}) + "\n").encode())
             self._failed = False
         except OSError as error:
-            self._warn(error)
+            if not self._failed:
+                self._warn(error, "its lines wait for the next try")
+            self._failed = True
 
     def position(self) -> int:
         """Lines written so far: unlike bytes, which times lengthen, the same in equal runs."""
         return self._count
 
     def sync(self) -> None:
-        """Wait until every line has reached the disk. Raises OSError where one cannot; a later call tries again."""
+        """Wait until every line is on disk; after an OSError a later call tries again."""
         self._file.sync()
         self._failed = False
 
     def close(self) -> None:
-        """Lines that still cannot be written are lost, which is said; no checkpoint counts on them, as saving one syncs."""
+        """Close the file; a warning tells of lines that are lost.
+
+        No checkpoint counts on these lines, because saving one syncs.
+        """
         try:
             self._file.close()
         except OSError as error:
-            logger.warning(
-                "%s cannot be written: %s; its last lines are lost",
-                self._path,
-                error.strerror or error,
-            )
+            self._warn(error, "its last lines are lost")
 
-    def _warn(self, error: OSError) -> None:
-        if not self._failed:
-            logger.warning(
-                "%s cannot be written: %s; its lines wait for the next try",
-                self._path,
-                error.strerror or error,
-            )
-        self._failed = True
+    def _warn(self, error: OSError, what_now: str) -> None:
+        detail = error.strerror or error
+        logger.warning("%s cannot be written: %s; %s", self._path, detail, what_now)
 
 
 def split_log(
@@ -84,13 +81,12 @@ def split_log(
 ) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    kept: list[str] = []
-    rest: list[str] = []
+    before: list[str] = []
+    after: list[str] = []
     for number, line in enumerate(lines):
-        (
-            kept if (position is None or number < position) and images_of(line) <= images else rest
-        ).append(line)
-    return kept, rest
+        is_before = (position is None or number < position) and images_of(line) <= images
+        (before if is_before else after).append(line)
+    return before, after
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -146,19 +142,15 @@ class RunLog:
 
     def step(self, images: int, stats: dict[str, Tensor]) -> dict[str, Any]:
         """Record a step: the only place where training waits for the device."""
-        together = (
-            torch.stack([value.double() for value in stats.values()]).tolist() if stats else []
-        )  # one transfer
-        values = dict(zip(stats, together, strict=True))
+        values: dict[str, float] = {}
+        if stats:  # in one transfer
+            stacked = torch.stack([value.double() for value in stats.values()])
+            values = dict(zip(stats, stacked.tolist(), strict=True))
         now = time.monotonic()
         rate = (images - self.last_images) / max(1e-9, now - self.last_time - self.paused)
         self.last_time, self.last_images, self.paused = now, images, 0.0
-        record = {
-            "images": images,
-            "seconds": now - self.started,
-            "images_per_second": rate,
-            **values,
-        }
+        record = {"images": images, "seconds": now - self.started, "images_per_second": rate}
+        record |= values
         self.lines.write(record)
         if self.events:
             for name, value in (*values.items(), ("speed/images_per_second", rate)):
@@ -212,7 +204,7 @@ def _event_writer(folder: Path, images: int) -> Any:
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere one plain line every ten seconds; nothing where ``quiet``."""
+    """A live bar on a terminal; elsewhere a plain line every ten seconds; nothing if ``quiet``."""
 
     def __init__(self, images: int, target: float, quiet: bool = False) -> None:
         self.target, self.spoken, self.quiet = target, time.monotonic(), quiet
@@ -221,11 +213,8 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TimeRemainingColumn(),
-            )
+            description, bar = TextColumn("{task.description}"), BarColumn(bar_width=24)
+            columns = description, bar, TimeRemainingColumn()
             self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=target, completed=images)
             self.bar.start()
@@ -238,10 +227,9 @@ class Progress:
     def update(self, images: int, rate: float, values: dict[str, float]) -> None:
         if self.quiet:
             return
-        shown = "  ".join(
-            f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values
-        )
-        self.text = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s  {shown}"
+        shown = [f"{label} {values[name]:.3g}" for name, label in _SHOWN.items() if name in values]
+        progress = f"{images / 1000:.1f}/{self.target / 1000:g} kimg  {rate:,.0f} img/s"
+        self.text = f"{progress}  {'  '.join(shown)}"
         if self.bar:
             self.bar.update(self.task, completed=images, description=self.text)
         elif time.monotonic() - self.spoken >= _PLAIN_SECONDS:

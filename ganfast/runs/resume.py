@@ -1,13 +1,13 @@
-"""How a training begins: anew, where its directory stopped, at an earlier checkpoint, or as a fork of another run.
+"""How a training begins: anew, where its directory stopped, at an earlier checkpoint, or as a fork.
 
-What a run has that was not trained straight through is in its history.jsonl, one object a line: forks, returns to an earlier
-checkpoint, forced changes.
+history.jsonl tells, one object a line, what is not as in a run trained straight through: forks,
+returns to an earlier checkpoint, forced changes.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,71 +27,73 @@ from ganfast.training.state import restore
 _FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
 _FREE_GROUPS = ("log.", "score.", "guard.")
 HISTORY = "history.jsonl"
-Found = tuple[
-    Path, checkpoints.Record, dict[str, dict[str, Any]]
-]  # a checkpoint, what it says of itself, its tensors
+_PICTURES = "the pictures"  # named among changed fields
 Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, now)
 
 
 def hold(folder: Path, held: ExitStack) -> None:
-    """Lock a run directory, which is made if need be; what is no run directory is refused before anything is written there."""
+    """Lock a run directory, made if need be. Other directories are refused before any write."""
     _refuse_foreign(folder)
     try:
         disk.ensure_directory(folder)
         held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another --out"
-        ) from error
+        raise _unwritable(folder, error, "--out") from error
+
+
+def _unwritable(folder: Path, error: OSError, flag: str) -> InputError:
+    detail = error.strerror or error
+    return InputError(f"{folder} cannot be written: {detail}; choose another {flag}")
 
 
 def _refuse_foreign(folder: Path) -> None:
     if (folder / "config.yaml").exists() or not folder.exists():
         return
-    begun = {locks.NAME, "config.yaml.part"}  # all that a process killed before it can have left
+    begun = {locks.NAME, "config.yaml.part"}  # all that a process killed earlier can have left
     if not folder.is_dir() or any(path.name not in begun for path in folder.iterdir()):
         raise InputError(f"{folder} exists and is not a run directory; choose another --out")
 
 
 def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
-    """The run that lives, or will live, in the plan's folder, and what the plan forces upon it; nothing is written.
+    """The run in the plan's folder, there already or to come, and what the plan forces upon it.
+
+    Nothing is written.
 
     Raises:
-        InputError: the folder holds checkpoints of other mathematics, and ``force`` is not set; lists what differs.
+        InputError: the folder holds checkpoints of other mathematics, and ``force`` is not set;
+            lists what differs.
     """
     config, folder = plan.config, plan.folder
     run = Run(folder, config, dataclasses.asdict(plan.pack.info))
     if not (folder / "config.yaml").exists() or not checkpoints.listed(run.checkpoint_folder):
         return run, {}  # it failed before its first checkpoint: nothing to lose
     old = Run.open(folder)
-    changed = since_trained(run) | {
-        name: values for name, values in _changes(old, run).items() if _counts(name)
-    }
-    ways_out = "--force goes on with the new values, --fork NEWDIR begins a new run from here, or give another --out"
+    edited = {name: values for name, values in _changes(old, run).items() if _counts(name)}
+    changed = since_trained(run) | edited
     if changed and not force:
         pictures = changed.pop(_PICTURES, None)
+        problem = f"was trained on other pictures than {config.data} holds now; give those"
         if changed:
+            problem = f"holds another run ({listed(changed)}); give those values"
+        if changed or pictures:
             raise InputError(
-                f"{folder} holds another run ({listed(changed)}); give those values; {ways_out}"
+                f"{folder} {problem}; --force goes on with the new values, "
+                "--fork NEWDIR begins a new run from here, or give another --out"
             )
-        if pictures:
-            raise InputError(
-                f"{folder} was trained on other pictures than {config.data} holds now; give those; {ways_out}"
-            )
-    if old.config.kimg != config.kimg and config.optim.decay_from < 1:
-        logger.warning(
-            "kimg was %g, now %g: learning rates fall towards the new end",
-            old.config.kimg,
-            config.kimg,
-        )
-        changed["kimg"] = (old.config.kimg, config.kimg)
+    before, now = old.config.kimg, config.kimg
+    if before != now and config.optim.decay_from < 1:
+        logger.warning("kimg was %g, now %g: learning rates fall towards the new end", before, now)
+        changed["kimg"] = (before, now)
     return run, changed
 
 
 def mathematics(run: Run) -> dict[str, Any]:
-    """What a run's weights follow from, as JSON holds it: every field that must not change, and the pictures' hash."""
-    held = {name: value for name, value in flatten(run.config).items() if _counts(name)}
-    return json.loads(json.dumps(held | {"source_hash": run.data["source_hash"]}))
+    """What a run's weights follow from: every field that must not change, and the pictures' hash.
+
+    Values are as JSON holds them, so that they can be compared with those of a checkpoint.
+    """
+    fields = {name: value for name, value in flatten(run.config).items() if _counts(name)}
+    return json.loads(json.dumps(fields | {"source_hash": run.data["source_hash"]}))
 
 
 def _counts(name: str) -> bool:
@@ -99,145 +101,138 @@ def _counts(name: str) -> bool:
 
 
 def since_trained(run: Run) -> dict[str, tuple[Any, Any]]:
-    """What differs from the run that wrote the newest checkpoint, whose word is sealed: config.yaml is anybody's to edit."""
+    """What differs from the run that wrote the newest checkpoint.
+
+    The checkpoint is sealed by a hash, whereas anybody may edit config.yaml.
+    """
     for path in reversed(checkpoints.listed(run.checkpoint_folder)):
         try:
             before = checkpoints.read_record(path).trained_as or {}
         except InputError:
             continue
         now = mathematics(run)
-        changed = {
-            name: (value, now[name])
-            for name, value in before.items()
-            if name in now and now[name] != value
-        }
+        both = {name: (before[name], now[name]) for name in before if name in now}
+        changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
         if hashes := changed.pop("source_hash", None):
-            changed[_PICTURES] = tuple(f"those of hash {str(each)[:8]}" for each in hashes)  # type: ignore[assignment]
+            old, new = (f"those of hash {str(digest)[:8]}" for digest in hashes)
+            changed[_PICTURES] = old, new
         return changed
     return {}
-
-
-_PICTURES = "the pictures"
 
 
 def _changes(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
     changed = configfile.differences(old.config, new.config)
     if old.data["source_hash"] != new.data["source_hash"]:
-        changed[_PICTURES] = tuple(
-            f"{run.config.data} ({run.data['source_hash'][:8]})" for run in (old, new)
-        )  # type: ignore[assignment]
+        before, now = (f"{run.config.data} ({run.data['source_hash'][:8]})" for run in (old, new))
+        changed[_PICTURES] = before, now
     return changed
 
 
 def listed(changed: Changes) -> str:
     """What changed, as part of a sentence."""
-    return "; ".join(
-        f"{name} was {before!r}, now {now!r}" for name, (before, now) in changed.items()
-    )
+    pairs = changed.items()
+    return "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in pairs)
 
 
-def find(run: Run, which: str) -> Found | None:
-    """A checkpoint of a run, whole: "" is the newest that is; None where the run has none yet.
+def find(run: Run, which: str) -> checkpoints.Loaded | None:
+    """A checkpoint of a run, whole; "" = the newest that is whole. None: the run has none yet.
 
     Raises:
         InputError: there is no such checkpoint, it is damaged, or it is one of another run.
     """
-    found = _chosen(run, which)
-    if found and found[0].resolve().parent != run.checkpoint_folder.resolve():
+    checkpoint = _chosen(run, which)
+    if checkpoint and checkpoint.path.resolve().parent != run.checkpoint_folder.resolve():
         raise InputError(
-            f"{found[0]} is no checkpoint of {run.folder}; with --fork NEWDIR a new run begins from it"
+            f"{checkpoint.path} is no checkpoint of {run.folder}; "
+            "with --fork NEWDIR a new run begins from it"
         )
-    return found
+    return checkpoint
 
 
-def _chosen(run: Run, which: str) -> Found | None:
-    path = run.find(which) if which else None
-    return (
-        (path, *checkpoints.read(path)) if path else checkpoints.newest_whole(run.checkpoint_folder)
+def _chosen(run: Run, which: str) -> checkpoints.Loaded | None:
+    if not which:
+        return checkpoints.newest_whole(run.checkpoint_folder)
+    path = run.find(which)
+    return checkpoints.Loaded(path, *checkpoints.read(path))
+
+
+def go_on_from(run: Run, checkpoint: checkpoints.Loaded, changed: Changes) -> None:
+    """Make a run directory end at one of its checkpoints.
+
+    The history records what is not as in a run that was never stopped.
+    """
+    images = checkpoint.record.images
+    later = [p for p in checkpoints.listed(run.checkpoint_folder) if int(p.name) > images]
+    if later:
+        _set_aside_later(run, checkpoint, later)
+        remember(run.folder, "return", images=images, set_aside=[p.name for p in later])
+    if changed:
+        # A changed length alone is recorded where learning rates fall towards the end.
+        event = "length" if set(changed) == {"kimg"} else "force"
+        if event == "force":
+            logger.warning("forced: %s", listed(changed))
+        remember(run.folder, event, images=images, changed=changed)
+
+
+def _set_aside_later(run: Run, checkpoint: checkpoints.Loaded, later: list[Path]) -> None:
+    """Move later checkpoints, sample grids and lines of the log to checkpoints/set-aside.
+
+    The order leaves a whole run wherever this is interrupted.
+    """
+    images, folder = checkpoint.record.images, run.checkpoint_folder
+    _, rest = split_log(run.folder / "log.jsonl", images, checkpoint.record.log_lines)
+    if checkpoints.best(folder) in later:  # another checkpoint will get the name that was scored
+        checkpoints.set_aside(folder / checkpoints.BEST, folder)
+    if rest:
+        cut = folder / f"log-after-{checkpoint.path.name}.jsonl"
+        disk.replace_file(cut, _lines(rest))
+        checkpoints.set_aside(cut, folder)
+    grids = [p for p in (run.folder / "samples").glob("*.png") if p.stem.isdecimal()]
+    grids = [p for p in grids if int(p.stem) > images]
+    moved = [checkpoints.set_aside(path, folder) for path in (*grids, *reversed(later))]
+    logger.warning(
+        "back at %g kimg: later checkpoints (%s), %d sample grids and %d lines of the log "
+        "were moved to %s",
+        images / 1000,
+        ", ".join(p.name for p in later),
+        len(grids),
+        len(rest),
+        moved[-1].parent,
     )
 
 
-def go_on_from(run: Run, found: Found, changed: Changes) -> None:
-    """Make a run directory end at one of its checkpoints, and record what is not as in a run that was never stopped.
-
-    Later checkpoints, sample grids and lines of the log go to checkpoints/set-aside, in an order that leaves a whole run wherever
-    this is interrupted.
-    """
-    path, record, _ = found
-    later = [
-        other
-        for other in checkpoints.listed(run.checkpoint_folder)
-        if int(other.name) > record.images
-    ]
-    if later:
-        _, rest = split_log(run.folder / "log.jsonl", record.images, record.log_lines)
-        if (
-            checkpoints.best(run.checkpoint_folder) in later
-        ):  # its score is not one of the checkpoint that will have its name
-            checkpoints.set_aside(run.checkpoint_folder / checkpoints.BEST, run.checkpoint_folder)
-        if rest:
-            cut = run.checkpoint_folder / f"log-after-{path.name}.jsonl"
-            disk.replace_file(cut, _lines(rest))
-            checkpoints.set_aside(cut, run.checkpoint_folder)
-        pictures = [
-            p
-            for p in (run.folder / "samples").glob("*.png")
-            if p.stem.isdecimal() and int(p.stem) > record.images
-        ]
-        moved = [
-            checkpoints.set_aside(other, run.checkpoint_folder)
-            for other in (*pictures, *reversed(later))
-        ]
-        logger.warning(
-            "back at %g kimg: later checkpoints (%s), %d sample grids and %d lines of the log were moved to %s",
-            record.images / 1000,
-            ", ".join(p.name for p in later),
-            len(pictures),
-            len(rest),
-            moved[-1].parent,
-        )
-        remember(run.folder, "return", images=record.images, set_aside=[p.name for p in later])
-    if changed:
-        event = (
-            "length" if set(changed) == {"kimg"} else "force"
-        )  # of a run whose rates fall towards its end
-        if event == "force":
-            logger.warning("forced: %s", listed(changed))
-        remember(run.folder, event, images=record.images, changed=changed)
-
-
 def refuse_as_fork(folder: Path) -> None:
-    """Raises InputError where a fork cannot be made."""
+    """Raise InputError where no fork can be made at ``folder``."""
     if not folder.name:
         raise InputError(f"--fork is {str(folder)!r}; expected the path of a new directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        go_on = (
-            f"; `ganfast train --out {folder}` goes on with it"
-            if (folder / "config.yaml").exists()
-            else ""
-        )
+        go_on = ""
+        if (folder / "config.yaml").exists():
+            go_on = f"; `ganfast train --out {folder}` goes on with it"
         raise InputError(f"{folder} exists; a fork begins in a new directory{go_on}")
 
 
 def fork(plan: Plan, parent: Run, which: str) -> str:
-    """Make the plan's folder a run that stands where a checkpoint of another stands, with its log up to there and its history.
+    """Make the plan's folder a run that stands where a checkpoint of another run stands.
 
-    Any field may differ that leaves the networks their shape; what does is recorded. Returns a sentence that says so.
+    It gets the parent's history, and its log up to there. Any field may differ that leaves the
+    networks their shape; the history records it. Returns a sentence that says so.
 
     Raises:
-        InputError: no such checkpoint, other networks, nothing left to train, or a folder that is taken or cannot be written.
+        InputError: no such checkpoint, other networks, nothing left to train, or a folder that is
+            taken or cannot be written.
     """
     folder, run = plan.folder, Run(plan.folder, plan.config, dataclasses.asdict(plan.pack.info))
-    found = _chosen(parent, which)
-    if not found:
+    checkpoint = _chosen(parent, which)
+    if not checkpoint:
         raise InputError(f"{parent.folder} has no checkpoint yet to begin from; train it further")
-    path, record, contents = found
-    restore(
-        plan.state, contents, record.images, str(path)
-    )  # other networks are refused before anything is written
+    path, record, contents = checkpoint
+    # Before anything is written, as it refuses other networks.
+    restore(plan.state, contents, record.images, str(path))
     if record.images >= plan.config.kimg * 1000:
         raise InputError(
-            f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: give a higher --kimg"
+            f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: "
+            "give a higher --kimg"
         )
     changed = {name: values for name, values in _changes(parent, run).items() if name != "out"}
     log, _ = split_log(parent.folder / "log.jsonl", record.images, record.log_lines)
@@ -248,9 +243,8 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             refuse_as_fork(folder)
             disk.make_directory(beside)
             disk.write_file(beside / "log.jsonl", _lines(log))
-            disk.write_file(
-                beside / HISTORY, _lines(json.dumps(line) for line in history(parent.folder))
-            )
+            events = [json.dumps(event) for event in history(parent.folder)]
+            disk.write_file(beside / HISTORY, _lines(events))
             remember(
                 beside,
                 "fork",
@@ -260,15 +254,12 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
                 state_sha256=hashlib.sha256((path / "state.json").read_bytes()).hexdigest(),
                 changed=changed,
             )
-            checkpoints.write(
-                beside / "checkpoints", record.images, contents, len(log), mathematics(run)
-            )
+            trained_as, store = mathematics(run), beside / "checkpoints"
+            checkpoints.write(store, record.images, contents, len(log), trained_as)
             write_record(dataclasses.replace(run, folder=beside))
             disk.publish(beside, folder)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another --fork"
-        ) from error
+        raise _unwritable(folder, error, "--fork") from error
     return f"{folder} is a fork of {path}" + (f" ({listed(changed)})" if changed else "")
 
 
@@ -276,17 +267,13 @@ def write_record(run: Run) -> None:
     """The run directory with its config and the manifest of its pictures."""
     try:
         disk.ensure_directory(run.folder)
-        configfile.write(
-            run.config, run.folder / "config.yaml"
-        )  # first: a folder that has it is a run's, if this ends half-way
-        disk.replace_file(
-            run.folder / "data.json", (json.dumps(run.data, indent=1) + "\n").encode()
-        )
+        # First, because it marks a run's folder: this may end half-way.
+        configfile.write(run.config, run.folder / "config.yaml")
+        data = json.dumps(run.data, indent=1) + "\n"
+        disk.replace_file(run.folder / "data.json", data.encode())
         disk.ensure_directory(run.folder / "samples")
     except OSError as error:
-        raise InputError(
-            f"{run.folder} cannot be written: {error.strerror or error}; choose another --out"
-        ) from error
+        raise _unwritable(run.folder, error, "--out") from error
 
 
 def remember(folder: Path, event: str, **facts: Any) -> None:
@@ -302,9 +289,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """What `remember` recorded, oldest first; InputError where it cannot be read."""
     path = folder / HISTORY
     try:
-        events = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
+        lines = path.read_text().splitlines() if path.exists() else []
+        events = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
     for number, event in enumerate(events, start=1):
@@ -316,5 +302,5 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _lines(lines: Any) -> bytes:
+def _lines(lines: Iterable[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()

@@ -26,7 +26,7 @@ from ganfast.models import NetSpec, build_generator
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.state import load_module
 
-_CHUNK = 32  # pictures a forward pass; always full, so that a picture does not depend on how many were asked for
+_CHUNK = 32  # pictures a forward pass; always full, so that a picture depends on no other
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,15 @@ class Run:
         require_run(folder)
         data = configfile.read_mapping(folder / "data.json")
         missing = {"size", "channels", "classes", "source_hash"} - set(data)
+        damaged = f"{folder / 'data.json'} is damaged"
         if missing:
-            raise InputError(
-                f"{folder / 'data.json'} is damaged: it has no {', '.join(sorted(missing))}"
-            )
+            raise InputError(f"{damaged}: it has no {', '.join(sorted(missing))}")
+        names = data["classes"]
         sides = all(type(data[name]) is int and data[name] > 0 for name in ("size", "channels"))
-        classes = isinstance(data["classes"], list) and all(
-            isinstance(name, str) for name in data["classes"]
-        )
+        classes = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not (sides and classes and isinstance(data["source_hash"], str)):
             raise InputError(
-                f"{folder / 'data.json'} is damaged: size, channels, classes or source_hash is of a wrong kind"
+                f"{damaged}: size, channels, classes or source_hash is of a wrong kind"
             )
         return Run(folder, configfile.read(folder / "config.yaml"), data)
 
@@ -78,36 +76,32 @@ class Run:
 
     def spec(self) -> NetSpec:
         """What the networks of this run are built for."""
-        return NetSpec.of(
-            self.config,
-            self.data["size"],
-            self.data["channels"],
-            len(self.data["classes"]),
-            self.config.conditional,
-        )
+        size, channels, classes = (self.data[name] for name in ("size", "channels", "classes"))
+        return NetSpec.of(self.config, size, channels, len(classes), self.config.conditional)
 
     def latest(self) -> Path:
         """The newest checkpoint whose average is whole; InputError where there is none."""
-        found = checkpoints.newest_whole(self.checkpoint_folder, ["ema"])
-        if not found:
+        newest = checkpoints.newest_whole(self.checkpoint_folder, ["ema"])
+        if not newest:
             raise InputError(
-                f"{self.folder} has no checkpoint yet; train it further with `ganfast train --out {self.folder}`"
+                f"{self.folder} has no checkpoint yet; "
+                f"train it further with `ganfast train --out {self.folder}`"
             )
-        return found[0]
+        return newest.path
 
     def find(self, which: str) -> Path:
-        """A checkpoint by its number of images ("12800" or "000012800"), "best", or its path; "" is the newest."""
+        """A checkpoint: "" = the newest, "best", its number of images ("12800"), or its path."""
         if not which:
             return self.latest()
         if which == "best" and (best := checkpoints.best(self.checkpoint_folder)):
             return best
-        found = checkpoints.listed(self.checkpoint_folder)
-        for path in found:
+        paths = checkpoints.listed(self.checkpoint_folder)
+        for path in paths:
             if which.isdecimal() and path.name.lstrip("0") == which.lstrip("0"):
                 return path
-        if os.path.isdir(which):  # False, too, for what can be no path
+        if os.path.isdir(which):  # also False for a text that no path can have
             return Path(which)
-        names = ", ".join(p.name for p in found) or "none"
+        names = ", ".join(p.name for p in paths) or "none"
         raise InputError(f"no checkpoint {which} in {self.folder}; there: {names}")
 
     @cached_property
@@ -115,12 +109,13 @@ class Run:
         return {}
 
     def generator(self, checkpoint: str = "", device: str = "auto") -> nn.Module:
-        """The averaged generator in evaluation mode: z (N, latent) [, labels (N,)] -> float pictures in [-1, 1]."""
+        """The averaged generator, evaluating: z (N, latent) [, labels (N,)] -> float in [-1, 1]."""
         path, where = self.find(checkpoint), find_device(device)
         key = (str(path), str(where))
         if key not in self._generators:
             net = build_generator(self.spec())
-            load_module(net, checkpoints.read(path, ["ema"])[1]["ema"], f"{path} holds another ema")
+            _, contents = checkpoints.read(path, ["ema"])
+            load_module(net, contents["ema"], f"{path} holds another ema")
             self._generators.clear()
             self._generators[key] = prepared(net, where).eval().requires_grad_(False)
         return self._generators[key]
@@ -140,8 +135,10 @@ class Run:
         Args:
             n: how many, > 0.
             seed: names the stream of latents, 0 <= seed < 2**64.
-            labels: classes used in turn: picture i is of class labels[i % len(labels)]; None draws them at random.
-            psi: z <- psi * z: 1 as trained, less is more typical and less varied, 0 one picture; 0 to 2.
+            labels: classes used in turn: picture i is of class labels[i % len(labels)]; None =
+                random classes.
+            psi: z <- psi * z: 1 as trained, less is more typical and less varied, 0 one picture; up
+                to 2.
             first: index of the first picture.
             checkpoint, device: which weights, where; "" and "auto" choose.
 
@@ -163,10 +160,10 @@ class Run:
         checkpoint: str = "",
         device: str = "auto",
     ) -> tuple[Pictures, np.ndarray | None]:
-        """`sample`, and the class of each picture, int64 (n,), or None for a run without classes."""
+        """`sample`, and the class of each picture, int64 (n,); None for a run without classes."""
         index = picture_index(n, seed, first)
-        chosen = self.labels_of(index, seed, labels)
-        return self.draw(latents(seed, index, self.latent), chosen, psi, checkpoint, device), chosen
+        z, classes = latents(seed, index, self.latent), self.labels_of(index, seed, labels)
+        return self.draw(z, classes, psi, checkpoint, device), classes
 
     def draw(
         self,
@@ -176,39 +173,41 @@ class Run:
         checkpoint: str = "",
         device: str = "auto",
     ) -> Pictures:
-        """Pictures uint8 (N, H, W, C) of given latents, float32 (N, latent), and labels, int64 (N,) or None."""
+        """Pictures uint8 (N, H, W, C) of latents, float32 (N, latent), and labels, int64 (N,)."""
         if not 0 <= psi <= 2:
             raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
         generator = self.generator(checkpoint, device)
         where = next(generator.parameters()).device
         pictures = []
         for start in range(0, len(z), _CHUNK):
-            part = torch.from_numpy(np.ascontiguousarray(z[start : start + _CHUNK]))
+            rows = slice(start, start + _CHUNK)
+            part = torch.from_numpy(np.ascontiguousarray(z[rows]))
             count = len(part)
-            rows = torch.zeros(_CHUNK, part.shape[1])
-            rows[:count] = part * psi
-            chosen = None
+            full = torch.zeros(_CHUNK, part.shape[1])
+            full[:count] = part * psi
+            classes = None
             if labels is not None:
-                chosen = torch.zeros(_CHUNK, dtype=torch.long)
-                chosen[:count] = torch.from_numpy(
-                    np.asarray(labels[start : start + _CHUNK], dtype=np.int64)
-                )
-                chosen = chosen.to(where)
+                classes = torch.zeros(_CHUNK, dtype=torch.long)
+                classes[:count] = torch.from_numpy(np.asarray(labels[rows], dtype=np.int64))
+                classes = classes.to(where)
             with torch.no_grad():
-                pictures.append(
-                    to_uint8(draw(generator, rows.to(where), chosen))[:count].cpu().numpy()
-                )
+                drawn = to_uint8(draw(generator, full.to(where), classes))
+            pictures.append(drawn[:count].cpu().numpy())
         return np.concatenate(pictures)
 
     def labels_of(
         self, index: np.ndarray, seed: int, labels: Sequence[int] | None
     ) -> np.ndarray | None:
-        """The class of each picture, int64 (N,): those given, in turn, or random ones; None for a run without classes."""
+        """The class of each picture, int64 (N,): ``labels`` in turn, or random classes.
+
+        None for a run without classes.
+        """
         count = len(self.classes)
         if not count:
             if labels is not None:
                 raise InputError(
-                    f"{self.folder} was trained without classes: it cannot draw one on request; leave --labels out"
+                    f"{self.folder} was trained without classes: "
+                    "it cannot draw one on request; leave --labels out"
                 )
             return None
         if labels is None:

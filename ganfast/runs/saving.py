@@ -14,24 +14,22 @@ from ganfast.log import logger
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.state import Copy, State
 
-RETRY_AFTER = (
-    1.0,
-    5.0,
-)  # seconds after which a failed write of a run is tried again; then the run ends
+RETRY_AFTER = (1.0, 5.0)  # seconds until a failed write is tried again; then the run ends
 T = TypeVar("T")
-Finish = Callable[
-    [dict[str, Tensor]], None
-]  # completes the tensors of the average on the host, in place
+Finish = Callable[[dict[str, Tensor]], None]  # completes the average on the host, in place
 
 
 class Saver:
-    """Writes checkpoints in a thread. Training waits for the copy to the host, and for the write before where that is not done.
+    """Writes checkpoints in a thread.
+
+    Training waits for the copy to the host only, and for the previous write if it is still running.
 
     Args:
         folder: of the checkpoints.
         keep: how many of the latest stay; 0 = all.
         finish: called in the thread with the host copy of the average, before it is written.
-        flush_log: called in the thread before the checkpoint gets its name: the log must not end before the state does.
+        flush_log: called in the thread before the checkpoint gets its name: the log must not end
+            before the state does.
         trained_as: what every checkpoint says of the run that it belongs to.
     """
 
@@ -43,16 +41,9 @@ class Saver:
         flush_log: Callable[[], None],
         trained_as: Mapping[str, Any],
     ) -> None:
-        self.folder, self.keep, self._finish, self._flush_log, self._trained_as = (
-            folder,
-            keep,
-            finish,
-            flush_log,
-            trained_as,
-        )
-        self.last = Copy(
-            on_host=True
-        )  # the state of the last checkpoint, or that training began with
+        self.folder, self.keep, self._trained_as = folder, keep, trained_as
+        self._finish, self._flush_log = finish, flush_log
+        self.last = Copy(on_host=True)  # the state of the last checkpoint, or the first state
         self._thread = ThreadPoolExecutor(1, "ganfast-save")  # Python waits for it before it exits
         self._pending: Future[None] | None = None
 
@@ -64,7 +55,9 @@ class Saver:
     def save(
         self, state: State, log_lines: int, then: Callable[[Path], None] | None = None
     ) -> None:
-        """Copy the state and have it written; ``then`` is called in the thread with the checkpoint, before old ones are removed.
+        """Copy the state and have it written.
+
+        ``then`` is called in the thread with the checkpoint, before old ones are removed.
 
         Raises:
             InputError: the write before this one failed for want of space or permission.
@@ -74,7 +67,7 @@ class Saver:
         self._pending = self._thread.submit(self._write, log_lines, then)
 
     def poll(self) -> None:
-        """Raises as `save` does once a write has failed. Waits for nothing."""
+        """Raise as `save` does once a write has failed. Waits for nothing."""
         if self._pending and self._pending.done():
             self.flush()
 
@@ -85,13 +78,12 @@ class Saver:
             try:
                 pending.result()
             except OSError as error:
-                way_out = f"the ones before are whole: mend that, and `ganfast train --out {self.folder.parent}` goes on"
-                raise cannot_write(
-                    f"the checkpoint at {self.last.images / 1000:g} kimg", error, way_out
-                ) from error
+                go_on = f"`ganfast train --out {self.folder.parent}` goes on"
+                way_out = f"the ones before are whole: mend that, and {go_on}"
+                raise cannot_write(self._name, error, way_out) from error
 
     def close(self) -> None:
-        """Wait for the thread and let it go; a failure is said, not raised."""
+        """Wait for the thread and end it; a failure becomes a warning."""
         try:
             self.flush()
         except (InputError, RunError) as error:
@@ -109,12 +101,16 @@ class Saver:
                 self.folder, last.images, last.contents, log_lines, self._trained_as
             )
 
-        written = insist(f"the checkpoint at {last.images / 1000:g} kimg", write)
-        tidy(self.folder, self.keep, then and partial(then, written))
+        checkpoint = insist(self._name, write)
+        tidy(self.folder, self.keep, then and partial(then, checkpoint))
+
+    @property
+    def _name(self) -> str:
+        return f"the checkpoint at {self.last.images / 1000:g} kimg"
 
 
 def insist(what: str, write: Callable[[], T]) -> T:
-    """What ``write`` returns; after an OSError it is tried again, as often as `RETRY_AFTER` has pauses. The last one is raised."""
+    """What ``write`` returns; an OSError is raised when `RETRY_AFTER` has no more pauses."""
     for pause in RETRY_AFTER:
         try:
             return write()
@@ -125,10 +121,9 @@ def insist(what: str, write: Callable[[], T]) -> T:
 
 
 def tidy(folder: Path, keep: int, first: Callable[[], None] | None = None) -> None:
-    """Remove old checkpoints and what is left half-written; that something cannot be is said, not raised, and then all stay.
+    """Call ``first``, then remove old checkpoints and half-written files.
 
-    Args:
-        first: called before; what it raises is taken likewise.
+    After an OSError, which becomes a warning, whatever is left stays.
     """
     try:
         if first:

@@ -1,4 +1,4 @@
-"""From a config to a finished run: prepare, resume or start, train, write what the run directory holds."""
+"""From a config to a finished run: prepare, resume or start, train, write the run directory."""
 
 import json
 import signal
@@ -68,16 +68,18 @@ def train(
     Args:
         config: what to train; see `ganfast.presets.preset_config`.
         quiet: print nothing but warnings.
-        checkpoint: where to go on, by images shown, or "best"; "" = the newest. What is later is set aside.
+        checkpoint: where to go on, by images shown, or "best"; "" = the newest. Later checkpoints
+            are set aside.
         fork_of: a run directory; config.out becomes a new run that begins from its checkpoint.
-        force: go on although the config changes what is computed; recorded in the run's history.jsonl.
+        force: go on although the config changes what is computed; history.jsonl records it.
 
     Returns:
         The run.
 
     Raises:
         InputError: a config or data that cannot be used; no memory for it, no space, no permission.
-        RunError: the training diverged again and again, or a checkpoint could not be written; the last one is whole.
+        RunError: the training diverged again and again, or a checkpoint could not be written; the
+            last one is whole.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
     parent, config = None, _of_recorded_length(config)
@@ -96,158 +98,140 @@ def train(
     if plan.device.type == "cpu":
         keep_freed_memory()
     if parent:
-        said = resume.fork(plan, parent, checkpoint)
+        message = resume.fork(plan, parent, checkpoint)
         if not quiet:
-            say(said)
+            say(message)
     with ExitStack() as held:
         resume.hold(plan.folder, held)
         try:
             return _train(plan, quiet, "" if parent else checkpoint, force)
         except OSError as error:
-            go_on = f"mend that, and `ganfast train --out {plan.folder}` goes on from the newest checkpoint"
-            raise cannot_write(plan.folder, error, go_on) from error
+            go_on = f"`ganfast train --out {plan.folder}` goes on from the newest checkpoint"
+            raise cannot_write(plan.folder, error, f"mend that, and {go_on}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning(
-                "out of memory: %s",
-                str(error).splitlines()[0][:200] if str(error) else type(error).__name__,
-            )
-    raise InputError(
-        _smaller_batch(plan)
-    )  # from out here, as what the step had in memory is gone only now
+            detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            logger.warning("out of memory: %s", detail)
+    # Raised out here: inside, the error above would keep alive what the step had in memory.
+    raise InputError(_smaller_batch(plan))
 
 
 def _smaller_batch(plan: Plan) -> str:
-    batch, known = (
-        batch_that_fits(plan, _make_steps),
-        checkpoints.listed(plan.folder / "checkpoints"),
-    )
-    said = f"{plan.device} has no memory left at batch {plan.config.batch}"
+    batch = batch_that_fits(plan, _make_steps)
+    message = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
-        return f"{said}, nor would it have at 2: lower --net.width or --size"
-    how = (
-        "was tried and fits"
-        if plan.device.type == "cuda"
-        else "would fit by the bytes counted for a picture"
-    )
-    forced = " with --force or --fork NEWDIR, as it changes what the run computes" if known else ""
-    return f"{said}; {batch} {how}: give --batch {batch}{forced}"
+        return f"{message}, nor would it have at 2: lower --net.width or --size"
+    how = "would fit by the bytes counted for a picture"
+    if plan.device.type == "cuda":
+        how = "was tried and fits"
+    way_out = f"give --batch {batch}"
+    if checkpoints.listed(plan.folder / "checkpoints"):
+        way_out += " with --force or --fork NEWDIR, as it changes what the run computes"
+    return f"{message}; {batch} {how}: {way_out}"
 
 
 def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
+    """Start the run of a locked folder, or go on with it, and train it to its end."""
     config, folder, state = plan.config, plan.folder, plan.state
     run, changed = resume.open_folder(plan, force)
-    found = resume.find(run, checkpoint)
-    if found:
-        restore(state, found[2], found[1].images, str(found[0]))
-    # Made before anything is written, as it refuses what it cannot do.
-    scorer = (
-        Scorer(config, plan.pack.info, plan.device)
-        if config.score.every_kimg and unfinished(state, config)
-        else None
-    )
-    if unfinished(state, config):
-        if found:
-            resume.go_on_from(run, found, changed)
+    resumed = resume.find(run, checkpoint)
+    if resumed:
+        restore(state, resumed.contents, resumed.record.images, str(resumed.path))
+    complete = not unfinished(state, config)
+    scorer = None
+    if not complete:
+        if config.score.every_kimg:  # made before anything is written, as it may refuse the config
+            scorer = Scorer(config, plan.pack.info, plan.device)
+        if resumed:
+            resume.go_on_from(run, resumed, changed)
         resume.write_record(run)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
-        if found:
-            say(
-                f"resuming {folder} at {state.images / 1000:g} kimg"
-                + ("" if unfinished(state, config) else ": already complete")
-            )
-    if not found:
+        if resumed:
+            end = ": already complete" if complete else ""
+            say(f"resuming {folder} at {state.images / 1000:g} kimg{end}")
+    if not resumed:
         save_sheet(sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
-    if not unfinished(state, config):
-        tidy(
-            run.checkpoint_folder, Run.open(folder).config.log.keep
-        )  # what the last save could not remove
+    if complete:
+        # What the last save could not remove goes now.
+        tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)
         return run
-
-    torch.backends.cudnn.allow_tf32 = (
-        config.precision != "fp32"
-    )  # fp32 means fp32; matrix products already do
     began, first = time.monotonic(), state.images
-    with ExitStack() as held:
-        log = RunLog(
-            folder,
-            state.images,
-            config.kimg * 1000,
-            config.log.tensorboard,
-            quiet,
-            found[1].log_lines if found else None,
-        )
-        held.callback(log.close)
-        critic_step, generator_step, drawing = _make_steps(plan)
-        if not quiet:
-            say(f"critic step: {critic_step.choice}")
-        _write_engine(run, critic_step.choice)
-        writer = Writer(plan, run, log, scorer)
-        held.callback(writer.close)
-        with signals() as stopped:
-            if not found:
-                writer.samples()
-            stop = lambda: bool(stopped)
-            train_loop(
-                state, plan.data, config, critic_step, generator_step, stop, writer.on_step, drawing
-            )
-            writer.finish()
-        _write_engine(
-            run, critic_step.choice
-        )  # another one where the start-up check refused the first
+    stopped = _train_on(plan, run, scorer, resumed, quiet)
+    reached = f"{state.images / 1000:g} kimg"
     if stopped:
         name = signal.Signals(stopped[0]).name
-        say(
-            f"{name}: saved {folder} at {state.images / 1000:g} kimg; `ganfast train --out {folder}` goes on"
-        )
+        say(f"{name}: saved {folder} at {reached}; `ganfast train --out {folder}` goes on")
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
+        speed = f"{(state.images - first) / seconds:,.0f} img/s"
         say(
-            f"done: {state.images / 1000:g} kimg, {(state.images - first) / seconds:,.0f} img/s including samples and checkpoints, "
-            f"{seconds:.0f} s\n  pictures  {folder}/samples\n  draw more ganfast sample {folder} -n 64 --grid grid.png"
+            f"done: {reached}, {speed} including samples and checkpoints, {seconds:.0f} s\n"
+            f"  pictures  {folder}/samples\n"
+            f"  draw more ganfast sample {folder} -n 64 --grid grid.png"
         )
     return run
 
 
+def _train_on(
+    plan: Plan, run: Run, scorer: Scorer | None, resumed: checkpoints.Loaded | None, quiet: bool
+) -> list[int]:
+    """Train from the state of the plan to its end, or to a signal; returns the signals received."""
+    config, state, folder = plan.config, plan.state, plan.folder
+    # fp32 means fp32; torch computes matrix products so by default, but not convolutions.
+    torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+    position = resumed.record.log_lines if resumed else None
+    target, events = config.kimg * 1000, config.log.tensorboard
+    with ExitStack() as held:
+        log = RunLog(folder, state.images, target, events, quiet, position)
+        held.callback(log.close)
+        critic, generator, drawing = _make_steps(plan)
+        if not quiet:
+            say(f"critic step: {critic.choice}")
+        _write_engine(run, critic.choice)
+        writer = Writer(plan, run, log, scorer)
+        held.callback(writer.close)
+        with signals() as stopped:
+
+            def stop() -> bool:
+                return bool(stopped)
+
+            if not resumed:
+                writer.samples()
+            train_loop(state, plan.data, config, critic, generator, stop, writer.on_step, drawing)
+            writer.finish()
+        _write_engine(run, critic.choice)  # the start-up check may have refused the first choice
+    return stopped
+
+
 def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     state, c = plan.state, plan.config
-    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
-    return (
-        make_critic_step(
-            state.critic,
-            c.loss,
-            c.penalty,
-            plan.autocast,
-            c.engine,
-            plan.compile,
-            computing=twins[1],
-        ),
-        make_generator_step(
-            state.generator, state.critic, c.loss, plan.autocast, plan.compile, twins
-        ),
-        make_drawing(state.generator, plan.autocast, plan.compile, twins[0]),
+    autocast, compiled = plan.autocast, plan.compile
+    of_generator = state.optimizer_generator.computing
+    of_critic = state.optimizer_critic.computing
+    critic = make_critic_step(
+        state.critic, c.loss, c.penalty, autocast, c.engine, compiled, computing=of_critic
     )
+    generator = make_generator_step(
+        state.generator, state.critic, c.loss, autocast, compiled, (of_generator, of_critic)
+    )
+    return critic, generator, make_drawing(state.generator, autocast, compiled, of_generator)
 
 
 def _write_engine(run: Run, choice: Choice) -> None:
-    """What computed the critic's gradients in the end, for whoever compares runs."""
-    record = {
-        "engine": choice.engine,
-        "compiled": choice.compiled,
-        "reason": choice.reason,
-        "torch": torch.__version__,
-    }
+    """Record what computed the critic's gradients in the end: runs are compared by it."""
+    record = {"engine": choice.engine, "compiled": choice.compiled, "reason": choice.reason}
+    record |= {"torch": torch.__version__}
     data = (json.dumps(record, indent=1) + "\n").encode()
     insist("engine.json", lambda: disk.replace_file(run.folder / "engine.json", data))
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once."""
+    """Collects SIGINT and SIGTERM: the first is only noted, a second one ends the process."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

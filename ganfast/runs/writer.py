@@ -33,7 +33,7 @@ _SHEET = 64  # pictures in a sample grid, about
 
 
 class Writer:
-    """What a run writes while it trains, each when due: log lines, sample grids, checkpoints of states that the guard passed."""
+    """Writes log lines, sample grids, and checkpoints of states that the guard passed, when due."""
 
     def __init__(self, plan: Plan, run: Run, log: RunLog, scorer: Scorer | None = None) -> None:
         self.plan, self.run, self.log, self.scorer, c = plan, run, log, scorer, plan.config
@@ -44,14 +44,9 @@ class Writer:
         self.step_images = c.batch * c.optim.critic_steps
         self.guard, self.tries = Guard(c.guard), 0
         self.good = Copy(on_host=False)  # the state that the guard passed last
-        self.said, self.restored_at = "", -1  # of the last divergence
-        self.saver = Saver(
-            run.checkpoint_folder,
-            c.log.keep,
-            average_finisher(plan, run),
-            log.sync,
-            resume.mathematics(run),
-        )
+        self.problem, self.restored_at = "", -1  # of the last divergence
+        finish, trained_as = average_finisher(plan, run), resume.mathematics(run)
+        self.saver = Saver(run.checkpoint_folder, c.log.keep, finish, log.sync, trained_as)
         self.saver.remember(plan.state)
         self.good.take(plan.state)
         self.guard.state_problem(plan.state)  # norms to compare with
@@ -64,22 +59,20 @@ class Writer:
         c, problem = self.plan.config, None
         step = state.images // self.step_images
         finished = state.images >= c.kimg * 1000
-        # A lazy penalty is due in one of so many steps: the line is that of the step that has it, by the counter alone.
+        # A lazy penalty is due in one of ``wait`` steps: the line is of the step that has it, and
+        # the counter alone says which that is.
         wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active else 1
         if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
-            named = {f"critic/{k}": v for k, v in critic.items()} | {
-                f"generator/{k}": v for k, v in generator.items()
-            }
-            record = self.log.step(state.images, named)
-            problem = self.guard.statistics_problem(record)
+            named = {f"critic/{name}": value for name, value in critic.items()}
+            named |= {f"generator/{name}": value for name, value in generator.items()}
+            problem = self.guard.statistics_problem(self.log.step(state.images, named))
         sound = True
         if problem or (c.guard.every and step % c.guard.every == 0):
             sound = self._hold(problem)
         if self._crossed(state.images, self.sample_every):
             self.samples()
-        if (
-            sound and not finished
-        ):  # what was only just restored has proved nothing; the last checkpoint waits for the last grid
+        # A state that was only just restored has proved nothing; the last checkpoint is `finish`'s.
+        if sound and not finished:
             due = self.scorer is not None and self._crossed(state.images, self.score_every)
             if due or self._crossed(state.images, self.save_every):
                 self.checkpoint(due)
@@ -96,15 +89,18 @@ class Writer:
             self.log.picture(self.plan.state.images, sheet)
 
     def checkpoint(self, scored: bool = False) -> None:
-        """Have the state written, unless it has diverged; scored first, so that the line is in the log a resumed run keeps."""
+        """Have the state written, unless it has diverged.
+
+        It is scored before, so that a run resumed from it keeps the scores in its log.
+        """
         with self._apart():
             if self._hold(None) and self.plan.state.images != self.saver.last.images:
                 self.tries = 0
-                kept = self._score() if scored else None
-                self.saver.save(self.plan.state, self.log.position(), kept)
+                keep_best = self._score() if scored else None
+                self.saver.save(self.plan.state, self.log.position(), keep_best)
 
     def _score(self) -> Callable[[Path], None]:
-        """Scores of the average, logged; returns what spares the checkpoint if it is the best."""
+        """Score the average, and log it; the result marks a checkpoint if its score is the best."""
         scorer, images, by = self.scorer, self.plan.state.images, self.plan.config.score.by
         assert scorer is not None
         self._fit_average()
@@ -124,53 +120,52 @@ class Writer:
             self._hold(None)
             if self.tries > 1 and self.restored_at == state.images:
                 raise RunError(
-                    f"{self.said}, the last step, after going back {self.tries - 1} times; {self._way_out()}"
+                    f"{self.problem}, the last step, "
+                    f"after going back {self.tries - 1} times; {self._way_out()}"
                 )
         self.samples()
         with self._apart():
-            kept = (
-                self._score() if self.scorer and not unfinished(state, self.plan.config) else None
-            )
-            self.saver.save(state, self.log.position(), kept)
+            complete = not unfinished(state, self.plan.config)
+            keep_best = self._score() if self.scorer and complete else None
+            self.saver.save(state, self.log.position(), keep_best)
         self.saver.flush()
 
     def close(self) -> None:
         self.saver.close()
 
     def _hold(self, problem: str | None) -> bool:
-        """Whether the state is sound; if not, it is replaced by the last one that was, and the counter goes on.
+        """Whether the state is sound; if not, the last sound state replaces it.
 
-        The second time since a checkpoint, what the guard passed last may have been ill already: then it is that checkpoint's.
+        At the second divergence since a checkpoint, the state that the guard passed last may have
+        been ill already: the checkpoint's state replaces it then.
 
         Raises:
-            RunError: that was tried as often as the config allows.
+            RunError: the state was replaced as often as the config allows.
         """
-        state, images = self.plan.state, self.plan.state.images
-        tensor = self.guard.state_problem(state)
-        if not (problem or tensor):
+        state, images, most = self.plan.state, self.plan.state.images, self.plan.config.guard.tries
+        problems = [text for text in (problem, self.guard.state_problem(state)) if text]
+        if not problems:
             self.good.take(state)
             return True
-        said = "; ".join(text for text in (problem, tensor) if text) + f" at {images / 1000:g} kimg"
-        self.tries, self.said, self.restored_at = self.tries + 1, said, images
-        if self.tries > self.plan.config.guard.tries:
-            raise RunError(f"{said}, after going back {self.tries - 1} times; {self._way_out()}")
+        self.problem = "; ".join(problems) + f" at {images / 1000:g} kimg"
+        self.tries, self.restored_at = self.tries + 1, images
+        if self.tries > most:
+            raise RunError(
+                f"{self.problem}, after going back {self.tries - 1} times; {self._way_out()}"
+            )
+        good = self.good
         if self.tries > 1:
-            self.saver.flush()  # as the thread completes what it writes
-        good = self.saver.last if self.tries > 1 else self.good
-        restore(
-            state, good.contents, images, str(self.run.folder)
-        )  # the counter goes on: the same pictures would diverge again
+            self.saver.flush()  # the thread completes the tensors of what it writes
+            good = self.saver.last
+        # The counter goes on, because the same pictures would diverge again.
+        restore(state, good.contents, images, str(self.run.folder))
+        # The next look must not blame the old gradients. In place, as captured phases know them.
         for parameter in (*state.generator.parameters(), *state.critic.parameters()):
             if parameter.grad is not None:
-                parameter.grad.zero_()  # in place, as captured phases know it; the next look must not blame the old one
+                parameter.grad.zero_()
         self.guard.state_problem(state)  # the norms to compare with are those of this state
-        logger.warning(
-            "%s: back to the state of %g kimg, on with the pictures from here (%d of %d times)",
-            said,
-            good.images / 1000,
-            self.tries,
-            self.plan.config.guard.tries,
-        )
+        back = f"back to the state of {good.images / 1000:g} kimg, on with the pictures from here"
+        logger.warning("%s: %s (%d of %d times)", self.problem, back, self.tries, most)
         return False
 
     def _way_out(self) -> str:
@@ -185,14 +180,11 @@ class Writer:
 
     def _sheet(self) -> Pictures:
         self._fit_average()
-        names = self.run.classes
+        c, device, names = self.plan.config, self.plan.device, self.run.classes
         columns = sheet_columns(len(names))
-        count = columns * (_SHEET // columns)
-        device = self.plan.device
-        z = torch.from_numpy(
-            latents(self.plan.config.seed, torch.arange(count).numpy(), self.plan.config.net.latent)
-        ).to(device)
-        labels = torch.arange(count, device=device) % len(names) if names else None
+        index = torch.arange(columns * (_SHEET // columns))
+        z = torch.from_numpy(latents(c.seed, index.numpy(), c.net.latent)).to(device)
+        labels = index.to(device) % len(names) if names else None
         with torch.no_grad():
             return grid(to_uint8(draw(self.plan.state.average, z, labels)).cpu().numpy(), columns)
 
@@ -208,11 +200,12 @@ class Writer:
 
 
 def average_finisher(plan: Plan, run: Run) -> Finish | None:
-    """Gives a host copy of the average its batch statistics, on a network of its own; None where it has none."""
+    """What gives a host copy of the average its batch statistics; None where the net has none.
+
+    It computes on a network of its own, as training goes on meanwhile.
+    """
     average = copy.deepcopy(plan.state.average).cpu()
-    if not any(
-        isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in average.modules()
-    ):
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
         return None
 
     def finish(tensors: dict[str, Tensor]) -> None:
@@ -225,7 +218,7 @@ def average_finisher(plan: Plan, run: Run) -> Finish | None:
 
 
 def save_sheet(sheet: Pictures, path: Path, size: int) -> None:
-    """A training goes on where Pillow is missing, as in an un-installed checkout on a machine that has little more than torch."""
+    """Write a grid of pictures. A training goes on without where Pillow is not installed."""
     try:
         data = png(sheet, comfortable_scale(size))
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""What a training computes: its state, the loop and the phases of a step. Nothing here touches files of a run."""
+"""What a training computes: its state, loop and phases. Nothing here touches files of a run."""

@@ -1,4 +1,4 @@
-"""The generator's exponential moving average, with its half-life counted in images, and its BatchNorm statistics."""
+"""The generator's exponential moving average, and the BatchNorm statistics that fit it."""
 
 import copy
 from contextlib import suppress
@@ -11,7 +11,8 @@ from ganfast.latents import Purpose
 from ganfast.random import normal
 
 _SMALL_MAP = 64  # values of a map, up to which its statistics take more pictures
-RAMP = 0.1  # early in a run the half-life is at most this fraction of the images seen, so that the start is forgotten
+# Early in a run the half-life is at most this fraction of the images seen: the start is forgotten.
+RAMP = 0.1
 
 
 def average_of(generator: nn.Module) -> nn.Module:
@@ -24,7 +25,7 @@ def ema_decay(step_images: int, images: Tensor, half_life_kimg: float) -> Tensor
 
     Args:
         step_images: images shown since the last update.
-        images: images shown in all, int64 of any shape; the half-life is at most a tenth of them.
+        images: images shown in all, int64 of any shape; the half-life is at most `RAMP` of them.
         half_life_kimg: thousand images; 0 makes the average a copy.
 
     Returns:
@@ -42,14 +43,17 @@ class _Enough(Exception):
 def reestimate_batchnorm(
     net: nn.Module, seed: int, latent: int, classes: int, batches: int = 12, batch: int = 64
 ) -> None:
-    """Give every BatchNorm of ``net`` the statistics of its own inputs, from latents fixed by ``seed``.
+    """Give every BatchNorm of ``net`` the statistics of its own inputs.
 
-    An average of weights has activations of its own: running statistics copied from the trained generator do not fit them.
-    Classes are drawn equally often. Leaves ``net`` in evaluation mode; networks without BatchNorm are left as they are.
+    An average of weights has activations of its own: running statistics copied from the trained
+    generator do not fit them. ``seed`` fixes the latents; classes are drawn equally often. Leaves
+    ``net`` in evaluation mode; networks without BatchNorm are left as they are.
 
-    Maps of more than 8x8 values see the first batch only: a picture gives them thousands of values, and they cost most of the time.
-    On a dcgan of faces, 64x64, the drawn pictures then lie 2.6 grey levels (mean of three seeds) from those of 4,096 pictures in
-    every layer; of 1,024 in every layer 1.5, at four times the cost; of 64, as in training, 3.8.
+    Maps of more than 8x8 values see the first batch only, because a picture gives them thousands of
+    values and they cost most of the time. On a dcgan of faces, 64x64, the pictures then differ by
+    2.6 grey levels (mean of three seeds) from those with statistics of 4,096 pictures in every
+    layer. With 1,024 pictures in every layer they differ by 1.5, at four times the cost; with 64,
+    as in training, by 3.8.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -71,12 +75,9 @@ def reestimate_batchnorm(
     hooks = [module.register_forward_hook(note) for module in norms]
     for number in range(batches):
         index = torch.arange(number * batch, (number + 1) * batch, device=device)
+        z = normal(seed, Purpose.BATCHNORM, index, latent)
         with suppress(_Enough):
-            draw(
-                net,
-                normal(seed, Purpose.BATCHNORM, index, latent),
-                index % classes if classes else None,
-            )
+            draw(net, z, index % classes if classes else None)
         if number == 0:
             for hook in hooks:
                 hook.remove()

@@ -1,7 +1,8 @@
-"""What the steps to come are fed, in tensors that stay where they are: which pictures, latents, epsilons, and the rates.
+"""What the next steps need: pictures, latents, epsilons and rates, in tensors that stay in place.
 
-All of it is a function of (seed, image counter). It is drawn for several generator steps at once, as one such draw costs many
-small operations, and read by a counter on the device, so that a captured step goes through it by itself.
+All of it is a function of (seed, image counter). One draw serves several generator steps, as it
+costs many small operations. Steps read it by a counter on the device, so that a captured step goes
+through it by itself.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ class CriticFeed:
     real: Tensor  # (N, C, H, W) in [-1, 1]
     labels: Tensor | None  # int64 (N,), only where classes are learnt
     z: Tensor  # (N, latent)
-    eps: Tensor | None  # (N,) in [0, 1), where the penalty's points are drawn from it (WGAN-GP)
-    noise: Tensor | None  # like real in [0, 1), where they are drawn from that (DRAGAN)
+    eps: Tensor | None  # (N,) in [0, 1), for penalties whose points need it (WGAN-GP)
+    noise: Tensor | None  # like real in [0, 1), for penalties whose points need it (DRAGAN)
     rate: Tensor  # learning rate, float64 0-d
 
 
@@ -36,45 +37,43 @@ class CriticFeed:
 class GeneratorFeed:
     """One generator step."""
 
-    real: Tensor | None  # those last shown to the critic, for the loss that pairs
-    labels: Tensor | None  # their classes
+    real: Tensor | None  # the reals last shown to the critic, for a loss that pairs
+    labels: Tensor | None  # classes of these reals
     z: Tensor
     rate: Tensor
     decay: Tensor  # what stays of the moving average, float64 0-d
 
 
 class Feed:
-    """``clock`` counts images on the device; `critic` and `generator` give what the step at the clock needs."""
+    """Serves the step at which ``clock`` stands, which counts images on the device."""
 
     def __init__(self, config: Config, data: ResidentData) -> None:
         c, self.config, self.data, device = config, config, data, data.device
-        turns, self.step_images = c.optim.critic_steps, c.optim.critic_steps * c.batch
+        self.step_images = c.optim.critic_steps * c.batch
         self.ahead = min(64, max(1, _NUMBERS // (self.step_images * c.net.latent)))
-        count = self.ahead * self.step_images
+        count, rows = self.ahead * self.step_images, self.ahead * c.optim.critic_steps
         self.clock = torch.zeros((), dtype=torch.int64, device=device)
         self._first = torch.zeros_like(self.clock)  # clock of the first step in the tables
-        self._drawn: range = range(0)  # the same on the host, with where they end
+        self._drawn = range(0)  # on the host: clocks of all steps in the tables
         self._offsets = torch.arange(count, device=device)
         self._step_offsets = torch.arange(self.ahead, device=device) * self.step_images
-        self._positions = torch.zeros(self.ahead * turns, c.batch, dtype=torch.int64, device=device)
-        self._mirrored = (
-            torch.zeros(self.ahead * turns, c.batch, dtype=torch.bool, device=device)
-            if data.flip
-            else None
-        )
-        self._z = torch.zeros(self.ahead * turns, c.batch, c.net.latent, device=device)
+        self._positions = torch.zeros(rows, c.batch, dtype=torch.int64, device=device)
+        self._mirrored: Tensor | None = None
+        if data.flip:
+            self._mirrored = torch.zeros(rows, c.batch, dtype=torch.bool, device=device)
+        self._z = torch.zeros(rows, c.batch, c.net.latent, device=device)
         self._eps: Tensor | None = None
         if drawn_numbers(c.penalty) == "eps":
-            self._eps = torch.zeros(self.ahead * turns, c.batch, device=device)
+            self._eps = torch.zeros(rows, c.batch, device=device)
         self._z_generator = torch.zeros(self.ahead, c.batch, c.net.latent, device=device)
         self._rates = torch.zeros(self.ahead, 3, dtype=torch.float64, device=device)
 
     def due(self, images: int) -> bool:
-        """Whether the step from ``images`` on is not in the tables, so that they must be drawn."""
+        """Whether the tables lack the step from ``images`` on, so that they must be drawn."""
         return images not in self._drawn
 
     def set(self, images: int) -> None:
-        """Turn the clock, and start the tables, which must then be drawn, at ``images``."""
+        """Turn the clock to ``images`` and let the tables start there; `draw` must follow."""
         self.clock.fill_(images)
         self._first.fill_(images)
         self._drawn = range(images, images + self.ahead * self.step_images, self.step_images)
@@ -83,9 +82,8 @@ class Feed:
         """Fill the tables from their first step on."""
         c, index = self.config, self._first + self._offsets
         steps = self._first + self._step_offsets
-        last = index.view(self.ahead, c.optim.critic_steps, c.batch)[:, -1].reshape(
-            -1
-        )  # a generator step counts as its last turn
+        # A generator step counts as the last of its critic's turns.
+        last = index.view(self.ahead, c.optim.critic_steps, c.batch)[:, -1].reshape(-1)
         self._positions.copy_(self.data.positions(index).view_as(self._positions))
         mirrored = self.data.mirrored(index)
         if self._mirrored is not None and mirrored is not None:
@@ -93,41 +91,35 @@ class Feed:
         self._z.copy_(normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent).view_as(self._z))
         if self._eps is not None:
             self._eps.copy_(uniform(c.seed, Purpose.EPSILON, index).view_as(self._eps))
-        self._z_generator.copy_(
-            normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent).view_as(self._z_generator)
-        )
+        z = normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent)
+        self._z_generator.copy_(z.view_as(self._z_generator))
         factor, shown = schedule(c, steps), steps + self.step_images
         decay = ema_decay(self.step_images, shown, c.ema_kimg)
-        self._rates.copy_(
-            torch.stack([factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay], dim=1)
-        )
+        rates = [factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay]
+        self._rates.copy_(torch.stack(rates, dim=1))
 
     def critic(self) -> CriticFeed:
         """For the critic step that shows the pictures from the clock on."""
         turn = (self.clock - self._first) // self.config.batch
         position = _row(self._positions, turn)
-        real = self._pictures(position, turn)
+        real, labels = self._pictures(position, turn), self._labels(position)
         rate = _row(self._rates, turn // self.config.optim.critic_steps)[0]
         eps = None if self._eps is None else _row(self._eps, turn)
-        return CriticFeed(
-            real, self._labels(position), _row(self._z, turn), eps, self._noise(real), rate
-        )
+        return CriticFeed(real, labels, _row(self._z, turn), eps, self._noise(real), rate)
 
     def generator(self) -> GeneratorFeed:
-        """For the generator step behind the last of its critic steps, the clock standing at its end."""
+        """For the generator step whose last critic step ended where the clock stands."""
         turn = (self.clock - self._first) // self.config.batch - 1
         step = turn // self.config.optim.critic_steps
         position = _row(self._positions, turn)
         real = self._pictures(position, turn) if loss_of(self.config.loss).pairs else None
         _, rate, decay = _row(self._rates, step).unbind()
-        return GeneratorFeed(
-            real, self._labels(position), _row(self._z_generator, step), rate, decay
-        )
+        z = _row(self._z_generator, step)
+        return GeneratorFeed(real, self._labels(position), z, rate, decay)
 
     def _pictures(self, position: Tensor, turn: Tensor) -> Tensor:
-        return self.data.pictures(
-            position, None if self._mirrored is None else _row(self._mirrored, turn)
-        )
+        mirrored = None if self._mirrored is None else _row(self._mirrored, turn)
+        return self.data.pictures(position, mirrored)
 
     def _labels(self, position: Tensor) -> Tensor | None:
         return self.data.labels_at(position) if self.config.conditional != "no" else None
@@ -141,14 +133,15 @@ class Feed:
 
 
 def _row(table: Tensor, row: Tensor) -> Tensor:
-    """table[row] by a number on the device, without reading it."""
+    """table[row] by a number on the device, which the host does not wait for."""
     return table.index_select(0, row.view(1))[0]
 
 
 def schedule(config: Config, images: Tensor) -> Tensor:
-    """Factor on both learning rates of the steps from ``images`` on, float64 in [0, 1]; the first of a warm-up already moves.
+    """Factor on both learning rates of the steps from ``images`` on, float64 in [0, 1].
 
-    Constant, with a linear rise at the start and a linear fall at the end where the config asks for them.
+    Constant, with a linear rise at the start and a linear fall at the end where the config asks for
+    them. The first step of a warm-up already moves.
     """
     done, whole = images.double() / 1000, config.kimg
     factor = torch.ones_like(done)

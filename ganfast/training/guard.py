@@ -1,7 +1,7 @@
-"""The divergence guard: is every number of a training state finite, and has no network grown out of all proportion?
+"""The divergence guard: are all numbers of a training state finite, and its networks in proportion?
 
-One look is two fused reductions over everything that a checkpoint would hold and one transfer of as many numbers as there are
-tensors. Nothing is read from the device between two looks.
+One look is two fused reductions over everything that a checkpoint would hold, and one transfer of
+as many numbers as there are tensors. Nothing is read from the device between two looks.
 """
 
 import math
@@ -26,69 +26,63 @@ class Guard:
     def statistics_problem(self, record: Mapping[str, object]) -> str | None:
         """What is wrong with the numbers of a log line; None = nothing."""
         for name, value in record.items():
-            if isinstance(value, float) and not math.isfinite(value):
+            if not isinstance(value, float):
+                continue
+            if not math.isfinite(value):
                 return f"{name} is not a finite number"
-            if (
-                self.config.statistic
-                and isinstance(value, float)
-                and "/" in name
-                and abs(value) > self.config.statistic
-            ):
-                return f"{name} is {value:.3g}, beyond guard.statistic {self.config.statistic:g}"
+            limit = self.config.statistic
+            if limit and "/" in name and abs(value) > limit:
+                return f"{name} is {value:.3g}, beyond guard.statistic {limit:g}"
         return None
 
     @torch.no_grad()
     def state_problem(self, state: State) -> str | None:
-        """What is wrong with weights, statistics, moments or gradients, by tensor; None = nothing, and the norms are kept."""
+        """What is wrong with weights, statistics, moments or gradients, by tensor.
+
+        None = nothing; then later states are compared with the norms of this one.
+        """
         tensors = named_tensors(state)
-        found = torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors.values()))])
-        norms = dict(zip(tensors, found.tolist(), strict=True))
+        stacked = torch.stack([x.float() for x in torch._foreach_norm(list(tensors.values()))])
+        norms = dict(zip(tensors, stacked.tolist(), strict=True))
+        # A norm overflows before its numbers do: name a tensor that has such a number, if any has.
         bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
         bad = [name for name in bad if not bool(torch.isfinite(tensors[name]).all())] or bad
         if bad:
             others = f", nor are {len(bad) - 1} other tensors" if len(bad) > 1 else ""
             return f"{bad[0]} is not a finite number{others}"
-        grown = {
-            net: math.hypot(
-                *(
-                    norms[f"{name} of the {net}"]
-                    for name, _ in getattr(state, net).named_parameters()
-                )
-            )
-            for net in _NETWORKS
-        }
-        for net, norm in grown.items():
+        sizes = {net: _norm_of(net, state, norms) for net in _NETWORKS}
+        for net, norm in sizes.items():
             before = self._good.get(net)
             if self.config.growth and before and norm > self.config.growth * before:
-                return f"the weights of the {net} grew from a norm of {before:.3g} to {norm:.3g}, {_largest(net, norms)} most"
-        gradients = {
-            name: norm for name, norm in norms.items() if name.startswith("the gradient of")
-        }
-        for name, norm in gradients.items():
-            if self.config.gradient and norm > self.config.gradient:
-                return f"{name} has a norm of {norm:.3g}, beyond guard.gradient {self.config.gradient:g}"
-        self._good = grown
+                return (
+                    f"the weights of the {net} grew from a norm of {before:.3g} to {norm:.3g}, "
+                    f"{_largest(net, norms)} most"
+                )
+        limit = self.config.gradient
+        for name, norm in norms.items():
+            if limit and name.startswith("the gradient of") and norm > limit:
+                return f"{name} has a norm of {norm:.3g}, beyond guard.gradient {limit:g}"
+        self._good = sizes
         return None
 
 
+def _norm_of(net: str, state: State, norms: Mapping[str, float]) -> float:
+    """L2 norm of all parameters of a network."""
+    parameters = getattr(state, net).named_parameters()
+    return math.hypot(*(norms[f"{name} of the {net}"] for name, _ in parameters))
+
+
 def _largest(net: str, norms: Mapping[str, float]) -> str:
-    own = {
-        name: norm
-        for name, norm in norms.items()
-        if name.endswith(f" of the {net}") and not name.startswith("the ")
-    }
-    return max(own, key=lambda name: own[name]) if own else net
+    """The tensor of a network with the largest norm."""
+    own = [n for n in norms if n.endswith(f" of the {net}") and not n.startswith("the ")]
+    return max(own, key=lambda name: norms[name], default=net)
 
 
 def named_tensors(state: State) -> dict[str, Tensor]:
     """Every floating-point tensor of a state, and the gradients, by what a person would call it."""
     contents = contents_of(state)
     named: dict[str, Tensor] = {}
-    for net, part in (
-        ("generator", "generator"),
-        ("critic", "critic"),
-        ("generator's average", "ema"),
-    ):
+    for part, net in (*zip(_NETWORKS, _NETWORKS, strict=True), ("ema", "generator's average")):
         named |= {f"{name} of the {net}": tensor for name, tensor in contents[part].items()}
     for net in _NETWORKS:
         parameters = list(getattr(state, net).named_parameters())

@@ -1,4 +1,4 @@
-"""Memory that a training frees and takes again in every step, kept instead of being given back to the system."""
+"""Memory that every step frees and takes again is kept, not given back to the system."""
 
 import ctypes
 import sys
@@ -14,14 +14,17 @@ _MOST = 2**25  # bytes; glibc takes no higher M_MMAP_THRESHOLD before 2.35
 def keep_freed_memory() -> None:
     """Have glibc's malloc hold on to what this process frees; elsewhere nothing happens.
 
-    By default blocks above a moving threshold are mapped anew each time, and every page of them faults on its first use: 2,400
-    faults in a WGAN-GP critic step on pictures of 28x28, a tenth of its CPU time. The price: the process keeps its peak until it
-    ends. Where the address space is limited (`ulimit -v`) nothing is kept either.
+    By default blocks above a moving threshold are mapped anew each time, and each of their pages
+    faults on its first use. wgan-gp on MNIST, 2 kimg on one thread: 156,000 faults and 5.28 s of
+    CPU time without this, 8,800 faults and 4.90 s with it (medians of six interleaved runs). On
+    digits, 16x16, no difference could be told from noise. The price: the process keeps its peak
+    until it ends. Where the address space is limited (`ulimit -v`) nothing is kept.
     """
     mallopt = None if _limited() else _of_libc("mallopt")
     if mallopt is None or not (mallopt(_MMAP, 2**30) or mallopt(_MMAP, _MOST)):
         logger.debug(
-            "freed memory goes back to the system: no mallopt in this C library, or a limited address space"
+            "freed memory goes back to the system: "
+            "no mallopt in this C library, or a limited address space"
         )
         return
     mallopt(_TRIM, _KEPT)
@@ -29,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Once, whatever was kept."""
+    """Give back, once, what `keep_freed_memory` has kept until now."""
     trim = _of_libc("malloc_trim")
     if trim is not None:
         trim(0)

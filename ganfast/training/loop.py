@@ -1,4 +1,7 @@
-"""The training loop: who is updated when. It owns both optimizers and the average, and composes the phases of a step."""
+"""The training loop: which network is updated when.
+
+An `Iteration` composes the phases of a step; `train_loop` runs them until enough reals are shown.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +14,13 @@ from ganfast.training.feed import Feed
 from ganfast.training.phases import Graphs, Phase, Stats
 from ganfast.training.state import State
 
-OnStep = Callable[["State", Stats, Stats], None]
+OnStep = Callable[[State, Stats, Stats], None]
 
 
 class Iteration:
-    """The phases of an iteration, over the tensors of a state and of what is drawn ahead.
+    """The phases of a step, over the tensors of a state and of its `Feed`.
 
-    `train_loop` runs them, and `ganfast bench` times them: what is measured is the program itself.
+    `train_loop` runs them and `ganfast bench` times them: the benchmark measures the program.
     """
 
     def __init__(
@@ -32,12 +35,8 @@ class Iteration:
     ) -> None:
         """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured."""
         self.feed = Feed(config, data)
-        self._state, self._config = state, config
-        self._critic_step, self._generator_step, self._drawing = (
-            critic_step,
-            generator_step,
-            drawing,
-        )
+        self._state, self._config, self._drawing = state, config, drawing
+        self._critic_step, self._generator_step = critic_step, generator_step
         self.draws = Phase("drawing", self._draw_ahead, graphs)
         self.plain_critic = Phase("critic", partial(self._critic, False), graphs)
         self.penalised_critic = Phase("penalised critic", partial(self._critic, True), graphs)
@@ -48,26 +47,22 @@ class Iteration:
         return {}
 
     def _critic(self, with_penalty: bool) -> Stats:
-        """Score reals above fakes of the same classes, and stay flat where the penalty asks for it."""
-        inputs = self.feed.critic()
-        fake = self._drawing(inputs.z, inputs.labels)
+        """Score reals above fakes of the same classes, and stay flat where the penalty asks it."""
+        batch = self.feed.critic()
+        real, labels = batch.real, batch.labels
+        fake = self._drawing(batch.z, labels)
         stats = self._critic_step(
-            inputs.real,
-            fake,
-            inputs.labels,
-            eps=inputs.eps,
-            noise=inputs.noise,
-            with_penalty=with_penalty,
+            real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
         )
-        self._state.optimizer_critic.move(inputs.rate, limit=self._config.loss.clip)
+        self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
         self.feed.clock.add_(self._config.batch)
         return stats
 
     def _generator(self) -> Stats:
-        """Make fakes that the critic scores high, of the classes last shown; the average follows."""
-        inputs = self.feed.generator()
-        stats = self._generator_step(inputs.z, inputs.labels, inputs.real)
-        self._state.optimizer_generator.move(inputs.rate, inputs.decay)
+        """Make fakes of the classes last shown that the critic scores high; the average follows."""
+        batch = self.feed.generator()
+        stats = self._generator_step(batch.z, batch.labels, batch.real)
+        self._state.optimizer_generator.move(batch.rate, batch.decay)
         return stats
 
 
@@ -81,7 +76,7 @@ def train_loop(
     on_step: OnStep,
     drawing: Drawing | None = None,
 ) -> None:
-    """Run generator steps, each after its critic steps, until config.kimg reals are shown or ``stop()`` is true.
+    """Run steps until config.kimg thousand reals are shown or ``stop()`` is true.
 
     ``drawing`` makes the critic's fakes; None = the generator as it is.
     """
@@ -91,14 +86,20 @@ def train_loop(
     phases = Iteration(state, data, config, critic_step, generator_step, drawing, graphs)
 
     while state.images < config.kimg * 1000 and not stop():
-        # For what networks draw themselves: dropout.
+        # What networks draw themselves, as dropout does, follows from the counter: a run that
+        # was stopped here goes on with the same numbers.
         own.manual_seed((config.seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)
         if phases.feed.due(state.images):
             phases.feed.set(state.images)
             phases.draws()
-        critic_stats: Stats = {}  # the latest of each: a lazy penalty may fall on any of the turns
+
+        # Critic: several turns. A lazy penalty may fall on any, so statistics of all are joined.
+        critic_stats: Stats = {}
         for _ in range(config.optim.critic_steps):
-            due = state.images // config.batch % config.penalty.interval == 0
-            critic_stats |= (phases.penalised_critic if due else phases.plain_critic)()
+            penalised = state.images // config.batch % config.penalty.interval == 0
+            critic_stats |= (phases.penalised_critic if penalised else phases.plain_critic)()
             state.images += config.batch
-        on_step(state, critic_stats, phases.generator())
+
+        # Generator: one turn.
+        generator_stats = phases.generator()
+        on_step(state, critic_stats, generator_stats)

@@ -17,29 +17,30 @@ from ganfast.training.state import Copy
 
 MakeSteps = Callable[[Plan], tuple[CriticStep, GeneratorStep, Drawing]]
 _STEPS = 5  # until phases are captured as graphs
-# Share of the free memory that counted bytes may take. What an operation borrows while it runs is not counted, nor what lies
-# between allocations: dcgan at 16x16, width 64, took 2.5 to 3.1 times the counted bytes at batches of 1000 to 4000.
+# Share of the free memory that counted bytes may take. What an operation borrows while it runs is
+# not counted, nor what lies between allocations: dcgan at 16x16, width 64, took 2.5 to 3.1 times
+# the counted bytes at batches of 1000 to 4000.
 _ROOM = 0.2
 
 
 def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
-    """The first of half the plan's batch, a quarter, ... that fits into the memory there is; 0 where none from 2 on does.
+    """The first of half the plan's batch, a quarter, ... that fits into memory; 0 = none from 2 on.
 
-    On a GPU it is tried: real first steps on the networks of the plan, which are of no use afterwards. On a CPU it is computed
-    from the bytes counted for a picture, as what runs out of memory there may be ended rather than refused.
+    On a GPU it is tried: real first steps on the networks of the plan, which are of no use
+    afterwards. On a CPU it is computed from the bytes counted for a picture, because the system may
+    end a process that runs out of memory rather than refuse to give it more.
     """
     gc.collect()
     give_back_freed_memory()  # or what the failed step had would count as taken
+    on_gpu = plan.device.type == "cuda"
     try:
-        most = float("inf") if plan.device.type == "cuda" else _most_by_count(plan)
+        most = float("inf") if on_gpu else _most_by_count(plan)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return 0
     batch = plan.config.batch // 2
-    while batch >= 2 and (
-        batch > most or (plan.device.type == "cuda" and not _runs(plan, make_steps, batch))
-    ):
+    while batch >= 2 and (batch > most or (on_gpu and not _runs(plan, make_steps, batch))):
         batch //= 2
     return batch if batch >= 2 else 0
 
@@ -49,7 +50,10 @@ def _most_by_count(plan: Plan) -> float:
 
 
 def _free_bytes() -> float:
-    """What the host, and the limit on this process's address space, have left; infinite where the system does not say."""
+    """What the host, and the limit on this process's address space, have left.
+
+    Infinite where the system does not say.
+    """
     free = float("inf")
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -57,11 +61,8 @@ def _free_bytes() -> float:
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
-            free = min(
-                free,
-                limit
-                - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize(),
-            )
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            free = min(free, limit - pages * resource.getpagesize())
     except (ImportError, AttributeError, ValueError, OSError):  # not on Linux
         pass
     return free
@@ -70,21 +71,14 @@ def _free_bytes() -> float:
 def _runs(plan: Plan, make_steps: MakeSteps, batch: int) -> bool:
     c, state = plan.config, plan.state
     torch.cuda.empty_cache()
-    back = Copy(on_host=False)  # as a run holds one to go back to
+    back = Copy(on_host=False)  # a run holds one, to go back to after a divergence
     few = replace(c, batch=batch, kimg=_STEPS * batch * c.optim.critic_steps / 1000)
-    state.images = 0  # where a lazy penalty is due
+    state.images = 0  # a lazy penalty is due here
     try:
         back.take(state)
-        critic_step, generator_step, drawing = make_steps(plan)
+        critic, generator, drawing = make_steps(plan)
         train_loop(
-            state,
-            plan.data,
-            few,
-            critic_step,
-            generator_step,
-            lambda: False,
-            lambda *_: None,
-            drawing,
+            state, plan.data, few, critic, generator, lambda: False, lambda *_: None, drawing
         )
     except Exception as error:
         if not is_out_of_memory(error):

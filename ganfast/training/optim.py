@@ -1,10 +1,12 @@
-"""The optimizer of both networks: Adam and the moving average of the weights over one flat buffer each, with nothing read back.
+"""The optimizer of both networks: Adam and the moving average of the weights, in flat buffers.
 
-One pass over memory as a Triton kernel (`ganfast.kernels.adam_ema`); elsewhere what torch's fused Adam calls, on the same buffers:
-its own bookkeeping takes as long as a small network's update.
+On a GPU it is one pass over memory, the Triton kernel of `ganfast.kernels.adam_ema`. Elsewhere it
+calls the operation below torch's fused Adam on the same buffers, because the bookkeeping of
+torch.optim takes as long as a small network's update.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,22 +20,27 @@ from ganfast.kernels._triton import use_triton
 from ganfast.kernels.adam_ema import adam_ema, adam_rates
 
 _EPS = 1e-8
+_fused_adam = partial(torch._fused_adam_, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class FlatAdam(torch.optim.Optimizer):
-    """Adam whose weights, gradients, moments and average each lie in one buffer; the network's parameters become views into it.
+    """Adam whose weights, gradients, moments and average each lie in one buffer.
 
-    State per parameter is that of `torch.optim.Adam` (step, exp_avg, exp_avg_sq), as views that stay where they are: loading copies
-    into them. Rate, decay and step number are read on the device, so a captured step goes on with new ones.
+    The network's parameters become views into the buffer of weights. State per parameter is that of
+    `torch.optim.Adam` (step, exp_avg, exp_avg_sq), as views that stay in place: loading copies into
+    them. Rate, decay and step number are read on the device, so that a captured step goes on with
+    new values.
 
     Args:
-        net: whose trainable parameters to move, all of one type.
-        rate: learning rate where `move` is given none.
+        net: its trainable parameters are moved; all must be of one type.
+        rate: learning rate of a `move` that is called without one.
         optim: betas.
         average: a copy of ``net`` that follows it; None = none.
-        compute: the type that ``net`` is computed in, where autocast would cast its weights again and again; None = as it is.
+        compute: the type that ``net`` is computed in, where autocast would cast its weights again
+            and again; None = the type of its weights.
 
-    ``computing`` is the network to compute with: ``net`` itself, or its twin whose weights of type ``compute`` each step renews.
+    ``computing`` is the network to compute with: ``net`` itself, or a twin whose weights are copies
+    of type ``compute``, renewed by each step.
 
     Raises:
         InputError: nothing to train, or parameters of several types.
@@ -48,9 +55,8 @@ class FlatAdam(torch.optim.Optimizer):
         compute: torch.dtype | None = None,
     ) -> None:
         self.parameters = trainable(net)
-        super().__init__(
-            self.parameters, {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS}
-        )
+        defaults = {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS}
+        super().__init__(self.parameters, defaults)
         self.flat = _moved_into_one([p.data for p in self.parameters], self.parameters)
         self._own_gradient: Tensor | None = None
         self._moments = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
@@ -59,24 +65,19 @@ class FlatAdam(torch.optim.Optimizer):
         for p, m, v in zip(self.parameters, first, second, strict=True):
             self.state[p] = {"step": self._steps, "exp_avg": m, "exp_avg_sq": v}
         self.average = None
-        if average is not None:  # frozen ones never move, so their copies need not follow
-            follow = [
-                a
-                for a, p in zip(average.parameters(), net.parameters(), strict=True)
-                if p.requires_grad
-            ]
-            self.average = _moved_into_one([a.data for a in follow], follow)
-        self._low = None if compute is None else self.flat.to(compute)
-        low = (
-            {}
-            if self._low is None
-            else dict(zip(self.parameters, views_of(self._low, self.parameters), strict=True))
-        )
-        self.computing = computing_copy(net, low) if low else net
+        if average is not None:  # frozen parameters never move, so their copies need not follow
+            pairs = zip(average.parameters(), net.parameters(), strict=True)
+            followers = [a for a, p in pairs if p.requires_grad]
+            self.average = _moved_into_one([a.data for a in followers], followers)
+        self._low, self.computing = None, net
+        if compute is not None:
+            self._low = self.flat.to(compute)
+            views = views_of(self._low, self.parameters)
+            self.computing = computing_copy(net, dict(zip(self.parameters, views, strict=True)))
 
-    def step(
+    def step(  # type: ignore[override]
         self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0
-    ) -> None:  # type: ignore[override]
+    ) -> None:
         """`move`, in the hooks that torch puts around this name."""
         self.move(rate, decay, limit)
 
@@ -87,97 +88,79 @@ class FlatAdam(torch.optim.Optimizer):
         """Move the weights by their gradients, then the average after them, and renew the copies.
 
         Args:
-            rate: learning rate, float64 0-d on the device; None = the one given at the start.
+            rate: learning rate, float64 0-d on the device; None = the rate given at the start.
             decay: what stays of the average, float64 0-d on the device; needed where there is one.
-            limit: every weight is then clipped to [-limit, limit] (WGAN, arXiv:1701.07875, algorithm 1); 0 = none is.
+            limit: every weight is then clipped to [-limit, limit] (WGAN, arXiv:1701.07875,
+                algorithm 1); 0 = no clipping.
 
         Raises:
             RunError: the parameters were moved out of the buffer.
         """
         group, gradient, (m, v) = self.param_groups[0], self._gradient(), self._moments
         (beta1, beta2), eps = group["betas"], group["eps"]
-        rate = (
-            torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
-            if rate is None
-            else rate
-        )
+        if rate is None:
+            rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
         if self.average is not None and decay is None:
             raise ValueError("this optimizer moves an average: give its decay")
         self._steps.add_(1)
-        if use_triton(self.flat) and self.flat.dtype == torch.float32:
+        if one_pass := use_triton(self.flat) and self.flat.dtype == torch.float32:
             rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
-            adam_ema(
-                self.flat,
-                gradient,
-                m,
-                v,
-                rates,
-                beta1,
-                beta2,
-                eps,
-                self.average,
-                None if limit else self._low,
-            )
-            if limit:
-                self.flat.clamp_(-limit, limit)
-                self.renew()
-            return
-        torch._fused_adam_(
-            [self.flat],
-            [gradient],
-            [m],
-            [v],
-            [],
-            [self._steps],
-            lr=rate.float() if rate.is_cuda else rate,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
-        if self.average is not None and decay is not None:
-            self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+            low = None if limit else self._low  # clipped weights are copied below
+            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, low)
+        else:
+            lr = rate.float() if rate.is_cuda else rate
+            buffers: list[list[Tensor]]
+            buffers = [[self.flat], [gradient], [m], [v], [], [self._steps]]
+            _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
+            if self.average is not None and decay is not None:
+                self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
         if limit:
             self.flat.clamp_(-limit, limit)
-        self.renew()
+        if limit or not one_pass:
+            self.renew()
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Make the weights of ``computing`` those of the network, which something else than `move` has changed."""
+        """Copy the weights into ``computing``, after something other than `move` changed them."""
         if self._low is not None:
             self._low.copy_(self.flat)
 
     def _gradient(self) -> Tensor:
-        """All gradients, (total,): the buffer that they are views of in the order of the parameters, else a copy."""
+        """All gradients, (total,), in the order of the parameters.
+
+        It is the buffer that the gradients are views of, where they are; else a copy.
+        """
         first = self.parameters[0].grad
         base = None if first is None else first._base
-        fits = base is not None and base.shape == self.flat.shape and base.dtype == self.flat.dtype
+        if base is not None and (base.shape != self.flat.shape or base.dtype != self.flat.dtype):
+            base = None
         offset = 0
         for p in self.parameters:
             if p.data_ptr() != self.flat.data_ptr() + offset:
                 raise RunError(
-                    "the network's parameters were moved after its optimizer was made; make another one"
+                    "the network's parameters were moved after its optimizer was made; "
+                    "make another one"
                 )
-            fits = fits and p.grad is not None and p.grad.stride() == p.stride()
-            fits = fits and p.grad.data_ptr() == base.data_ptr() + offset  # type: ignore[union-attr]
+            g = p.grad
+            if base is not None and (
+                g is None or g.stride() != p.stride() or g.data_ptr() != base.data_ptr() + offset
+            ):
+                base = None
             offset += p.numel() * p.element_size()
-        if fits and base is not None:
+        if base is not None:
             return base
         if self._own_gradient is None:
             self._own_gradient = torch.zeros_like(self.flat)
-        for p, view in zip(
-            self.parameters, views_of(self._own_gradient, self.parameters), strict=True
-        ):
+        views = views_of(self._own_gradient, self.parameters)
+        for p, view in zip(self.parameters, views, strict=True):
             view.zero_() if p.grad is None else view.copy_(p.grad)
         return self._own_gradient
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Copy a state into the one that is here, which stays where it is; a parameter without state has moved never.
+        """Copy a state into the tensors of this one; a parameter without state has never moved.
 
-        The weights themselves are restored before: their copies are made of them here.
+        The weights must be restored before: their copies for ``computing`` are renewed here.
         """
         for index, p in enumerate(self.parameters):
             entry = state_dict["state"].get(index, {})
@@ -187,10 +170,9 @@ class FlatAdam(torch.optim.Optimizer):
 
 
 def _moved_into_one(tensors: list[Tensor], owners: list[nn.Parameter]) -> Tensor:
-    """One buffer with the values of all tensors, of which the owners become views."""
-    flat = torch.empty(
-        sum(t.numel() for t in tensors), dtype=tensors[0].dtype, device=tensors[0].device
-    )
+    """One buffer with the values of all tensors; the owners become views of it."""
+    total = sum(t.numel() for t in tensors)
+    flat = torch.empty(total, dtype=tensors[0].dtype, device=tensors[0].device)
     for view, tensor, owner in zip(views_of(flat, tensors), tensors, owners, strict=True):
         view.copy_(tensor)
         owner.data = view

@@ -1,7 +1,8 @@
-"""A phase of training, gradients to optimizer, as one CUDA graph: what a step launches is recorded once and replayed whole.
+"""Phases of a step as CUDA graphs: what a phase launches is recorded once and replayed whole.
 
-A phase is a callable of no arguments over tensors that stay where they are. Its first calls are real steps too, on a stream of
-their own, in which libraries choose their algorithms; the next one is recorded, and replayed from then on.
+A phase is a callable of no arguments over tensors that stay where they are. Its first calls are
+real steps too, on a side stream, in which libraries choose their algorithms. The next call is
+recorded, and later ones replay the record.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,21 @@ CudaGraphs = Literal["auto", "on", "off"]
 _WARM_UP = 3  # calls; cuDNN and the caching allocator have settled after two
 
 
-def refuse_graphs(wanted: CudaGraphs, device: torch.device, refusal: str = "") -> str:
-    """Why phases cannot be captured; "" = they can be tried. Raises InputError where they must be."""
+def refuse_graphs(mode: CudaGraphs, device: torch.device, refusal: str = "") -> str:
+    """Why phases cannot be captured; "" = they can be tried. InputError where they must be."""
     if device.type != "cuda":
         refusal = f"the device is {device}"
-    if wanted == "on" and refusal:
+    if mode == "on" and refusal:
         raise InputError(f"cuda_graphs is on, but {refusal}; use auto or off")
     return refusal
 
 
 class Graphs:
-    """What the phases of a training share: whether they are captured, and the memory of their graphs.
+    """What the phases of a training share: whether they are captured, and their graphs' memory.
 
     Args:
-        wanted: "on" refuses to train without, "auto" goes on without and says why, "off" never captures.
+        mode: "on" refuses to train without graphs, "auto" goes on without and says why, "off"
+            never captures.
         device: where the phases run.
         refusal: why they cannot be captured whatever they do; "" = they can be tried.
 
@@ -39,34 +41,36 @@ class Graphs:
         InputError: "on" where there is a refusal.
     """
 
-    def __init__(self, wanted: CudaGraphs, device: torch.device, refusal: str = "") -> None:
-        refusal = refuse_graphs(wanted, device, refusal)
-        self.wanted, self.device = wanted, device
-        self.active = wanted != "off" and not refusal
-        if wanted == "auto" and refusal and device.type == "cuda":
-            self._say(refusal)
+    def __init__(self, mode: CudaGraphs, device: torch.device, refusal: str = "") -> None:
+        refusal = refuse_graphs(mode, device, refusal)
+        self.mode, self.device = mode, device
+        self.active = mode != "off" and not refusal
+        if mode == "auto" and refusal and device.type == "cuda":
+            self._warn(refusal)
         self.pool = torch.cuda.graph_pool_handle() if self.active else None
         self.side = torch.cuda.Stream(device) if self.active else None
 
     def give_up(self, phase: str, error: BaseException) -> None:
-        """A phase could not be captured: no other is tried, and none replayed. Raises InputError under "on"."""
-        while (
-            error.__context__ is not None
-        ):  # ending a capture that is broken already raises an error of its own
+        """No phase is captured or replayed after one that cannot be; InputError under "on"."""
+        # Ending a broken capture raises an error of its own: the first one has the reason.
+        while error.__context__ is not None:
             error = error.__context__
-        why = f"the {phase} phase cannot be captured: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if self.wanted == "on":
-            raise InputError(f"cuda_graphs is on, but {why}; use auto or off") from error
+        message = " ".join(str(error).split())[:200]
+        reason = f"the {phase} phase cannot be captured: {type(error).__name__}: {message}"
+        if self.mode == "on":
+            raise InputError(f"cuda_graphs is on, but {reason}; use auto or off") from error
         self.active = False
-        self._say(why)
+        self._warn(reason)
 
-    def _say(self, why: str) -> None:
-        logger.warning("training goes on without CUDA graphs: %s", why)
+    def _warn(self, reason: str) -> None:
+        logger.warning("training goes on without CUDA graphs: %s", reason)
 
 
 class Phase:
-    """``step`` as it is, or replayed. What a replay returns lies in tensors that the phase's next one overwrites, and no other's:
-    graphs that share a pool may use each other's memory, so the statistics are copied out of it.
+    """``step`` as it is, or replayed.
+
+    A replay returns tensors that only the next replay of this phase overwrites. Graphs that share a
+    pool may use each other's memory, so statistics are copied out of it.
     """
 
     def __init__(self, name: str, step: Callable[[], Stats], graphs: Graphs) -> None:
@@ -105,12 +109,9 @@ class Phase:
             with torch.cuda.graph(graph, pool=self._graphs.pool, stream=self._graphs.side):
                 for name, value in self._step().items():
                     self._stats[name].copy_(value)
-        except (
-            Exception
-        ) as error:  # whatever a library or a user's network does that a capture forbids
-            torch.cuda.set_stream(
-                main
-            )  # a capture that breaks leaves its own stream current, and its mark on the generator
+        except Exception as error:  # a library, or a user's network, may do what a capture forbids
+            # A broken capture leaves its own stream current, and its mark on the generator.
+            torch.cuda.set_stream(main)
             random = torch.cuda.default_generators[main.device_index]
             random.graphsafe_set_state(random.clone_state())
             self._graphs.give_up(self.name, error)

@@ -1,6 +1,5 @@
-"""A config made definite: data opened, networks built, and what a run of it will cost. Nothing is written."""
+"""A config made definite: data opened, networks built, the cost counted. Nothing is written."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,21 +45,19 @@ class Plan:
     @property
     def compile(self) -> bool:
         """Whether steps are compiled."""
-        return (
-            self.device.type == "cuda"
-            if self.config.compile == "auto"
-            else self.config.compile == "on"
-        )
+        mode = self.config.compile
+        return self.device.type == "cuda" if mode == "auto" else mode == "on"
 
     def describe(self) -> str:
         """One line on what is about to run."""
-        c = self.config
-        kinds = {"no": "", "projection": " by projection", "auxiliary": " by a class head"}
-        classes = (
-            f", {self.data.classes} classes{kinds[c.conditional]}" if c.conditional != "no" else ""
-        )
+        c, features = self.config, ""
+        if c.conditional != "no":
+            how = {"projection": "projection", "auxiliary": "a class head"}[c.conditional]
+            features += f", {self.data.classes} classes by {how}"
+        if self.data.flip:
+            features += ", mirrored"
         return (
-            f"{c.preset} at {c.size}x{c.size}x{c.channels}{classes}{', mirrored' if self.data.flip else ''} on {self.device}, "
+            f"{c.preset} at {c.size}x{c.size}x{c.channels}{features} on {self.device}, "
             f"{c.precision}, batch {c.batch}, {c.kimg:g} kimg -> {self.folder}"
         )
 
@@ -82,21 +79,20 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
         progress=progress,
         skip_corrupt=config.skip_corrupt,
     )
-    info = pack.info
-    config = resolved(
-        replace(
-            config, size=info.size, channels=info.channels, conditional=_conditional(config, pack)
-        ),
-        device,
+    info, conditional = pack.info, _conditional(config, pack)
+    length = config.kimg or suited_kimg(
+        config.preset, info.kind, info.size, info.channels, info.count
     )
-    if not config.kimg:
-        length = suited_kimg(config.preset, info.kind, info.size, info.channels, info.count)
-        config = replace(config, kimg=length)
+    config = replace(
+        config, kimg=length, size=info.size, channels=info.channels, conditional=conditional
+    )
+    config = resolved(config, device)
     flip = info.flip if config.flip == "auto" else config.flip == "on"
     data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
     if config.batch > data.count:
         raise InputError(
-            f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; set --batch lower"
+            f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; "
+            "set --batch lower"
         )
 
     spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
@@ -117,15 +113,16 @@ def _autocast(config: Config) -> torch.dtype | None:
 
 def _conditional(config: Config, pack: Pack) -> Conditional:
     """How classes are learnt once "auto" is decided; InputError where there are none to learn."""
-    wanted = config.conditional
-    if wanted == "auto":
-        wanted = "projection" if pack.info.classes else "no"
-    if wanted != "no" and not pack.info.classes:
+    conditional = config.conditional
+    if conditional == "auto":
+        conditional = "projection" if pack.info.classes else "no"
+    if conditional != "no" and not pack.info.classes:
         raise InputError(
-            f"conditional is {wanted}, but {pack.info.name} has no classes; give --attributes for celeba, sub-folders as classes, "
+            f"conditional is {conditional}, but {pack.info.name} has no classes; "
+            "give --attributes for celeba, sub-folders as classes, "
             "or --conditional no with a preset other than acgan"
         )
-    return wanted
+    return conditional
 
 
 @dataclass(frozen=True)
@@ -133,13 +130,17 @@ class Cost:
     """What training costs, counted on two real pictures and scaled."""
 
     flops_per_image: float  # floating-point operations per real image shown, all steps together
-    state_bytes: int  # weights, gradients, Adam's moments and the average; and the state that a divergence goes back to
+    # Weights, gradients, Adam's moments, the average, and the state that a divergence goes back to.
+    state_bytes: int
     activation_bytes: int  # the most that one step has alive beside the state
     data_bytes: int  # pictures
 
 
 def count_cost(plan: Plan) -> Cost:
-    """Runs critic and generator steps on two and on four pictures under counters. Gradients are filled, weights are not moved."""
+    """Run critic and generator steps on two and on four pictures under counters.
+
+    Gradients are filled, weights are not moved.
+    """
     c, state = plan.config, plan.state
     critic_step = make_critic_step(
         state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, check=False
@@ -147,7 +148,7 @@ def count_cost(plan: Plan) -> Cost:
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
 
     def measured(batch: int) -> tuple[float, int]:
-        """FLOPs of a generator step with its critic steps, and the most bytes that one step makes, at a batch size."""
+        """FLOPs of a generator step with its critic steps, and the most bytes of one step."""
         real, labels = plan.data.batch(0, batch)
         labels = labels if c.conditional != "no" else None
         z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
@@ -168,7 +169,7 @@ def count_cost(plan: Plan) -> Cost:
         turn = drawing.total + plain + (penalised - plain) / c.penalty.interval
         return c.optim.critic_steps * turn + generated, max(peak_penalised, peak_generated)
 
-    # Two batch sizes: what does not grow with the batch (half-precision copies of weights) is told from what does.
+    # Two batch sizes tell what grows with the batch from what does not: half-precision weights.
     (flops_2, peak_2), (flops_4, peak_4) = measured(2), measured(4)
     activations = peak_2 + (peak_4 - peak_2) * (c.batch - 2) // 2
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
@@ -188,22 +189,24 @@ def figure(value: float) -> str:
 
 
 def dry_run_report(plan: Plan) -> str:
-    """Resolved config, parameter counts, FLOPs and memory, for a person; the config part is valid YAML."""
+    """Config, parameter counts, FLOPs and memory for a person; the config is valid YAML."""
     from ganfast.configfile import to_yaml
     from ganfast.models import parameter_count
 
-    cost, c, data = count_cost(plan), plan.config, dataclasses.asdict(plan.pack.info)
+    cost, c, state = count_cost(plan), plan.config, plan.state
     memory = cost.state_bytes + cost.activation_bytes + cost.data_bytes
     return "\n".join(
         (
             to_yaml(c).rstrip(),
-            f"# data        {data['recognised']}",
+            f"# data        {plan.pack.info.recognised}",
             f"# run         {plan.describe()}",
-            f"# generator   {parameter_count(plan.state.generator):,} parameters",
-            f"# critic      {parameter_count(plan.state.critic):,} parameters",
+            f"# generator   {parameter_count(state.generator):,} parameters",
+            f"# critic      {parameter_count(state.critic):,} parameters",
             f"# work        {figure(cost.flops_per_image / 1e6)} MFLOP per image, "
             f"{figure(cost.flops_per_image * c.kimg / 1e9)} TFLOP in all",
-            f"# memory      about {figure(memory / 1e6)} MB: pictures {figure(cost.data_bytes / 1e6)}, weights and optimizers "
-            f"{figure(cost.state_bytes / 1e6)}, activations {figure(cost.activation_bytes / 1e6)}",
+            f"# memory      about {figure(memory / 1e6)} MB: "
+            f"pictures {figure(cost.data_bytes / 1e6)}, "
+            f"weights and optimizers {figure(cost.state_bytes / 1e6)}, "
+            f"activations {figure(cost.activation_bytes / 1e6)}",
         )
     )

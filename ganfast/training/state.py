@@ -1,7 +1,8 @@
 """What a training changes: the `State`, its tensors by name, and copies of it.
 
-The functions here are the only ones that know which tensors a `State` is made of. Restoring copies into them and
-replaces none: optimizers, flat buffers and captured graphs go by their addresses.
+The functions here are the only ones that know which tensors a `State` is made of. Restoring copies
+into these tensors and replaces none: optimizers, flat buffers and captured graphs go by their
+addresses.
 """
 
 from collections.abc import Mapping
@@ -19,10 +20,9 @@ from ganfast.training.optim import FlatAdam
 
 @dataclass
 class State:
-    """Everything that training changes. ``images`` is the only counter: all others, and all randomness, follow from it.
+    """Everything that training changes.
 
-    Its tensors stay where they are for the whole of a training, as captured phases know their addresses: what restores a state
-    copies into them.
+    ``images`` is the only counter: all others, and all randomness, follow from it.
     """
 
     generator: nn.Module
@@ -36,7 +36,7 @@ class State:
     def of(
         generator: nn.Module, critic: nn.Module, config: Config, autocast: torch.dtype | None = None
     ) -> "State":
-        """At the start of a training; ``autocast``: the type that both networks will be computed in, None = as they are."""
+        """The start of a training. ``autocast``: the type to compute in; None = that of weights."""
         optim, average = config.optim, average_of(generator)
         return State(
             generator,
@@ -46,16 +46,22 @@ class State:
             FlatAdam(critic, optim.lr_critic, optim, compute=autocast),
         )
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by the names that their parts have in a checkpoint."""
+        return {"generator": self.generator, "critic": self.critic, "ema": self.average}
+
+    def optimizers(self) -> dict[str, FlatAdam]:
+        """The optimizers by the names that their parts have in a checkpoint."""
+        return {
+            "optimizer_generator": self.optimizer_generator,
+            "optimizer_critic": self.optimizer_critic,
+        }
+
 
 def contents_of(state: State) -> dict[str, dict[str, Tensor]]:
-    """Every tensor that another step depends on, as it lies in the state: part -> name -> tensor."""
-    return {
-        "generator": dict(state.generator.state_dict()),
-        "critic": dict(state.critic.state_dict()),
-        "ema": dict(state.average.state_dict()),
-        "optimizer_generator": optimizer_tensors(state.optimizer_generator),
-        "optimizer_critic": optimizer_tensors(state.optimizer_critic),
-    }
+    """Every tensor that a step depends on, as it lies in the state: part -> name -> tensor."""
+    networks = {part: dict(net.state_dict()) for part, net in state.networks().items()}
+    return networks | {part: optimizer_tensors(it) for part, it in state.optimizers().items()}
 
 
 def restore(state: State, contents: Contents, images: int, where: str) -> None:
@@ -64,24 +70,19 @@ def restore(state: State, contents: Contents, images: int, where: str) -> None:
     Raises:
         InputError: the contents of ``where`` are those of other networks.
     """
-    for part, module in (
-        ("generator", state.generator),
-        ("critic", state.critic),
-        ("ema", state.average),
-    ):
-        load_module(module, contents[part], f"{where} holds another {part}")
-    for part, optimizer in (
-        ("generator", state.optimizer_generator),
-        ("critic", state.optimizer_critic),
-    ):
-        restore_optimizer(
-            optimizer, contents[f"optimizer_{part}"], f"{where}/optimizer_{part}.safetensors"
-        )
+    for part, net in state.networks().items():
+        load_module(net, contents[part], f"{where} holds another {part}")
+    for part, optimizer in state.optimizers().items():
+        restore_optimizer(optimizer, contents[part], f"{where}/{part}.safetensors")
     state.images = images
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], another: str) -> None:
-    """Copy weights and statistics into a network; InputError that begins with ``another`` where they do not fit."""
+    """Copy weights and statistics into a network.
+
+    Raises:
+        InputError: they do not fit; its message begins with ``another``.
+    """
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -100,7 +101,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str
 ) -> None:
-    """Copy moments and step counts into an optimizer; those of a parameter that has none become zeros."""
+    """Copy moments and step counts into an optimizer; a parameter without any gets zeros."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -109,22 +110,23 @@ def restore_optimizer(
             name != "step" and value.shape != parameters[int(index)].shape
         ):
             raise InputError(
-                f"{where} belongs to other networks than this config makes: {key} has shape {tuple(value.shape)}"
+                f"{where} belongs to other networks than this config makes: "
+                f"{key} has shape {tuple(value.shape)}"
             )
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries})
 
 
 class Copy:
-    """A state as it was. The memory is used again for the next copy.
+    """A state as it was. The next copy uses the same memory.
 
     Args:
-        on_host: keep it on the host, page-locked where the state lies on a GPU; else where the state lies.
+        on_host: copy to the host, page-locked where the state lies on a GPU; else where it lies.
     """
 
     def __init__(self, on_host: bool) -> None:
         self._on_host = on_host
-        self.images = -1  # nothing held yet
+        self.images = -1  # nothing is copied yet
         self.contents: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -132,10 +134,10 @@ class Copy:
         """Copy the state; returns when a copy for the host is there."""
         before, self.contents, to_host = self.contents, {}, False
         for part, tensors in contents_of(state).items():
-            held = before.get(part, {})
             copies = self.contents[part] = {}
             for name, tensor in tensors.items():
-                copy, crosses = held.get(name), tensor.is_cuda and self._on_host
+                copy = before.get(part, {}).get(name)
+                crosses = tensor.is_cuda and self._on_host
                 if copy is None:
                     device = "cpu" if self._on_host else tensor.device
                     copy = torch.empty(
