@@ -1,6 +1,8 @@
-"""The one place that imports triton: without it the kernels' files import all the same, and their references run.
+"""The one place that imports triton: without it the kernels' files import all the same, and their
+references run.
 
-`GANFAST_KERNELS=reference` turns the kernels off; `TRITON_INTERPRET=1`, set before the first import, runs them on a CPU.
+`GANFAST_KERNELS=reference` turns the kernels off; `TRITON_INTERPRET=1`, set before the first
+import, runs them on a CPU.
 """
 
 import os
@@ -40,9 +42,8 @@ __all__ = [
     "use_triton",
 ]
 
-launches: Counter[str] = (
-    Counter()
-)  # kernel launches by name since the start: exact, unlike their times
+# kernel launches by name since the start: exact, unlike their times
+launches: Counter[str] = Counter()
 
 
 def jit(kernel: Callable[..., None]) -> Any:

@@ -1,12 +1,14 @@
 """Adam, the moving average of the weights, and their bfloat16 copy, in one pass over flat buffers.
 
     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
-    p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)      Kingma and Ba 2015, arXiv:1412.6980, algorithm 1
+    p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
     average = average + (1 - decay) (p - average)
 
-Least traffic, in bytes a parameter: 20 read, 16 written, 2 for the copy. What changes from step to step (t, lr, decay) is read
-from the device, so that a captured graph replays with new values. What needs 1 - beta is computed in float64: in float32 1 -
-0.999 is 6e-5 off.
+Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+
+Least traffic, in bytes a parameter: 20 read, 16 written, 2 for the copy. What changes from step to
+step (t, lr, decay) is read from the device, so that a captured graph replays with new values. What
+needs 1 - beta is computed in float64: in float32 1 - 0.999 is 6e-5 off.
 """
 
 import torch
@@ -18,7 +20,8 @@ _BLOCK = 1024
 
 
 def adam_rates(step: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float) -> Tensor:
-    """What `adam_ema` reads from the device: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and decay, float32 (3,).
+    """What `adam_ema` reads from the device: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and decay,
+    float32 (3,).
 
     Args:
         step: t, the number of this step, from 1, 0-d on the device, any type.

@@ -1,11 +1,14 @@
-"""What lies between two convolutions of a critic: bias and leaky ReLU, and what their derivative does to deltas and tangents.
+"""What lies between two convolutions of a critic: bias and leaky ReLU, and what their derivative
+does to deltas and tangents.
 
-    y  = leaky(x + b)                                   forward; the side of the kink of every element is kept as one bit
-    dz = dy phi',  db = sum over samples of w_n dz_n    delta pass, in one read of dy; w weighs samples, as a penalty's have no bias
+    y  = leaky(x + b)                                   forward
+    dz = dy phi',  db = sum over samples of w_n dz_n    delta pass, in one read of dy
     t  = c phi'                                         tangent pass
 
-phi' is 1 where x + b > 0 and `slope` elsewhere. A bit an element is what a derivative needs; torch keeps the element.
-Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow memory order, eight a byte, lowest first.
+phi' is 1 where x + b > 0 and `slope` elsewhere; w weighs samples, as a penalty's have no bias.
+The derivatives need only the side of the kink: forward keeps one bit an element, torch the whole
+element. Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow
+memory order, eight a byte, lowest first.
 """
 
 from typing import Any
@@ -129,7 +132,8 @@ def _delta_columns_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted column sums of a block of rows."""
+    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted
+    column sums of a block of rows."""
     block = tl.program_id(0).to(tl.int64)
     r = block * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -147,7 +151,7 @@ def _delta_columns_kernel(
 def _delta_rows_kernel(
     dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr
 ):
-    """Contiguous: one program for each (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
+    """Contiguous: one program a (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
     w = tl.load(weight_ptr + tl.program_id(0) // C).to(tl.float32)
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -298,7 +302,8 @@ def _(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
 
 
 def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Bias and leaky ReLU. Not differentiable by autograd (`biased_leaky_relu` is): its derivatives are the two below.
+    """Bias and leaky ReLU. Not differentiable by autograd (`biased_leaky_relu` is): its derivatives
+    are the two below.
 
     Args:
         x: (N, C, *spatial), any float type; computed in float32, rounded once.
@@ -306,7 +311,8 @@ def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
         slope: of the negative side, 0 or more.
 
     Returns:
-        y like x, laid out as x is, and bits, uint8 (ceil(numel / 8),): on which side each element lies, in memory order.
+        y like x, laid out as x is, and bits, uint8 (ceil(numel / 8),): on which side each element
+        lies, in memory order.
     """
     return _bias_act(x, bias, slope) if _kernel(x) else bias_act_reference(x, bias, slope)
 
@@ -336,7 +342,8 @@ def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> T
     """A direction through the activation.
 
     Args:
-        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the same layout.
+        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the
+            same layout.
         bits, slope: as `bias_act_delta`.
         first: elements that lie before those samples: samples * C * spatial.
     """
@@ -365,7 +372,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Delta(torch.autograd.Function):
-    """dz and db of dy, which is linear in dy: its derivative is the tangent of a direction in z and bias."""
+    """dz and db, linear in dy: the derivative is the tangent of a direction in z and bias."""
 
     @staticmethod
     def forward(
@@ -394,9 +401,11 @@ def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def biased_leaky_relu(x: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and bias, as penalties need.
+    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and
+    bias, as penalties need.
 
-    Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its second derivative.
+    Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its
+    second derivative.
     """
     y: Tensor = _Differentiable.apply(x, bias, slope)
     return y

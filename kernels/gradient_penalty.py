@@ -1,9 +1,13 @@
-"""From the input gradients of N samples to what a gradient penalty needs: values, norms, and the direction u = d penalty / d g.
+"""From the input gradients of N samples to what a gradient penalty needs: values, norms, and the
+direction u = d penalty / d g.
 
-norm penalty  weight (|g| - target)^2, one-sided: 0 below the target    WGAN-GP, arXiv:1704.00028, eq. 3; DRAGAN, arXiv:1705.07215
-zero-centred  weight / 2 |g|^2                                          R1 and R2, arXiv:1801.04406, eq. 9 and 10
+    norm penalty  weight (|g| - target)^2   WGAN-GP, arXiv:1704.00028, eq. 3; DRAGAN, 1705.07215
+    zero-centred  weight / 2 |g|^2          R1 and R2, arXiv:1801.04406, eq. 9 and 10
 
-A sample that fits one program is read once and written once, in one launch; a larger one is split: partial sums, then direction.
+A one-sided norm penalty is 0 below the target.
+
+A sample that fits one program is read once and written once, in one launch; a larger one is split:
+partial sums, then direction.
 """
 
 from typing import NamedTuple
@@ -113,7 +117,8 @@ def _direction_kernel(
     BLOCK: tl.constexpr,
     ALL_PARTS: tl.constexpr,
 ):
-    """One part of one sample, every program adding up the sample's parts for itself, in the same order."""
+    """One part of one sample. Every program adds up the sample's parts itself, in the same
+    order."""
     n, part = tl.program_id(0), tl.program_id(1)
     p = tl.arange(0, ALL_PARTS)
     square = tl.sum(tl.load(part_ptr + n * PARTS + p, mask=p < PARTS, other=0.0), 0)
@@ -198,7 +203,8 @@ def _(
 def gradient_penalty(
     g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float
 ) -> Penalised:
-    """Per-sample norm over everything but the batch, penalty, direction; where g is 0 the direction is 0. Not differentiable.
+    """Per-sample norm over everything but the batch, penalty, direction; where g is 0 the direction
+    is 0. Not differentiable.
 
     Args:
         g: input gradients (N, ...), any float type; sums are float32 (float64 for float64).

@@ -1,11 +1,14 @@
-"""Counter-based random numbers on any device: words, uniforms and normals as a pure function of (seed, stream, index).
+"""Counter-based random numbers on any device: words, uniforms and normals as a pure function of
+(seed, stream, index).
 
-Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in the convention of NumPy: row `index`
-holds the words of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`. Because no state is kept, a picture is
-the same in any batch, and a resumed run draws what an uninterrupted one would have drawn.
+Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in the
+convention of NumPy: row `index` holds the words of `np.random.Philox(key=[seed, stream],
+counter=[0, index, 0, 0])`. Because no state is kept, a picture is the same in any batch, and a
+resumed run draws what an uninterrupted one would have drawn.
 
-The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts need a mask. It runs on every
-device, compiles and can be captured. `ganfast.latents` is the same function in NumPy, for a sampler without torch.
+The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts
+need a mask. It runs on every device, compiles and can be captured. `ganfast.latents` is the same
+function in NumPy, for a sampler without torch.
 """
 
 import math
@@ -53,9 +56,8 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
 def _words_on_device(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """The definition of `philox_words`."""
     blocks = -(-count // 4)
-    block = torch.arange(
-        1, blocks + 1, device=index.device
-    )  # NumPy advances the counter before its first block
+    # NumPy advances the counter before its first block
+    block = torch.arange(1, blocks + 1, device=index.device)
     c0 = block.expand(len(index), blocks).reshape(-1)
     c1 = index[:, None].expand(len(index), blocks).reshape(-1)
     c2 = c3 = torch.zeros_like(c0)
@@ -81,14 +83,14 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
 
 
-_CHUNK = (
-    1 << 13
-)  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+# blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+_CHUNK = 1 << 13
 _HALF = np.uint64(32)
 
 
 def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """In half the time: with NumPy's unsigned words, whose halves need no masks behind a shift, in place."""
+    """In half the time with NumPy's unsigned words: a shift needs no mask, and sums are in
+    place."""
     blocks, rows = -(-count // 4), index.numpy().view(np.uint64)
     words = np.empty((len(rows), blocks, 4), np.uint64)
     keys = [
@@ -147,31 +149,32 @@ def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Ten
 
 
 def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals by Box-Muller in float64, rounded once to float32 (N, count). Arguments as `philox_words`."""
+    """Standard normals by Box-Muller in float64, rounded once to float32 (N, count), of
+    `philox_words`' arguments."""
     pairs = uniforms_reference(seed, stream, index, count + count % 2)
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.empty(pairs.shape, dtype=torch.float32, device=index.device)
-    normals[:, 0::2] = radius * torch.cos(
-        angle
-    )  # to stack them takes a CPU longer than cosine and sine
+    # to stack them takes a CPU longer than cosine and sine
+    normals[:, 0::2] = radius * torch.cos(angle)
     normals[:, 1::2] = radius * torch.sin(angle)
     return normals[:, :count].contiguous()
 
 
 @jit
 def _turn(u):
-    """cos and sin of u turns, 0 <= u < 1, float64. The library's reduce arguments of any size, in memory instead of registers.
+    """cos and sin of u turns, 0 <= u < 1, float64. The library's reduce arguments of any size, in
+    memory instead of registers.
 
-    u is a nearest quarter turn, exactly, and a rest of at most an eighth, whose Taylor series end below float64's last place.
+    u is a nearest quarter turn, exactly, and a rest of at most an eighth, whose Taylor series end
+    below float64's last place.
     """
     quarter = tl.floor(4.0 * u + 0.5)
     x = 6.283185307179586 * (u - 0.25 * quarter)
     y = x * x
     sine, cosine = y * 0.0 + 1.0, y * 0.0 + 1.0
-    for k in tl.static_range(
-        9
-    ):  # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+    # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+    for k in tl.static_range(9):
         sine = 1.0 - y * sine * (1.0 / ((18 - 2 * k) * (19 - 2 * k)))
         cosine = 1.0 - y * cosine * (1.0 / ((17 - 2 * k) * (18 - 2 * k)))
     sine *= x
@@ -197,7 +200,8 @@ def _draw_kernel(
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of row j // PER_ROW.
+    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of
+    row j // PER_ROW.
 
     Keys, multipliers and increments come as int64 bits.
     """
@@ -208,10 +212,8 @@ def _draw_kernel(
     c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c2 = c0 * 0
     c3 = c2
-    key0, key1 = (
-        tl.cast(k0, tl.uint64),
-        tl.cast(k1, tl.uint64),
-    )  # a key of 1 comes as a constant, which has no .to
+    # a key of 1 comes as a constant, which has no .to
+    key0, key1 = (tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64))
     mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
@@ -226,10 +228,8 @@ def _draw_kernel(
     at = out_ptr + row * COUNT + block * 4
     left = COUNT - block * 4  # columns of this block that exist
     if NORMAL:
-        near, far = (
-            tl.sqrt(-2.0 * tl.log(1.0 - u0)),
-            tl.sqrt(-2.0 * tl.log(1.0 - u2)),
-        )  # 1 - u is exact, and never 0
+        # 1 - u is exact, and never 0
+        near, far = (tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2)))
         cos1, sin1 = _turn(u1)
         cos3, sin3 = _turn(u3)
         u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3
@@ -244,7 +244,8 @@ _BLOCK = 128
 
 
 def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    """The launcher: normals float32 or uniforms float64, (N, count). Arguments as `philox_words`."""
+    """The launcher, with `philox_words`' arguments: normals float32 or uniforms float64, (N,
+    count)."""
     out = torch.empty(
         len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device
     )
@@ -282,14 +283,16 @@ def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor
 
 
 def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals, float32 (N, count); on a device within one unit in the last place of the reference. See `philox_words`."""
+    """Standard normals, float32 (N, count), of `philox_words`' arguments. A device's are within
+    one unit in the last place of the reference's."""
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, True)
     return latents_reference(seed, stream, index, count)
 
 
 def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Uniforms in [0, 1), float64 (N, count), to the bit those of the reference. Arguments as `philox_words`."""
+    """Uniforms in [0, 1), float64 (N, count), of `philox_words`' arguments: to the bit the
+    reference's."""
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, False)
     return uniforms_reference(seed, stream, index, count)

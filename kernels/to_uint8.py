@@ -1,4 +1,5 @@
-"""The image tail: float pictures in [-1, 1], channels first, to the uint8 pictures that files and screens want, channels last."""
+"""The image tail: float pictures in [-1, 1], channels first, to uint8 pictures, channels last,
+as files and screens need them."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The critic step by autograd for any critic, without the work that torch's second derivatives waste."""
+"""The critic step by autograd for any critic, without what torch's second derivatives waste."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ from ganfast.models.parts import held_power_iteration
 
 
 class AutogradStep:
-    """``step(weights, inputs)``: gradients of the parameters by name, and statistics. It changes nothing, so it can be compiled."""
+    """``step(weights, inputs)``: gradients of the parameters by name, and statistics. It changes
+    nothing, so it can be compiled."""
 
     def __init__(
         self,
@@ -35,9 +36,10 @@ class AutogradStep:
         given = {f"critic.{name}": value.detach() for name, value in weights.items()}
         leaves = [given[name].requires_grad_() for name in self.trainable]
         with torch.enable_grad(), LeanDerivatives(), held_power_iteration(self.whole.critic):
+            # see lean.wanted
             views = {
                 name: leaf.view_as(leaf) for name, leaf in zip(self.trainable, leaves, strict=True)
-            }  # see lean.wanted
+            }
             with holding(self.whole, given | views):
                 total, stats = self.whole(inputs)
             found = torch.autograd.grad(total, leaves, materialize_grads=True)

@@ -1,4 +1,5 @@
-"""The start-up check: the very callable that will train, at its real batch shape, against the reference in slices."""
+"""The start-up check: the very callable that will train, at its real batch shape, is compared
+with the reference."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -36,9 +37,11 @@ def reference_gradients(
     autocast: torch.dtype | None = None,
     rows: int = 0,
 ) -> list[Tensor]:
-    """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 = all), so that memory stays small.
+    """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 =
+    all), so that memory stays small.
 
-    Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it stands.
+    Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it
+    stands.
     """
     parameters = [p for p in critic.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in parameters]
@@ -73,11 +76,12 @@ def check(
     separable: bool,
     patient: bool = False,
 ) -> Verdict:
-    """How far gradients that an engine found for ``inputs`` are from the reference's.
+    """The error of an engine's ``gradients`` for ``inputs`` against the reference's.
 
-    ``separable``: the samples of the critic do not meet, so that the reference may take a few at a time. ``patient``: measure in
-    float64 and allow four times the error that eager autograd has itself, for critics so large that some value always rounds
-    across a kink. A critic that draws numbers sees the same ones each time.
+    ``separable``: the samples of the critic do not meet, so that the reference may take a few at a
+    time. ``patient``: measure in float64 and allow four times the error that eager autograd has
+    itself, for critics so large that some value always rounds across a kink. A critic that draws
+    numbers sees the same ones each time.
     """
     rows = 8 if separable else 0
 
@@ -91,9 +95,8 @@ def check(
         else:
             exact = reference(critic, inputs, None)
     allowed = ROUNDING
-    if (
-        patient or autocast is not None or exact[0].is_cuda
-    ):  # a GPU may shorten the factors of float32: so does eager autograd
+    # a GPU may shorten the factors of float32: so does eager autograd
+    if patient or autocast is not None or exact[0].is_cuda:
         allowed += (4 if patient else 2) * relative_error(
             reference(critic, inputs, autocast), exact
         )

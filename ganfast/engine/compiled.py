@@ -16,9 +16,10 @@ graphs: Counter[str] = Counter()  # compiled since the start, by the name of wha
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as torch's compiler makes it, in one graph for each set of shapes.
 
-    It is recorded below autograd (`make_fx`), with every derivative that it takes inside, because torch.compile does not
-    differentiate twice. So it must compute its own gradients, depend on its arguments alone, and return tensors. What is recorded
-    goes to inductor as it is: torch.compile's guards would take a tenth of a small network's step to find what is known here.
+    It is recorded below autograd (`make_fx`), with every derivative that it takes inside, because
+    torch.compile does not differentiate twice. So it must compute its own gradients, depend on its
+    arguments alone, and return tensors. What is recorded goes to inductor as it is: torch.compile's
+    guards would take a tenth of a small network's step to find what is known here.
     """
     made: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
@@ -39,13 +40,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_autocast(tensors: list[Tensor]) -> AbstractContextManager[Any]:
-    """What is recorded holds its own casts; a caller's would come on top, also of what a finished graph calls."""
+    """A recorded graph holds its own casts. A caller's autocast would cast again, also in the
+    kernels that a finished graph calls."""
     kind = tensors[0].device.type if tensors else "cpu"
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _kind(x: Any, tensors: list[Tensor]) -> Any:
-    """What a graph depends on of an argument, hashable; its tensors are appended in the order of torch's pytrees."""
+    """The part of a graph's key that an argument decides, hashable. Its tensors are appended to
+    ``tensors`` in the order of torch's pytrees."""
     if isinstance(x, Tensor):
         tensors.append(x)
         return x.shape, x.stride(), x.dtype, x.device

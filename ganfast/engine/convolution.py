@@ -1,4 +1,4 @@
-"""A convolution without its tensors, and the two operations that it and all its derivatives are made of."""
+"""A convolution without its tensors, and the operations that it and its derivatives consist of."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ class Convolution(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    last: bool = False  # the result is channels last even where pictures of one channel do not say so; else as torch has it
+    # the result is channels last even where pictures of one channel do not say so; else as torch
+    # has it
+    last: bool = False
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         zeros = [0] * len(self.stride)
@@ -67,7 +69,7 @@ MOST = 3  # channels of a picture
 
 
 def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
+    """Whether `overlapped` is faster for ``values`` (N, C, h, w), weights (C, few, *kernel)."""
     plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
     return (
         plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
@@ -82,7 +84,8 @@ def overlapped(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
+    """The transposed convolution of ``values`` (N, C, h, w) with ``weight`` (C, few, *kernel):
+    (N, few, *size), in the layout of ``values``."""
     (n, _, h, w), (_, few, *_) = values.shape, weight.shape
     kernel = tuple(weight.shape[2:])
     whole = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
@@ -98,9 +101,8 @@ def overlapped(
         )
     else:
         taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
-        one = taps.flatten(0, 1)[
-            None
-        ]  # one picture of many channels: threads share channels, not pictures
+        # one picture of many channels: threads share channels, not pictures
+        one = taps.flatten(0, 1)[None]
         pictures = F.fold(one, size, kernel, dilation, padding, stride).view(n, few, *size)
     return (
         told_last(pictures)
@@ -112,7 +114,8 @@ def overlapped(
 def _by_phases(
     values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
-    """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps. Channels last."""
+    """A kernel that is q strides long: each phase of the stride is the sum of q x q shifted
+    maps. The result is channels last."""
     (n, c, h, w), few, (sy, sx) = values.shape, weight.shape[1], stride
     qy, qx = weight.shape[2] // sy, weight.shape[3] // sx
     by_tap = weight.reshape(c, few, qy, sy, qx, sx).permute(2, 4, 1, 3, 5, 0).reshape(-1, c)
@@ -128,9 +131,8 @@ def _by_phases(
     return inside.clone(memory_format=torch.channels_last)
 
 
-_opaque = torch.library.custom_op(
-    "ganfast::by_phases", _by_phases, mutates_args=()
-)  # a compiler takes minutes to make it slower
+# a compiler takes minutes to make it slower
+_opaque = torch.library.custom_op("ganfast::by_phases", _by_phases, mutates_args=())
 
 
 @_opaque.register_fake
@@ -141,8 +143,12 @@ def _(
 
 
 def told_last(x: Tensor) -> Tensor:
-    """``x`` (N, few, H, W) laid out channels last. One channel is so anyway, but its strides then say it too: from them alone a
-    convolution knows which layout its result should have, and a result in another one slows down all that follows."""
+    """``x`` (N, few, H, W) in channels-last layout, with strides that say so.
+
+    Pictures of one channel have that layout anyway, but torch gives them contiguous strides. A
+    convolution chooses the layout of its result by the strides; in the other layout every later
+    layer is slower.
+    """
     n, channels, height, width = x.shape
     if channels > 1 or not x.is_contiguous():
         return x.contiguous(memory_format=torch.channels_last)
@@ -160,7 +166,8 @@ _MORE, _WEIGHTS = 16, 1 << 19  # of one that is with so many weights
 
 
 def is_small(dy: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether `patch_product` is the faster way to the gradient of ``weight`` (out, in, *kernel) from ``dy`` (N, out, h, w)."""
+    """Whether `patch_product` is faster for the gradient of ``weight`` from ``dy`` (N, out, h,
+    w)."""
     plain = (
         dy.dtype in (torch.float32, torch.float64)
         and dy.device.type == "cpu"
@@ -181,7 +188,8 @@ def patch_product(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """The gradient of ``weight``, which gives the shape only, for results ``dy`` of pictures ``x``; laid out channels last."""
+    """The gradient of a convolution's weight from the deltas ``dy`` of its results for pictures
+    ``x``, channels last. ``weight`` gives the shape only."""
     (n, _, h, w), (out, channels, *kernel) = x.shape, weight.shape
     padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], channels)
     padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x.permute(0, 2, 3, 1)

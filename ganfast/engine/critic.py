@@ -27,9 +27,8 @@ from ganfast.models.members import modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
 
-Engine = Callable[
-    [Inputs, bool], tuple[list[Tensor | None], Stats]
-]  # of a step with or without its penalties
+# of a step with or without its penalties
+Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]
 
 
 @dataclass(frozen=True)
@@ -58,23 +57,29 @@ def make_critic_step(
     check: bool = True,
     computing: nn.Module | None = None,
 ) -> "CriticStep":
-    """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole loss; see `CriticStep.__call__`.
+    """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole
+    loss; see `CriticStep.__call__`.
 
     Args:
-        critic: any module that maps pictures (N, C, H, W) to scores (N,) or (N, 1), or to (scores, class logits (N, K)). One whose
-            ``takes_labels`` is true is called with labels as well.
+        critic: any module that maps pictures (N, C, H, W) to scores (N,) or (N, 1), or to (scores,
+            class logits (N, K)). One whose ``takes_labels`` is true is called with labels as well.
         loss: what to minimise, or its kind by name.
-        penalty: how the gradient is held, or its kind by name; several may be given; "none" or () = not at all.
-        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None = as it is.
+        penalty: how the gradient is held, or its kind by name; several may be given; "none" or () =
+            not at all.
+        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None
+            = as it is.
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
-        compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as they are, which it makes slower;
-            False = not; None = on a GPU only.
-        check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
-        computing: a twin of the critic whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`), which the
-            explicit engine takes them from; None = they are cast in every step.
+        compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as
+            they are, which it makes slower; False = not; None = on a GPU only.
+        check: compare the first step, with penalty and without, with the reference; an engine that
+            fails is replaced.
+        computing: a twin of the critic whose weights somebody keeps in the type of ``autocast``
+            (`FlatAdam.computing`), which the explicit engine takes them from; None = they are cast
+            in every step.
 
     Raises:
-        InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for and cannot take this critic.
+        InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for
+            and cannot take this critic.
     """
     loss = LossConfig(loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
     given = [penalty] if isinstance(penalty, PenaltyConfig | str) else list(penalty)
@@ -84,7 +89,8 @@ def make_critic_step(
         refuse_batch_norm(critic, penalties[0].kind)
     if len({p.interval for p in penalties}) > 1:
         raise InputError(
-            f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them"
+            f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; "
+            "expected one for all of them"
         )
     return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
 
@@ -98,8 +104,9 @@ def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
     ]
     if norms:
         raise InputError(
-            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient mixes samples; "
-            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or no penalty"
+            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient "
+            "mixes samples; use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or "
+            "no penalty"
         )
 
 
@@ -109,11 +116,13 @@ def choose(
     engine: EngineName = "auto",
     compile: bool | None = None,
 ) -> Choice:
-    """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run gets the same.
+    """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run
+    gets the same.
 
-    "auto" is explicit where the critic can be walked; else autograd where it is compiled or penalised on a GPU; else the reference.
-    On two CPU cores un-compiled autograd was slower than the reference for all the work it saves, compiled it was faster
-    (benchmarks/results); but first derivatives alone took longer compiled, so without a penalty they are not.
+    "auto" is explicit where the critic can be walked; else autograd where it is compiled or
+    penalised on a GPU; else the reference. On two CPU cores un-compiled autograd was slower than
+    the reference for all the work it saves, compiled it was faster (benchmarks/results); but first
+    derivatives alone took longer compiled, so without a penalty they are not.
     """
     if engine not in get_args(EngineName):
         raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
@@ -155,7 +164,8 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
 
 
 class CriticStep:
-    """Made by `make_critic_step`. ``choice`` says which engine it uses, ``gradients.flat`` is where all gradients lie."""
+    """Made by `make_critic_step`. ``choice`` names the engine; ``gradients.flat`` holds all
+    gradients."""
 
     def __init__(
         self,
@@ -200,15 +210,18 @@ class CriticStep:
 
         Args:
             real, fake: pictures (N, C, H, W) in [-1, 1]; gradients never flow back through them.
-            real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have those of the reals.
+            real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have
+                those of the reals.
             eps: WGAN-GP's share of the real in each interpolate, (N,) in [0, 1].
-            noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they are needed and not given.
-            with_penalty: False leaves the penalties out. With an interval k the caller passes True at every k-th step, where the
-                penalties weigh k times as much.
+            noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they
+                are needed and not given.
+            with_penalty: False leaves the penalties out. With an interval k the caller passes True
+                at every k-th step, where the penalties weigh k times as much.
 
         Returns:
-            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score; with a penalty penalty,
-            gradient_norm, gradient_norm_max; with a class head class_loss, class_accuracy.
+            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score;
+            with a penalty penalty, gradient_norm, gradient_norm_max; with a class head class_loss,
+            class_accuracy.
         """
         penalties = self.penalties if with_penalty else ()
         if real.shape != fake.shape:
@@ -220,13 +233,16 @@ class CriticStep:
                 "this critic judges a picture as one of its class: give real_labels (N,)"
             )
         if not self.gradients.fits or self._modes != modes(self.critic):
-            self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
+            # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
+            self._prepare()
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         inputs = Inputs(
             real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise)
         )
-        while self._unchecked:  # both kinds at the first call of either: a later one may be inside a capture, which allows no check
+        # both kinds at the first call of either: a later one may be inside a capture, which allows
+        # no check
+        while self._unchecked:
             penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
             self._check(
                 inputs if penalised == bool(penalties) else self._other(inputs, penalised),
@@ -242,17 +258,17 @@ class CriticStep:
         if fake is None or fake is real or real is None:
             return real
         between = [p.kind for p in penalties if penalty_of(p).points]
-        if between and not torch.equal(
-            real, fake
-        ):  # waits for the device: give the same tensor, or none, to go without
+        # waits for the device: give the same tensor, or none, to go without
+        if between and not torch.equal(real, fake):
             raise InputError(
-                f"reals and fakes have different labels, so that the points of {between[0]} have no class; "
-                "draw the fakes with the labels of the reals"
+                f"reals and fakes have different labels, so that the points of {between[0]} have "
+                "no class; draw the fakes with the labels of the reals"
             )
         return fake
 
     def _other(self, given: Inputs, penalised: bool) -> Inputs:
-        """The pictures of a step as one of the other kind, with or without penalty, has them; nothing random is drawn."""
+        """``inputs`` for a step of the other kind, with or without penalty. Draws no random
+        numbers."""
         half = given.real.new_full((len(given.real),), 0.5)
         points = (
             points_of(
@@ -283,7 +299,11 @@ class CriticStep:
             self._unchecked = {not penalised}
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
-        """What is wrong with the engine's gradients; None = nothing. Values rounded across a kink are not, and gone elsewhere."""
+        """The error of the engine's gradients, in words; None = they are right.
+
+        A value that rounds across a kink is no error: it does not round so on slightly smaller
+        pictures, so a few sizes are tried.
+        """
         penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
             where = _moved(inputs, 0.99**attempt)
@@ -397,7 +417,8 @@ class CriticStep:
         return run
 
 
-_ATTEMPTS = 4  # in about one batch of eight a value rounds across a kink and moves the gradient by 1e-3 or more
+# in about one batch of eight a value rounds across a kink and moves the gradient by 1e-3 or more
+_ATTEMPTS = 4
 
 
 def _moved(inputs: Inputs, factor: float) -> Inputs:

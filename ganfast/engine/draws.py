@@ -1,4 +1,5 @@
-"""Random numbers of a walked critic's layers, drawn ahead of its step from torch's generator, as the reference would draw them."""
+"""The random numbers of a walked critic's layers, drawn before its step from torch's generator,
+in the order in which the reference draws them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,10 +18,12 @@ from ganfast.models.parts import held_power_iteration
 
 
 class Draws:
-    """``draws(inputs)`` gives the numbers of one step by the output of the layer that takes them; {} where none draws.
+    """``draws(inputs)`` returns one step's random numbers, by the output of the layer that takes
+    them; {} where no layer draws.
 
-    All of the reals' come first, then all of the fakes', then those of each batch of points: the order of the reference. A tensor
-    is filled in the order of memory, so each is laid out as what the critic's own module is given there.
+    All of the reals' come first, then all of the fakes', then those of each batch of points: the
+    order of the reference. A tensor is filled in the order of memory, so each is laid out as what
+    the critic's own module is given there.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Draws:
 
     @torch.no_grad()
     def _given(self, inputs: Inputs) -> list[Tensor]:
-        """What the drawing modules are given for the reals, without the numbers: found out once, by a forward pass."""
+        """The shapes and layouts that reach the drawing modules for the reals, found by one
+        forward pass."""
         seen: dict[str, list[Tensor]] = {step.name: [] for step in self._steps}
 
         def note(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:

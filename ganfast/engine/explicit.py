@@ -1,11 +1,14 @@
-"""The critic step without autograd: forward, delta pass, tangent pass, one weight gradient a layer over all rows together.
+"""The critic step without autograd: forward, delta pass, tangent pass, one weight gradient a layer
+over all rows together.
 
-A penalty on the input gradient g(x) is differentiated by Pearlmutter's identity (1994): with u = d penalty / d g held fixed,
-d penalty / d W = d <u, g> / d W, and <u, g> is the tangent of the score in direction u. In a piecewise-linear critic this is, at
-each layer, the weight gradient that pairs the tangent t at its input with the delta at its output, as the loss's pairs the input h
-with the loss's delta. Curved layers add to the adjoint of h what a change of h does to the tangent.
+A penalty on the input gradient g(x) is differentiated by Pearlmutter's identity (1994): with u = d
+penalty / d g held fixed, d penalty / d W = d <u, g> / d W, and <u, g> is the tangent of the score
+in direction u. In a piecewise-linear critic this is, at each layer, the weight gradient that pairs
+the tangent t at its input with the delta at its output, as the loss's pairs the input h with the
+loss's delta. Curved layers add to the adjoint of h what a change of h does to the tangent.
 
-Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd takes 12, 9, 12.
+Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd
+takes 12, 9, 12.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,24 +24,24 @@ from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
-from ganfast.models import as_judgement
+from ganfast.models import Judgement, as_judgement
 from ganfast.models.members import holding
 from ganfast.penalties import holds, penalty_of, segments_of
 from ganfast.tensors import full_precision
 
 Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]
-Pairs = tuple[
-    list[Tensor], list[Tensor], list[Tensor]
-]  # blocks of rows: inputs, deltas, deltas that the bias sees
+# blocks of rows: inputs, deltas, deltas that the bias sees
+Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]
 ALL = slice(None)
 
 
 class ExplicitStep:
-    """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing.
+    """``step(weights, inputs)`` returns the gradient of every weight that the walk names, and
+    statistics. It changes nothing.
 
-    A third argument may bring weights that are in the type to compute in already; a fourth brings the numbers of layers that draw,
-    as `draws.Draws` makes them.
+    A third argument may bring weights that are in the type to compute in already; a fourth brings
+    the numbers of layers that draw, as `draws.Draws` makes them.
     """
 
     def __init__(
@@ -78,8 +81,9 @@ class ExplicitStep:
             adjoint, _, settled = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
             found = self._gradients(w, adjoint, lambda out, i, a: ([values[i]], [a], [a]))
         elif not walk.curved and (shared <= 0 or len(places) == 1):
-            # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
-            # delta there is the loss's slope at that logit times the unit delta.
+            # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared
+            # row has one logit: the loss's delta there is the loss's slope at that logit times the
+            # unit delta.
             slopes = head.adjoint()
             seeds = [
                 torch.cat([s[: rows.start], one])
@@ -111,7 +115,8 @@ class ExplicitStep:
 
             found = self._gradients(w, delta, pair)
         else:
-            # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
+            # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty
+            # together.
             delta, g, _ = self._backward(
                 w, kept, seeded(head.unit()), rows.penalised, rows.penalised
             )
@@ -129,7 +134,8 @@ class ExplicitStep:
         return added(added(found, settled), head.gradients), head.stats | stats
 
     def _cast(self, weights: Weights, ready: Weights) -> Weights:
-        """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
+        """Weights of convolutions and linear layers in the type to compute in. Norms stay in
+        float32, as under autocast."""
         if self.compute is None:
             return weights
         names = {
@@ -146,7 +152,7 @@ class ExplicitStep:
     def _forward(
         self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]
     ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
-        """Values, and what was kept of them."""
+        """All values, and what each layer keeps of them for its derivatives."""
         values, kept = {0: rows.pictures}, {}
         for k, step in enumerate(self.walk.steps):
             x = [values[i] for i in step.inputs]
@@ -175,9 +181,11 @@ class ExplicitStep:
         bias_weight: Tensor | None = None,
         bend: "_Bend | None" = None,
     ) -> tuple[ByValue, Tensor, dict[str, Tensor]]:
-        """Deltas at outputs of steps for some rows, at the pictures for ``picture_rows`` (None = not wanted), and what settled.
+        """Deltas at the outputs of steps for ``rows``, at the pictures for ``picture_rows`` (None =
+        no delta), and the gradients that `Layer.settle` completed.
 
-        Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
+        Only penalised rows need the delta of the picture, so what leads to it alone is computed for
+        them alone.
         """
         pending, found = dict(seeds), {}
         settled: dict[str, Tensor] = {}
@@ -248,7 +256,8 @@ class ExplicitStep:
     def _gradients(
         self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
     ) -> dict[str, Tensor]:
-        """The weight gradients of all steps; ``pair`` says which inputs meet which deltas. Used deltas are let go."""
+        """The weight gradients of all steps. ``pair`` says which inputs meet which deltas; used
+        deltas are freed."""
         total: dict[str, Tensor] = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
@@ -261,14 +270,14 @@ class ExplicitStep:
 
 @dataclass
 class Rows:
-    """All pictures of a step in one batch: the loss's 2N first, penalised ones last, so that every pass takes one slice."""
+    """All pictures of a step in one batch: first the loss's 2N, last the penalised. So every
+    pass takes one slice."""
 
     pictures: Tensor
     labels: Tensor | None
     count: int  # N
-    segments: tuple[
-        str | int, ...
-    ]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
+    # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
+    segments: tuple[str | int, ...]
     penalties: Sequence[PenaltyConfig]
 
     @staticmethod
@@ -294,7 +303,8 @@ class Rows:
 
     @staticmethod
     def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:
-        """Where the rows of the reals, the fakes, then of each batch of points begin, ``count`` each."""
+        """First rows of the reals, of the fakes, and of each batch of points; ``count`` rows in
+        each."""
         first, second, *points = (k * count for k in range(groups))
         return [first, second, *points] if Rows._real_first(penalties) else [second, first, *points]
 
@@ -322,28 +332,25 @@ class Rows:
 
 
 class _Logits:
-    """The end of a critic that was walked whole: its score, and class logits where there are some."""
-
-    gradients: dict[str, Tensor] = {}
+    """The end of a critic that was walked whole: its score, and class logits if it has a class
+    head."""
 
     def __init__(
         self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
     ) -> None:
         self.rows, self.answers = rows, answers
+        self.gradients: dict[str, Tensor] = {}  # no weights: a walked critic's belong to its steps
         leaves = [a.detach().requires_grad_() for a in answers]
         real, fake = rows.groups[:2]
         with torch.enable_grad():
-            said = as_judgement(
-                leaves[0] if len(leaves) == 1 else tuple(leaves), len(rows.pictures)
-            )
-            of = lambda group: as_judgement(
-                said.score[group]
-                if said.classes is None
-                else (said.score[group], said.classes[group]),
-                rows.count,
-            )
+            answer = leaves[0] if len(leaves) == 1 else tuple(leaves)
+            score, classes = as_judgement(answer, len(rows.pictures))
+            both = [
+                Judgement(score[group], None if classes is None else classes[group])
+                for group in (real, fake)
+            ]
             labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            total, stats = objective(engine.loss, of(real), of(fake), *labels)
+            total, stats = objective(engine.loss, both[0], both[1], *labels)
             self.slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
         self.stats = {name: value.detach() for name, value in stats.items()}
 
@@ -358,7 +365,7 @@ class _Logits:
 
 
 class _Tail:
-    """The end of a critic that autograd has to take: heads and couplings between samples that cannot be walked."""
+    """The end of a critic that only autograd can take: unknown heads, couplings between samples."""
 
     def __init__(
         self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
@@ -373,9 +380,8 @@ class _Tail:
         with torch.enable_grad(), LeanDerivatives():
             used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
             said = []
-            for (
-                group
-            ) in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
+            # statistics over a batch are those of reals, fakes and points apart
+            for group in rows.groups:
                 labels = (
                     [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
                 )
@@ -403,7 +409,8 @@ class _Tail:
         return [d[self.rows.penalised].detach() for d in self._delta]
 
     def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """Deltas of the loss and of what the tangents leave, for all rows; the tail's own gradients come with them."""
+        """Deltas, for all rows, of the loss and of what the tangents leave. Also sets the
+        gradients of the tail's own weights."""
         with torch.enable_grad(), LeanDerivatives():
             whole = self._total
             for t, d in zip(tangents, self._delta, strict=False):
@@ -431,7 +438,8 @@ class _Bend:
 
 
 def _bare(walk: Walk) -> set[Value]:
-    """The picture, and what layers without weights make of it: values whose delta serves nothing but the penalty."""
+    """The picture, and values that layers without weights make of it: only the penalty needs
+    their deltas."""
     bare = {0}
     for step in walk.steps:
         if not step.layer.weights and all(i in bare for i in step.inputs):

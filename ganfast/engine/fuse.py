@@ -10,9 +10,11 @@ from ganfast.engine.walk import Step, Walk
 
 
 def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:
-    """The walk with each convolution and the leaky ReLU behind it as one step, where nobody else reads what lies between.
+    """The walk with a convolution and the leaky ReLU behind it as one step, unless another step
+    reads the value between them.
 
-    ``weights`` by name, for their shapes: a sample's bits must fill whole bytes, which a multiple of 8 channels makes sure of.
+    ``weights`` by name, for their shapes: a sample's bits must fill whole bytes, which a multiple
+    of 8 channels makes sure of.
     """
     readers: dict[int, int] = {}
     for value in (

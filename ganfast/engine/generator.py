@@ -18,9 +18,8 @@ from ganfast.models.parts import held_power_iteration
 from ganfast.tensors import full_precision
 
 Stats = dict[str, Tensor]
-Found = tuple[
-    Sequence[Tensor | None], Stats
-]  # gradients of the trainable parameters, and statistics
+# gradients of the trainable parameters, and statistics
+Found = tuple[Sequence[Tensor | None], Stats]
 Drawing = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -36,14 +35,17 @@ def make_generator_step(
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
 
     Args:
-        compile: on a GPU by torch.compile; on a CPU in one graph with its gradients, of torch's layers and ours only.
-        computing: twins of both whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`); None = autocast
-            casts them in every step.
-        check: compare the first step of that one graph with a step that is not compiled, which takes its place if they differ.
+        compile: on a GPU by torch.compile; on a CPU in one graph with its gradients, of torch's
+            layers and ours only.
+        computing: twins of both whose weights somebody keeps in the type of ``autocast``
+            (`FlatAdam.computing`); None = autocast casts them in every step.
+        check: compare the first step of that one graph with a step that is not compiled, which
+            takes its place if they differ.
 
     Returns:
-        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures to draw, and reals (N, C, H, W)
-        with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
+        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures
+        to draw, and reals (N, C, H, W) with the same labels, which the relativistic loss compares
+        with. It returns 0-d tensors and waits for nothing.
     """
     return GeneratorStep(
         generator, critic, loss, autocast, compile, computing or (generator, critic), check
@@ -134,7 +136,8 @@ def make_drawing(
     """`draw` for a critic's step, without gradients.
 
     Args:
-        compile: on a CPU in one graph, of torch's layers and ours only, compared with `draw` at first; else as it is.
+        compile: on a CPU in one graph, of torch's layers and ours only, compared with `draw` at
+            first; else as it is.
         computing: the generator's twin, as of `make_generator_step`.
     """
     net = computing or generator
@@ -154,7 +157,8 @@ def _drawn(
 
 
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Pictures in float32 or more, whatever the generator computes in; labels only where there are classes."""
+    """Pictures in float32 or more, whatever type the generator computes in. ``labels`` only for
+    a generator with classes."""
     with thin_convolutions(z.device, generator):
         return full_precision(generator(z) if labels is None else generator(z, labels))
 

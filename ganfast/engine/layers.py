@@ -5,13 +5,16 @@ For y = f(x) with weights held fixed, at the x of the forward pass:
 - ``forward``   x -> y, and what the other maps need of it;
 - ``delta``     d(something)/dy -> d(something)/dx: the transposed linearisation;
 - ``tangent``   a direction in x -> the direction in y: the linearisation;
-- ``second``    for curved layers: what a tangent t and a delta add to the adjoint of x, because the linearisation depends on x.
+- ``second``    for curved layers: what a tangent t and a delta add to the adjoint of x, because the
+                linearisation depends on x.
 
-A layer with weights is linear in them: its weight gradient pairs inputs with deltas, and the same call serves loss (h with its
-adjoint) and penalty (t with delta). So normalisation is two layers here: statistics, curved and without weights; then scale and
-shift. Convolutions and linear layers compute in the type of their weights.
+A layer with weights is linear in them: its weight gradient pairs inputs with deltas, and the same
+call serves loss (h with its adjoint) and penalty (t with delta). So normalisation is two layers
+here: statistics, curved and without weights; then scale and shift. Convolutions and linear layers
+compute in the type of their weights.
 
-All tensors have the batch first, also those in ``kept``, so that a pass over some of the rows can slice them.
+All tensors have the batch first, also those in ``kept``, so that a pass over some of the rows can
+slice them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +31,8 @@ from ganfast.errors import InputError
 from ganfast.kernels.bias_act import bias_act, bias_act_delta, bias_act_tangent, same_layout
 from ganfast.tensors import full_precision, laid_out_like
 
-Weights = Mapping[
-    str, Tensor
-]  # effective values by name: after spectral normalisation, in the type of the computation
+# effective values by name: after spectral normalisation, in the type of the computation
+Weights = Mapping[str, Tensor]
 Kept = tuple[Tensor, ...]
 aten = torch.ops.aten
 
@@ -63,7 +65,8 @@ class Layer:
     def settle(
         self, w: Weights, kept: Kept, dy: Tensor, bias_weight: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The delta that `delta` and `gradients` take, and gradients that are complete with it: none, where nothing is fused.
+        """The delta that `delta` and `gradients` take, and gradients that are complete with it:
+        none, where nothing is fused.
 
         ``bias_weight`` (rows,): how much of each row reaches the biases; None = all of it.
         """
@@ -72,7 +75,8 @@ class Layer:
     def gradients(
         self, w: Weights, inputs: Tensor, deltas: Tensor, bias_deltas: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Weight gradients summed over rows that pair ``inputs`` with ``deltas``; biases see ``bias_deltas``, blocks of rows."""
+        """Weight gradients summed over rows that pair ``inputs`` with ``deltas``; biases see
+        ``bias_deltas``, blocks of rows."""
         return {}
 
 
@@ -119,9 +123,11 @@ class Conv(Layer):
 
 @dataclass
 class ConvAct(Conv):
-    """Convolution, bias and leaky ReLU as one: the kernels of `ganfast.kernels.bias_act` do what lies between two convolutions.
+    """Convolution, bias and leaky ReLU as one: the kernels of `ganfast.kernels.bias_act` do what
+    lies between two convolutions.
 
-    The side of the kink is kept as one bit an element; rows can be sliced because a sample's bits fill whole bytes.
+    The side of the kink is kept as one bit an element; rows can be sliced because a sample's bits
+    fill whole bytes.
     """
 
     slope: float = 0.0
@@ -185,7 +191,8 @@ class Linear(Layer):
 
 @dataclass
 class Affine(Layer):
-    """x * weight + bias, one number a channel (axis 1) or one for every element of the last axes."""
+    """x * weight + bias, with one number a channel (axis 1) or one for every element of the last
+    axes."""
 
     weight: str | None
     bias: str | None
@@ -228,10 +235,13 @@ class Affine(Layer):
 
 @dataclass
 class BatchNorm(Layer):
-    """Batch normalisation of reals and fakes, each half of the rows with statistics of its own; there is no penalty under which
-    samples may meet, so there is no tangent.
+    """Batch normalisation of reals and fakes, each half of the rows with statistics of its own.
 
-    What it settles are its weights' gradients, and running statistics that have moved by the reals', then by the fakes'.
+    A critic with batch norms has no penalty, because a penalty needs samples that do not meet. So
+    there is no tangent.
+
+    What it settles are its weights' gradients, and running statistics that have moved by the
+    reals', then by the fakes'.
     """
 
     weight: str | None
@@ -254,7 +264,8 @@ class BatchNorm(Layer):
         for half in x[0].chunk(2):
             if half.numel() == half.shape[1]:
                 raise InputError(
-                    f"a batch norm is given one value a channel, {tuple(half.shape)}; expected 2 or more pictures"
+                    f"a batch norm is given one value a channel, {tuple(half.shape)}; "
+                    "expected 2 or more pictures"
                 )
             given = (half, *self._affine(w))
             if running:
@@ -295,7 +306,8 @@ class BatchNorm(Layer):
 
 @dataclass
 class LeakyReLU(Layer):
-    """max(x, slope x), 0 <= slope; the sign of its output tells the side of the kink. slope = 0 is ReLU."""
+    """max(x, slope x), 0 <= slope; slope = 0 is ReLU. The sign of its output tells the side of
+    the kink."""
 
     slope: float
 
@@ -396,10 +408,12 @@ def tanh() -> Smooth:
 
 @dataclass
 class Standardise(Layer):
-    """(x - mean) / sqrt(var + eps) over groups: GroupNorm without its weights; LayerNorm and InstanceNorm by their group counts.
+    """(x - mean) / sqrt(var + eps) over groups: GroupNorm without its weights; LayerNorm and
+    InstanceNorm by their group counts.
 
-    With y the result, sigma the root and m() the mean over a group, J v = (v - m(v) - y m(y v)) / sigma is the linearisation and
-    its transpose. Computed, and handed on, in float32 or more, as autocast does.
+    With y the result, sigma the root and m() the mean over a group, J v = (v - m(v) - y m(y v)) /
+    sigma is the linearisation and its transpose. Computed, and handed on, in float32 or more, as
+    autocast does.
     """
 
     groups: int  # 0 = one for each channel; -n = over the last n axes
@@ -439,9 +453,8 @@ class Standardise(Layer):
 class AvgPool(Layer):
     """Average pooling over two axes; arguments as `torch.nn.functional.avg_pool2d` has them."""
 
-    arguments: tuple[
-        Any, ...
-    ]  # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    # kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+    arguments: tuple[Any, ...]
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return aten.avg_pool2d(x[0], *self.arguments), (x[0],)
@@ -468,7 +481,8 @@ class GlobalAverage(Layer):
 
 @dataclass
 class Resize(Layer):
-    """Nearest or bilinear interpolation to a size, or by factors that stay what was asked for, as `interpolate` treats them."""
+    """Nearest or bilinear interpolation to a size, or by factors, which keep their exact values
+    as in `torch.nn.functional.interpolate`."""
 
     mode: str  # nearest, bilinear
     size: tuple[int, int] | None
@@ -508,7 +522,8 @@ class Resize(Layer):
 
 @dataclass
 class Reshape(Layer):
-    """Any other shape of the same numbers of a sample; ``function`` must not depend on the size of the batch."""
+    """Another shape of a sample's numbers. ``function`` must not depend on the size of the
+    batch."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -541,7 +556,8 @@ class Column(Layer):
 
 
 class LabelColumn(Layer):
-    """x (N, K) -> (N, 1): each sample's column of its label; the label index (N, 1) comes as second input and has no derivative."""
+    """x (N, K) -> (N, 1): of each sample the column of its label. The label index (N, 1) is the
+    second input and has no derivative."""
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         return x[0].gather(1, x[1]), (x[0], x[1])
@@ -554,13 +570,15 @@ class LabelColumn(Layer):
 
 
 class Sum(Layer):
-    """a + b: a residual connection. One may be stretched along axes of length 1 behind the batch."""
+    """a + b: a residual connection. One may be stretched along axes of length 1, but not the
+    batch's."""
 
     def forward(self, w: Weights, *x: Tensor) -> tuple[Tensor, Kept]:
         a, b = x
         if a.dim() != b.dim():
             raise ValueError(
-                f"the sum of {tuple(a.shape)} and {tuple(b.shape)} would pair the axes of a sample with the batch"
+                f"the sum of {tuple(a.shape)} and {tuple(b.shape)} would pair the axes of a sample "
+                "with the batch"
             )
         return a + b, () if a.shape == b.shape else (a, b)
 

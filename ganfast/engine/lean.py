@@ -1,9 +1,11 @@
-"""Convolution and (leaky) ReLU whose derivatives of any order are built from the operations that hardware is good at.
+"""Convolution and (leaky) ReLU whose derivatives of any order are built from the operations that
+hardware is good at.
 
-torch's own second derivatives are right but wasteful. Convolution's computes the weight gradient as a convolution whose filter is
-the activation map, once a group; leaky ReLU's returns a dense zero for its input, through which autograd then runs whole passes.
-Here convolution, its data gradient and its weight gradient are three functions, each one's derivatives being the other two; and
-leaky ReLU's derivative is a product with a mask, whose own derivative is the same product.
+torch's own second derivatives are right but wasteful. Convolution's computes the weight gradient as
+a convolution whose filter is the activation map, once a group; leaky ReLU's returns a dense zero
+for its input, through which autograd then runs whole passes. Here convolution, its data gradient
+and its weight gradient are three functions, each one's derivatives being the other two; and leaky
+ReLU's derivative is a product with a mask, whose own derivative is the same product.
 """
 
 from collections.abc import Callable
@@ -23,9 +25,11 @@ aten = torch.ops.aten
 
 
 def wanted(ctx: Any, position: int) -> bool:
-    """Whether this backward pass leads to the input; ``needs_input_grad`` alone says that some pass may.
+    """Whether this backward pass leads to the input; ``needs_input_grad`` alone says that some pass
+    may.
 
-    The first pass of a penalty leads to the pictures only, and must not compute weight gradients that nobody takes.
+    The first pass of a penalty leads to the pictures only, and must not compute weight gradients
+    that nobody takes.
     """
     if not ctx.needs_input_grad[position]:
         return False
@@ -138,9 +142,11 @@ class LeanDerivatives(TorchFunctionMode):
 
 
 class ThinConvolutions:
-    """While active, the convolutions of a network that `thin` speeds up are the ones of this file.
+    """While active, the convolutions of a network between many channels and a picture are this
+    file's.
 
-    It is their modules that change, for so long: a mode that sees every operation costs more than it gains in a small network.
+    It is their modules that change, for so long: a mode that sees every operation costs more than
+    it gains in a small network.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -149,9 +155,8 @@ class ThinConvolutions:
     def __enter__(self) -> None:
         for module in self._changed:
             forward = _conv_forward if isinstance(module, nn.Conv2d) else _transposed_forward
-            module.__dict__["forward"] = MethodType(
-                forward, module
-            )  # a method, so that a copy gets one of its own
+            # a method, so that a copy gets one of its own
+            module.__dict__["forward"] = MethodType(forward, module)
 
     def __exit__(self, *_: object) -> None:
         for module in self._changed:
@@ -159,7 +164,8 @@ class ThinConvolutions:
 
 
 def _may_be_thin(m: nn.Module) -> bool:
-    """Whether torch's own class computes it, and its pictures are as few channels wide as `thin` takes."""
+    """Whether torch's own class computes the module, and its pictures have at most `MOST`
+    channels."""
     if vars(m).keys() & {"forward", "_conv_forward"}:
         return False  # somebody's own, or changed already
     if isinstance(m, nn.Conv2d):
@@ -223,7 +229,7 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _seen(weight: Tensor | None) -> Tensor | None:
-    """So that a pass which does not lead to a leaf can be told; see `wanted`."""
+    """A view, so that `wanted` can tell whether a pass leads to the leaf."""
     return None if weight is None else weight.view_as(weight)
 
 

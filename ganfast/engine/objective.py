@@ -1,4 +1,4 @@
-"""What every engine of the critic step minimises and reports, once the critic has answered."""
+"""What every engine of the critic step minimises and reports, from the critic's answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,9 +20,8 @@ class Inputs(NamedTuple):
     fake: Tensor
     real_labels: Tensor | None
     fake_labels: Tensor | None
-    points: tuple[
-        Tensor, ...
-    ] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
+    # one batch for each penalty at points of its own, judged with the labels of the reals
+    points: tuple[Tensor, ...] = ()
 
     def double(self) -> "Inputs":
         """The same in float64."""

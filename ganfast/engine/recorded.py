@@ -1,4 +1,5 @@
-"""What networks compute as one compiled graph, whose arguments are their tensors and the numbers of their dropouts."""
+"""Computations of networks as one compiled graph. Its arguments are the networks' tensors, and
+the random numbers of their dropouts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +16,22 @@ from ganfast.log import logger
 from ganfast.models.dropout import Dropout
 from ganfast.models.members import HOOKS, holding, modes, modules, named_tensors, parameters
 
-Way = tuple[
-    Callable[..., Any], tuple[nn.Module, ...]
-]  # a function, and the networks that are its first arguments
+# a function, and the networks that are its first arguments
+Way = tuple[Callable[..., Any], tuple[nn.Module, ...]]
 _ATTEMPTS = 4  # a value that rounds across a kink in one batch does not in another
 _MOST = 8  # graphs, one for each state of the networks: training or not, frozen or not
 
 
 class Compiled:
-    """``compiled(*args)`` is ``function(*nets, *args)`` by a compiler; where that fails the function itself takes over, said once.
+    """``compiled(*args)`` is ``function(*nets, *args)`` by a compiler. Where that fails, the
+    function itself takes over, with one warning.
 
     Args:
         name: of what it computes, for that line.
-        way: of tensors and None; returns a tensor, or with ``trained`` a 0-d tensor and more of them by name.
-        trained: differentiate what is returned by the trainable parameters of the first net: then the result is the list of
-            gradients, in their order, and the rest.
+        way: of tensors and None; returns a tensor, or with ``trained`` a 0-d tensor and more of
+            them by name.
+        trained: differentiate what is returned by the trainable parameters of the first net: then
+            the result is the list of gradients, in their order, and the rest.
     """
 
     def __init__(self, name: str, way: Way, trained: bool = False) -> None:
@@ -45,15 +47,13 @@ class Compiled:
             try:
                 return self.tried(*args)
             except Exception as error:  # whatever a compiler comes up with
-                capturing = (
-                    torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-                )  # then it may be the capture's
+                # then it may be the capture's
+                capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
                 if is_out_of_memory(error) or capturing:
                     raise
                 problem = error
-        found = written(
-            self.way, self.trained, *args
-        )  # a caller's mistake is raised here, in its own words, and costs no graph
+        # a caller's mistake is raised here, in its own words, and costs no graph
+        found = written(self.way, self.trained, *args)
         if problem is not None:
             named = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
             logger.warning(
@@ -64,14 +64,21 @@ class Compiled:
 
 
 class Recorded(Compiled):
-    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, with the tensors that the networks have at the time.
+    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, computed with the tensors
+    that the networks have at the call.
 
-    What else they compute with may change in ways that `modes` sees: there is a graph for each. Buffers are updated as the function
-    does it. The first call of each graph is compared with the function, and a graph that differs not used.
+    Other state of the networks may change where `modes` sees it: each such state has a graph of its
+    own. Buffers are updated as by the function. The first call of a graph is compared with the
+    function; a graph that differs is not used.
+
+    What else they compute with may change in ways that `modes` sees: there is a graph for each.
+    Buffers are updated as the function does it. The first call of each graph is compared with the
+    function, and a graph that differs not used.
 
     Args:
         name, way, trained: as of `Compiled`.
-        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it as twice the function.
+        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it
+            as twice the function.
         check: compare.
     """
 
@@ -126,7 +133,8 @@ class Recorded(Compiled):
         raise CannotRecord(f"what a graph gives is {error:.2g} off what it should")
 
     def _compared(self, run: Callable[..., Any], *args: Any) -> list[Tensor]:
-        """Gradients, or what was returned. A critic or generator that draws numbers sees the same ones each time."""
+        """The gradients, or the result. Networks that draw random numbers draw the same in every
+        call."""
         nets = nn.ModuleList([*self.way[1], *(self._exactly[1] if self._exactly else ())])
         with nothing_changed(nets):
             torch.manual_seed(0)
@@ -140,11 +148,12 @@ class Recorded(Compiled):
 
 
 class CannotRecord(Exception):
-    """Says why a graph is not to be used."""
+    """The reason why a graph is not used."""
 
 
 def written(way: Way, trained: bool, *args: Tensor | None) -> Any:
-    """The function as it is, with gradients by autograd where it is trained: None for a parameter without influence."""
+    """The computation without a compiler. Where it is trained, autograd makes the gradients:
+    None for a parameter without influence."""
     function, nets = way
     found = function(*nets, *args)
     if not trained:
@@ -200,7 +209,8 @@ class _Graph:
         return list(gradients), {name: value.detach() for name, value in more.items()}
 
     def _dropouts(self, args: Sequence[Tensor | None]) -> list[tuple[Dropout, Tensor]]:
-        """Every dropout in the order in which they draw, with what it is given: found out by computing once, without a trace."""
+        """Every dropout in the order in which they draw, with the shape of its input. One call
+        without a graph finds them."""
         found: list[tuple[Dropout, Tensor]] = []
 
         def note(layer: Dropout, like: Tensor) -> Tensor:
@@ -215,7 +225,7 @@ class _Graph:
 
 @contextmanager
 def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) -> Iterator[None]:
-    """Dropouts inside take their numbers from there."""
+    """The dropouts of ``net`` take their random numbers from ``numbers`` inside."""
     layers = [m for m in modules(net) if isinstance(m, Dropout)]
     for layer in layers:
         layer.__dict__["numbers"] = lambda like, layer=layer: numbers(layer, like)
@@ -229,13 +239,13 @@ def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) 
 _DRAWING = (
     nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
 )
-_UNTRACED = (
-    nn.RNNBase | nn.MultiheadAttention
-)  # have copies of their weights elsewhere, or dropouts that are no layers
+# have copies of their weights elsewhere, or dropouts that are no layers
+_UNTRACED = nn.RNNBase | nn.MultiheadAttention
 
 
 def why_not_recorded(*nets: nn.Module) -> str:
-    """Which layer of theirs a graph may not compute as it is written, as far as can be told, and why; "" = none."""
+    """A sentence on the first layer whose graph might not compute what the layer does; "" =
+    none."""
     for module in (m for net in nets for m in modules(net)):
         kind: Any = type(module).__bases__[0] if is_parametrized(module) else type(module)
         name, known = kind.__name__, ("torch.nn.", "ganfast.models.")

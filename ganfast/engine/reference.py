@@ -1,4 +1,4 @@
-"""The critic step by its definition, in eager autograd: what every faster engine is compared with."""
+"""The critic step by its definition, in eager autograd. Every faster engine is compared with it."""
 
 from collections.abc import Sequence
 
@@ -19,20 +19,19 @@ def whole_loss(
     inputs: Inputs,
     autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Everything that the critic minimises, 0-d and differentiable with respect to the parameters, and its parts."""
+    """The critic's whole loss, 0-d and differentiable by the parameters, and its parts."""
     real = inputs.real.detach().requires_grad_(holds(penalties, "real"))
-    fake = inputs.fake.detach().requires_grad_(
-        holds(penalties, "fake")
-    )  # never a path back into the generator
+    # never a path back into the generator
+    fake = inputs.fake.detach().requires_grad_(holds(penalties, "fake"))
     values: list[Tensor] = []
     norms: list[Tensor] = []
     with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
-        said = judge(
-            critic, real, inputs.real_labels
-        )  # reals and fakes apart: batch statistics are those of each on its own
+        # reals and fakes apart: batch statistics are those of each on its own
+        said = judge(critic, real, inputs.real_labels)
         with held_power_iteration(critic):
             said_fake = judge(critic, fake, inputs.fake_labels)
-            # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their forward.
+            # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their
+            # forward.
             at = {"real": input_gradient(said.score, real)} if real.requires_grad else {}
             at |= {"fake": input_gradient(said_fake.score, fake)} if fake.requires_grad else {}
             for penalty, segments in zip(penalties, segments_of(penalties), strict=True):

@@ -1,4 +1,5 @@
-"""From any `nn.Module` to the steps that the explicit engine walks: its forward as torch.fx records it, a `Layer` an operation."""
+"""From any `nn.Module` to the steps of the explicit engine: torch.fx records its forward, and
+each operation becomes a `Layer`."""
 
 import inspect
 import operator
@@ -19,7 +20,8 @@ Value = int  # an entry of the list of values that a walk fills; 0 is the pictur
 
 @dataclass
 class Step:
-    """value[output] = layer(values[inputs]); LabelColumn also reads the label index that ``label_index`` makes."""
+    """value[output] = layer(values[inputs]). A LabelColumn also reads what ``label_index``
+    makes."""
 
     name: str  # where it stands in the module
     layer: L.Layer
@@ -30,7 +32,8 @@ class Step:
 
 @dataclass
 class Tail:
-    """What cannot be walked, at the end: a module from some of the values, and the labels, to the critic's answer."""
+    """The end of a critic that cannot be walked: a module from some values, and labels, to the
+    answer."""
 
     module: fx.GraphModule
     inputs: tuple[Value, ...]
@@ -43,22 +46,22 @@ class Walk:
     """A critic as steps, then either its outputs or a tail."""
 
     steps: list[Step] = field(default_factory=list)
-    outputs: tuple[
-        Value, ...
-    ] = ()  # score, and class logits where there are some; empty with a tail
+    # score, and class logits where there are some; empty with a tail
+    outputs: tuple[Value, ...] = ()
     tail: Tail | None = None
-    refused: list[str] = field(
-        default_factory=list
-    )  # "name (what it is)" of what the tail had to take
+    # "name (what it is)" of what the tail had to take
+    refused: list[str] = field(default_factory=list)
 
     @property
     def curved(self) -> bool:
-        """Whether a layer's linearisation depends on its input: the penalty then also reaches weights through the forward pass."""
+        """Whether a layer's linearisation depends on its input. Then the penalty reaches weights
+        through the forward pass too."""
         return self.tail is not None or any(step.layer.curved for step in self.steps)
 
     @property
     def separable(self) -> bool:
-        """Whether the samples are known not to meet, so that any of them can be taken without the others."""
+        """Whether samples are known not to meet, so that some can be computed without the
+        others."""
         return (
             self.tail is None
             and not self.draws
@@ -67,7 +70,7 @@ class Walk:
 
     @property
     def draws(self) -> bool:
-        """Whether a layer draws random numbers: those of a sample then depend on the batch it is in."""
+        """Whether a layer draws random numbers. A sample's numbers then depend on its batch."""
         return any(step.layer.draws for step in self.steps)
 
     @property
@@ -88,7 +91,8 @@ def walk(critic: nn.Module) -> Walk:
     """The steps of a critic in the order of its forward pass.
 
     Raises:
-        CannotWalk: Python control flow on values, or nothing before the first unknown layer; names the layers.
+        CannotWalk: Python control flow on values, or nothing before the first unknown layer; names
+            the layers.
     """
     tracer = _Tracer()
     if critic._forward_hooks or critic._forward_pre_hooks:
@@ -96,23 +100,24 @@ def walk(critic: nn.Module) -> Walk:
     try:
         graph = tracer.trace(critic, concrete_args=_unused_arguments(critic))
     except Exception as error:  # whatever a user's forward does when it is given symbols
+        reason = " ".join(str(error).split())[:200]
         raise CannotWalk(
-            f"the forward of {type(critic).__name__} cannot be recorded: {' '.join(str(error).split())[:200]}"
+            f"the forward of {type(critic).__name__} cannot be recorded: {reason}"
         ) from error
     _refuse_unread_statistics(critic, graph)
     fx.GraphModule(critic, graph)  # the graph asks its module which nodes have side effects
     graph.eliminate_dead_code()
     takes_labels = bool(getattr(critic, "takes_labels", False))
     found = _Walker(critic, graph, takes_labels).walk()
-    if (
-        found.draws and found.tail is not None
-    ):  # which may draw as well, between what the layers draw
+    # which may draw as well, between what the layers draw
+    if found.draws and found.tail is not None:
         found = _Walker(critic, graph, takes_labels, draws=False).walk()
     return found
 
 
 def _refuse_unread_statistics(critic: nn.Module, graph: fx.Graph) -> None:
-    """A batch norm whose result nobody reads still counts what it is given, which a walk would not."""
+    """Refuse a batch norm whose result nobody reads: its statistics move, and a walk would drop
+    it."""
     for node in graph.nodes:
         if node.op == "call_module" and not node.users:
             norm = critic.get_submodule(str(node.target))
@@ -121,7 +126,8 @@ def _refuse_unread_statistics(critic: nn.Module, graph: fx.Graph) -> None:
 
 
 def _unused_arguments(critic: nn.Module) -> dict[str, Any]:
-    """What a critic without labels is not called with, at its default, so that branches on it are decided."""
+    """Default values for the arguments that a critic without labels is not called with. They
+    decide branches of its forward."""
     if getattr(critic, "takes_labels", False):
         return {}
     parameters = list(inspect.signature(critic.forward).parameters.values())[1:]
@@ -129,7 +135,8 @@ def _unused_arguments(critic: nn.Module) -> dict[str, Any]:
 
 
 class _Tracer(fx.Tracer):
-    """Records known layers whole and looks into all other modules; one that cannot be looked into is recorded whole too."""
+    """Records known layers whole and looks into other modules. A module that fails when looked
+    into is recorded whole too."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) is not nn.Sequential and (
@@ -150,7 +157,8 @@ class _Tracer(fx.Tracer):
 
 
 def module_layers(m: nn.Module, name: str) -> list[L.Layer] | None:
-    """The layers that compute what the module does; None for one that is not known. ``name`` is its place, as in the state dict."""
+    """The layers that compute what module ``m`` does; None for an unknown one. ``name`` is its
+    path."""
     if m._forward_hooks or m._forward_pre_hooks:
         return None  # somebody changes what goes in or comes out
     origins = (
@@ -270,7 +278,7 @@ def _arguments(
 
 
 def function_layers(node: fx.Node) -> list[L.Layer] | None:
-    """The same for a function or tensor method applied to one value and numbers."""
+    """The same for a function or tensor method of one value and numbers."""
     args, kwargs = node.args, node.kwargs
     target: Any = node.target
     if node.op == "call_method":
@@ -339,15 +347,13 @@ def function_layers(node: fx.Node) -> list[L.Layer] | None:
     return None
 
 
-_POOL = {
-    "ceil_mode": False,
-    "count_include_pad": True,
-    "divisor_override": None,
-}  # avg_pool2d is built in and has no signature
+# avg_pool2d is built in and has no signature
+_POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
 
 
 class _Walker:
-    """Turns the recorded graph into steps until a node cannot be walked; that one, and all that needs it, is the tail."""
+    """Turns the recorded graph into steps. A node that cannot be walked, and all that needs its
+    value, becomes the tail."""
 
     def __init__(
         self, critic: nn.Module, graph: fx.Graph, takes_labels: bool, draws: bool = True
@@ -386,9 +392,8 @@ class _Walker:
                 if any(i in self.values for i in n.all_input_nodes)
             ]
             if not self.found.steps:
-                raise CannotWalk(
-                    f"it begins with {', '.join(self.found.refused[:3])}, which the explicit engine does not know"
-                )
+                first = ", ".join(self.found.refused[:3])
+                raise CannotWalk(f"it begins with {first}, which the explicit engine does not know")
             self.found.tail = self._tail(output)
         else:
             answers = answer if isinstance(answer, tuple | list) else (answer,)
@@ -483,7 +488,8 @@ class _Walker:
         return fx.GraphModule(self.critic, graph)
 
     def _tail(self, output: fx.Node) -> Tail:
-        """A module of everything that is not walked, called with the walked values that it reads."""
+        """A module of all nodes that are not walked, called with the walked values that they
+        read."""
         taken = [n for n in self.graph.nodes if n not in self.values and n not in self.label_nodes]
         read = [n for n in self.values if any(user in taken for user in n.users)]
         graph = fx.Graph()

@@ -1,4 +1,4 @@
-"""The weights that a network computes with, and the way back from their gradients to its parameters."""
+"""A network's effective weights, and the way back from their gradients to its parameters."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -24,21 +24,20 @@ _CAST = (
 
 
 def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.Module:
-    """A twin that shares every parameter and buffer of ``net``, but for what autocast would cast: there it has the copies.
+    """A twin that shares every parameter and buffer of ``net``. Where autocast would cast, it has
+    the copies instead.
 
-    These are weights and biases of convolutions and linear layers, unless another layer uses them too, or they are what a spectral
-    or weight normalisation, old style or new, makes the weight of.
+    These are weights and biases of convolutions and linear layers, unless another layer uses them
+    too, or they are what a spectral or weight normalisation, old style or new, makes the weight of.
 
     Args:
         copies: by the parameter, values of another type, shaped and laid out as it is.
     """
-    used: dict[
-        int, list[bool]
-    ] = {}  # by the parameter's identity: whether each of its users may have the copy
+    # by the parameter's identity: whether each of its users may have the copy
+    used: dict[int, list[bool]] = {}
     for module in net.modules():
-        plain = (
-            type(module) in _CAST and not module._forward_pre_hooks
-        )  # old normalisations make the weight in a hook
+        # old normalisations make the weight in a hook
+        plain = type(module) in _CAST and not module._forward_pre_hooks
         for name, parameter in module.named_parameters(recurse=False):
             used.setdefault(id(parameter), []).append(plain and name in ("weight", "bias"))
     shared: dict[int, Tensor] = {
@@ -53,9 +52,11 @@ def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.
 
 
 class EffectiveWeights:
-    """``values``: every tensor by the name that its layer has for it, detached; where there is a parametrisation, what that makes.
+    """``values``: every tensor by the name that its layer has for it, detached; where there is a
+    parametrisation, what that makes.
 
-    Making them improves each spectral normalisation in training mode by its one power iteration a critic step.
+    Making them improves each spectral normalisation in training mode by its one power iteration a
+    critic step.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -78,7 +79,8 @@ class EffectiveWeights:
                 self.values[name] = self._made[name].detach()
 
     def parameter_gradients(self, gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """From gradients of the effective weights to those of the trainable parameters, in their order; None = 0.
+        """From gradients of the effective weights to those of the trainable parameters, in their
+        order; None = 0.
 
         A parameter that has several names, or is both parametrised and used as it is, gets the sum.
         """
@@ -134,7 +136,7 @@ Back = Callable[[Tensor], Tensor]  # gradient of the normalised weight -> gradie
 
 
 def spectral_of(module: nn.Module, tensor: str) -> _SpectralNorm | None:
-    """The spectral normalisation of one of the module's tensors, where `normalised` can take its place."""
+    """The spectral normalisation of ``module.tensor``, if `normalised` can take its place."""
     chain: Any = module.parametrizations[tensor]  # type: ignore[index]
     if len(chain) != 1 or type(chain[0]) is not _SpectralNorm:
         return None
@@ -147,7 +149,8 @@ def spectral_of(module: nn.Module, tensor: str) -> _SpectralNorm | None:
 
 @torch.no_grad()
 def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
-    """``weight`` (out, ...) over sigma = u^T W v, improving u and v by the module's power iterations if it is in training mode.
+    """``weight`` (out, ...) over sigma = u^T W v. In training mode the module's power iterations
+    improve u and v.
 
     With u and v held fixed, dW = (g - <g, W / sigma> u v^T) / sigma: equation 12 there.
     """

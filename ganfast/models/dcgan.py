@@ -1,7 +1,8 @@
 """DCGAN (Radford 2015, arXiv:1511.06434) for any square size from 16 to 128, 28 included.
 
-Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to a side of 3 to 5:
-28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the side halves, up to 8 times the width.
+Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to
+a side of 3 to 5: 28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the
+side halves, up to 8 times the width.
 """
 
 from torch import nn
@@ -51,7 +52,8 @@ def dcgan_critic(
 def dcgan_generator(
     size: int, channels: int, width: int, norm: str, latent: int, classes: int
 ) -> Generator:
-    """A linear layer to the smallest map, then transposed convolutions with ReLU; tanh is the generator's last step."""
+    """A linear layer to the smallest map, then transposed convolutions with ReLU. The generator
+    adds tanh."""
     chain = sides(size)
     before = channels_of(len(chain) - 1, width)
     first = (before, chain[-1], chain[-1])

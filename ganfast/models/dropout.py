@@ -1,7 +1,9 @@
-"""Dropout (Srivastava 2014) whose random numbers cost little beside the layers around it, also on a CPU.
+"""Dropout (Srivastava 2014) whose random numbers cost little beside the layers around it, also on a
+CPU.
 
-There torch's own draws one number an element, in sequence: a fifth of the original GAN's critic phase on two cores. Sixteen bits an
-element are enough, and torch's generator gives sixty-four at a time.
+There torch's own draws one number an element, in sequence: a fifth of the original GAN's critic
+phase on two cores. Sixteen bits an element are enough, and torch's generator gives sixty-four at a
+time.
 """
 
 import torch
@@ -12,13 +14,15 @@ _LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`; on a CPU with other numbers of torch's generator, and ``p`` as the nearest multiple of 2**-16 below 1."""
+    """`torch.nn.Dropout`; on a CPU from other random numbers, with ``p`` rounded to a multiple
+    of 2**-16 below 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask(self.numbers(x), x) if self.training and self.p > 0 else x
 
     def numbers(self, like: Tensor) -> Tensor:
-        """What `mask` is made of, laid out as ``like``: float32 whole numbers on a CPU, elsewhere the mask itself."""
+        """Random numbers for `mask`, laid out as ``like``: float32 whole numbers on a CPU,
+        elsewhere the mask."""
         if like.device.type != "cpu":
             return F.dropout(torch.ones_like(like), self.p)
         words = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)

@@ -1,4 +1,7 @@
-"""What a network is made of, as lists in torch's order: its own walks take longer than a small network's layers, in every step."""
+"""The modules and tensors of a network as lists in torch's order.
+
+torch's own walks take longer than a small network's layers, in every step.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +88,7 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 
 
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
-    """What may be changed of modules between two steps that a step has taken into account when it was made."""
+    """State of modules that a user may change between two steps, and that a step relies on."""
     found = []
     for module in modules(net):
         own, kind = module.__dict__, type(module)

@@ -1,4 +1,5 @@
-"""The original GAN's multilayer perceptrons (Goodfellow 2014, arXiv:1406.2661), with leaky ReLU in the critic."""
+"""The original GAN's multilayer perceptrons (Goodfellow 2014, arXiv:1406.2661); leaky ReLU in
+the critic."""
 
 from torch import nn
 

@@ -1,4 +1,5 @@
-"""What the networks are built from: sequences of convolution, linear, leaky ReLU, norm and flatten, which an engine can walk."""
+"""The parts of the networks: convolution, linear, leaky ReLU, norm, flatten. The explicit engine
+walks them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ class Judgement(NamedTuple):
 class Critic(nn.Module):
     """A trunk of features and linear heads on them.
 
-    score = head(f), plus the label's row of a projection (Miyato & Koyama 2018, arXiv:1802.05637) where ``classes`` is learnt by
-    "projection"; "auxiliary" adds a class head instead (ACGAN).
+    score = head(f), plus the label's row of a projection (Miyato & Koyama 2018, arXiv:1802.05637)
+    where ``classes`` is learnt by "projection"; "auxiliary" adds a class head instead (ACGAN).
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class Critic(nn.Module):
         self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Judgement:
-        """Scores of pictures x (N, C, H, W) in [-1, 1]; labels int64 (N,) only where classes are learnt by projection."""
+        """Scores of pictures x (N, C, H, W) in [-1, 1]. ``labels`` int64 (N,) for a projection
+        only."""
         features = self.trunk(x)
         score = self.head(features)
         if self.projection is not None:
@@ -55,7 +57,8 @@ class Critic(nn.Module):
 
 
 class Generator(nn.Module):
-    """z, and a class where there are classes, to the first feature map; then layers up to the picture; tanh."""
+    """From z, and a class if there are classes, to the first feature map, through ``layers``, to
+    tanh."""
 
     def __init__(
         self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0
@@ -64,12 +67,14 @@ class Generator(nn.Module):
         self.first = first
         units = int(torch.tensor(first).prod())
         self.project = nn.Linear(latent, units)
-        # The same map as a one-hot label beside z, but its rows start as large as the whole contribution of z.
+        # The same map as a one-hot label beside z, but its rows start as large as the whole
+        # contribution of z.
         self.classes = nn.Embedding(classes, units) if classes else None
         self.layers = layers
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures (N, C, H, W) in [-1, 1] for latents z (N, latent) and, where the generator has classes, labels int64 (N,)."""
+        """Pictures (N, C, H, W) in [-1, 1] for z (N, latent). ``labels`` int64 (N,) with classes
+        only."""
         hidden = self.project(z)
         if self.classes is not None:
             if labels is None:
@@ -79,14 +84,14 @@ class Generator(nn.Module):
 
 
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
-    """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights, so it adds no layer."""
+    """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights: no
+    layer."""
     match kind:
         case "batch":
             return [nn.BatchNorm2d(channels)]
         case "layer":
-            return [
-                nn.GroupNorm(1, channels)
-            ]  # over C, H and W of one sample, as WGAN-GP section 4 recommends
+            # over C, H and W of one sample, as WGAN-GP section 4 recommends
+            return [nn.GroupNorm(1, channels)]
         case "instance":
             return [nn.InstanceNorm2d(channels, affine=True)]
     return []
@@ -112,7 +117,8 @@ def spectral(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def held_power_iteration(net: nn.Module) -> Iterator[None]:
-    """Spectral normalisation uses its estimates inside without improving them: one power iteration a critic step is enough."""
+    """Spectral normalisation keeps its estimates inside. One power iteration a critic step is
+    enough."""
     estimates = [m for m in modules(net) if isinstance(m, _SpectralNorm) and m.training]
     for estimate in estimates:
         estimate.eval()
@@ -124,17 +130,17 @@ def held_power_iteration(net: nn.Module) -> Iterator[None]:
 
 
 def he_init(module: nn.Module) -> None:
-    """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's slope); heads keep unit gain.
+    """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's
+    slope); heads keep unit gain.
 
-    Signals and gradients keep their scale through the critic, so that its gradient norm starts near 1 where torch's default
-    initial weights start it far below.
+    Signals and gradients keep their scale through the critic, so that its gradient norm starts near
+    1 where torch's default initial weights start it far below.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = child.weight[0].numel()
-            if isinstance(
-                child, nn.ConvTranspose2d
-            ):  # each output pixel sums kernel / stride^2 taps of every input channel
+            # each output pixel sums kernel / stride^2 taps of every input channel
+            if isinstance(child, nn.ConvTranspose2d):
                 fan_in = (
                     child.in_channels
                     * child.weight[0, 0].numel()
