@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from ganfast.config import LossConfig, PenaltyConfig
-from ganfast.engine.layers import Conv, Kept, Layer, Linear
+from ganfast.engine.layers import Conv, Gradients, Kept, Layer, Linear, Weights
 from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
+from ganfast.engine.rows import Rows
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import Judgement, as_judgement
 from ganfast.models.members import holding
-from ganfast.penalties import holds, penalty_of, segments_of
+from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
 
-Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]
 # blocks of rows: inputs, deltas, deltas that the bias sees
 Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -65,77 +65,78 @@ class ExplicitStep:
         inputs: Inputs,
         ready: Weights = MappingProxyType({}),
         drawn: Mapping[Value, Tensor] = MappingProxyType({}),
-    ) -> tuple[dict[str, Tensor], Stats]:
+    ) -> tuple[Gradients, Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         w = self._cast(weights, ready)
         values, kept = self._forward(w, rows, drawn)
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
-        shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
-
-        def seeded(seeds: Sequence[Tensor]) -> ByValue:
-            return dict(zip(places, seeds, strict=True))
-
+        done = _Forward(w, values, kept, rows, head, places)
         stats: Stats = {}
         if not self.penalties:
-            adjoint, _, settled = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
-            found = self._gradients(w, adjoint, lambda out, i, a: ([values[i]], [a], [a]))
-        elif not walk.curved and (shared <= 0 or len(places) == 1):
-            # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared
-            # row has one logit: the loss's delta there is the loss's slope at that logit times the
-            # unit delta.
-            slopes = head.adjoint()
-            seeds = [
-                torch.cat([s[: rows.start], one])
-                for s, one in zip(slopes, head.unit(), strict=True)
-            ]
-            slope = slopes[0][rows.start : rows.loss].flatten()
-            bias = torch.cat(
-                [
-                    slope.new_ones(rows.start),
-                    slope,
-                    slope.new_zeros(len(rows.pictures) - rows.start - len(slope)),
-                ]
-            )
-            delta, g, settled = self._backward(w, kept, seeded(seeds), ALL, rows.penalised, bias)
-            direction, stats = self._penalise(g, rows)
-            tangent = self._tangent(w, kept, direction, rows.penalised)
-
-            def pair(out: Value, i: Value, d: Tensor) -> Pairs:
-                h, t, own = values[i], tangent[i], slice(0, rows.start)
-                if not shared:
-                    h[rows.penalised] = t  # nobody reads those rows any more
-                    return [h], [d], [d[own]]
-                both = slice(rows.start, rows.loss)
-                return (
-                    [h[own], _times(h[both], slope) + t[:shared], t[shared:]],
-                    [d],
-                    [d[own], _times(d[both], slope)],
-                )
-
-            found = self._gradients(w, delta, pair)
+            gradients = self._without_penalty(done)
+        elif not walk.curved and (rows.shared <= 0 or len(places) == 1):
+            gradients, stats = self._with_one_delta_pass(done)
         else:
-            # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty
-            # together.
-            delta, g, _ = self._backward(
-                w, kept, seeded(head.unit()), rows.penalised, rows.penalised
-            )
-            direction, stats = self._penalise(g, rows)
-            tangent = self._tangent(w, kept, direction, rows.penalised)
-            reached = slice(0, None if walk.curved else rows.loss)
-            seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
-            bend = _Bend(tangent, delta, rows.start)
-            adjoint, _, settled = self._backward(w, kept, seeded(seeds), reached, None, None, bend)
-            found = self._gradients(
-                w,
-                adjoint,
-                lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]),
-            )
-        return added(added(found, settled), head.gradients), head.stats | stats
+            gradients, stats = self._with_two_delta_passes(done)
+        return added(gradients, head.gradients), head.stats | stats
+
+    def _without_penalty(self, done: "_Forward") -> Gradients:
+        adjoint, _, settled = self._backward(done, done.seeded(done.head.adjoint()), ALL, None)
+
+        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
+            return [done.values[i]], [a], [a]
+
+        return added(self._gradients(done.w, adjoint, pair), settled)
+
+    def _with_one_delta_pass(self, done: "_Forward") -> tuple[Gradients, Stats]:
+        """The pass is seeded by the loss on its own rows, and by 1 on the penalised rows.
+
+        A row that loss and penalty share has one logit: the loss's delta there is the slope of the
+        loss at that logit times the unit delta.
+        """
+        rows, shared = done.rows, done.rows.shared
+        slopes = done.head.adjoint()
+        seeds = [
+            torch.cat([s[: rows.start], one])
+            for s, one in zip(slopes, done.head.unit(), strict=True)
+        ]
+        slope = slopes[0][rows.start : rows.loss].flatten()
+        alone = len(rows.pictures) - rows.start - len(slope)
+        bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
+        delta, g, settled = self._backward(done, done.seeded(seeds), ALL, rows.penalised, bias)
+        direction, stats = self._penalise(g, rows)
+        tangent = self._tangent(done, direction)
+
+        def pair(out: Value, i: Value, d: Tensor) -> Pairs:
+            h, t, own = done.values[i], tangent[i], slice(0, rows.start)
+            if not shared:
+                h[rows.penalised] = t  # in place: nobody reads those rows any more
+                return [h], [d], [d[own]]
+            both = slice(rows.start, rows.loss)
+            inputs = [h[own], _times(h[both], slope) + t[:shared], t[shared:]]
+            return inputs, [d], [d[own], _times(d[both], slope)]
+
+        return added(self._gradients(done.w, delta, pair), settled), stats
+
+    def _with_two_delta_passes(self, done: "_Forward") -> tuple[Gradients, Stats]:
+        """The unit pass for the penalty; after the tangents, the adjoint of loss and penalty."""
+        rows, head = done.rows, done.head
+        delta, g, _ = self._backward(done, done.seeded(head.unit()), rows.penalised, rows.penalised)
+        direction, stats = self._penalise(g, rows)
+        tangent = self._tangent(done, direction)
+        reached = slice(0, None if self.walk.curved else rows.loss)
+        seeds = [s[reached] for s in head.adjoint([tangent[v] for v in done.places])]
+        bend = _Bend(tangent, delta, rows.start)
+        adjoint, _, settled = self._backward(done, done.seeded(seeds), reached, None, None, bend)
+
+        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
+            return [done.values[i][reached], tangent[i]], [a, delta.pop(out)], [a]
+
+        return added(self._gradients(done.w, adjoint, pair), settled), stats
 
     def _cast(self, weights: Weights, ready: Weights) -> Weights:
-        """Weights of convolutions and linear layers in the type to compute in. Norms stay in
-        float32, as under autocast."""
+        """Weights in the type to compute in; those of norms stay in float32, as under autocast."""
         if self.compute is None:
             return weights
         names = {
@@ -150,7 +151,7 @@ class ExplicitStep:
         }
 
     def _forward(
-        self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]
+        self, w: Weights, rows: Rows, drawn: Mapping[Value, Tensor]
     ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
         """All values, and what each layer keeps of them for its derivatives."""
         values, kept = {0: rows.pictures}, {}
@@ -173,22 +174,22 @@ class ExplicitStep:
 
     def _backward(
         self,
-        w: Weights,
-        kept: dict[Value, Kept],
+        done: "_Forward",
         seeds: ByValue,
         rows: slice,
         picture_rows: slice | None,
         bias_weight: Tensor | None = None,
         bend: "_Bend | None" = None,
-    ) -> tuple[ByValue, Tensor, dict[str, Tensor]]:
+    ) -> tuple[ByValue, Tensor, Gradients]:
         """Deltas at the outputs of steps for ``rows``, at the pictures for ``picture_rows`` (None =
         no delta), and the gradients that `Layer.settle` completed.
 
         Only penalised rows need the delta of the picture, so what leads to it alone is computed for
         them alone.
         """
-        pending, found = dict(seeds), {}
-        settled: dict[str, Tensor] = {}
+        w, kept = done.w, done.kept
+        pending, deltas = dict(seeds), {}
+        settled: Gradients = {}
 
         def narrowed(d: Tensor) -> Tensor:
             return d if picture_rows is None or picture_rows == rows else d[picture_rows]
@@ -196,39 +197,40 @@ class ExplicitStep:
         for step in reversed(self.walk.steps):
             if step.output not in pending:
                 continue
-            delta = pending.pop(step.output)
-            delta, done = step.layer.settle(w, _sliced(kept[step.output], rows), delta, bias_weight)
-            settled = added(settled, done)
+            mine = _sliced(kept[step.output], rows)
+            delta, complete = step.layer.settle(w, mine, pending.pop(step.output), bias_weight)
+            settled = added(settled, complete)
             if step.layer.weights or step.layer.curved:
-                found[step.output] = delta
-            mine = rows
+                deltas[step.output] = delta
+            reached = rows
             if all(i in self.bare for i in step.inputs):
                 if picture_rows is None:
                     continue
-                mine, delta = picture_rows, delta if step.output in self.bare else narrowed(delta)
-            before = step.layer.delta(w, _sliced(kept[step.output], mine), delta)
+                reached = picture_rows
+                delta = delta if step.output in self.bare else narrowed(delta)
+            before = step.layer.delta(w, _sliced(kept[step.output], reached), delta)
             for i, d in zip(step.inputs, before, strict=False):
                 if bend is not None and step.layer.curved:
                     d = bend.added(step.layer, kept[step.output], i, step.output, d)
-                if i in self.bare and mine == rows:
+                if i in self.bare and reached == rows:
                     if picture_rows is None:
                         continue
                     d = narrowed(d)
                 pending[i] = pending[i] + d if i in pending else d
-        return found, pending.get(0, torch.empty(0)), settled
+        return deltas, pending.get(0, torch.empty(0)), settled
 
-    def _tangent(
-        self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice
-    ) -> ByValue:
+    def _tangent(self, done: "_Forward", direction: Tensor) -> ByValue:
+        """The tangents of all values for a direction at the pictures of the penalised rows."""
         tangents = {0: direction}
         for k, step in enumerate(self.walk.steps):
-            tangents[step.output] = step.layer.tangent(
-                w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs)
-            )
+            kept = _sliced(done.kept[step.output], done.rows.penalised)
+            inputs = [tangents[i] for i in step.inputs]
+            tangents[step.output] = step.layer.tangent(done.w, kept, *inputs)
+            del inputs
             self._let_go(tangents, k)
         return tangents
 
-    def _penalise(self, g: Tensor, rows: "Rows") -> tuple[Tensor, Stats]:
+    def _penalise(self, g: Tensor, rows: Rows) -> tuple[Tensor, Stats]:
         """Directions of the penalised rows, from their input gradients."""
         g, n = full_precision(g), rows.count
         directions: dict[int, Tensor] = {}
@@ -236,110 +238,53 @@ class ExplicitStep:
         for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
             for segment in segments:
                 k = rows.segments.index(segment)
-                found = gradient_penalty(
-                    g[k * n : (k + 1) * n],
-                    penalty.weight,
-                    penalty.target,
-                    penalty.one_sided,
-                    penalty_of(penalty).formula == "zero-centred",
-                    penalty.interval / n,
+                zero_centred = penalty_of(penalty).formula == "zero-centred"
+                shape = penalty.weight, penalty.target, penalty.one_sided, zero_centred
+                value, norm, u = gradient_penalty(
+                    g[k * n : (k + 1) * n], *shape, penalty.interval / n
                 )
-                values.append(found.value)
-                norms.append(found.norm)
-                directions[k] = (
-                    directions[k] + found.direction if k in directions else found.direction
-                )
-        return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(
-            values, norms
-        )
+                values.append(value)
+                norms.append(norm)
+                directions[k] = directions[k] + u if k in directions else u
+        direction = torch.cat([directions[k] for k in range(len(rows.segments))])
+        return direction, penalty_stats(values, norms)
 
     def _gradients(
         self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
-    ) -> dict[str, Tensor]:
-        """The weight gradients of all steps. ``pair`` says which inputs meet which deltas; used
-        deltas are freed."""
-        total: dict[str, Tensor] = {}
+    ) -> Gradients:
+        """All weight gradients; ``pair`` says which inputs meet which deltas. Frees the deltas."""
+        total: Gradients = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
                 inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
-                total = added(
-                    total, step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
-                )
+                more = step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
+                total = added(total, more)
         return total
 
 
 @dataclass
-class Rows:
-    """All pictures of a step in one batch: first the loss's 2N, last the penalised. So every
-    pass takes one slice."""
+class _Forward:
+    """What the forward pass leaves for the passes behind it."""
 
-    pictures: Tensor
-    labels: Tensor | None
-    count: int  # N
-    # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
-    segments: tuple[str | int, ...]
-    penalties: Sequence[PenaltyConfig]
+    w: Weights
+    values: ByValue
+    kept: dict[Value, Kept]
+    rows: Rows
+    head: "_Logits | _Tail"
+    places: tuple[Value, ...]  # the values that the head reads
 
-    @staticmethod
-    def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
-        real_first = Rows._real_first(penalties)
-        pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
-        both = [
-            *(pair if real_first else pair[::-1]),
-            *((p, inputs.real_labels) for p in inputs.points),
-        ]
-        labels = (
-            None
-            if inputs.real_labels is None
-            else torch.cat([label for _, label in both if label is not None])
-        )
-        held = tuple(name for name in ("real", "fake") if holds(penalties, name))
-        segments = (*held, *range(len(inputs.points)))
-        return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, penalties)
-
-    @staticmethod
-    def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:
-        return not (holds(penalties, "real") and not holds(penalties, "fake"))
-
-    @staticmethod
-    def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:
-        """First rows of the reals, of the fakes, and of each batch of points; ``count`` rows in
-        each."""
-        first, second, *points = (k * count for k in range(groups))
-        return [first, second, *points] if Rows._real_first(penalties) else [second, first, *points]
-
-    @property
-    def loss(self) -> int:
-        """Where the loss's rows end."""
-        return 2 * self.count
-
-    @property
-    def start(self) -> int:
-        """Where the penalised rows begin."""
-        return len(self.pictures) - self.count * len(self.segments)
-
-    @property
-    def penalised(self) -> slice:
-        return slice(self.start, None)
-
-    @property
-    def groups(self) -> list[slice]:
-        """Reals, fakes, then each batch of points."""
-        return [
-            slice(at, at + self.count)
-            for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)
-        ]
+    def seeded(self, seeds: Sequence[Tensor]) -> ByValue:
+        return dict(zip(self.places, seeds, strict=True))
 
 
 class _Logits:
-    """The end of a critic that was walked whole: its score, and class logits if it has a class
-    head."""
+    """The end of a critic that was walked whole: its score, and class logits if there are some."""
 
     def __init__(
         self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
     ) -> None:
         self.rows, self.answers = rows, answers
-        self.gradients: dict[str, Tensor] = {}  # no weights: a walked critic's belong to its steps
+        self.gradients: Gradients = {}  # no weights: a walked critic's belong to its steps
         leaves = [a.detach().requires_grad_() for a in answers]
         real, fake = rows.groups[:2]
         with torch.enable_grad():
@@ -373,33 +318,30 @@ class _Tail:
         tail = engine.walk.tail
         assert tail is not None
         self.rows = rows
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients: Gradients = {}
         self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
         self._leaves = [a.detach().requires_grad_() for a in answers]
         kind, compute = rows.pictures.device.type, engine.compute
         with torch.enable_grad(), LeanDerivatives():
             used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
-            said = []
-            # statistics over a batch are those of reals, fakes and points apart
+            judgements = []
+            # One call for reals, fakes, and each batch of points: statistics are a batch's own.
             for group in rows.groups:
-                labels = (
-                    [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
-                )
-                with (
-                    torch.autocast(kind, compute, enabled=compute is not None),
-                    holding(tail.module, used),
-                ):
+                labels = []
+                if tail.takes_labels and rows.labels is not None:
+                    labels = [rows.labels[group]]
+                computed = torch.autocast(kind, compute, enabled=compute is not None)
+                with computed, holding(tail.module, used):
                     answer = tail.module(*(leaf[group].clone() for leaf in self._leaves), *labels)
-                said.append(as_judgement(answer, rows.count))
+                judgements.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            self._total, stats = objective(engine.loss, said[0], said[1], *both)
-            held = [
-                s for s, group in zip(said, rows.groups, strict=True) if group.start >= rows.start
-            ]
+            self._total, stats = objective(engine.loss, judgements[0], judgements[1], *both)
+            groups = zip(judgements, rows.groups, strict=True)
+            penalised = [j.score for j, group in groups if group.start >= rows.start]
             self._delta: tuple[Tensor, ...] = ()
-            if held:
-                scores = torch.cat([s.score for s in held]).sum()
+            if penalised:
+                scores = torch.cat(penalised).sum()
                 self._delta = torch.autograd.grad(
                     scores, self._leaves, create_graph=True, materialize_grads=True
                 )
@@ -409,17 +351,16 @@ class _Tail:
         return [d[self.rows.penalised].detach() for d in self._delta]
 
     def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """Deltas, for all rows, of the loss and of what the tangents leave. Also sets the
-        gradients of the tail's own weights."""
+        """Deltas of loss and tangents, for all rows. Sets the gradients of the tail's weights."""
         with torch.enable_grad(), LeanDerivatives():
             whole = self._total
             for t, d in zip(tangents, self._delta, strict=False):
                 whole = whole + (t.detach() * d[self.rows.penalised]).sum()
-            wanted = [*self._leaves, *self._own.values()]
-            found = torch.autograd.grad(whole, wanted, materialize_grads=True)
+            leaves = [*self._leaves, *self._own.values()]
+            gradients = torch.autograd.grad(whole, leaves, materialize_grads=True)
         count = len(self._leaves)
-        self.gradients = dict(zip(self._own, found[count:], strict=True))
-        return found[:count]
+        self.gradients = dict(zip(self._own, gradients[count:], strict=True))
+        return gradients[:count]
 
 
 @dataclass
@@ -431,15 +372,13 @@ class _Bend:
     start: int
 
     def added(self, layer: Layer, kept: Kept, before: Value, after: Value, d: Tensor) -> Tensor:
-        more = layer.second(
-            _sliced(kept, slice(self.start, None)), self.tangent[before], self.delta[after]
-        )
+        kept = _sliced(kept, slice(self.start, None))
+        more = layer.second(kept, self.tangent[before], self.delta[after])
         return torch.cat([d[: self.start], d[self.start :] + more]) if self.start else d + more
 
 
 def _bare(walk: Walk) -> set[Value]:
-    """The picture, and values that layers without weights make of it: only the penalty needs
-    their deltas."""
+    """The picture, and values made of it without weights: only a penalty needs their deltas."""
     bare = {0}
     for step in walk.steps:
         if not step.layer.weights and all(i in bare for i in step.inputs):
@@ -456,7 +395,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Gradients:
     """Gradients from two places; weights that are in both get the sum."""
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 

@@ -31,14 +31,13 @@ class FlatGradients:
 
     @property
     def fits(self) -> bool:
-        """False after parameters were moved, laid out anew, replaced, frozen or thawed. Then
-        make another."""
+        """False after parameters were moved, laid out anew, replaced, frozen or thawed: make
+        another."""
         return self._state() == self._made_for
 
     @torch.no_grad()
     def fill(self, gradients: Sequence[Tensor | None]) -> None:
-        """Copy one gradient for each parameter; None is 0. A parameter whose ``.grad`` was
-        removed gets it back."""
+        """Copy one gradient for each parameter; None is 0. Each ``.grad`` is the view again."""
         for parameter, view, gradient in zip(self.parameters, self.views, gradients, strict=True):
             if gradient is None:
                 view.zero_()
@@ -49,8 +48,7 @@ class FlatGradients:
 
 
 def trainable(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters that require a gradient. InputError where there is none, or their types
-    differ."""
+    """The parameters that require a gradient; InputError if there are none, or several types."""
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
@@ -64,8 +62,7 @@ def trainable(net: nn.Module) -> list[nn.Parameter]:
 
 
 def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive parts of ``flat`` (total,), each in the shape and memory layout of its
-    parameter."""
+    """Consecutive parts of ``flat`` (total,), each shaped and laid out as its parameter."""
     views, start = [], 0
     for p in parameters:
         part = flat[start : start + p.numel()]

@@ -82,7 +82,7 @@ def build_critic(spec: NetSpec) -> nn.Module:
 
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
-    """Any critic's answer in one form, in float32 or more: score (N,); class logits (N, K) or
+    """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or
     None."""
     return as_judgement(
         critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x)

@@ -1,5 +1,4 @@
-"""The parts of the networks: convolution, linear, leaky ReLU, norm, flatten. The explicit engine
-walks them."""
+"""The parts of the networks, all of which the explicit engine can walk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,15 +33,13 @@ class Critic(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
-        self.projection = (
-            nn.Linear(features, classes, bias=False) if conditional == "projection" else None
-        )
-        self.takes_labels = self.projection is not None  # what `judge` goes by
-        self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
+        projected, auxiliary = conditional == "projection", conditional == "auxiliary"
+        self.projection = nn.Linear(features, classes, bias=False) if projected else None
+        self.takes_labels = projected  # what `judge` goes by
+        self.class_head = nn.Linear(features, classes) if auxiliary else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Judgement:
-        """Scores of pictures x (N, C, H, W) in [-1, 1]. ``labels`` int64 (N,) for a projection
-        only."""
+        """Scores of pictures x (N, C, H, W) in [-1, 1]; ``labels`` int64 (N,) with a projection."""
         features = self.trunk(x)
         score = self.head(features)
         if self.projection is not None:
@@ -51,14 +48,12 @@ class Critic(nn.Module):
                     "this critic judges a picture as one of its class: give labels (N,)"
                 )
             score = score + self.projection(features).gather(1, labels[:, None])
-        return Judgement(
-            score[:, 0], self.class_head(features) if self.class_head is not None else None
-        )
+        classes = self.class_head(features) if self.class_head is not None else None
+        return Judgement(score[:, 0], classes)
 
 
 class Generator(nn.Module):
-    """From z, and a class if there are classes, to the first feature map, through ``layers``, to
-    tanh."""
+    """From z, and a class if there are classes, to a feature map, through ``layers``, to tanh."""
 
     def __init__(
         self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0
@@ -73,8 +68,8 @@ class Generator(nn.Module):
         self.layers = layers
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures (N, C, H, W) in [-1, 1] for z (N, latent). ``labels`` int64 (N,) with classes
-        only."""
+        """Pictures (N, C, H, W) in [-1, 1] for z (N, latent); ``labels`` int64 (N,) with
+        classes."""
         hidden = self.project(z)
         if self.classes is not None:
             if labels is None:
@@ -84,8 +79,7 @@ class Generator(nn.Module):
 
 
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
-    """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights: no
-    layer."""
+    """Zero or one layer for (N, channels, H, W). "spectral" normalises weights: no layer."""
     match kind:
         case "batch":
             return [nn.BatchNorm2d(channels)]
@@ -117,8 +111,7 @@ def spectral(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def held_power_iteration(net: nn.Module) -> Iterator[None]:
-    """Spectral normalisation keeps its estimates inside. One power iteration a critic step is
-    enough."""
+    """Spectral normalisation keeps its estimates inside: a critic step makes one iteration only."""
     estimates = [m for m in modules(net) if isinstance(m, _SpectralNorm) and m.training]
     for estimate in estimates:
         estimate.eval()
@@ -139,17 +132,12 @@ def he_init(module: nn.Module) -> None:
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = child.weight[0].numel()
-            # each output pixel sums kernel / stride^2 taps of every input channel
             if isinstance(child, nn.ConvTranspose2d):
-                fan_in = (
-                    child.in_channels
-                    * child.weight[0, 0].numel()
-                    // (child.stride[0] * child.stride[1])
-                )
-            hidden = name.startswith(("trunk", "layers"))
-            nn.init.normal_(
-                child.weight, 0.0, ((2 / (1 + LEAK**2) if hidden else 1) / fan_in) ** 0.5
-            )
+                # Each output pixel sums kernel / stride^2 taps of every input channel.
+                taps, (sy, sx) = child.weight[0, 0].numel(), child.stride
+                fan_in = child.in_channels * taps // (sy * sx)
+            gain = 2 / (1 + LEAK**2) if name.startswith(("trunk", "layers")) else 1
+            nn.init.normal_(child.weight, 0.0, (gain / fan_in) ** 0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, Generator) and child.classes is not None:
