@@ -32,6 +32,12 @@ _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # key increments: golden ratio, sqrt(3) - 1
 
 
+def _keys(seed: int, stream: int, round_: int) -> list[int]:
+    """The two 64-bit keys of a round."""
+    steps = zip((seed, stream), _WEYL, strict=True)
+    return [(key + round_ * step) % (1 << 64) for key, step in steps]
+
+
 def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Raw 64-bit words.
 
@@ -43,33 +49,23 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 (N, count): the bits of NumPy's uint64 words.
     """
-    if (
-        type(index) is Tensor
-        and index.dtype == torch.int64
-        and index.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-    ):
-        return _words_on_host(seed, stream, index, count)
-    return _words_on_device(seed, stream, index, count)
+    plain = type(index) is Tensor and index.dtype == torch.int64 and index.device.type == "cpu"
+    on_host = plain and not torch.compiler.is_compiling()
+    return (_words_on_host if on_host else _words_on_device)(seed, stream, index, count)
 
 
 def _words_on_device(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """The definition of `philox_words`."""
     blocks = -(-count // 4)
-    # NumPy advances the counter before its first block
+    # NumPy advances the counter before its first block.
     block = torch.arange(1, blocks + 1, device=index.device)
     c0 = block.expand(len(index), blocks).reshape(-1)
     c1 = index[:, None].expand(len(index), blocks).reshape(-1)
     c2 = c3 = torch.zeros_like(c0)
     for round_ in range(_ROUNDS):
-        k0, k1 = (
-            _signed((key + round_ * step) % (1 << 64))
-            for key, step in zip((seed, stream), _WEYL, strict=True)
-        )
-        (high0, low0), (high1, low1) = (
-            _multiply(c0, _MULTIPLIERS[0]),
-            _multiply(c2, _MULTIPLIERS[1]),
-        )
+        k0, k1 = map(_signed, _keys(seed, stream, round_))
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return torch.stack([c0, c1, c2, c3], dim=1).view(len(index), blocks * 4)[:, :count]
 
@@ -89,38 +85,27 @@ _HALF = np.uint64(32)
 
 
 def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """In half the time with NumPy's unsigned words: a shift needs no mask, and sums are in
-    place."""
+    """In half the time with NumPy's unsigned words: shifts need no masks, sums are in place."""
     blocks, rows = -(-count // 4), index.numpy().view(np.uint64)
     words = np.empty((len(rows), blocks, 4), np.uint64)
-    keys = [
-        [
-            np.uint64((key + round_ * step) % (1 << 64))
-            for key, step in zip((seed, stream), _WEYL, strict=True)
-        ]
-        for round_ in range(_ROUNDS)
-    ]
+    keys = [[np.uint64(k) for k in _keys(seed, stream, round_)] for round_ in range(_ROUNDS)]
     step = max(1, _CHUNK // max(1, blocks))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        c0, c1 = (
-            np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some)),
-            np.repeat(some, blocks),
-        )
+        c0 = np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some))
+        c1 = np.repeat(some, blocks)
         c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
         for k0, k1 in keys:
-            (high0, low0), (high1, low1) = (
-                _multiply_on_host(c0, _MULTIPLIERS[0]),
-                _multiply_on_host(c2, _MULTIPLIERS[1]),
-            )
+            high0, low0 = _multiply_on_host(c0, _MULTIPLIERS[0])
+            high1, low1 = _multiply_on_host(c2, _MULTIPLIERS[1])
             high1 ^= c1
             high1 ^= k0
             high0 ^= c3
             high0 ^= k1
             c0, c1, c2, c3 = high1, low1, high0, low0
-        made = words[start : start + step].reshape(-1, 4)
+        chunk = words[start : start + step].reshape(-1, 4)
         for k, word in enumerate((c0, c1, c2, c3)):
-            made[:, k] = word
+            chunk[:, k] = word
     return torch.from_numpy(words.view(np.int64).reshape(len(rows), blocks * 4)[:, :count])
 
 
@@ -149,8 +134,7 @@ def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Ten
 
 
 def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals by Box-Muller in float64, rounded once to float32 (N, count), of
-    `philox_words`' arguments."""
+    """Standard normals, float32 (N, count), by Box-Muller in float64. See `philox_words`."""
     pairs = uniforms_reference(seed, stream, index, count + count % 2)
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
@@ -244,37 +228,18 @@ _BLOCK = 128
 
 
 def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    """The launcher, with `philox_words`' arguments: normals float32 or uniforms float64, (N,
-    count)."""
-    out = torch.empty(
-        len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device
-    )
+    """The launcher: normals float32 or uniforms float64, (N, count). See `philox_words`."""
+    kind = torch.float32 if normal else torch.float64
+    out = torch.empty(len(index), count, dtype=kind, device=index.device)
     per_row = blocks(count, 4)
-    keys = (
-        _signed(seed % (1 << 64)),
-        _signed(stream % (1 << 64)),
-        *(_signed(word) for word in (*_MULTIPLIERS, *_WEYL)),
-    )
-    launch(
-        _draw_kernel,
-        (blocks(len(index) * per_row, _BLOCK),),
-        index.device,
-        index.contiguous(),
-        out,
-        len(index),
-        count,
-        per_row,
-        *keys,
-        NORMAL=normal,
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+    words = (seed % (1 << 64), stream % (1 << 64), *_MULTIPLIERS, *_WEYL)
+    arguments = (index.contiguous(), out, len(index), count, per_row, *map(_signed, words))
+    flags, grid = {"NORMAL": normal, "BLOCK": _BLOCK}, (blocks(len(index) * per_row, _BLOCK),)
+    launch(_draw_kernel, grid, index.device, *arguments, **flags, num_warps=4)
     return out
 
 
-@torch.library.custom_op("ganfast::draw", mutates_args=())
-def _draw(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    return draw_triton(seed, stream, index, count, normal)
+_draw = torch.library.custom_op("ganfast::draw", draw_triton, mutates_args=())
 
 
 @_draw.register_fake
@@ -283,16 +248,17 @@ def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor
 
 
 def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals, float32 (N, count), of `philox_words`' arguments. A device's are within
-    one unit in the last place of the reference's."""
+    """Standard normals, float32 (N, count). See `philox_words`.
+
+    A device's are within one unit in the last place of the reference's.
+    """
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, True)
     return latents_reference(seed, stream, index, count)
 
 
 def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Uniforms in [0, 1), float64 (N, count), of `philox_words`' arguments: to the bit the
-    reference's."""
+    """Uniforms in [0, 1), float64 (N, count), to the bit the reference's. See `philox_words`."""
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, False)
     return uniforms_reference(seed, stream, index, count)
