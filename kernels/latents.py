@@ -79,7 +79,7 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
 
 
-# blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+# Blocks of four words that NumPy makes together, so that a round's arrays stay in the caches.
 _CHUNK = 1 << 13
 _HALF = np.uint64(32)
 
@@ -139,7 +139,7 @@ def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tens
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.empty(pairs.shape, dtype=torch.float32, device=index.device)
-    # to stack them takes a CPU longer than cosine and sine
+    # Written in place, because to stack them takes a CPU longer than cosine and sine.
     normals[:, 0::2] = radius * torch.cos(angle)
     normals[:, 1::2] = radius * torch.sin(angle)
     return normals[:, :count].contiguous()
@@ -196,8 +196,8 @@ def _draw_kernel(
     c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c2 = c0 * 0
     c3 = c2
-    # a key of 1 comes as a constant, which has no .to
-    key0, key1 = (tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64))
+    # Cast by function, because a key of 1 comes as a constant, which has no `.to`.
+    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)
     mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
@@ -212,8 +212,8 @@ def _draw_kernel(
     at = out_ptr + row * COUNT + block * 4
     left = COUNT - block * 4  # columns of this block that exist
     if NORMAL:
-        # 1 - u is exact, and never 0
-        near, far = (tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2)))
+        # 1 - u is exact, and never 0.
+        near, far = tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2))
         cos1, sin1 = _turn(u1)
         cos3, sin3 = _turn(u3)
         u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3

@@ -37,7 +37,7 @@ class AutogradStep:
         tensors = {f"critic.{name}": value.detach() for name, value in weights.items()}
         leaves = {name: tensors[name].requires_grad_() for name in self.trainable}
         with torch.enable_grad(), LeanDerivatives(), held_power_iteration(self.whole.critic):
-            # Views, because of a leaf `lean.wanted` could not tell whether a pass leads to it.
+            # Views, because of a leaf `lean.leads_to` could not tell whether a pass leads to it.
             views = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
             with holding(self.whole, tensors | views):
                 total, stats = self.whole(inputs)

@@ -15,9 +15,7 @@ class Convolution(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    last: bool = (
-        False  # channels last, also where the strides of one-channel pictures do not say so
-    )
+    last: bool = False  # the result is channels last, though one channel's strides do not say so
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = as_channels_last(x) if self.last and is_thin(x, weight, self.groups) else x

@@ -221,14 +221,14 @@ class CriticStep:
                 "this critic judges a picture as one of its class: give real_labels (N,)"
             )
         if not self.gradients.fits or self._modes != modes(self.critic):
-            # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
+            # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
         inputs = Inputs(real, fake, real_labels, fake_labels, points)
-        # both kinds at the first call of either: a later one may be inside a capture, which allows
-        # no check
+        # Both kinds are checked at the first call of either, because a later call may be inside a
+        # capture, which allows no check.
         while self._unchecked:
             penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
             same = penalised == bool(penalties)
@@ -267,10 +267,8 @@ class CriticStep:
             if problem is None:
                 return
             engine = self.choice.engine if self.choice.compiled else "reference"
-            slower, title = (
-                Choice(engine, False, f"{self.choice.title} {problem}"),
-                self.choice.title,
-            )
+            title = self.choice.title
+            slower = Choice(engine, False, f"{title} {problem}")
             logger.warning("%s engine: %s; going on with %s", title, problem, slower.title)
             self.choice = slower
             self._run = self._engine(self.choice)
@@ -279,8 +277,8 @@ class CriticStep:
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """The error of the engine's gradients, in words; None = they are right.
 
-        A value that rounds across a kink is no error: it does not round so on slightly smaller
-        pictures, so a few sizes are tried.
+        A value that rounds across a kink is no error of the engine. On slightly smaller pictures it
+        rounds otherwise, so a few sizes are tried.
         """
         penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
@@ -298,9 +296,8 @@ class CriticStep:
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None
-        return (
-            f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
-        )
+        gap, allowed = verdict.error, verdict.allowed
+        return f"gave gradients {gap:.2g} off the reference's, {allowed:.2g} allowed"
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""

@@ -323,7 +323,9 @@ class _Tail:
         self._leaves = [a.detach().requires_grad_() for a in answers]
         kind, compute = rows.pictures.device.type, engine.compute
         with torch.enable_grad(), LeanDerivatives():
-            used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
+            used = {
+                name: leaf.view_as(leaf) for name, leaf in self._own.items()
+            }  # see lean.leads_to
             judgements = []
             # One call for reals, fakes, and each batch of points: statistics are a batch's own.
             for group in rows.groups:

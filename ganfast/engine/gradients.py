@@ -66,7 +66,7 @@ def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     views, start = [], 0
     for p in parameters:
         part = flat[start : start + p.numel()]
-        # no holes: empty_like gives those other strides
+        # A parameter with holes in memory has other strides than empty_like's.
         dense = torch.empty_like(p).stride() == p.stride()
         views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
         start += p.numel()

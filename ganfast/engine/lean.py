@@ -24,7 +24,7 @@ from ganfast.tensors import laid_out_like
 aten = torch.ops.aten
 
 
-def wanted(ctx: Any, position: int) -> bool:
+def leads_to(ctx: Any, position: int) -> bool:
     """Whether this backward pass leads to the input; ``needs_input_grad`` says that some pass may.
 
     The first pass of a penalty leads to the pictures only, and must not compute weight gradients
@@ -52,9 +52,9 @@ class Convolve(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         return (
-            DataGradient.apply(dy, weight, x.detach(), ctx.shape) if wanted(ctx, 0) else None,
-            WeightGradient.apply(dy, x, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
-            dy.sum([0, *range(2, dy.dim())]) if wanted(ctx, 2) else None,
+            DataGradient.apply(dy, weight, x.detach(), ctx.shape) if leads_to(ctx, 0) else None,
+            WeightGradient.apply(dy, x, weight.detach(), ctx.shape) if leads_to(ctx, 1) else None,
+            dy.sum([0, *range(2, dy.dim())]) if leads_to(ctx, 2) else None,
             None,
         )
 
@@ -72,8 +72,8 @@ class DataGradient(torch.autograd.Function):
     def backward(ctx: Any, t: Tensor) -> Any:
         dy, weight = ctx.saved_tensors
         return (
-            Convolve.apply(t, weight, None, ctx.shape) if wanted(ctx, 0) else None,
-            WeightGradient.apply(dy, t, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            Convolve.apply(t, weight, None, ctx.shape) if leads_to(ctx, 0) else None,
+            WeightGradient.apply(dy, t, weight.detach(), ctx.shape) if leads_to(ctx, 1) else None,
             None,
             None,
         )
@@ -92,8 +92,8 @@ class WeightGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> Any:
         dy, x = ctx.saved_tensors
         return (
-            Convolve.apply(x, v, None, ctx.shape) if wanted(ctx, 0) else None,
-            DataGradient.apply(dy, v, x.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            Convolve.apply(x, v, None, ctx.shape) if leads_to(ctx, 0) else None,
+            DataGradient.apply(dy, v, x.detach(), ctx.shape) if leads_to(ctx, 1) else None,
             None,
             None,
         )
@@ -153,7 +153,7 @@ class ThinConvolutions:
     def __enter__(self) -> None:
         for module in self._changed:
             forward = _conv_forward if isinstance(module, nn.Conv2d) else _transposed_forward
-            # a method, so that a copy gets one of its own
+            # A method, so that a copy of the module gets one of its own.
             module.__dict__["forward"] = MethodType(forward, module)
 
     def __exit__(self, *_: object) -> None:
@@ -235,7 +235,7 @@ def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _seen(weight: Tensor | None) -> Tensor | None:
-    """A view, so that `wanted` can tell whether a pass leads to the leaf."""
+    """A view, so that `leads_to` can tell whether a pass leads to the leaf."""
     return None if weight is None else weight.view_as(weight)
 
 

@@ -77,7 +77,7 @@ def build_critic(spec: NetSpec) -> nn.Module:
         spec.size, spec.channels, spec.width, spec.critic_norm, *classes, spec.critic_dropout
     )
     _initialise(net, spec)
-    # after the initial weights: it hides them behind estimates
+    # After the initial weights, which it hides behind its estimates.
     return spectral(net) if spec.critic_norm == "spectral" else net
 
 
