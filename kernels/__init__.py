@@ -1,1 +1,1 @@
-"""One operation per file: the definition in plain PyTorch, and beside it the kernel that computes the same faster."""
+"""One operation a file: its definition in plain PyTorch, and the kernel that computes it faster."""

@@ -1,6 +1,7 @@
-"""The one place that imports triton: without it the kernels' files import all the same, and their references run.
+"""The one place that imports triton. Without triton the kernels' references run.
 
-`GANFAST_KERNELS=reference` turns the kernels off; `TRITON_INTERPRET=1`, set before the first import, runs them on a CPU.
+`GANFAST_KERNELS=reference` turns the kernels off; `TRITON_INTERPRET=1`, set before the first
+import, runs them on a CPU.
 """
 
 import os
@@ -40,9 +41,8 @@ __all__ = [
     "use_triton",
 ]
 
-launches: Counter[str] = (
-    Counter()
-)  # kernel launches by name since the start: exact, unlike their times
+# Kernel launches by name since the start: exact, unlike their times.
+launches: Counter[str] = Counter()
 
 
 def jit(kernel: Callable[..., None]) -> Any:
@@ -56,10 +56,10 @@ def use_triton(x: Tensor) -> bool:
     Raises:
         InputError: $GANFAST_KERNELS is neither "triton" nor "reference".
     """
-    wanted = os.environ.get("GANFAST_KERNELS", "triton")
-    if wanted not in ("triton", "reference"):
-        raise InputError(f"GANFAST_KERNELS is {wanted!r}; expected triton or reference")
-    return triton is not None and wanted == "triton" and (x.is_cuda or interpreted())
+    kernels = os.environ.get("GANFAST_KERNELS", "triton")
+    if kernels not in ("triton", "reference"):
+        raise InputError(f"GANFAST_KERNELS is {kernels!r}; expected triton or reference")
+    return triton is not None and kernels == "triton" and (x.is_cuda or interpreted())
 
 
 def interpreted() -> bool:
@@ -73,10 +73,10 @@ def launch(
     if 0 in grid:
         return
     launches[kernel.__name__] += 1
-    guard: AbstractContextManager[Any] = (
-        torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    )
-    with guard:
+    on_device: AbstractContextManager[Any] = nullcontext()
+    if device.type == "cuda":
+        on_device = torch.cuda.device(device)
+    with on_device:
         kernel[grid](*args, **constants)
 
 

@@ -1,12 +1,14 @@
 """Adam, the moving average of the weights, and their bfloat16 copy, in one pass over flat buffers.
 
     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
-    p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)      Kingma and Ba 2015, arXiv:1412.6980, algorithm 1
+    p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
     average = average + (1 - decay) (p - average)
 
-Least traffic, in bytes a parameter: 20 read, 16 written, 2 for the copy. What changes from step to step (t, lr, decay) is read
-from the device, so that a captured graph replays with new values. What needs 1 - beta is computed in float64: in float32 1 -
-0.999 is 6e-5 off.
+Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+
+Least traffic, in bytes a parameter: 20 read, 16 written, 2 for the copy. What changes from step to
+step (t, lr, decay) is read from the device, so that a captured graph replays with new values. What
+needs 1 - beta is computed in float64: in float32 1 - 0.999 is 6e-5 off.
 """
 
 import torch
@@ -18,7 +20,8 @@ _BLOCK = 1024
 
 
 def adam_rates(step: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float) -> Tensor:
-    """What `adam_ema` reads from the device: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and decay, float32 (3,).
+    """What `adam_ema` reads from the device: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and decay,
+    float32 (3,).
 
     Args:
         step: t, the number of this step, from 1, 0-d on the device, any type.
@@ -73,11 +76,8 @@ def _adam_kernel(
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
-    step_size, root_scale, decay = (
-        tl.load(rates_ptr),
-        tl.load(rates_ptr + 1),
-        tl.load(rates_ptr + 2),
-    )
+    step_size, root_scale = tl.load(rates_ptr), tl.load(rates_ptr + 1)
+    decay = tl.load(rates_ptr + 2)
     g = tl.load(g_ptr + i, mask=inside, other=0.0)
     m = tl.load(m_ptr + i, mask=inside, other=0.0)
     v = tl.load(v_ptr + i, mask=inside, other=0.0)
@@ -108,44 +108,16 @@ def adam_ema_triton(
     low: Tensor | None = None,
 ) -> None:
     """The launcher; arguments as `adam_ema`."""
-    launch(
-        _adam_kernel,
-        (blocks(p.numel(), _BLOCK),),
-        p.device,
-        p,
-        g,
-        m,
-        v,
-        p if average is None else average,
-        p if low is None else low,
-        rates,
-        p.numel(),
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        eps,
-        AVERAGE=average is not None,
-        LOW=low is not None,
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+    flags = {"AVERAGE": average is not None, "LOW": low is not None}
+    average, low = p if average is None else average, p if low is None else low
+    tensors, betas = (p, g, m, v, average, low, rates), (beta1, 1 - beta1, beta2, 1 - beta2)
+    arguments, grid = (*tensors, p.numel(), *betas, eps), (blocks(p.numel(), _BLOCK),)
+    launch(_adam_kernel, grid, p.device, *arguments, **flags, BLOCK=_BLOCK, num_warps=4)
 
 
-@torch.library.custom_op("ganfast::adam_ema", mutates_args=("p", "m", "v", "average", "low"))
-def _op(
-    p: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    rates: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    average: Tensor | None,
-    low: Tensor | None,
-) -> None:
-    adam_ema_triton(p, g, m, v, rates, beta1, beta2, eps, average, low)
+_op = torch.library.custom_op(
+    "ganfast::adam_ema", adam_ema_triton, mutates_args=("p", "m", "v", "average", "low")
+)
 
 
 def adam_ema(
@@ -169,7 +141,5 @@ def adam_ema(
         average: moving average of p, float32 (numel,); None = none is kept.
         low: gets p in its own type, bfloat16 (numel,); None = no copy.
     """
-    if use_triton(p) and p.dtype == torch.float32:
-        _op(p, g, m, v, rates, beta1, beta2, eps, average, low)
-    else:
-        adam_ema_reference(p, g, m, v, rates, beta1, beta2, eps, average, low)
+    step = _op if use_triton(p) and p.dtype == torch.float32 else adam_ema_reference
+    step(p, g, m, v, rates, beta1, beta2, eps, average, low)

@@ -1,11 +1,14 @@
-"""What lies between two convolutions of a critic: bias and leaky ReLU, and what their derivative does to deltas and tangents.
+"""What lies between two convolutions of a critic: bias and leaky ReLU, and what their derivative
+does to deltas and tangents.
 
-    y  = leaky(x + b)                                   forward; the side of the kink of every element is kept as one bit
-    dz = dy phi',  db = sum over samples of w_n dz_n    delta pass, in one read of dy; w weighs samples, as a penalty's have no bias
+    y  = leaky(x + b)                                   forward
+    dz = dy phi',  db = sum over samples of w_n dz_n    delta pass, in one read of dy
     t  = c phi'                                         tangent pass
 
-phi' is 1 where x + b > 0 and `slope` elsewhere. A bit an element is what a derivative needs; torch keeps the element.
-Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow memory order, eight a byte, lowest first.
+phi' is 1 where x + b > 0 and `slope` elsewhere; w weighs samples, as a penalty's have no bias.
+The derivatives need only the side of the kink: forward keeps one bit an element, torch the whole
+element. Tensors are (N, C, *spatial), dense in memory, contiguous or channels last; bits follow
+memory order, eight a byte, lowest first.
 """
 
 from typing import Any
@@ -51,9 +54,8 @@ def bias_act_delta_reference(
 def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
     """t like c."""
     c = dense(c)
-    return (_exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)).to(
-        c.dtype
-    )
+    t = _exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)
+    return t.to(c.dtype)
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -73,12 +75,9 @@ def _packed(mask: Tensor) -> Tensor:
 
 def _unpacked(bits: Tensor, like: Tensor, first: int) -> Tensor:
     """The mask of elements first, first + 1, ... in the shape and layout of ``like``."""
-    flat = (
-        ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1)
-        .flatten()[first : first + like.numel()]
-        .bool()
-    )
-    return flat.as_strided(like.shape, like.stride())
+    flat = ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1).flatten()
+    mask = flat[first : first + like.numel()].bool()
+    return mask.as_strided(like.shape, like.stride())
 
 
 @jit
@@ -108,11 +107,8 @@ def _tangent_kernel(c_ptr, bits_ptr, t_ptr, numel, first, slope, BLOCK: tl.const
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     c = tl.load(c_ptr + i, mask=inside, other=0.0).to(tl.float32)
-    tl.store(
-        t_ptr + i,
-        _through(c, bits_ptr, first + i, inside, slope).to(t_ptr.dtype.element_ty),
-        mask=inside,
-    )
+    t = _through(c, bits_ptr, first + i, inside, slope)
+    tl.store(t_ptr + i, t.to(t_ptr.dtype.element_ty), mask=inside)
 
 
 @jit
@@ -129,15 +125,15 @@ def _delta_columns_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted column sums of a block of rows."""
+    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted
+    column sums of a block of rows."""
     block = tl.program_id(0).to(tl.int64)
     r = block * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (r < R)[:, None] & (c < C)[None, :]
     i = r[:, None] * C + c[None, :]
-    dz = _through(
-        tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope
-    )
+    dy = tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    dz = _through(dy, bits_ptr, i, inside, slope)
     tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
     w = tl.load(weight_ptr + r // PER_SAMPLE, mask=r < R, other=0.0).to(tl.float32)
     tl.store(part_ptr + block * C + c, tl.sum(dz * w[:, None], 0), mask=c < C)
@@ -147,7 +143,7 @@ def _delta_columns_kernel(
 def _delta_rows_kernel(
     dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr
 ):
-    """Contiguous: one program for each (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
+    """Contiguous: one program a (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
     w = tl.load(weight_ptr + tl.program_id(0) // C).to(tl.float32)
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -155,9 +151,8 @@ def _delta_rows_kernel(
         k = start + tl.arange(0, BLOCK)
         inside = k < INNER
         i = row * INNER + k
-        dz = _through(
-            tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32), bits_ptr, i, inside, slope
-        )
+        dy = tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32)
+        dz = _through(dy, bits_ptr, i, inside, slope)
         tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         total += dz
     tl.store(part_ptr + row, tl.sum(total, 0) * w)
@@ -173,23 +168,9 @@ def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tens
     x = dense(x)
     y = torch.empty_like(x)
     bits = torch.empty(blocks(x.numel(), 8), dtype=torch.uint8, device=x.device)
-    grid = (blocks(x.numel(), _BLOCK),)
-    inner = _inner(x) if x.numel() else 1
-    launch(
-        _forward_kernel,
-        grid,
-        x.device,
-        x,
-        bias.contiguous(),
-        y,
-        bits,
-        x.numel(),
-        x.shape[1],
-        inner,
-        slope,
-        BLOCK=_BLOCK,
-        num_warps=8,
-    )
+    tensors, inner = (x, bias.contiguous(), y, bits), _inner(x) if x.numel() else 1
+    numbers, grid = (x.numel(), x.shape[1], inner, slope), (blocks(x.numel(), _BLOCK),)
+    launch(_forward_kernel, grid, x.device, *tensors, *numbers, BLOCK=_BLOCK, num_warps=8)
     return y, bits
 
 
@@ -201,47 +182,22 @@ def bias_act_delta_triton(
     n, c = dy.shape[:2]
     if not dy.numel():
         return torch.empty_like(dy), torch.zeros(c, dtype=torch.float32, device=dy.device)
-    sample_weight = sample_weight.contiguous()
     dz = torch.empty_like(dy)
+    tensors = (dy, bits, sample_weight.contiguous(), dz)
     if _inner(dy) == 1:  # channels last, or nothing behind the channels
         rows, per_sample = dy.numel() // c, dy.numel() // (n * c)
         parts = torch.empty(blocks(rows, _ROWS), c, dtype=torch.float32, device=dy.device)
         columns = min(_COLUMNS, power_of_two(c))
-        launch(
-            _delta_columns_kernel,
-            (len(parts), blocks(c, columns)),
-            dy.device,
-            dy,
-            bits,
-            sample_weight,
-            dz,
-            parts,
-            rows,
-            c,
-            per_sample,
-            slope,
-            ROWS=_ROWS,
-            COLUMNS=columns,
-            num_warps=4,
-        )
+        grid = (len(parts), blocks(c, columns))
+        sizes = (rows, c, per_sample, slope)
+        flags = {"ROWS": _ROWS, "COLUMNS": columns, "num_warps": 4}
+        launch(_delta_columns_kernel, grid, dy.device, *tensors, parts, *sizes, **flags)
     else:
         parts = torch.empty(n, c, dtype=torch.float32, device=dy.device)
         inner = _inner(dy)
-        launch(
-            _delta_rows_kernel,
-            (n * c,),
-            dy.device,
-            dy,
-            bits,
-            sample_weight,
-            dz,
-            parts,
-            c,
-            inner,
-            slope,
-            BLOCK=min(_ROW_PART, power_of_two(inner)),
-            num_warps=4,
-        )
+        block = min(_ROW_PART, power_of_two(inner))
+        flags = {"BLOCK": block, "num_warps": 4}
+        launch(_delta_rows_kernel, (n * c,), dy.device, *tensors, parts, c, inner, slope, **flags)
     return dz, parts.sum(0)  # the second stage: no atomics, so that the sum is the same every time
 
 
@@ -249,25 +205,18 @@ def bias_act_tangent_triton(c: Tensor, bits: Tensor, slope: float, first: int = 
     """The launcher; arguments as `bias_act_tangent`."""
     c = dense(c)
     t = torch.empty_like(c)
-    launch(
-        _tangent_kernel,
-        (blocks(c.numel(), _BLOCK),),
-        c.device,
-        c,
-        bits,
-        t,
-        c.numel(),
-        first,
-        slope,
-        BLOCK=_BLOCK,
-        num_warps=8,
-    )
+    arguments, grid = (c, bits, t, c.numel(), first, slope), (blocks(c.numel(), _BLOCK),)
+    launch(_tangent_kernel, grid, c.device, *arguments, BLOCK=_BLOCK, num_warps=8)
     return t
 
 
-@torch.library.custom_op("ganfast::bias_act", mutates_args=())
-def _bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    return bias_act_triton(x, bias, slope)
+_bias_act = torch.library.custom_op("ganfast::bias_act", bias_act_triton, mutates_args=())
+_bias_act_delta = torch.library.custom_op(
+    "ganfast::bias_act_delta", bias_act_delta_triton, mutates_args=()
+)
+_bias_act_tangent = torch.library.custom_op(
+    "ganfast::bias_act_tangent", bias_act_tangent_triton, mutates_args=()
+)
 
 
 @_bias_act.register_fake
@@ -275,30 +224,19 @@ def _(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(dense(x)), x.new_empty(blocks(x.numel(), 8), dtype=torch.uint8)
 
 
-@torch.library.custom_op("ganfast::bias_act_delta", mutates_args=())
-def _bias_act_delta(
-    dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    return bias_act_delta_triton(dy, bits, slope, sample_weight)
-
-
 @_bias_act_delta.register_fake
 def _(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(dense(dy)), dy.new_empty(dy.shape[1], dtype=torch.float32)
 
 
-@torch.library.custom_op("ganfast::bias_act_tangent", mutates_args=())
-def _bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
-    return bias_act_tangent_triton(c, bits, slope, first)
-
-
 @_bias_act_tangent.register_fake
-def _(c: Tensor, bits: Tensor, slope: float, first: int) -> Tensor:
+def _(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
     return torch.empty_like(dense(c))
 
 
 def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
-    """Bias and leaky ReLU. Not differentiable by autograd (`biased_leaky_relu` is): its derivatives are the two below.
+    """Bias and leaky ReLU. Not differentiable by autograd (`biased_leaky_relu` is): its derivatives
+    are the two below.
 
     Args:
         x: (N, C, *spatial), any float type; computed in float32, rounded once.
@@ -306,7 +244,8 @@ def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
         slope: of the negative side, 0 or more.
 
     Returns:
-        y like x, laid out as x is, and bits, uint8 (ceil(numel / 8),): on which side each element lies, in memory order.
+        y like x, laid out as x is, and bits, uint8 (ceil(numel / 8),): on which side each element
+        lies, in memory order.
     """
     return _bias_act(x, bias, slope) if _kernel(x) else bias_act_reference(x, bias, slope)
 
@@ -325,26 +264,21 @@ def bias_act_delta(
     Returns:
         dz like dy, db float32 (C,).
     """
-    return (
-        _bias_act_delta(dy, bits, slope, sample_weight)
-        if _kernel(dy)
-        else bias_act_delta_reference(dy, bits, slope, sample_weight)
-    )
+    compute = _bias_act_delta if _kernel(dy) else bias_act_delta_reference
+    return compute(dy, bits, slope, sample_weight)
 
 
 def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
     """A direction through the activation.
 
     Args:
-        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the same layout.
+        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the
+            same layout.
         bits, slope: as `bias_act_delta`.
         first: elements that lie before those samples: samples * C * spatial.
     """
-    return (
-        _bias_act_tangent(c, bits, slope, first)
-        if _kernel(c)
-        else bias_act_tangent_reference(c, bits, slope, first)
-    )
+    compute = _bias_act_tangent if _kernel(c) else bias_act_tangent_reference
+    return compute(c, bits, slope, first)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -365,7 +299,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Delta(torch.autograd.Function):
-    """dz and db of dy, which is linear in dy: its derivative is the tangent of a direction in z and bias."""
+    """dz and db, linear in dy: the derivative is the tangent of a direction in z and bias."""
 
     @staticmethod
     def forward(
@@ -373,9 +307,8 @@ class _Delta(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(bits)
         ctx.slope, ctx.strides = slope, strides
-        return bias_act_delta(
-            _laid_out(dy, strides), bits, slope, dy.new_ones(len(dy), dtype=_exact(dy).dtype)
-        )
+        ones = dy.new_ones(len(dy), dtype=_exact(dy).dtype)
+        return bias_act_delta(_laid_out(dy, strides), bits, slope, ones)
 
     @staticmethod
     @once_differentiable
@@ -386,17 +319,17 @@ class _Delta(torch.autograd.Function):
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    return (
-        x
-        if x.stride() == strides
-        else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-    )
+    if x.stride() == strides:
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def biased_leaky_relu(x: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and bias, as penalties need.
+    """y of `bias_act` for critics trained by `torch.autograd.grad`: differentiable twice in x and
+    bias, as penalties need.
 
-    Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its second derivative.
+    Eager only: under torch.compile or `torch.func` an autograd function of one's own loses its
+    second derivative.
     """
     y: Tensor = _Differentiable.apply(x, bias, slope)
     return y

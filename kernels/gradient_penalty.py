@@ -1,9 +1,13 @@
-"""From the input gradients of N samples to what a gradient penalty needs: values, norms, and the direction u = d penalty / d g.
+"""From the input gradients of N samples to what a gradient penalty needs: values, norms, and the
+direction u = d penalty / d g.
 
-norm penalty  weight (|g| - target)^2, one-sided: 0 below the target    WGAN-GP, arXiv:1704.00028, eq. 3; DRAGAN, arXiv:1705.07215
-zero-centred  weight / 2 |g|^2                                          R1 and R2, arXiv:1801.04406, eq. 9 and 10
+    norm penalty  weight (|g| - target)^2   WGAN-GP, arXiv:1704.00028, eq. 3; DRAGAN, 1705.07215
+    zero-centred  weight / 2 |g|^2          R1 and R2, arXiv:1801.04406, eq. 9 and 10
 
-A sample that fits one program is read once and written once, in one launch; a larger one is split: partial sums, then direction.
+A one-sided norm penalty is 0 below the target.
+
+A sample that fits one program is read once and written once, in one launch; a larger one is split:
+partial sums, then direction.
 """
 
 from typing import NamedTuple
@@ -53,9 +57,8 @@ def _finish(square, weight, target, scale, ONE_SIDED: tl.constexpr, ZERO_CENTRED
         if ONE_SIDED:
             excess = tl.maximum(excess, 0.0)
         value = weight * excess * excess
-        coefficient = tl.where(
-            norm > 0, tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0)), 0.0
-        )
+        ratio = tl.div_rn(2.0 * weight * scale * excess, tl.where(norm > 0, norm, 1.0))
+        coefficient = tl.where(norm > 0, ratio, 0.0)
     return value, norm, coefficient
 
 
@@ -79,9 +82,8 @@ def _whole_kernel(
     inside = i < M
     first = n.to(tl.int64) * M
     g = tl.load(g_ptr + first + i, mask=inside, other=0.0).to(tl.float32)
-    value, norm, coefficient = _finish(
-        tl.sum(g * g, 0), weight, target, scale, ONE_SIDED, ZERO_CENTRED
-    )
+    square = tl.sum(g * g, 0)
+    value, norm, coefficient = _finish(square, weight, target, scale, ONE_SIDED, ZERO_CENTRED)
     tl.store(u_ptr + first + i, (coefficient * g).to(u_ptr.dtype.element_ty), mask=inside)
     tl.store(value_ptr + n, value)
     tl.store(norm_ptr + n, norm)
@@ -113,7 +115,7 @@ def _direction_kernel(
     BLOCK: tl.constexpr,
     ALL_PARTS: tl.constexpr,
 ):
-    """One part of one sample, every program adding up the sample's parts for itself, in the same order."""
+    """One part of a sample. Every program adds up the sample's parts itself, in the same order."""
     n, part = tl.program_id(0), tl.program_id(1)
     p = tl.arange(0, ALL_PARTS)
     square = tl.sum(tl.load(part_ptr + n * PARTS + p, mask=p < PARTS, other=0.0), 0)
@@ -135,48 +137,19 @@ def gradient_penalty_triton(
     n, m = len(g), g[0].numel() if len(g) else 0
     direction = torch.empty_like(g)
     value, norm = (torch.empty(n, dtype=torch.float32, device=g.device) for _ in range(2))
-    flags = {"ONE_SIDED": one_sided, "ZERO_CENTRED": zero_centred}
+    flags: dict[str, int] = {"ONE_SIDED": one_sided, "ZERO_CENTRED": zero_centred}
     if m <= _ONE_PROGRAM:
         block = power_of_two(m)
-        launch(
-            _whole_kernel,
-            (n,),
-            g.device,
-            g,
-            direction,
-            value,
-            norm,
-            m,
-            weight,
-            target,
-            scale,
-            **flags,
-            BLOCK=block,
-            num_warps=min(8, max(1, block // 512)),
-        )
+        flags |= {"BLOCK": block, "num_warps": min(8, max(1, block // 512))}
+        tensors = (g, direction, value, norm)
+        launch(_whole_kernel, (n,), g.device, *tensors, m, weight, target, scale, **flags)
         return Penalised(value, norm, direction)
     parts = blocks(m, _SPLIT)
     squares = torch.empty(n, parts, dtype=torch.float32, device=g.device)
     launch(_squares_kernel, (n, parts), g.device, g, squares, m, parts, BLOCK=_SPLIT, num_warps=8)
-    launch(
-        _direction_kernel,
-        (n, parts),
-        g.device,
-        g,
-        squares,
-        direction,
-        value,
-        norm,
-        m,
-        parts,
-        weight,
-        target,
-        scale,
-        **flags,
-        BLOCK=_SPLIT,
-        ALL_PARTS=power_of_two(parts),
-        num_warps=8,
-    )
+    flags |= {"BLOCK": _SPLIT, "ALL_PARTS": power_of_two(parts), "num_warps": 8}
+    arguments = (g, squares, direction, value, norm, m, parts, weight, target, scale)
+    launch(_direction_kernel, (n, parts), g.device, *arguments, **flags)
     return Penalised(value, norm, direction)
 
 
@@ -198,7 +171,8 @@ def _(
 def gradient_penalty(
     g: Tensor, weight: float, target: float, one_sided: bool, zero_centred: bool, scale: float
 ) -> Penalised:
-    """Per-sample norm over everything but the batch, penalty, direction; where g is 0 the direction is 0. Not differentiable.
+    """Per-sample norm over everything but the batch, penalty, direction; where g is 0 the direction
+    is 0. Not differentiable.
 
     Args:
         g: input gradients (N, ...), any float type; sums are float32 (float64 for float64).

@@ -1,11 +1,14 @@
-"""Counter-based random numbers on any device: words, uniforms and normals as a pure function of (seed, stream, index).
+"""Counter-based random numbers on any device: words, uniforms and normals as a pure function of
+(seed, stream, index).
 
-Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in the convention of NumPy: row `index`
-holds the words of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`. Because no state is kept, a picture is
-the same in any batch, and a resumed run draws what an uninterrupted one would have drawn.
+Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), in the
+convention of NumPy: row `index` holds the words of `np.random.Philox(key=[seed, stream],
+counter=[0, index, 0, 0])`. Because no state is kept, a picture is the same in any batch, and a
+resumed run draws what an uninterrupted one would have drawn.
 
-The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts need a mask. It runs on every
-device, compiles and can be captured. `ganfast.latents` is the same function in NumPy, for a sampler without torch.
+The reference is plain torch integer operations: int64 arithmetic wraps like uint64, only shifts
+need a mask. It runs on every device, compiles and can be captured. `ganfast.latents` is the same
+function in NumPy, for a sampler without torch.
 """
 
 import math
@@ -29,6 +32,12 @@ _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # key increments: golden ratio, sqrt(3) - 1
 
 
+def _keys(seed: int, stream: int, round_: int) -> list[int]:
+    """The two 64-bit keys of a round."""
+    steps = zip((seed, stream), _WEYL, strict=True)
+    return [(key + round_ * step) % (1 << 64) for key, step in steps]
+
+
 def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Raw 64-bit words.
 
@@ -40,34 +49,23 @@ def philox_words(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 (N, count): the bits of NumPy's uint64 words.
     """
-    if (
-        type(index) is Tensor
-        and index.dtype == torch.int64
-        and index.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-    ):
-        return _words_on_host(seed, stream, index, count)
-    return _words_on_device(seed, stream, index, count)
+    plain = type(index) is Tensor and index.dtype == torch.int64 and index.device.type == "cpu"
+    on_host = plain and not torch.compiler.is_compiling()
+    return (_words_on_host if on_host else _words_on_device)(seed, stream, index, count)
 
 
 def _words_on_device(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """The definition of `philox_words`."""
     blocks = -(-count // 4)
-    block = torch.arange(
-        1, blocks + 1, device=index.device
-    )  # NumPy advances the counter before its first block
+    # NumPy advances the counter before its first block.
+    block = torch.arange(1, blocks + 1, device=index.device)
     c0 = block.expand(len(index), blocks).reshape(-1)
     c1 = index[:, None].expand(len(index), blocks).reshape(-1)
     c2 = c3 = torch.zeros_like(c0)
     for round_ in range(_ROUNDS):
-        k0, k1 = (
-            _signed((key + round_ * step) % (1 << 64))
-            for key, step in zip((seed, stream), _WEYL, strict=True)
-        )
-        (high0, low0), (high1, low1) = (
-            _multiply(c0, _MULTIPLIERS[0]),
-            _multiply(c2, _MULTIPLIERS[1]),
-        )
+        k0, k1 = map(_signed, _keys(seed, stream, round_))
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return torch.stack([c0, c1, c2, c3], dim=1).view(len(index), blocks * 4)[:, :count]
 
@@ -81,44 +79,33 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return a1 * m1 + ((middle >> 32) & _LOW32) + ((carry >> 32) & _LOW32), a * _signed(multiplier)
 
 
-_CHUNK = (
-    1 << 13
-)  # blocks of four words that NumPy makes together: what a round reads and writes stays in its caches
+# Blocks of four words that NumPy makes together, so that a round's arrays stay in the caches.
+_CHUNK = 1 << 13
 _HALF = np.uint64(32)
 
 
 def _words_on_host(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """In half the time: with NumPy's unsigned words, whose halves need no masks behind a shift, in place."""
+    """In half the time with NumPy's unsigned words: shifts need no masks, sums are in place."""
     blocks, rows = -(-count // 4), index.numpy().view(np.uint64)
     words = np.empty((len(rows), blocks, 4), np.uint64)
-    keys = [
-        [
-            np.uint64((key + round_ * step) % (1 << 64))
-            for key, step in zip((seed, stream), _WEYL, strict=True)
-        ]
-        for round_ in range(_ROUNDS)
-    ]
+    keys = [[np.uint64(k) for k in _keys(seed, stream, round_)] for round_ in range(_ROUNDS)]
     step = max(1, _CHUNK // max(1, blocks))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        c0, c1 = (
-            np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some)),
-            np.repeat(some, blocks),
-        )
+        c0 = np.tile(np.arange(1, blocks + 1, dtype=np.uint64), len(some))
+        c1 = np.repeat(some, blocks)
         c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
         for k0, k1 in keys:
-            (high0, low0), (high1, low1) = (
-                _multiply_on_host(c0, _MULTIPLIERS[0]),
-                _multiply_on_host(c2, _MULTIPLIERS[1]),
-            )
+            high0, low0 = _multiply_on_host(c0, _MULTIPLIERS[0])
+            high1, low1 = _multiply_on_host(c2, _MULTIPLIERS[1])
             high1 ^= c1
             high1 ^= k0
             high0 ^= c3
             high0 ^= k1
             c0, c1, c2, c3 = high1, low1, high0, low0
-        made = words[start : start + step].reshape(-1, 4)
+        chunk = words[start : start + step].reshape(-1, 4)
         for k, word in enumerate((c0, c1, c2, c3)):
-            made[:, k] = word
+            chunk[:, k] = word
     return torch.from_numpy(words.view(np.int64).reshape(len(rows), blocks * 4)[:, :count])
 
 
@@ -147,31 +134,31 @@ def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Ten
 
 
 def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals by Box-Muller in float64, rounded once to float32 (N, count). Arguments as `philox_words`."""
+    """Standard normals, float32 (N, count), by Box-Muller in float64. See `philox_words`."""
     pairs = uniforms_reference(seed, stream, index, count + count % 2)
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.empty(pairs.shape, dtype=torch.float32, device=index.device)
-    normals[:, 0::2] = radius * torch.cos(
-        angle
-    )  # to stack them takes a CPU longer than cosine and sine
+    # Written in place, because to stack them takes a CPU longer than cosine and sine.
+    normals[:, 0::2] = radius * torch.cos(angle)
     normals[:, 1::2] = radius * torch.sin(angle)
     return normals[:, :count].contiguous()
 
 
 @jit
 def _turn(u):
-    """cos and sin of u turns, 0 <= u < 1, float64. The library's reduce arguments of any size, in memory instead of registers.
+    """cos and sin of u turns, 0 <= u < 1, float64. The library's reduce arguments of any size, in
+    memory instead of registers.
 
-    u is a nearest quarter turn, exactly, and a rest of at most an eighth, whose Taylor series end below float64's last place.
+    u is a nearest quarter turn, exactly, and a rest of at most an eighth, whose Taylor series end
+    below float64's last place.
     """
     quarter = tl.floor(4.0 * u + 0.5)
     x = 6.283185307179586 * (u - 0.25 * quarter)
     y = x * x
     sine, cosine = y * 0.0 + 1.0, y * 0.0 + 1.0
-    for k in tl.static_range(
-        9
-    ):  # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+    # 1 - y/(2 3) (1 - y/(4 5) (...)), and 1 - y/(1 2) (1 - y/(3 4) (...))
+    for k in tl.static_range(9):
         sine = 1.0 - y * sine * (1.0 / ((18 - 2 * k) * (19 - 2 * k)))
         cosine = 1.0 - y * cosine * (1.0 / ((17 - 2 * k) * (18 - 2 * k)))
     sine *= x
@@ -197,7 +184,8 @@ def _draw_kernel(
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of row j // PER_ROW.
+    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of
+    row j // PER_ROW.
 
     Keys, multipliers and increments come as int64 bits.
     """
@@ -208,10 +196,8 @@ def _draw_kernel(
     c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c2 = c0 * 0
     c3 = c2
-    key0, key1 = (
-        tl.cast(k0, tl.uint64),
-        tl.cast(k1, tl.uint64),
-    )  # a key of 1 comes as a constant, which has no .to
+    # Cast by function, because a key of 1 comes as a constant, which has no `.to`.
+    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)
     mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
@@ -226,10 +212,8 @@ def _draw_kernel(
     at = out_ptr + row * COUNT + block * 4
     left = COUNT - block * 4  # columns of this block that exist
     if NORMAL:
-        near, far = (
-            tl.sqrt(-2.0 * tl.log(1.0 - u0)),
-            tl.sqrt(-2.0 * tl.log(1.0 - u2)),
-        )  # 1 - u is exact, and never 0
+        # 1 - u is exact, and never 0.
+        near, far = tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2))
         cos1, sin1 = _turn(u1)
         cos3, sin3 = _turn(u3)
         u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3
@@ -244,36 +228,18 @@ _BLOCK = 128
 
 
 def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    """The launcher: normals float32 or uniforms float64, (N, count). Arguments as `philox_words`."""
-    out = torch.empty(
-        len(index), count, dtype=torch.float32 if normal else torch.float64, device=index.device
-    )
+    """The launcher: normals float32 or uniforms float64, (N, count). See `philox_words`."""
+    kind = torch.float32 if normal else torch.float64
+    out = torch.empty(len(index), count, dtype=kind, device=index.device)
     per_row = blocks(count, 4)
-    keys = (
-        _signed(seed % (1 << 64)),
-        _signed(stream % (1 << 64)),
-        *(_signed(word) for word in (*_MULTIPLIERS, *_WEYL)),
-    )
-    launch(
-        _draw_kernel,
-        (blocks(len(index) * per_row, _BLOCK),),
-        index.device,
-        index.contiguous(),
-        out,
-        len(index),
-        count,
-        per_row,
-        *keys,
-        NORMAL=normal,
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+    words = (seed % (1 << 64), stream % (1 << 64), *_MULTIPLIERS, *_WEYL)
+    arguments = (index.contiguous(), out, len(index), count, per_row, *map(_signed, words))
+    flags, grid = {"NORMAL": normal, "BLOCK": _BLOCK}, (blocks(len(index) * per_row, _BLOCK),)
+    launch(_draw_kernel, grid, index.device, *arguments, **flags, num_warps=4)
     return out
 
 
-@torch.library.custom_op("ganfast::draw", mutates_args=())
-def _draw(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    return draw_triton(seed, stream, index, count, normal)
+_draw = torch.library.custom_op("ganfast::draw", draw_triton, mutates_args=())
 
 
 @_draw.register_fake
@@ -282,14 +248,17 @@ def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor
 
 
 def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Standard normals, float32 (N, count); on a device within one unit in the last place of the reference. See `philox_words`."""
+    """Standard normals, float32 (N, count). See `philox_words`.
+
+    A device's are within one unit in the last place of the reference's.
+    """
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, True)
     return latents_reference(seed, stream, index, count)
 
 
 def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Uniforms in [0, 1), float64 (N, count), to the bit those of the reference. Arguments as `philox_words`."""
+    """Uniforms in [0, 1), float64 (N, count), to the bit the reference's. See `philox_words`."""
     if use_triton(index):
         return _draw(_signed(seed), _signed(stream), index, count, False)
     return uniforms_reference(seed, stream, index, count)

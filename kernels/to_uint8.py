@@ -1,4 +1,4 @@
-"""The image tail: float pictures in [-1, 1], channels first, to the uint8 pictures that files and screens want, channels last."""
+"""The image tail: float pictures in [-1, 1], channels first, to uint8 pictures, channels last."""
 
 import torch
 from torch import Tensor
@@ -22,9 +22,8 @@ def _tail_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     c, w, h, n = i % C, i // C % W, i // (C * W) % H, i // (C * W) // H
-    x = tl.load(
-        x_ptr + n * stride_n + c * stride_c + h * stride_h + w * stride_w, mask=inside, other=0.0
-    ).to(tl.float32)
+    at = x_ptr + n * stride_n + c * stride_c + h * stride_h + w * stride_w
+    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     scaled = tl.minimum(tl.maximum((x + 1.0) * 127.5, 0.0), 255.0)
     # Adding 1.5 * 2^23 leaves no room for a fraction: the hardware rounds it away, ties to even.
     tl.store(y_ptr + i, ((scaled + 12582912.0) - 12582912.0).to(tl.uint8), mask=inside)
@@ -34,26 +33,12 @@ def to_uint8_triton(pictures: Tensor) -> Tensor:
     """The launcher; arguments as `to_uint8`."""
     n, c, h, w = pictures.shape
     y = torch.empty(n, h, w, c, dtype=torch.uint8, device=pictures.device)
-    launch(
-        _tail_kernel,
-        (blocks(y.numel(), _BLOCK),),
-        y.device,
-        pictures,
-        y,
-        y.numel(),
-        c,
-        h,
-        w,
-        *pictures.stride(),
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+    numbers, grid = (y.numel(), c, h, w, *pictures.stride()), (blocks(y.numel(), _BLOCK),)
+    launch(_tail_kernel, grid, y.device, pictures, y, *numbers, BLOCK=_BLOCK, num_warps=4)
     return y
 
 
-@torch.library.custom_op("ganfast::to_uint8", mutates_args=())
-def _op(pictures: Tensor) -> Tensor:
-    return to_uint8_triton(pictures)
+_op = torch.library.custom_op("ganfast::to_uint8", to_uint8_triton, mutates_args=())
 
 
 @_op.register_fake

@@ -1,4 +1,4 @@
-"""The two steps of a GAN as callables that fill gradients. The loop owns optimizers and averages."""
+"""The two steps of a GAN as callables that fill gradients. The loop owns optimizers and average."""
 
 from ganfast.engine.critic import Choice, CriticStep, choose, make_critic_step
 from ganfast.engine.generator import Drawing, GeneratorStep, draw, make_drawing, make_generator_step

@@ -1,4 +1,4 @@
-"""The critic step by autograd for any critic, without the work that torch's second derivatives waste."""
+"""The critic step by autograd for any critic, without what torch's second derivatives waste."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,10 @@ from ganfast.models.parts import held_power_iteration
 
 
 class AutogradStep:
-    """``step(weights, inputs)``: gradients of the parameters by name, and statistics. It changes nothing, so it can be compiled."""
+    """``step(weights, inputs)``: gradients by the parameters' names, and statistics.
+
+    It changes nothing, so it can be compiled.
+    """
 
     def __init__(
         self,
@@ -24,27 +27,24 @@ class AutogradStep:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.whole = _Whole(critic, loss, penalties, autocast)
-        self.trainable = [
-            f"critic.{name}" for name, p in critic.named_parameters() if p.requires_grad
-        ]
+        named = critic.named_parameters()
+        self.trainable = [f"critic.{name}" for name, p in named if p.requires_grad]
 
     def __call__(
         self, weights: dict[str, Tensor], inputs: Inputs
     ) -> tuple[dict[str, Tensor], Stats]:
         """``weights``: parameters and buffers by name."""
-        given = {f"critic.{name}": value.detach() for name, value in weights.items()}
-        leaves = [given[name].requires_grad_() for name in self.trainable]
+        tensors = {f"critic.{name}": value.detach() for name, value in weights.items()}
+        leaves = {name: tensors[name].requires_grad_() for name in self.trainable}
         with torch.enable_grad(), LeanDerivatives(), held_power_iteration(self.whole.critic):
-            views = {
-                name: leaf.view_as(leaf) for name, leaf in zip(self.trainable, leaves, strict=True)
-            }  # see lean.wanted
-            with holding(self.whole, given | views):
+            # Views, because of a leaf `lean.leads_to` could not tell whether a pass leads to it.
+            views = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
+            with holding(self.whole, tensors | views):
                 total, stats = self.whole(inputs)
-            found = torch.autograd.grad(total, leaves, materialize_grads=True)
-        named = {
-            name.removeprefix("critic."): g for name, g in zip(self.trainable, found, strict=True)
-        }
-        return named, {name: value.detach() for name, value in stats.items()}
+            gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        names = [name.removeprefix("critic.") for name in self.trainable]
+        detached = {name: value.detach() for name, value in stats.items()}
+        return dict(zip(names, gradients, strict=True)), detached
 
 
 class _Whole(nn.Module):

@@ -1,9 +1,11 @@
-"""The start-up check: the very callable that will train, at its real batch shape, against the reference in slices."""
+"""The start-up check: the very callable that will train, at its real batch shape, against a
+reference."""
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -36,29 +38,25 @@ def reference_gradients(
     autocast: torch.dtype | None = None,
     rows: int = 0,
 ) -> list[Tensor]:
-    """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 = all), so that memory stays small.
+    """Gradients of the trainable parameters by the definition, ``rows`` pictures at a time (0 =
+    all), so that memory stays small.
 
-    Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it stands.
+    Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it
+    stands.
     """
     parameters = [p for p in critic.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in parameters]
     n = len(inputs.real)
     for start in range(0, n, rows or n):
         part = slice(start, start + (rows or n))
-        real_labels, fake_labels = (
-            None if x is None else x[part] for x in (inputs.real_labels, inputs.fake_labels)
-        )
-        some = Inputs(
-            inputs.real[part],
-            inputs.fake[part],
-            real_labels,
-            fake_labels,
-            tuple(x[part] for x in inputs.points),
-        )
+        labels = (inputs.real_labels, inputs.fake_labels)
+        real_labels, fake_labels = (None if x is None else x[part] for x in labels)
+        some = inputs.changed(itemgetter(part))
+        some = some._replace(real_labels=real_labels, fake_labels=fake_labels)
         with torch.enable_grad(), held_power_iteration(critic):
             value, _ = whole_loss(critic, loss, penalties, some, autocast)
-            found = torch.autograd.grad(value, parameters, materialize_grads=True)
-        for sum_, gradient in zip(total, found, strict=True):
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+        for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient * (len(some.real) / n)
     return total
 
@@ -68,16 +66,17 @@ def check(
     loss: LossConfig,
     penalties: Sequence[PenaltyConfig],
     inputs: Inputs,
-    found: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
     autocast: torch.dtype | None,
     separable: bool,
     patient: bool = False,
 ) -> Verdict:
-    """How far gradients that an engine found for ``inputs`` are from the reference's.
+    """The error of an engine's ``gradients`` for ``inputs`` against the reference's.
 
-    ``separable``: the samples of the critic do not meet, so that the reference may take a few at a time. ``patient``: measure in
-    float64 and allow four times the error that eager autograd has itself, for critics so large that some value always rounds
-    across a kink. A critic that draws numbers sees the same ones each time.
+    ``separable``: the critic's samples do not meet, so that the reference may take a few at a time.
+    ``patient``: measure in float64 and allow four times the error of eager autograd. This is for
+    critics so large that some value always rounds across a kink. A critic that draws random numbers
+    draws the same in every call.
     """
     rows = 8 if separable else 0
 
@@ -87,30 +86,23 @@ def check(
 
     with full_float32():
         if patient:
-            exact = reference(copy.deepcopy(critic).double(), inputs.double(), None)
+            exact = reference(copy.deepcopy(critic).double(), inputs.changed(Tensor.double), None)
         else:
             exact = reference(critic, inputs, None)
     allowed = ROUNDING
-    if (
-        patient or autocast is not None or exact[0].is_cuda
-    ):  # a GPU may shorten the factors of float32: so does eager autograd
-        allowed += (4 if patient else 2) * relative_error(
-            reference(critic, inputs, autocast), exact
-        )
-    return Verdict(
-        relative_error(
-            [torch.zeros_like(e) if f is None else f for f, e in zip(found, exact, strict=True)],
-            exact,
-        ),
-        allowed,
-    )
+    # A GPU may round the factors of float32 products to fewer bits, in eager autograd too.
+    if patient or autocast is not None or exact[0].is_cuda:
+        eager = reference(critic, inputs, autocast)
+        allowed += (4 if patient else 2) * relative_error(eager, exact)
+    pairs = zip(gradients, exact, strict=True)
+    filled = [torch.zeros_like(e) if g is None else g for g, e in pairs]
+    return Verdict(relative_error(filled, exact), allowed)
 
 
-def relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """|found - exact| / |exact| of all gradients as one vector; 0 where both vanish."""
-    gap = torch.stack(
-        [(f.double() - e.double()).square().sum() for f, e in zip(found, exact, strict=True)]
-    ).sum()
+def relative_error(gradients: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """|gradients - exact| / |exact|, all of them as one vector; 0 where both vanish."""
+    pairs = zip(gradients, exact, strict=True)
+    gap = torch.stack([(g.double() - e.double()).square().sum() for g, e in pairs]).sum()
     whole = torch.stack([e.double().square().sum() for e in exact]).sum()
     return float((gap / whole).sqrt()) if whole > 0 else float(gap.sqrt())
 

@@ -16,36 +16,34 @@ graphs: Counter[str] = Counter()  # compiled since the start, by the name of wha
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as torch's compiler makes it, in one graph for each set of shapes.
 
-    It is recorded below autograd (`make_fx`), with every derivative that it takes inside, because torch.compile does not
-    differentiate twice. So it must compute its own gradients, depend on its arguments alone, and return tensors. What is recorded
-    goes to inductor as it is: torch.compile's guards would take a tenth of a small network's step to find what is known here.
+    `make_fx` records it below autograd, with every derivative inside, because torch.compile does
+    not differentiate twice. So the function must compute its own gradients, depend on its arguments
+    alone, and return tensors. The recorded graph goes to inductor without torch.compile: its guards
+    would take a tenth of a small network's step.
     """
-    made: dict[Any, tuple[Callable[..., Any], Any]] = {}
+    compiled_for: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
     def run(*args: Any) -> Any:
         tensors: list[Tensor] = []
-        key = (
-            _kind(args, tensors),
-            torch.get_num_threads(),
-            torch.are_deterministic_algorithms_enabled(),
-        )
+        settings = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        key = _kind(args, tensors), *settings
         with _without_autocast(tensors):
-            if key not in made:
-                made[key] = _compile(function, args, tensors)
-            graph, shape = made[key]
+            if key not in compiled_for:
+                compiled_for[key] = _compile(function, args, tensors)
+            graph, shape = compiled_for[key]
             return _rebuilt(shape, graph(*tensors))
 
     return run
 
 
 def _without_autocast(tensors: list[Tensor]) -> AbstractContextManager[Any]:
-    """What is recorded holds its own casts; a caller's would come on top, also of what a finished graph calls."""
+    """A recorded graph holds its own casts: a caller's autocast would cast once more."""
     kind = tensors[0].device.type if tensors else "cpu"
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _kind(x: Any, tensors: list[Tensor]) -> Any:
-    """What a graph depends on of an argument, hashable; its tensors are appended in the order of torch's pytrees."""
+    """An argument's part of a graph's key. Appends its tensors in the order of torch's pytrees."""
     if isinstance(x, Tensor):
         tensors.append(x)
         return x.shape, x.stride(), x.dtype, x.device
@@ -65,19 +63,17 @@ def _compile(
     leaves, structure = tree_flatten(args)
     shape: Any = None
 
-    def flat(*given: Tensor) -> list[Tensor]:
+    def flat(*inputs: Tensor) -> list[Tensor]:
         nonlocal shape
-        it = iter(given)
-        result = function(
-            *tree_unflatten([next(it) if isinstance(x, Tensor) else x for x in leaves], structure)
-        )
-        found, spec = tree_flatten(result)
-        shape = tree_unflatten(range(len(found)), spec)
-        return found
+        it = iter(inputs)
+        filled = [next(it) if isinstance(x, Tensor) else x for x in leaves]
+        outputs, spec = tree_flatten(function(*tree_unflatten(filled, structure)))
+        shape = tree_unflatten(range(len(outputs)), spec)
+        return outputs
 
     with torch.no_grad():
-        given: list[Any] = [t.detach() for t in tensors]  # the same tensor twice is two inputs
-        graph = inductor(make_fx(flat, tracing_mode="fake")(*given), given)
+        inputs: list[Any] = [t.detach() for t in tensors]  # the same tensor twice is two inputs
+        graph = inductor(make_fx(flat, tracing_mode="fake")(*inputs), inputs)
     graphs[getattr(function, "__name__", type(function).__name__)] += 1
     return graph, shape
 

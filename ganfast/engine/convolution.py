@@ -1,6 +1,6 @@
-"""A convolution without its tensors, and the two operations that it and all its derivatives are made of."""
+"""A convolution without its tensors, and the operations that it and its derivatives consist of."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,44 +15,34 @@ class Convolution(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    last: bool = False  # the result is channels last even where pictures of one channel do not say so; else as torch has it
+    last: bool = False  # the result is channels last, though one channel's strides do not say so
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = as_channels_last(x) if self.last and is_thin(x, weight, self.groups) else x
+        return torch.ops.aten.convolution(x, weight, bias, *self._options)
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        """As torch's operations take them, between them "not transposed" and no output padding."""
         zeros = [0] * len(self.stride)
-        x = told_last(x) if self.last and is_thin(x, weight, self.groups) else x
-        return torch.ops.aten.convolution(
-            x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups
-        )
+        return self.stride, self.padding, self.dilation, False, zeros, self.groups
 
     def data_gradient(self, dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """``x`` gives the shape only."""
         if is_thin(dy, weight, self.groups):
-            return overlapped(dy, weight, x.shape[2:], self.stride, self.padding, self.dilation)
+            return overlapped(dy, weight, x.shape[2:], self)
         return self._backward(dy, x, weight, [True, False, False])[0]
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """``weight`` gives the shape only."""
         if is_small(dy, weight, self.groups):
-            return patch_product(dy, x, weight, self.stride, self.padding, self.dilation)
+            return patch_product(dy, x, weight, self)
         return self._backward(dy, x, weight, [False, True, False])[1]
 
     def _backward(
         self, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        zeros = [0] * len(self.stride)
-        return torch.ops.aten.convolution_backward(
-            dy,
-            x,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            zeros,
-            self.groups,
-            mask,
-        )
+        return torch.ops.aten.convolution_backward(dy, x, weight, None, *self._options, mask)
 
 
 # Convolutions between many channels and a picture's one to three, on a CPU.
@@ -67,70 +57,60 @@ MOST = 3  # channels of a picture
 
 
 def is_thin(values: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether `overlapped` is the faster way from ``values`` (N, C, h, w) with weights (C, few, *kernel)."""
-    plain = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
-    return (
-        plain and groups == 1 and values.dim() == 4 and len(values) > 0 and weight.shape[1] <= MOST
-    )
+    """Whether `overlapped` is faster for ``values`` (N, C, h, w), weights (C, few, *kernel)."""
+    return _plain(values, groups) and weight.shape[1] <= MOST
 
 
-def overlapped(
-    values: Tensor,
-    weight: Tensor,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """``values`` (N, C, h, w) convolved, transposed, with ``weight`` (C, few, *kernel): (N, few, *size), laid out as they are."""
+def _plain(values: Tensor, groups: int) -> bool:
+    """Whether the matrix products of this file may take the place of oneDNN's convolutions."""
+    floats = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
+    return floats and groups == 1 and values.dim() == 4 and len(values) > 0
+
+
+def overlapped(values: Tensor, weight: Tensor, size: tuple[int, ...], shape: Convolution) -> Tensor:
+    """The transposed convolution of ``values`` (N, C, h, w) with ``weight`` (C, few, *kernel):
+    (N, few, *size), in the layout of ``values``."""
     (n, _, h, w), (_, few, *_) = values.shape, weight.shape
-    kernel = tuple(weight.shape[2:])
-    whole = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
-    inside = all(p + wanted <= there for p, wanted, there in zip(padding, size, whole, strict=True))
-    if (
-        inside
-        and set(dilation) == {1}
-        and not any(k % s for k, s in zip(kernel, stride, strict=True))
-    ):
-        traced = isinstance(values, FakeTensor)
-        pictures = (_opaque if traced else _by_phases)(
-            values, weight, list(size), list(stride), list(padding)
-        )
+    kernel, (stride, padding, dilation, *_) = tuple(weight.shape[2:]), shape
+    reached = [(length - 1) * s + k for length, s, k in zip((h, w), stride, kernel, strict=True)]
+    inside = all(p + side <= end for p, side, end in zip(padding, size, reached, strict=True))
+    whole_strides = not any(k % s for k, s in zip(kernel, stride, strict=True))
+    if inside and set(dilation) == {1} and whole_strides:
+        by_phases = _opaque if isinstance(values, FakeTensor) else _by_phases
+        pictures = by_phases(values, weight, list(size), list(stride), list(padding))
     else:
         taps = weight.reshape(len(weight), -1).t() @ values.flatten(2)  # (N, few kernel, h w)
-        one = taps.flatten(0, 1)[
-            None
-        ]  # one picture of many channels: threads share channels, not pictures
+        # As one picture of many channels, because threads share channels, not pictures.
+        one = taps.flatten(0, 1)[None]
         pictures = F.fold(one, size, kernel, dilation, padding, stride).view(n, few, *size)
-    return (
-        told_last(pictures)
-        if values.is_contiguous(memory_format=torch.channels_last)
-        else pictures.contiguous()
-    )
+    last = values.is_contiguous(memory_format=torch.channels_last)
+    return as_channels_last(pictures) if last else pictures.contiguous()
 
 
 def _by_phases(
     values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
-    """A kernel of whole strides reaches q of them: a phase of the stride is the sum of q x q shifted maps. Channels last."""
+    """A kernel q strides long: each phase of the stride is the sum of q x q shifted maps.
+
+    The result is channels last.
+    """
     (n, c, h, w), few, (sy, sx) = values.shape, weight.shape[1], stride
     qy, qx = weight.shape[2] // sy, weight.shape[3] // sx
     by_tap = weight.reshape(c, few, qy, sy, qx, sx).permute(2, 4, 1, 3, 5, 0).reshape(-1, c)
-    taps = (by_tap @ values.permute(0, 2, 3, 1).reshape(-1, c).t()).view(
-        qy, qx, few, sy, sx, n, h, w
-    )
+    taps = by_tap @ values.permute(0, 2, 3, 1).reshape(-1, c).t()
+    taps = taps.view(qy, qx, few, sy, sx, n, h, w)
     phases = values.new_zeros(few, sy, sx, n, h + qy - 1, w + qx - 1)
     for y in range(qy):
         for x in range(qx):
             phases[..., y : y + h, x : x + w] += taps[y, x]
     whole = phases.permute(3, 0, 4, 1, 5, 2).reshape(n, few, (h + qy - 1) * sy, (w + qx - 1) * sx)
-    inside = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    (top, left), (height, width) = padding, size
+    inside = whole[:, :, top : top + height, left : left + width]
     return inside.clone(memory_format=torch.channels_last)
 
 
-_opaque = torch.library.custom_op(
-    "ganfast::by_phases", _by_phases, mutates_args=()
-)  # a compiler takes minutes to make it slower
+# One operation for a compiler, which takes minutes to make slower code of its parts.
+_opaque = torch.library.custom_op("ganfast::by_phases", _by_phases, mutates_args=())
 
 
 @_opaque.register_fake
@@ -140,9 +120,13 @@ def _(
     return values.new_empty(len(values), *size, weight.shape[1]).permute(0, 3, 1, 2)
 
 
-def told_last(x: Tensor) -> Tensor:
-    """``x`` (N, few, H, W) laid out channels last. One channel is so anyway, but its strides then say it too: from them alone a
-    convolution knows which layout its result should have, and a result in another one slows down all that follows."""
+def as_channels_last(x: Tensor) -> Tensor:
+    """``x`` (N, few, H, W) in channels-last layout, with strides that say so.
+
+    Pictures of one channel have that layout anyway, but torch gives them contiguous strides. A
+    convolution chooses the layout of its result by the strides; in the other layout every later
+    layer is slower.
+    """
     n, channels, height, width = x.shape
     if channels > 1 or not x.is_contiguous():
         return x.contiguous(memory_format=torch.channels_last)
@@ -160,42 +144,23 @@ _MORE, _WEIGHTS = 16, 1 << 19  # of one that is with so many weights
 
 
 def is_small(dy: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether `patch_product` is the faster way to the gradient of ``weight`` (out, in, *kernel) from ``dy`` (N, out, h, w)."""
-    plain = (
-        dy.dtype in (torch.float32, torch.float64)
-        and dy.device.type == "cpu"
-        and groups == 1
-        and dy.dim() == 4
-    )
-    if not plain or not len(dy):
+    """Whether `patch_product` is faster for the gradient of ``weight`` by ``dy`` (N, out, h, w)."""
+    if not _plain(dy, groups):
         return False
     positions = dy.shape[2] * dy.shape[3]
     return positions <= _POSITIONS or (positions <= _MORE and weight.numel() >= _WEIGHTS)
 
 
-def patch_product(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """The gradient of ``weight``, which gives the shape only, for results ``dy`` of pictures ``x``; laid out channels last."""
+def patch_product(dy: Tensor, x: Tensor, weight: Tensor, shape: Convolution) -> Tensor:
+    """The gradient of a convolution's weight from the deltas ``dy`` of its results for pictures
+    ``x``, channels last. ``weight`` gives the shape only."""
     (n, _, h, w), (out, channels, *kernel) = x.shape, weight.shape
-    padded = x.new_zeros(n, h + 2 * padding[0], w + 2 * padding[1], channels)
-    padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x.permute(0, 2, 3, 1)
+    (sy, sx), (top, left), (dilation_y, dilation_x), *_ = shape
+    padded = x.new_zeros(n, h + 2 * top, w + 2 * left, channels)
+    padded[:, top : top + h, left : left + w] = x.permute(0, 2, 3, 1)
     picture, row, column, channel = padded.stride()
-    patches = padded.as_strided(
-        (n, *dy.shape[2:], *kernel, channels),
-        (
-            picture,
-            stride[0] * row,
-            stride[1] * column,
-            dilation[0] * row,
-            dilation[1] * column,
-            channel,
-        ),
-    ).reshape(n * dy.shape[2] * dy.shape[3], -1)
+    strides = picture, sy * row, sx * column, dilation_y * row, dilation_x * column, channel
+    patches = padded.as_strided((n, *dy.shape[2:], *kernel, channels), strides)
+    patches = patches.reshape(n * dy.shape[2] * dy.shape[3], -1)
     product = dy.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
     return product.view(out, *kernel, channels).permute(0, 3, 1, 2)

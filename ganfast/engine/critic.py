@@ -1,7 +1,9 @@
 """`make_critic_step`: the critic's gradients by the fastest engine that gets them right."""
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -27,9 +29,11 @@ from ganfast.models.members import modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
 
-Engine = Callable[
-    [Inputs, bool], tuple[list[Tensor | None], Stats]
-]  # of a step with or without its penalties
+# In about one batch of eight a value rounds across a kink, and the gradient moves by 1e-3 or more.
+_ATTEMPTS = 4
+
+# Computes a step with or without its penalties.
+Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]
 
 
 @dataclass(frozen=True)
@@ -58,48 +62,53 @@ def make_critic_step(
     check: bool = True,
     computing: nn.Module | None = None,
 ) -> "CriticStep":
-    """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole loss; see `CriticStep.__call__`.
+    """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole
+    loss; see `CriticStep.__call__`.
 
     Args:
-        critic: any module that maps pictures (N, C, H, W) to scores (N,) or (N, 1), or to (scores, class logits (N, K)). One whose
-            ``takes_labels`` is true is called with labels as well.
+        critic: any module that maps pictures (N, C, H, W) to scores (N,) or (N, 1), or to (scores,
+            class logits (N, K)). One whose ``takes_labels`` is true is called with labels as well.
         loss: what to minimise, or its kind by name.
-        penalty: how the gradient is held, or its kind by name; several may be given; "none" or () = not at all.
-        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None = as it is.
+        penalty: how the gradient is held, or its kind by name; several may be given; "none" or () =
+            not at all.
+        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None
+            = as it is.
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
-        compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as they are, which it makes slower;
-            False = not; None = on a GPU only.
-        check: compare the first step, with penalty and without, with the reference; an engine that fails is replaced.
-        computing: a twin of the critic whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`), which the
-            explicit engine takes them from; None = they are cast in every step.
+        compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as
+            they are, which it makes slower; False = not; None = on a GPU only.
+        check: compare the first step, with penalty and without, with the reference; an engine that
+            fails is replaced.
+        computing: a twin of the critic whose weights somebody keeps in the type of ``autocast``
+            (`FlatAdam.computing`), which the explicit engine takes them from; None = they are cast
+            in every step.
 
     Raises:
-        InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for and cannot take this critic.
+        InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for
+            and cannot take this critic.
     """
     loss = LossConfig(loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
-    given = [penalty] if isinstance(penalty, PenaltyConfig | str) else list(penalty)
-    configs = [PenaltyConfig(p) if isinstance(p, str) else p for p in given]  # type: ignore[arg-type]
+    several = [penalty] if isinstance(penalty, PenaltyConfig | str) else list(penalty)
+    configs = [PenaltyConfig(p) if isinstance(p, str) else p for p in several]  # type: ignore[arg-type]
     penalties = tuple(p for p in configs if p.active)
     if penalties:
         refuse_batch_norm(critic, penalties[0].kind)
     if len({p.interval for p in penalties}) > 1:
         raise InputError(
-            f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; expected one for all of them"
+            f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; "
+            "expected one for all of them"
         )
     return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
 
 
 def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
     """Raises InputError where a batch norm would mix the input gradients of the samples."""
-    norms = [
-        name
-        for name, module in critic.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    kind, named = nn.modules.batchnorm._BatchNorm, critic.named_modules()
+    norms = [name for name, module in named if isinstance(module, kind)]
     if norms:
         raise InputError(
-            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient mixes samples; "
-            "use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or no penalty"
+            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient "
+            "mixes samples; use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or "
+            "no penalty"
         )
 
 
@@ -109,11 +118,13 @@ def choose(
     engine: EngineName = "auto",
     compile: bool | None = None,
 ) -> Choice:
-    """The engine for a critic. It depends on nothing that varies from run to run, so a resumed run gets the same.
+    """The engine for a critic. Nothing that varies from run to run decides, so that a resumed run
+    gets the same engine.
 
-    "auto" is explicit where the critic can be walked; else autograd where it is compiled or penalised on a GPU; else the reference.
-    On two CPU cores un-compiled autograd was slower than the reference for all the work it saves, compiled it was faster
-    (benchmarks/results); but first derivatives alone took longer compiled, so without a penalty they are not.
+    "auto" is explicit where the critic can be walked; else autograd where it is compiled, or
+    penalised on a GPU; else the reference. Measured on two CPU cores (benchmarks/results): autograd
+    that is not compiled was slower than the reference, for all the work it saves; compiled it was
+    faster. First derivatives alone took longer compiled, so without a penalty they are not.
     """
     if engine not in get_args(EngineName):
         raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
@@ -124,28 +135,20 @@ def choose(
     if engine == "autograd":
         return Choice(engine, compile, "asked for")
     try:
-        found = walk(critic)
+        walked = walk(critic)
     except CannotWalk as error:
+        reason = f"the explicit engine cannot take this critic: {error}"
         if engine == "explicit":
-            raise InputError(
-                f"the explicit engine cannot take this critic: {error}; use engine autograd"
-            ) from error
-        return _without_explicit(
-            f"the explicit engine cannot take this critic: {error}",
-            compile,
-            on_gpu,
-            bool(penalties),
-        )
-    walked = (
-        f"all {len(found.steps)} layers walked"
-        if found.tail is None
-        else f"all layers walked but {', '.join(found.refused)}"
-    )
+            raise InputError(f"{reason}; use engine autograd") from error
+        return _without_explicit(reason, compile, on_gpu, bool(penalties))
+    reason = f"all {len(walked.steps)} layers walked"
+    if walked.tail is not None:
+        reason = f"all layers walked but {', '.join(walked.refused)}"
     if engine == "explicit":
-        return Choice(engine, compile, f"asked for; {walked}")
-    if found.tail is not None and not penalties:
-        return _without_explicit(f"no penalty, and {walked}", compile, on_gpu, False)
-    return Choice("explicit", compile, walked)
+        return Choice(engine, compile, f"asked for; {reason}")
+    if walked.tail is not None and not penalties:
+        return _without_explicit(f"no penalty, and {reason}", compile, on_gpu, False)
+    return Choice("explicit", compile, reason)
 
 
 def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) -> Choice:
@@ -155,7 +158,7 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
 
 
 class CriticStep:
-    """Made by `make_critic_step`. ``choice`` says which engine it uses, ``gradients.flat`` is where all gradients lie."""
+    """Made by `make_critic_step`; ``choice`` is its engine, ``gradients.flat`` all gradients."""
 
     def __init__(
         self,
@@ -168,13 +171,8 @@ class CriticStep:
         check: bool,
         computing: nn.Module | None,
     ) -> None:
-        self.critic, self.loss, self.penalties, self.autocast, self.computing = (
-            critic,
-            loss,
-            penalties,
-            autocast,
-            computing,
-        )
+        self.critic, self.computing = critic, computing
+        self.loss, self.penalties, self.autocast = loss, penalties, autocast
         self._asked, self._wants_check = (engine, compile), check
         self._prepare()
 
@@ -200,15 +198,18 @@ class CriticStep:
 
         Args:
             real, fake: pictures (N, C, H, W) in [-1, 1]; gradients never flow back through them.
-            real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have those of the reals.
+            real_labels, fake_labels: classes int64 (N,); fakes without labels of their own have
+                those of the reals.
             eps: WGAN-GP's share of the real in each interpolate, (N,) in [0, 1].
-            noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they are needed and not given.
-            with_penalty: False leaves the penalties out. With an interval k the caller passes True at every k-th step, where the
-                penalties weigh k times as much.
+            noise: DRAGAN's, like real, in [0, 1). Both are drawn from torch's generator where they
+                are needed and not given.
+            with_penalty: False leaves the penalties out. With an interval k the caller passes True
+                at every k-th step, where the penalties weigh k times as much.
 
         Returns:
-            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score; with a penalty penalty,
-            gradient_norm, gradient_norm_max; with a class head class_loss, class_accuracy.
+            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score;
+            with a penalty penalty, gradient_norm, gradient_norm_max; with a class head class_loss,
+            class_accuracy.
         """
         penalties = self.penalties if with_penalty else ()
         if real.shape != fake.shape:
@@ -220,20 +221,20 @@ class CriticStep:
                 "this critic judges a picture as one of its class: give real_labels (N,)"
             )
         if not self.gradients.fits or self._modes != modes(self.critic):
-            self._prepare()  # the critic was moved, laid out anew, frozen, thawed, or changed in what it computes
+            # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
+            self._prepare()
         real, fake = real.detach(), fake.detach()
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
-        inputs = Inputs(
-            real, fake, real_labels, fake_labels, points_of(penalties, real, fake, eps, noise)
-        )
-        while self._unchecked:  # both kinds at the first call of either: a later one may be inside a capture, which allows no check
+        points = points_of(penalties, real, fake, eps, noise)
+        inputs = Inputs(real, fake, real_labels, fake_labels, points)
+        # Both kinds are checked at the first call of either, because a later call may be inside a
+        # capture, which allows no check.
+        while self._unchecked:
             penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
-            self._check(
-                inputs if penalised == bool(penalties) else self._other(inputs, penalised),
-                penalised,
-            )
-        found, stats = self._run(inputs, bool(penalties))
-        self.gradients.fill(found)
+            same = penalised == bool(penalties)
+            self._check(inputs if same else self._other(inputs, penalised), penalised)
+        gradients, stats = self._run(inputs, bool(penalties))
+        self.gradients.fill(gradients)
         return stats
 
     def _shared_labels(
@@ -242,26 +243,21 @@ class CriticStep:
         if fake is None or fake is real or real is None:
             return real
         between = [p.kind for p in penalties if penalty_of(p).points]
-        if between and not torch.equal(
-            real, fake
-        ):  # waits for the device: give the same tensor, or none, to go without
+        # waits for the device: give the same tensor, or none, to go without
+        if between and not torch.equal(real, fake):
             raise InputError(
-                f"reals and fakes have different labels, so that the points of {between[0]} have no class; "
-                "draw the fakes with the labels of the reals"
+                f"reals and fakes have different labels, so that the points of {between[0]} have "
+                "no class; draw the fakes with the labels of the reals"
             )
         return fake
 
-    def _other(self, given: Inputs, penalised: bool) -> Inputs:
-        """The pictures of a step as one of the other kind, with or without penalty, has them; nothing random is drawn."""
-        half = given.real.new_full((len(given.real),), 0.5)
-        points = (
-            points_of(
-                self.penalties, given.real, given.fake, half, torch.full_like(given.real, 0.5)
-            )
-            if penalised
-            else ()
-        )
-        return Inputs(given.real, given.fake, given.real_labels, given.fake_labels, points)
+    def _other(self, inputs: Inputs, penalised: bool) -> Inputs:
+        """``inputs`` for a step of the other kind, with or without penalty. Nothing is drawn."""
+        if not penalised:
+            return inputs._replace(points=())
+        real, fake = inputs.real, inputs.fake
+        eps, noise = real.new_full((len(real),), 0.5), torch.full_like(real, 0.5)
+        return inputs._replace(points=points_of(self.penalties, real, fake, eps, noise))
 
     def _check(self, inputs: Inputs, penalised: bool) -> None:
         """Take the next slower engine until one agrees with the reference on these pictures."""
@@ -270,46 +266,38 @@ class CriticStep:
             problem = self._problem(inputs, penalised)
             if problem is None:
                 return
-            slower = (
-                Choice(self.choice.engine, False, "")
-                if self.choice.compiled
-                else Choice("reference", False, "")
-            )
-            logger.warning(
-                "%s engine: %s; going on with %s", self.choice.title, problem, slower.title
-            )
-            self.choice = Choice(slower.engine, slower.compiled, f"{self.choice.title} {problem}")
+            engine = self.choice.engine if self.choice.compiled else "reference"
+            title = self.choice.title
+            slower = Choice(engine, False, f"{title} {problem}")
+            logger.warning("%s engine: %s; going on with %s", title, problem, slower.title)
+            self.choice = slower
             self._run = self._engine(self.choice)
             self._unchecked = {not penalised}
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
-        """What is wrong with the engine's gradients; None = nothing. Values rounded across a kink are not, and gone elsewhere."""
+        """The error of the engine's gradients, in words; None = they are right.
+
+        A value that rounds across a kink is no error of the engine. On slightly smaller pictures it
+        rounds otherwise, so a few sizes are tried.
+        """
         penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
-            where = _moved(inputs, 0.99**attempt)
+            moved = inputs.changed(partial(operator.mul, 0.99**attempt))
+            last = attempt == _ATTEMPTS - 1
             try:
                 with nothing_changed(self.critic), held_power_iteration(self.critic):
                     torch.manual_seed(0)  # for critics that draw numbers themselves
-                    found, _ = self._run(where, penalised)
-                    verdict = verify(
-                        self.critic,
-                        self.loss,
-                        penalties,
-                        where,
-                        found,
-                        self.autocast,
-                        separable,
-                        attempt == _ATTEMPTS - 1,
-                    )
+                    gradients, _ = self._run(moved, penalised)
+                    compared = moved, gradients, self.autocast, separable, last
+                    verdict = verify(self.critic, self.loss, penalties, *compared)
             except Exception as error:  # whatever a compiler or a user's critic comes up with
                 if isinstance(error, InputError) or is_out_of_memory(error):
                     raise  # the critic's or the machine's fault, not the engine's
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None
-        return (
-            f"gave gradients {verdict.error:.2g} off the reference's, {verdict.allowed:.2g} allowed"
-        )
+        gap, allowed = verdict.error, verdict.allowed
+        return f"gave gradients {gap:.2g} off the reference's, {allowed:.2g} allowed"
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
@@ -319,12 +307,8 @@ class CriticStep:
             return False
 
     def _engine(self, choice: Choice) -> Engine:
-        makers = {
-            "reference": self._reference,
-            "autograd": self._autograd,
-            "explicit": self._explicit,
-        }
-        return makers[choice.engine](choice.compiled)
+        make: Callable[[bool], Engine] = getattr(self, f"_{choice.engine}")
+        return make(choice.compiled)
 
     def _reference(self, compile: bool) -> Engine:
         plain = torch.compile(whole_loss) if compile else whole_loss
@@ -332,8 +316,8 @@ class CriticStep:
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
             function, penalties = (whole_loss, self.penalties) if penalised else (plain, ())
             total, stats = function(self.critic, self.loss, penalties, inputs, self.autocast)
-            found = torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
-            return list(found), {name: value.detach() for name, value in stats.items()}
+            gradients = torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
+            return list(gradients), {name: value.detach() for name, value in stats.items()}
 
         return run
 
@@ -347,13 +331,11 @@ class CriticStep:
                 return plain(inputs, False)
             EffectiveWeights(self.critic)  # one power iteration
             weights = dict(self.critic.named_parameters()) | dict(self.critic.named_buffers())
+            weights = {name: value.detach() for name, value in weights.items()}
             with held_power_iteration(self.critic):
-                found, stats = step(
-                    {name: value.detach() for name, value in weights.items()}, inputs
-                )
-            return [
-                found[name] for name, p in self.critic.named_parameters() if p.requires_grad
-            ], stats
+                gradients, stats = step(weights, inputs)
+            trainable = [n for n, p in self.critic.named_parameters() if p.requires_grad]
+            return [gradients[name] for name in trainable], stats
 
         return run
 
@@ -369,38 +351,25 @@ class CriticStep:
             steps[penalised] = compiled(step) if compile else step
             draws[penalised] = Draws(self.critic, walked, penalties, self.autocast)
 
-        twin = (
-            {}
-            if self.computing is None
-            else dict(self.computing.named_parameters(remove_duplicate=False))
-        )
-        ready = {
-            name: value.detach() for name, value in twin.items() if value.dtype == self.autocast
-        }
+        twin: Iterable[tuple[str, Tensor]] = ()
+        if self.computing is not None:
+            twin = self.computing.named_parameters(remove_duplicate=False)
+        ready = {name: value.detach() for name, value in twin if value.dtype == self.autocast}
 
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
-            effective = EffectiveWeights(self.critic)
-            buffers = (
-                dict(self.critic.named_buffers(remove_duplicate=False)) if walked.normed else {}
-            )
+            effective, buffers = EffectiveWeights(self.critic), {}
+            if walked.normed:
+                buffers = dict(self.critic.named_buffers(remove_duplicate=False))
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
                 drawn = draws[penalised](inputs)  # out here: a compiler would draw other numbers
-                found, stats = steps[penalised](effective.values | running, inputs, ready, drawn)
+                weights = effective.values | running
+                gradients, stats = steps[penalised](weights, inputs, ready, drawn)
                 for name, buffer in running.items():
-                    buffer.copy_(found[name])
+                    buffer.copy_(gradients[name])
                 for layer in walked.normed:
                     if layer.counter:
                         buffers[layer.counter] += 2  # reals and fakes
-            return effective.parameter_gradients(found), stats
+            return effective.parameter_gradients(gradients), stats
 
         return run
-
-
-_ATTEMPTS = 4  # in about one batch of eight a value rounds across a kink and moves the gradient by 1e-3 or more
-
-
-def _moved(inputs: Inputs, factor: float) -> Inputs:
-    """The same step a little elsewhere."""
-    real, fake, *points = (factor * x for x in (inputs.real, inputs.fake, *inputs.points))
-    return Inputs(real, fake, inputs.real_labels, inputs.fake_labels, tuple(points))

@@ -1,11 +1,14 @@
-"""The critic step without autograd: forward, delta pass, tangent pass, one weight gradient a layer over all rows together.
+"""The critic step without autograd: forward, delta pass, tangent pass, one weight gradient a layer
+over all rows together.
 
-A penalty on the input gradient g(x) is differentiated by Pearlmutter's identity (1994): with u = d penalty / d g held fixed,
-d penalty / d W = d <u, g> / d W, and <u, g> is the tangent of the score in direction u. In a piecewise-linear critic this is, at
-each layer, the weight gradient that pairs the tangent t at its input with the delta at its output, as the loss's pairs the input h
-with the loss's delta. Curved layers add to the adjoint of h what a change of h does to the tangent.
+A penalty on the input gradient g(x) is differentiated by Pearlmutter's identity (1994): with u = d
+penalty / d g held fixed, d penalty / d W = d <u, g> / d W, and <u, g> is the tangent of the score
+in direction u. In a piecewise-linear critic this is, at each layer, the weight gradient that pairs
+the tangent t at its input with the delta at its output, as the loss's pairs the input h with the
+loss's delta. Curved layers add to the adjoint of h what a change of h does to the tangent.
 
-Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd takes 12, 9, 12.
+Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8 (12); autograd
+takes 12, 9, 12.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,29 +19,29 @@ import torch
 from torch import Tensor
 
 from ganfast.config import LossConfig, PenaltyConfig
-from ganfast.engine.layers import Conv, Kept, Layer, Linear
+from ganfast.engine.layers import Conv, Gradients, Kept, Layer, Linear, Weights
 from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
+from ganfast.engine.rows import Rows
 from ganfast.engine.walk import Value, Walk
 from ganfast.kernels.gradient_penalty import gradient_penalty
-from ganfast.models import as_judgement
+from ganfast.models import Judgement, as_judgement
 from ganfast.models.members import holding
-from ganfast.penalties import holds, penalty_of, segments_of
+from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
 
-Weights = Mapping[str, Tensor]
 ByValue = dict[Value, Tensor]
-Pairs = tuple[
-    list[Tensor], list[Tensor], list[Tensor]
-]  # blocks of rows: inputs, deltas, deltas that the bias sees
+# blocks of rows: inputs, deltas, deltas that the bias sees
+Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]
 ALL = slice(None)
 
 
 class ExplicitStep:
-    """``step(weights, inputs)`` gives the gradient of every weight that the walk names, and statistics. It changes nothing.
+    """``step(weights, inputs)`` returns the gradient of every weight that the walk names, and
+    statistics. It changes nothing.
 
-    A third argument may bring weights that are in the type to compute in already; a fourth brings the numbers of layers that draw,
-    as `draws.Draws` makes them.
+    A third argument may bring weights that are in the type to compute in already; a fourth brings
+    the numbers of layers that draw, as `draws.Draws` makes them.
     """
 
     def __init__(
@@ -62,74 +65,78 @@ class ExplicitStep:
         inputs: Inputs,
         ready: Weights = MappingProxyType({}),
         drawn: Mapping[Value, Tensor] = MappingProxyType({}),
-    ) -> tuple[dict[str, Tensor], Stats]:
+    ) -> tuple[Gradients, Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         w = self._cast(weights, ready)
         values, kept = self._forward(w, rows, drawn)
         places = walk.tail.inputs if walk.tail else walk.outputs
         head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
-        shared = rows.loss - rows.start  # rows that the loss and a penalty both hold
-
-        def seeded(seeds: Sequence[Tensor]) -> ByValue:
-            return dict(zip(places, seeds, strict=True))
-
+        done = _Forward(w, values, kept, rows, head, places)
         stats: Stats = {}
         if not self.penalties:
-            adjoint, _, settled = self._backward(w, kept, seeded(head.adjoint()), ALL, None)
-            found = self._gradients(w, adjoint, lambda out, i, a: ([values[i]], [a], [a]))
-        elif not walk.curved and (shared <= 0 or len(places) == 1):
-            # One delta pass: seeded by the loss on its own rows, by 1 on the penalised. A shared row has one logit: the loss's
-            # delta there is the loss's slope at that logit times the unit delta.
-            slopes = head.adjoint()
-            seeds = [
-                torch.cat([s[: rows.start], one])
-                for s, one in zip(slopes, head.unit(), strict=True)
-            ]
-            slope = slopes[0][rows.start : rows.loss].flatten()
-            bias = torch.cat(
-                [
-                    slope.new_ones(rows.start),
-                    slope,
-                    slope.new_zeros(len(rows.pictures) - rows.start - len(slope)),
-                ]
-            )
-            delta, g, settled = self._backward(w, kept, seeded(seeds), ALL, rows.penalised, bias)
-            direction, stats = self._penalise(g, rows)
-            tangent = self._tangent(w, kept, direction, rows.penalised)
-
-            def pair(out: Value, i: Value, d: Tensor) -> Pairs:
-                h, t, own = values[i], tangent[i], slice(0, rows.start)
-                if not shared:
-                    h[rows.penalised] = t  # nobody reads those rows any more
-                    return [h], [d], [d[own]]
-                both = slice(rows.start, rows.loss)
-                return (
-                    [h[own], _times(h[both], slope) + t[:shared], t[shared:]],
-                    [d],
-                    [d[own], _times(d[both], slope)],
-                )
-
-            found = self._gradients(w, delta, pair)
+            gradients = self._without_penalty(done)
+        elif not walk.curved and (rows.shared <= 0 or len(places) == 1):
+            gradients, stats = self._with_one_delta_pass(done)
         else:
-            # Two: the unit one for the penalty; after the tangents the adjoint of loss and penalty together.
-            delta, g, _ = self._backward(
-                w, kept, seeded(head.unit()), rows.penalised, rows.penalised
-            )
-            direction, stats = self._penalise(g, rows)
-            tangent = self._tangent(w, kept, direction, rows.penalised)
-            reached = slice(0, None if walk.curved else rows.loss)
-            seeds = [s[reached] for s in head.adjoint([tangent[v] for v in places])]
-            bend = _Bend(tangent, delta, rows.start)
-            adjoint, _, settled = self._backward(w, kept, seeded(seeds), reached, None, None, bend)
-            found = self._gradients(
-                w,
-                adjoint,
-                lambda out, i, a: ([values[i][reached], tangent[i]], [a, delta.pop(out)], [a]),
-            )
-        return added(added(found, settled), head.gradients), head.stats | stats
+            gradients, stats = self._with_two_delta_passes(done)
+        return added(gradients, head.gradients), head.stats | stats
+
+    def _without_penalty(self, done: "_Forward") -> Gradients:
+        adjoint, _, settled = self._backward(done, done.seeded(done.head.adjoint()), ALL, None)
+
+        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
+            return [done.values[i]], [a], [a]
+
+        return added(self._gradients(done.w, adjoint, pair), settled)
+
+    def _with_one_delta_pass(self, done: "_Forward") -> tuple[Gradients, Stats]:
+        """The pass is seeded by the loss on its own rows, and by 1 on the penalised rows.
+
+        A row that loss and penalty share has one logit: the loss's delta there is the slope of the
+        loss at that logit times the unit delta.
+        """
+        rows, shared = done.rows, done.rows.shared
+        slopes = done.head.adjoint()
+        seeds = [
+            torch.cat([s[: rows.start], one])
+            for s, one in zip(slopes, done.head.unit(), strict=True)
+        ]
+        slope = slopes[0][rows.start : rows.loss].flatten()
+        alone = len(rows.pictures) - rows.start - len(slope)
+        bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
+        delta, g, settled = self._backward(done, done.seeded(seeds), ALL, rows.penalised, bias)
+        direction, stats = self._penalise(g, rows)
+        tangent = self._tangent(done, direction)
+
+        def pair(out: Value, i: Value, d: Tensor) -> Pairs:
+            h, t, own = done.values[i], tangent[i], slice(0, rows.start)
+            if not shared:
+                h[rows.penalised] = t  # in place: nobody reads those rows any more
+                return [h], [d], [d[own]]
+            both = slice(rows.start, rows.loss)
+            inputs = [h[own], _times(h[both], slope) + t[:shared], t[shared:]]
+            return inputs, [d], [d[own], _times(d[both], slope)]
+
+        return added(self._gradients(done.w, delta, pair), settled), stats
+
+    def _with_two_delta_passes(self, done: "_Forward") -> tuple[Gradients, Stats]:
+        """The unit pass for the penalty; after the tangents, the adjoint of loss and penalty."""
+        rows, head = done.rows, done.head
+        delta, g, _ = self._backward(done, done.seeded(head.unit()), rows.penalised, rows.penalised)
+        direction, stats = self._penalise(g, rows)
+        tangent = self._tangent(done, direction)
+        reached = slice(0, None if self.walk.curved else rows.loss)
+        seeds = [s[reached] for s in head.adjoint([tangent[v] for v in done.places])]
+        bend = _Bend(tangent, delta, rows.start)
+        adjoint, _, settled = self._backward(done, done.seeded(seeds), reached, None, None, bend)
+
+        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
+            return [done.values[i][reached], tangent[i]], [a, delta.pop(out)], [a]
+
+        return added(self._gradients(done.w, adjoint, pair), settled), stats
 
     def _cast(self, weights: Weights, ready: Weights) -> Weights:
-        """Convolutions and linear layers in the type to compute in; norms stay in float32, as under autocast."""
+        """Weights in the type to compute in; those of norms stay in float32, as under autocast."""
         if self.compute is None:
             return weights
         names = {
@@ -144,9 +151,9 @@ class ExplicitStep:
         }
 
     def _forward(
-        self, w: Weights, rows: "Rows", drawn: Mapping[Value, Tensor]
+        self, w: Weights, rows: Rows, drawn: Mapping[Value, Tensor]
     ) -> tuple[dict[Value, Tensor], dict[Value, Kept]]:
-        """Values, and what was kept of them."""
+        """All values, and what each layer keeps of them for its derivatives."""
         values, kept = {0: rows.pictures}, {}
         for k, step in enumerate(self.walk.steps):
             x = [values[i] for i in step.inputs]
@@ -167,20 +174,22 @@ class ExplicitStep:
 
     def _backward(
         self,
-        w: Weights,
-        kept: dict[Value, Kept],
+        done: "_Forward",
         seeds: ByValue,
         rows: slice,
         picture_rows: slice | None,
         bias_weight: Tensor | None = None,
         bend: "_Bend | None" = None,
-    ) -> tuple[ByValue, Tensor, dict[str, Tensor]]:
-        """Deltas at outputs of steps for some rows, at the pictures for ``picture_rows`` (None = not wanted), and what settled.
+    ) -> tuple[ByValue, Tensor, Gradients]:
+        """Deltas at the outputs of steps for ``rows``, at the pictures for ``picture_rows`` (None =
+        no delta), and the gradients that `Layer.settle` completed.
 
-        Only penalised rows need the delta of the picture, so what leads to it alone is computed for them alone.
+        Only penalised rows need the delta of the picture, so what leads to it alone is computed for
+        them alone.
         """
-        pending, found = dict(seeds), {}
-        settled: dict[str, Tensor] = {}
+        w, kept = done.w, done.kept
+        pending, deltas = dict(seeds), {}
+        settled: Gradients = {}
 
         def narrowed(d: Tensor) -> Tensor:
             return d if picture_rows is None or picture_rows == rows else d[picture_rows]
@@ -188,39 +197,40 @@ class ExplicitStep:
         for step in reversed(self.walk.steps):
             if step.output not in pending:
                 continue
-            delta = pending.pop(step.output)
-            delta, done = step.layer.settle(w, _sliced(kept[step.output], rows), delta, bias_weight)
-            settled = added(settled, done)
+            mine = _sliced(kept[step.output], rows)
+            delta, complete = step.layer.settle(w, mine, pending.pop(step.output), bias_weight)
+            settled = added(settled, complete)
             if step.layer.weights or step.layer.curved:
-                found[step.output] = delta
-            mine = rows
+                deltas[step.output] = delta
+            reached = rows
             if all(i in self.bare for i in step.inputs):
                 if picture_rows is None:
                     continue
-                mine, delta = picture_rows, delta if step.output in self.bare else narrowed(delta)
-            before = step.layer.delta(w, _sliced(kept[step.output], mine), delta)
+                reached = picture_rows
+                delta = delta if step.output in self.bare else narrowed(delta)
+            before = step.layer.delta(w, _sliced(kept[step.output], reached), delta)
             for i, d in zip(step.inputs, before, strict=False):
                 if bend is not None and step.layer.curved:
                     d = bend.added(step.layer, kept[step.output], i, step.output, d)
-                if i in self.bare and mine == rows:
+                if i in self.bare and reached == rows:
                     if picture_rows is None:
                         continue
                     d = narrowed(d)
                 pending[i] = pending[i] + d if i in pending else d
-        return found, pending.get(0, torch.empty(0)), settled
+        return deltas, pending.get(0, torch.empty(0)), settled
 
-    def _tangent(
-        self, w: Weights, kept: dict[Value, Kept], direction: Tensor, rows: slice
-    ) -> ByValue:
+    def _tangent(self, done: "_Forward", direction: Tensor) -> ByValue:
+        """The tangents of all values for a direction at the pictures of the penalised rows."""
         tangents = {0: direction}
         for k, step in enumerate(self.walk.steps):
-            tangents[step.output] = step.layer.tangent(
-                w, _sliced(kept[step.output], rows), *(tangents[i] for i in step.inputs)
-            )
+            kept = _sliced(done.kept[step.output], done.rows.penalised)
+            inputs = [tangents[i] for i in step.inputs]
+            tangents[step.output] = step.layer.tangent(done.w, kept, *inputs)
+            del inputs
             self._let_go(tangents, k)
         return tangents
 
-    def _penalise(self, g: Tensor, rows: "Rows") -> tuple[Tensor, Stats]:
+    def _penalise(self, g: Tensor, rows: Rows) -> tuple[Tensor, Stats]:
         """Directions of the penalised rows, from their input gradients."""
         g, n = full_precision(g), rows.count
         directions: dict[int, Tensor] = {}
@@ -228,122 +238,64 @@ class ExplicitStep:
         for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
             for segment in segments:
                 k = rows.segments.index(segment)
-                found = gradient_penalty(
-                    g[k * n : (k + 1) * n],
-                    penalty.weight,
-                    penalty.target,
-                    penalty.one_sided,
-                    penalty_of(penalty).formula == "zero-centred",
-                    penalty.interval / n,
+                zero_centred = penalty_of(penalty).formula == "zero-centred"
+                shape = penalty.weight, penalty.target, penalty.one_sided, zero_centred
+                value, norm, u = gradient_penalty(
+                    g[k * n : (k + 1) * n], *shape, penalty.interval / n
                 )
-                values.append(found.value)
-                norms.append(found.norm)
-                directions[k] = (
-                    directions[k] + found.direction if k in directions else found.direction
-                )
-        return torch.cat([directions[k] for k in range(len(rows.segments))]), penalty_stats(
-            values, norms
-        )
+                values.append(value)
+                norms.append(norm)
+                directions[k] = directions[k] + u if k in directions else u
+        direction = torch.cat([directions[k] for k in range(len(rows.segments))])
+        return direction, penalty_stats(values, norms)
 
     def _gradients(
         self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
-    ) -> dict[str, Tensor]:
-        """The weight gradients of all steps; ``pair`` says which inputs meet which deltas. Used deltas are let go."""
-        total: dict[str, Tensor] = {}
+    ) -> Gradients:
+        """All weight gradients; ``pair`` says which inputs meet which deltas. Frees the deltas."""
+        total: Gradients = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
                 inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
-                total = added(
-                    total, step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
-                )
+                more = step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
+                total = added(total, more)
         return total
 
 
 @dataclass
-class Rows:
-    """All pictures of a step in one batch: the loss's 2N first, penalised ones last, so that every pass takes one slice."""
+class _Forward:
+    """What the forward pass leaves for the passes behind it."""
 
-    pictures: Tensor
-    labels: Tensor | None
-    count: int  # N
-    segments: tuple[
-        str | int, ...
-    ]  # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
-    penalties: Sequence[PenaltyConfig]
+    w: Weights
+    values: ByValue
+    kept: dict[Value, Kept]
+    rows: Rows
+    head: "_Logits | _Tail"
+    places: tuple[Value, ...]  # the values that the head reads
 
-    @staticmethod
-    def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
-        real_first = Rows._real_first(penalties)
-        pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
-        both = [
-            *(pair if real_first else pair[::-1]),
-            *((p, inputs.real_labels) for p in inputs.points),
-        ]
-        labels = (
-            None
-            if inputs.real_labels is None
-            else torch.cat([label for _, label in both if label is not None])
-        )
-        held = tuple(name for name in ("real", "fake") if holds(penalties, name))
-        segments = (*held, *range(len(inputs.points)))
-        return Rows(torch.cat([x for x, _ in both]), labels, len(inputs.real), segments, penalties)
-
-    @staticmethod
-    def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:
-        return not (holds(penalties, "real") and not holds(penalties, "fake"))
-
-    @staticmethod
-    def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:
-        """Where the rows of the reals, the fakes, then of each batch of points begin, ``count`` each."""
-        first, second, *points = (k * count for k in range(groups))
-        return [first, second, *points] if Rows._real_first(penalties) else [second, first, *points]
-
-    @property
-    def loss(self) -> int:
-        """Where the loss's rows end."""
-        return 2 * self.count
-
-    @property
-    def start(self) -> int:
-        """Where the penalised rows begin."""
-        return len(self.pictures) - self.count * len(self.segments)
-
-    @property
-    def penalised(self) -> slice:
-        return slice(self.start, None)
-
-    @property
-    def groups(self) -> list[slice]:
-        """Reals, fakes, then each batch of points."""
-        return [
-            slice(at, at + self.count)
-            for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)
-        ]
+    def seeded(self, seeds: Sequence[Tensor]) -> ByValue:
+        return dict(zip(self.places, seeds, strict=True))
 
 
 class _Logits:
-    """The end of a critic that was walked whole: its score, and class logits where there are some."""
-
-    gradients: dict[str, Tensor] = {}
+    """The end of a critic that was walked whole: its score, and class logits if there are some."""
 
     def __init__(
         self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
     ) -> None:
         self.rows, self.answers = rows, answers
+        self.gradients: Gradients = {}  # no weights: a walked critic's belong to its steps
         leaves = [a.detach().requires_grad_() for a in answers]
         real, fake = rows.groups[:2]
         with torch.enable_grad():
-            said = as_judgement(
-                leaves[0] if len(leaves) == 1 else tuple(leaves), len(rows.pictures)
-            )
-            of = lambda group: as_judgement(
-                said.score[group]
-                if said.classes is None
-                else (said.score[group], said.classes[group]),
-                rows.count,
-            )
+            answer = leaves[0] if len(leaves) == 1 else tuple(leaves)
+            score, classes = as_judgement(answer, len(rows.pictures))
+            both = [
+                Judgement(score[group], None if classes is None else classes[group])
+                for group in (real, fake)
+            ]
             labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            total, stats = objective(engine.loss, of(real), of(fake), *labels)
+            total, stats = objective(engine.loss, both[0], both[1], *labels)
             self.slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
         self.stats = {name: value.detach() for name, value in stats.items()}
 
@@ -358,7 +310,7 @@ class _Logits:
 
 
 class _Tail:
-    """The end of a critic that autograd has to take: heads and couplings between samples that cannot be walked."""
+    """The end of a critic that only autograd can take: unknown heads, couplings between samples."""
 
     def __init__(
         self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
@@ -366,34 +318,32 @@ class _Tail:
         tail = engine.walk.tail
         assert tail is not None
         self.rows = rows
-        self.gradients: dict[str, Tensor] = {}
+        self.gradients: Gradients = {}
         self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
         self._leaves = [a.detach().requires_grad_() for a in answers]
         kind, compute = rows.pictures.device.type, engine.compute
         with torch.enable_grad(), LeanDerivatives():
-            used = {name: leaf.view_as(leaf) for name, leaf in self._own.items()}  # see lean.wanted
-            said = []
-            for (
-                group
-            ) in rows.groups:  # statistics over a batch are those of reals, fakes and points apart
-                labels = (
-                    [rows.labels[group]] if tail.takes_labels and rows.labels is not None else []
-                )
-                with (
-                    torch.autocast(kind, compute, enabled=compute is not None),
-                    holding(tail.module, used),
-                ):
+            used = {
+                name: leaf.view_as(leaf) for name, leaf in self._own.items()
+            }  # see lean.leads_to
+            judgements = []
+            # One call for reals, fakes, and each batch of points: statistics are a batch's own.
+            for group in rows.groups:
+                labels = []
+                if tail.takes_labels and rows.labels is not None:
+                    labels = [rows.labels[group]]
+                computed = torch.autocast(kind, compute, enabled=compute is not None)
+                with computed, holding(tail.module, used):
                     answer = tail.module(*(leaf[group].clone() for leaf in self._leaves), *labels)
-                said.append(as_judgement(answer, rows.count))
+                judgements.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            self._total, stats = objective(engine.loss, said[0], said[1], *both)
-            held = [
-                s for s, group in zip(said, rows.groups, strict=True) if group.start >= rows.start
-            ]
+            self._total, stats = objective(engine.loss, judgements[0], judgements[1], *both)
+            groups = zip(judgements, rows.groups, strict=True)
+            penalised = [j.score for j, group in groups if group.start >= rows.start]
             self._delta: tuple[Tensor, ...] = ()
-            if held:
-                scores = torch.cat([s.score for s in held]).sum()
+            if penalised:
+                scores = torch.cat(penalised).sum()
                 self._delta = torch.autograd.grad(
                     scores, self._leaves, create_graph=True, materialize_grads=True
                 )
@@ -403,16 +353,16 @@ class _Tail:
         return [d[self.rows.penalised].detach() for d in self._delta]
 
     def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """Deltas of the loss and of what the tangents leave, for all rows; the tail's own gradients come with them."""
+        """Deltas of loss and tangents, for all rows. Sets the gradients of the tail's weights."""
         with torch.enable_grad(), LeanDerivatives():
             whole = self._total
             for t, d in zip(tangents, self._delta, strict=False):
                 whole = whole + (t.detach() * d[self.rows.penalised]).sum()
-            wanted = [*self._leaves, *self._own.values()]
-            found = torch.autograd.grad(whole, wanted, materialize_grads=True)
+            leaves = [*self._leaves, *self._own.values()]
+            gradients = torch.autograd.grad(whole, leaves, materialize_grads=True)
         count = len(self._leaves)
-        self.gradients = dict(zip(self._own, found[count:], strict=True))
-        return found[:count]
+        self.gradients = dict(zip(self._own, gradients[count:], strict=True))
+        return gradients[:count]
 
 
 @dataclass
@@ -424,14 +374,13 @@ class _Bend:
     start: int
 
     def added(self, layer: Layer, kept: Kept, before: Value, after: Value, d: Tensor) -> Tensor:
-        more = layer.second(
-            _sliced(kept, slice(self.start, None)), self.tangent[before], self.delta[after]
-        )
+        kept = _sliced(kept, slice(self.start, None))
+        more = layer.second(kept, self.tangent[before], self.delta[after])
         return torch.cat([d[: self.start], d[self.start :] + more]) if self.start else d + more
 
 
 def _bare(walk: Walk) -> set[Value]:
-    """The picture, and what layers without weights make of it: values whose delta serves nothing but the penalty."""
+    """The picture, and values made of it without weights: only a penalty needs their deltas."""
     bare = {0}
     for step in walk.steps:
         if not step.layer.weights and all(i in bare for i in step.inputs):
@@ -448,7 +397,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Gradients:
     """Gradients from two places; weights that are in both get the sum."""
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 

@@ -1,5 +1,6 @@
 """Steps that the kernels take as one: convolution with bias, then leaky ReLU."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,17 +11,13 @@ from ganfast.engine.walk import Step, Walk
 
 
 def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:
-    """The walk with each convolution and the leaky ReLU behind it as one step, where nobody else reads what lies between.
+    """The walk with a convolution and the leaky ReLU behind it as one step.
 
-    ``weights`` by name, for their shapes: a sample's bits must fill whole bytes, which a multiple of 8 channels makes sure of.
+    They stay two where another step reads the value between them. ``weights`` by name, for their
+    shapes: a sample's bits fill whole bytes where the channels are a multiple of 8.
     """
-    readers: dict[int, int] = {}
-    for value in (
-        *(i for step in walk.steps for i in step.inputs),
-        *walk.outputs,
-        *(walk.tail.inputs if walk.tail else ()),
-    ):
-        readers[value] = readers.get(value, 0) + 1
+    readers = Counter(i for step in walk.steps for i in step.inputs)
+    readers.update(walk.tail.inputs if walk.tail else walk.outputs)
     steps: list[Step] = []
     for step in walk.steps:
         before = steps[-1] if steps else None

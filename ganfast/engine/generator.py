@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
-from ganfast.engine.recorded import Compiled, Recorded, Way, written
+from ganfast.engine.objective import Stats
+from ganfast.engine.recorded import Compiled, Computation, Recorded, eager
 from ganfast.losses import accuracy, class_loss, generator_loss, loss_of
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
 from ganfast.tensors import full_precision
 
-Stats = dict[str, Tensor]
-Found = tuple[
-    Sequence[Tensor | None], Stats
-]  # gradients of the trainable parameters, and statistics
+# gradients of the trainable parameters, and statistics
+Result = tuple[Sequence[Tensor | None], Stats]
 Drawing = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -36,14 +35,17 @@ def make_generator_step(
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
 
     Args:
-        compile: on a GPU by torch.compile; on a CPU in one graph with its gradients, of torch's layers and ours only.
-        computing: twins of both whose weights somebody keeps in the type of ``autocast`` (`FlatAdam.computing`); None = autocast
-            casts them in every step.
-        check: compare the first step of that one graph with a step that is not compiled, which takes its place if they differ.
+        compile: on a GPU by torch.compile; on a CPU in one graph with its gradients, of torch's
+            layers and ours only.
+        computing: twins of both whose weights somebody keeps in the type of ``autocast``
+            (`FlatAdam.computing`); None = autocast casts them in every step.
+        check: compare the first step of that one graph with a step that is not compiled, which
+            takes its place if they differ.
 
     Returns:
-        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures to draw, and reals (N, C, H, W)
-        with the same labels, which the relativistic loss compares with. It returns 0-d tensors and waits for nothing.
+        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures
+        to draw, and reals (N, C, H, W) with the same labels, which the relativistic loss compares
+        with. It returns 0-d tensors and waits for nothing.
     """
     return GeneratorStep(
         generator, critic, loss, autocast, compile, computing or (generator, critic), check
@@ -64,18 +66,15 @@ class GeneratorStep:
         check: bool,
     ) -> None:
         self.generator, self.gradients = generator, FlatGradients(generator)
-        way = partial(_whole_loss, loss, autocast), computing
-        exactly = (
-            (partial(_whole_loss, loss, None), (generator, critic))
-            if autocast is not None
-            else None
-        )
-        self._run: Callable[..., Found] = partial(written, way, True)
-        if compile:
-            on_gpu = next(generator.parameters()).is_cuda
-            self._run = (
-                _ByTorch(way) if on_gpu else Recorded("generator step", way, True, exactly, check)
-            )
+        computation = partial(_whole_loss, loss, autocast), computing
+        exactly = None
+        if autocast is not None:
+            exactly = partial(_whole_loss, loss, None), (generator, critic)
+        self._run: Callable[..., Result] = partial(eager, computation, True)
+        if compile and next(generator.parameters()).is_cuda:
+            self._run = _ByTorch(computation)
+        elif compile:
+            self._run = Recorded("generator step", computation, True, exactly, check)
 
     @property
     def compiled(self) -> bool:
@@ -86,20 +85,21 @@ class GeneratorStep:
     ) -> Stats:
         if not self.gradients.fits:
             self.gradients = FlatGradients(self.generator)
-        found, stats = self._run(z, labels, real)
-        self.gradients.fill(found)
+        gradients, stats = self._run(z, labels, real)
+        self.gradients.fill(gradients)
         return {name: value.detach() for name, value in stats.items()}
 
 
 class _ByTorch(Compiled):
     """By torch.compile, and autograd."""
 
-    def __init__(self, way: Way) -> None:
-        super().__init__("generator step", way, True)
-        self._compiled = torch.compile(way[0]), way[1]
+    def __init__(self, computation: Computation) -> None:
+        super().__init__("generator step", computation, True)
+        function, nets = computation
+        self._compiled = torch.compile(function), nets
 
-    def tried(self, *given: Tensor | None) -> Found:
-        return written(self._compiled, True, *given)
+    def tried(self, *args: Tensor | None) -> Result:
+        return eager(self._compiled, True, *args)
 
 
 def _whole_loss(
@@ -113,15 +113,15 @@ def _whole_loss(
 ) -> tuple[Tensor, Stats]:
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
-        said = judge(critic, draw(generator, z, labels), labels)
+        judgement = judge(critic, draw(generator, z, labels), labels)
         paired = real if loss_of(loss).pairs else None
         real_score = None if paired is None else judge(critic, paired, labels).score
-    total = generator_loss(loss, said.score, real_score).mean()
+    total = generator_loss(loss, judgement.score, real_score).mean()
     stats = {"loss": total}
-    if said.classes is not None and labels is not None:
-        named = class_loss(said.classes, labels).mean()
-        stats |= {"class_loss": named, "class_accuracy": accuracy(said.classes, labels)}
-        total = total + loss.class_weight_generator * named
+    if judgement.classes is not None and labels is not None:
+        by_class = class_loss(judgement.classes, labels).mean()
+        stats |= {"class_loss": by_class, "class_accuracy": accuracy(judgement.classes, labels)}
+        total = total + loss.class_weight_generator * by_class
     return total, stats
 
 
@@ -134,7 +134,8 @@ def make_drawing(
     """`draw` for a critic's step, without gradients.
 
     Args:
-        compile: on a CPU in one graph, of torch's layers and ours only, compared with `draw` at first; else as it is.
+        compile: on a CPU in one graph, of torch's layers and ours only, compared with `draw` at
+            first; else as it is.
         computing: the generator's twin, as of `make_generator_step`.
     """
     net = computing or generator
@@ -154,15 +155,13 @@ def _drawn(
 
 
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Pictures in float32 or more, whatever the generator computes in; labels only where there are classes."""
+    """Pictures in float32 or more, whatever the generator computes in; ``labels`` with classes
+    only."""
     with thin_convolutions(z.device, generator):
         return full_precision(generator(z) if labels is None else generator(z, labels))
 
 
 def thin_convolutions(device: torch.device, net: nn.Module) -> AbstractContextManager[Any]:
     """`ThinConvolutions` where they are the faster ones."""
-    return (
-        nullcontext()
-        if device.type != "cpu" or torch.compiler.is_compiling()
-        else ThinConvolutions(net)
-    )
+    on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
+    return ThinConvolutions(net) if on_cpu else nullcontext()

@@ -10,10 +10,12 @@ from ganfast.models.members import parameters
 
 
 class FlatGradients:
-    """``flat`` (total,) of a network's trainable parameters; each ``.grad`` is a view into it, laid out as its parameter is.
+    """``flat`` (total,) holds the gradients of a network's trainable parameters. Each ``.grad`` is
+    a view into it, laid out as its parameter.
 
-    The layout matters: a double backward returns weight gradients with strides of their own, and fused Adam walks gradient and
-    weight by address: it would move every weight by the gradient of another.
+    The layout matters: a double backward returns weight gradients with strides of their own, and
+    fused Adam walks gradient and weight by address: it would move every weight by the gradient of
+    another.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -29,12 +31,13 @@ class FlatGradients:
 
     @property
     def fits(self) -> bool:
-        """False once parameters were moved, laid out anew, replaced, frozen or thawed: then make another."""
+        """False after parameters were moved, laid out anew, replaced, frozen or thawed: make
+        another."""
         return self._state() == self._made_for
 
     @torch.no_grad()
     def fill(self, gradients: Sequence[Tensor | None]) -> None:
-        """Copy one gradient for each parameter; None is 0. Parameters whose .grad was taken away get it back."""
+        """Copy one gradient for each parameter; None is 0. Each ``.grad`` is the view again."""
         for parameter, view, gradient in zip(self.parameters, self.views, gradients, strict=True):
             if gradient is None:
                 view.zero_()
@@ -45,26 +48,26 @@ class FlatGradients:
 
 
 def trainable(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters that want a gradient, all of one type; InputError where there are none, or of several."""
+    """The parameters that require a gradient; InputError if there are none, or several types."""
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise InputError(f"{type(net).__name__} has no parameter that requires a gradient")
     kinds = {p.dtype for p in parameters}
     if len(kinds) > 1:
         raise InputError(
-            f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; expected one type"
+            f"{type(net).__name__} has parameters of {' and '.join(map(str, kinds))}; "
+            "expected one type"
         )
     return parameters
 
 
 def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive parts of ``flat`` (total,), each shaped and laid out in memory as its parameter is."""
+    """Consecutive parts of ``flat`` (total,), each shaped and laid out as its parameter."""
     views, start = [], 0
     for p in parameters:
         part = flat[start : start + p.numel()]
-        dense = (
-            torch.empty_like(p).stride() == p.stride()
-        )  # no holes: empty_like gives those other strides
+        # A parameter with holes in memory has other strides than empty_like's.
+        dense = torch.empty_like(p).stride() == p.stride()
         views.append(part.as_strided(p.shape, p.stride()) if dense else part.view(p.shape))
         start += p.numel()
     return views

@@ -1,9 +1,11 @@
-"""Convolution and (leaky) ReLU whose derivatives of any order are built from the operations that hardware is good at.
+"""Convolution and (leaky) ReLU whose derivatives of any order are built from the operations that
+hardware is good at.
 
-torch's own second derivatives are right but wasteful. Convolution's computes the weight gradient as a convolution whose filter is
-the activation map, once a group; leaky ReLU's returns a dense zero for its input, through which autograd then runs whole passes.
-Here convolution, its data gradient and its weight gradient are three functions, each one's derivatives being the other two; and
-leaky ReLU's derivative is a product with a mask, whose own derivative is the same product.
+torch's own second derivatives are right but wasteful. Convolution's computes the weight gradient as
+a convolution whose filter is the activation map, once a group; leaky ReLU's returns a dense zero
+for its input, through which autograd then runs whole passes. Here convolution, its data gradient
+and its weight gradient are three functions, each one's derivatives being the other two; and leaky
+ReLU's derivative is a product with a mask, whose own derivative is the same product.
 """
 
 from collections.abc import Callable
@@ -22,10 +24,11 @@ from ganfast.tensors import laid_out_like
 aten = torch.ops.aten
 
 
-def wanted(ctx: Any, position: int) -> bool:
-    """Whether this backward pass leads to the input; ``needs_input_grad`` alone says that some pass may.
+def leads_to(ctx: Any, position: int) -> bool:
+    """Whether this backward pass leads to the input; ``needs_input_grad`` says that some pass may.
 
-    The first pass of a penalty leads to the pictures only, and must not compute weight gradients that nobody takes.
+    The first pass of a penalty leads to the pictures only, and must not compute weight gradients
+    that nobody takes.
     """
     if not ctx.needs_input_grad[position]:
         return False
@@ -49,9 +52,9 @@ class Convolve(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         return (
-            DataGradient.apply(dy, weight, x.detach(), ctx.shape) if wanted(ctx, 0) else None,
-            WeightGradient.apply(dy, x, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
-            dy.sum([0, *range(2, dy.dim())]) if wanted(ctx, 2) else None,
+            DataGradient.apply(dy, weight, x.detach(), ctx.shape) if leads_to(ctx, 0) else None,
+            WeightGradient.apply(dy, x, weight.detach(), ctx.shape) if leads_to(ctx, 1) else None,
+            dy.sum([0, *range(2, dy.dim())]) if leads_to(ctx, 2) else None,
             None,
         )
 
@@ -69,8 +72,8 @@ class DataGradient(torch.autograd.Function):
     def backward(ctx: Any, t: Tensor) -> Any:
         dy, weight = ctx.saved_tensors
         return (
-            Convolve.apply(t, weight, None, ctx.shape) if wanted(ctx, 0) else None,
-            WeightGradient.apply(dy, t, weight.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            Convolve.apply(t, weight, None, ctx.shape) if leads_to(ctx, 0) else None,
+            WeightGradient.apply(dy, t, weight.detach(), ctx.shape) if leads_to(ctx, 1) else None,
             None,
             None,
         )
@@ -89,8 +92,8 @@ class WeightGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> Any:
         dy, x = ctx.saved_tensors
         return (
-            Convolve.apply(x, v, None, ctx.shape) if wanted(ctx, 0) else None,
-            DataGradient.apply(dy, v, x.detach(), ctx.shape) if wanted(ctx, 1) else None,
+            Convolve.apply(x, v, None, ctx.shape) if leads_to(ctx, 0) else None,
+            DataGradient.apply(dy, v, x.detach(), ctx.shape) if leads_to(ctx, 1) else None,
             None,
             None,
         )
@@ -138,9 +141,10 @@ class LeanDerivatives(TorchFunctionMode):
 
 
 class ThinConvolutions:
-    """While active, the convolutions of a network that `thin` speeds up are the ones of this file.
+    """While active, a network's convolutions between many channels and a picture are this file's.
 
-    It is their modules that change, for so long: a mode that sees every operation costs more than it gains in a small network.
+    Their modules get another forward: a mode that sees every operation, like `LeanDerivatives`,
+    costs a small network more than it gains.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -149,9 +153,8 @@ class ThinConvolutions:
     def __enter__(self) -> None:
         for module in self._changed:
             forward = _conv_forward if isinstance(module, nn.Conv2d) else _transposed_forward
-            module.__dict__["forward"] = MethodType(
-                forward, module
-            )  # a method, so that a copy gets one of its own
+            # A method, so that a copy of the module gets one of its own.
+            module.__dict__["forward"] = MethodType(forward, module)
 
     def __exit__(self, *_: object) -> None:
         for module in self._changed:
@@ -159,32 +162,48 @@ class ThinConvolutions:
 
 
 def _may_be_thin(m: nn.Module) -> bool:
-    """Whether torch's own class computes it, and its pictures are as few channels wide as `thin` takes."""
+    """Whether torch's own class computes the module, with pictures of at most `MOST` channels."""
     if vars(m).keys() & {"forward", "_conv_forward"}:
-        return False  # somebody's own, or changed already
+        return False  # a user's forward, or this file's already
+    kind: Any = type(m)
     if isinstance(m, nn.Conv2d):
-        own = (
-            type(m).forward is nn.Conv2d.forward
-            and type(m)._conv_forward is nn.Conv2d._conv_forward
-        )
+        forwards = kind.forward, kind._conv_forward
+        own = forwards == (nn.Conv2d.forward, nn.Conv2d._conv_forward)
         return own and m.in_channels <= MOST and m.padding_mode == "zeros"
-    return (
-        isinstance(m, nn.ConvTranspose2d)
-        and type(m).forward is nn.ConvTranspose2d.forward
-        and m.out_channels <= MOST
-    )
+    transposed = isinstance(m, nn.ConvTranspose2d) and m.out_channels <= MOST
+    return transposed and kind.forward is nn.ConvTranspose2d.forward
+
+
+def _is_thin(m: Any, x: Tensor, weight: Tensor) -> bool:
+    return is_thin(x, weight, m.groups) and not torch.is_autocast_enabled("cpu")
+
+
+# Both read the weight once: under spectral normalisation every reading is a power iteration.
 
 
 def _conv_forward(m: Any, x: Tensor) -> Tensor:
-    return _from_pictures(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+    weight, bias = m.weight, m.bias
+    if not _is_thin(m, x, weight) or isinstance(m.padding, str):
+        return m._conv_forward(x, weight, bias)
+    shape = Convolution(m.stride, m.padding, m.dilation, 1, last=True)
+    return Convolve.apply(x, _seen(weight), _seen(bias), shape)
 
 
 def _transposed_forward(m: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    """A transposed convolution is the data gradient of the convolution with its weights."""
     if output_size is not None:
         return nn.ConvTranspose2d.forward(m, x, output_size)
-    return _to_pictures(
-        x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
-    )
+    weight, bias = m.weight, m.bias
+    s, p, d, o = m.stride, m.padding, m.dilation, m.output_padding
+    if not _is_thin(m, x, weight):
+        return torch.conv_transpose2d(x, weight, bias, s, p, o, m.groups, d)
+    size = [
+        (n - 1) * s[i] - 2 * p[i] + d[i] * (k - 1) + o[i] + 1
+        for i, (n, k) in enumerate(zip(x.shape[2:], weight.shape[2:], strict=True))
+    ]
+    like = x.new_empty(len(x), weight.shape[1], *size)
+    y = DataGradient.apply(x, _seen(weight), like, Convolution(s, p, d, 1, last=True))
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -199,76 +218,25 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
     ) -> Tensor:
         if isinstance(padding, str) or input.dim() != axes + 2:
             return original(input, weight, bias, stride, padding, dilation, groups)
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
-            input, weight = (
-                input.to(torch.get_autocast_dtype(kind)),
-                weight.to(torch.get_autocast_dtype(kind)),
-            )
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            kind = torch.get_autocast_dtype(device)
+            input, weight = input.to(kind), weight.to(kind)
         bias = None if bias is None else bias.to(weight.dtype)
-        shape = Convolution(
-            _each(stride, axes), _each(padding, axes), _each(dilation, axes), groups
-        )
-        return Convolve.apply(input, weight, bias, shape)
+        s, p, d = (_per_axis(value, axes) for value in (stride, padding, dilation))
+        return Convolve.apply(input, weight, bias, Convolution(s, p, d, groups))
 
     return convolve
 
 
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return (
-        (value,) * axes
-        if isinstance(value, int)
-        else tuple(value) * (axes if len(value) == 1 else 1)
-    )
+def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * (axes if len(values) == 1 else 1)
 
 
 def _seen(weight: Tensor | None) -> Tensor | None:
-    """So that a pass which does not lead to a leaf can be told; see `wanted`."""
+    """A view, so that `leads_to` can tell whether a pass leads to the leaf."""
     return None if weight is None else weight.view_as(weight)
-
-
-def _from_pictures(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if (
-        not is_thin(input, weight, groups)
-        or isinstance(padding, str)
-        or torch.is_autocast_enabled("cpu")
-    ):
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    shape = Convolution(_each(stride, 2), _each(padding, 2), _each(dilation, 2), 1, last=True)
-    return Convolve.apply(input, _seen(weight), _seen(bias), shape)
-
-
-def _to_pictures(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    """A transposed convolution is the data gradient of the convolution with its weights."""
-    if not is_thin(input, weight, groups) or torch.is_autocast_enabled("cpu"):
-        return torch.conv_transpose2d(
-            input, weight, bias, stride, padding, output_padding, groups, dilation
-        )
-    s, p, o, d = (_each(value, 2) for value in (stride, padding, output_padding, dilation))
-    size = [
-        (n - 1) * s[i] - 2 * p[i] + d[i] * (k - 1) + o[i] + 1
-        for i, (n, k) in enumerate(zip(input.shape[2:], weight.shape[2:], strict=True))
-    ]
-    like = input.new_empty(len(input), weight.shape[1], *size)
-    y = DataGradient.apply(input, _seen(weight), like, Convolution(s, p, d, 1, last=True))
-    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
-"""What every engine of the critic step minimises and reports, once the critic has answered."""
+"""What every engine of the critic step minimises and reports, from the critic's answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,16 +20,13 @@ class Inputs(NamedTuple):
     fake: Tensor
     real_labels: Tensor | None
     fake_labels: Tensor | None
-    points: tuple[
-        Tensor, ...
-    ] = ()  # one batch for each penalty at points of its own, judged with the labels of the reals
+    # one batch for each penalty at points of its own, judged with the labels of the reals
+    points: tuple[Tensor, ...] = ()
 
-    def double(self) -> "Inputs":
-        """The same in float64."""
-        points = tuple(x.double() for x in self.points)
-        return Inputs(
-            self.real.double(), self.fake.double(), self.real_labels, self.fake_labels, points
-        )
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same step with other pictures."""
+        points = tuple(change(x) for x in self.points)
+        return self._replace(real=change(self.real), fake=change(self.fake), points=points)
 
 
 def objective(
@@ -48,16 +45,16 @@ def objective(
         "fake_score": fake.score.mean(),
     }
     if real.classes is not None and fake.classes is not None and real_labels is not None:
-        named = class_loss(real.classes, real_labels).mean()
+        by_class = class_loss(real.classes, real_labels).mean()
         if config.class_fakes and fake_labels is not None:
-            named = named + class_loss(fake.classes, fake_labels).mean()
-        stats |= {"class_loss": named, "class_accuracy": accuracy(real.classes, real_labels)}
-        total = total + config.class_weight * named
+            by_class = by_class + class_loss(fake.classes, fake_labels).mean()
+        stats |= {"class_loss": by_class, "class_accuracy": accuracy(real.classes, real_labels)}
+        total = total + config.class_weight * by_class
     return total, stats
 
 
 def penalty_stats(values: Sequence[Tensor], norms: Sequence[Tensor]) -> Stats:
-    """Of penalties (N,) each, and the gradient norms that they hold."""
+    """Statistics of penalties' values, (N,) each, and of the gradient norms that they hold."""
     norm = torch.cat(list(norms))
     return {
         "penalty": torch.stack(list(values)).sum(0).mean(),

@@ -1,4 +1,7 @@
-"""What networks compute as one compiled graph, whose arguments are their tensors and the numbers of their dropouts."""
+"""Computations of networks as one compiled graph.
+
+Arguments of the graph are the networks' tensors and the random numbers of their dropouts.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,25 +18,26 @@ from ganfast.log import logger
 from ganfast.models.dropout import Dropout
 from ganfast.models.members import HOOKS, holding, modes, modules, named_tensors, parameters
 
-Way = tuple[
-    Callable[..., Any], tuple[nn.Module, ...]
-]  # a function, and the networks that are its first arguments
+# A function, and the networks that are its first arguments.
+Computation = tuple[Callable[..., Any], tuple[nn.Module, ...]]
 _ATTEMPTS = 4  # a value that rounds across a kink in one batch does not in another
 _MOST = 8  # graphs, one for each state of the networks: training or not, frozen or not
 
 
 class Compiled:
-    """``compiled(*args)`` is ``function(*nets, *args)`` by a compiler; where that fails the function itself takes over, said once.
+    """``compiled(*args)`` is ``function(*nets, *args)`` by a compiler. Where that fails, the
+    function itself takes over, with one warning.
 
     Args:
-        name: of what it computes, for that line.
-        way: of tensors and None; returns a tensor, or with ``trained`` a 0-d tensor and more of them by name.
-        trained: differentiate what is returned by the trainable parameters of the first net: then the result is the list of
-            gradients, in their order, and the rest.
+        name: of the computation, for the warning.
+        computation: takes tensors and None. It returns a tensor, or with ``trained`` a 0-d tensor
+            and more of them by name.
+        trained: differentiate the 0-d tensor by the trainable parameters of the first network. Then
+            the result is the list of gradients, in the order of the parameters, and the rest.
     """
 
-    def __init__(self, name: str, way: Way, trained: bool = False) -> None:
-        self.name, self.way, self.trained, self.active = name, way, trained, True
+    def __init__(self, name: str, computation: Computation, trained: bool = False) -> None:
+        self.name, self.computation, self.trained, self.active = name, computation, trained, True
 
     def tried(self, *args: Tensor | None) -> Any:
         """By the compiler; any error means that it cannot."""
@@ -45,45 +49,45 @@ class Compiled:
             try:
                 return self.tried(*args)
             except Exception as error:  # whatever a compiler comes up with
-                capturing = (
-                    torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-                )  # then it may be the capture's
+                # An error during a capture may be the capture's own.
+                capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
                 if is_out_of_memory(error) or capturing:
                     raise
                 problem = error
-        found = written(
-            self.way, self.trained, *args
-        )  # a caller's mistake is raised here, in its own words, and costs no graph
+        # A caller's mistake is raised here, in its own words, and switches no graph off.
+        result = eager(self.computation, self.trained, *args)
         if problem is not None:
-            named = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
-            logger.warning(
-                "%s: not compiled (%s%s)", self.name, named, " ".join(str(problem).split())[:200]
-            )
+            kind = "" if isinstance(problem, CannotRecord) else f"{type(problem).__name__}: "
+            reason = " ".join(str(problem).split())[:200]
+            logger.warning("%s: not compiled (%s%s)", self.name, kind, reason)
             self.active = False
-        return found
+        return result
 
 
 class Recorded(Compiled):
-    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, with the tensors that the networks have at the time.
+    """``recorded(*args)`` is ``function(*nets, *args)`` as one graph, computed with the tensors
+    that the networks have at the call.
 
-    What else they compute with may change in ways that `modes` sees: there is a graph for each. Buffers are updated as the function
-    does it. The first call of each graph is compared with the function, and a graph that differs not used.
+    Other state of the networks may change where `modes` sees it: each such state has a graph of its
+    own. Buffers are updated as by the function. The first call of a graph is compared with the
+    function; a graph that differs is not used.
 
     Args:
-        name, way, trained: as of `Compiled`.
-        exactly: the same in float32, where ``way`` computes in less: a graph may be as far from it as twice the function.
+        name, computation, trained: as of `Compiled`.
+        exactly: the same in float32, where ``computation`` computes in less. The graph's error
+            against it may be twice that of the function.
         check: compare.
     """
 
     def __init__(
         self,
         name: str,
-        way: Way,
+        computation: Computation,
         trained: bool = False,
-        exactly: Way | None = None,
+        exactly: Computation | None = None,
         check: bool = True,
     ) -> None:
-        super().__init__(name, way, trained)
+        super().__init__(name, computation, trained)
         self._exactly, self._wants_check = exactly, check
         self._graphs: dict[Any, _Graph] = {}
 
@@ -91,131 +95,118 @@ class Recorded(Compiled):
         return self._graph(args)(*args)
 
     def _graph(self, args: Sequence[Tensor | None]) -> "_Graph":
-        _, nets = self.way
-        seen = tuple(
-            state
-            for net in nets
-            for state in (*modes(net), *[p.requires_grad for p in parameters(net)])
-        )
-        if seen not in self._graphs:
+        _, nets = self.computation
+        frozen = [[p.requires_grad for p in parameters(net)] for net in nets]
+        states = zip(map(modes, nets), frozen, strict=True)
+        key = tuple(state for pair in states for part in pair for state in part)
+        if key not in self._graphs:
             if why := why_not_recorded(*nets):
                 raise CannotRecord(why)
             if len(self._graphs) == _MOST:
                 raise CannotRecord(f"its networks were changed {_MOST} times between steps")
-            graph = _Graph(self.way, self.trained)
+            graph = _Graph(self.computation, self.trained)
             if self._wants_check:
                 self._check(graph, *args)
-            self._graphs[seen] = graph
-        return self._graphs[seen]
+            self._graphs[key] = graph
+        return self._graphs[key]
 
     def _check(self, graph: "_Graph", z: Any, *more: Any) -> None:
         for attempt in range(_ATTEMPTS):
             args = (0.99**attempt * z, *more)
-            found, plain = (
-                self._compared(graph, *args),
-                self._compared(written, self.way, self.trained, *args),
-            )
-            exact = (
-                plain
-                if self._exactly is None
-                else self._compared(written, self._exactly, self.trained, *args)
-            )
-            error = relative_error(found, exact)
+            by_graph = self._compared(graph, *args)
+            exact = plain = self._compared(eager, self.computation, self.trained, *args)
+            if self._exactly is not None:
+                exact = self._compared(eager, self._exactly, self.trained, *args)
+            error = relative_error(by_graph, exact)
             if error <= ROUNDING + 2 * relative_error(plain, exact):
                 return
         raise CannotRecord(f"what a graph gives is {error:.2g} off what it should")
 
     def _compared(self, run: Callable[..., Any], *args: Any) -> list[Tensor]:
-        """Gradients, or what was returned. A critic or generator that draws numbers sees the same ones each time."""
-        nets = nn.ModuleList([*self.way[1], *(self._exactly[1] if self._exactly else ())])
+        """The gradients, or the result. Random numbers are the same in every call."""
+        nets = nn.ModuleList([*self.computation[1], *(self._exactly[1] if self._exactly else ())])
         with nothing_changed(nets):
             torch.manual_seed(0)
-            found = run(*args)
+            result = run(*args)
         if not self.trained:
-            return [found]
-        trained = [p for p in parameters(self.way[1][0]) if p.requires_grad]
-        return [
-            torch.zeros_like(p) if g is None else g for g, p in zip(found[0], trained, strict=True)
-        ]
+            return [result]
+        pairs = zip(result[0], _trainable(self.computation), strict=True)
+        return [torch.zeros_like(p) if g is None else g for g, p in pairs]
 
 
 class CannotRecord(Exception):
-    """Says why a graph is not to be used."""
+    """The reason why a graph is not used."""
 
 
-def written(way: Way, trained: bool, *args: Tensor | None) -> Any:
-    """The function as it is, with gradients by autograd where it is trained: None for a parameter without influence."""
-    function, nets = way
-    found = function(*nets, *args)
+def eager(computation: Computation, trained: bool, *args: Tensor | None) -> Any:
+    """The computation without a compiler; its gradients are None without influence."""
+    function, nets = computation
+    result = function(*nets, *args)
     if not trained:
-        return found
-    total, more = found
-    return torch.autograd.grad(
-        total, [p for p in parameters(nets[0]) if p.requires_grad], allow_unused=True
-    ), more
+        return result
+    total, more = result
+    return torch.autograd.grad(total, _trainable(computation), allow_unused=True), more
+
+
+def _trainable(computation: Computation) -> list[nn.Parameter]:
+    return [p for p in parameters(computation[1][0]) if p.requires_grad]
 
 
 class _Graph:
     """The function for one state of the networks."""
 
-    def __init__(self, way: Way, trained: bool) -> None:
-        self._function, nets = way
+    def __init__(self, computation: Computation, trained: bool) -> None:
+        self._function, nets = computation
         self._nets, self._trained = nn.ModuleList(nets), trained
-        self._trainable = (
-            {id(p) for p in parameters(nets[0]) if p.requires_grad} if trained else set()
-        )
+        self._trainable = {id(p) for p in _trainable(computation)} if trained else set()
         self._run = compiled(self._compute)
-        self._taken: dict[Any, list[tuple[Dropout, Tensor]]] = {}
+        self._inputs: dict[Any, list[tuple[Dropout, Tensor]]] = {}
 
     @torch.no_grad()
     def __call__(self, *args: Any) -> Any:
-        known = tuple(None if x is None else x.shape for x in args)
-        if known not in self._taken:
-            self._taken[known] = self._dropouts(args)
+        shapes = tuple(None if x is None else x.shape for x in args)
+        if shapes not in self._inputs:
+            self._inputs[shapes] = self._dropouts(args)
         tensors = {name: x.detach() for name, x in named_tensors(self._nets)}
         numbers = [
-            layer.numbers(
-                torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=args[0].device)
-            )
-            for layer, x in self._taken[known]
+            layer.numbers(torch.empty_like(x, device=args[0].device))
+            for layer, x in self._inputs[shapes]
         ]
         return self._run(tensors, numbers, args)
 
     def _compute(
         self, tensors: dict[str, Tensor], numbers: list[Tensor], args: tuple[Tensor | None, ...]
     ) -> Any:
-        taken = iter(numbers)
+        drawn = iter(numbers)
         names = [name for name, x in named_tensors(self._nets) if id(x) in self._trainable]
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
-        dropped, held = (
-            _each_dropout(self._nets, lambda layer, like: next(taken)),
-            holding(self._nets, tensors | leaves),
-        )
+        dropped = _each_dropout(self._nets, lambda layer, like: next(drawn))
+        held = holding(self._nets, tensors | leaves)
         with dropped, held, torch.set_grad_enabled(self._trained):
-            found = self._function(*self._nets, *args)
+            result = self._function(*self._nets, *args)
             if not self._trained:
-                return found
-            total, more = found
+                return result
+            total, more = result
             gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         return list(gradients), {name: value.detach() for name, value in more.items()}
 
     def _dropouts(self, args: Sequence[Tensor | None]) -> list[tuple[Dropout, Tensor]]:
-        """Every dropout in the order in which they draw, with what it is given: found out by computing once, without a trace."""
-        found: list[tuple[Dropout, Tensor]] = []
+        """Every dropout in the order of drawing, with its input, from one call without a graph."""
+        inputs: list[tuple[Dropout, Tensor]] = []
 
         def note(layer: Dropout, like: Tensor) -> Tensor:
-            found.append((layer, torch.empty_like(like, device="meta")))
+            inputs.append((layer, torch.empty_like(like, device="meta")))
             return Dropout.numbers(layer, like)
 
         if any(isinstance(m, Dropout) for m in modules(self._nets)):
             with nothing_changed(self._nets), _each_dropout(self._nets, note):
                 self._function(*self._nets, *args)
-        return found
+        return inputs
 
 
 @contextmanager
 def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) -> Iterator[None]:
-    """Dropouts inside take their numbers from there."""
+    """The dropouts of ``net`` take their random numbers from ``numbers`` inside."""
     layers = [m for m in modules(net) if isinstance(m, Dropout)]
     for layer in layers:
         layer.__dict__["numbers"] = lambda like, layer=layer: numbers(layer, like)
@@ -229,13 +220,12 @@ def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) 
 _DRAWING = (
     nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
 )
-_UNTRACED = (
-    nn.RNNBase | nn.MultiheadAttention
-)  # have copies of their weights elsewhere, or dropouts that are no layers
+# Their weights have copies elsewhere, or their dropouts are no layers.
+_UNTRACED = nn.RNNBase | nn.MultiheadAttention
 
 
 def why_not_recorded(*nets: nn.Module) -> str:
-    """Which layer of theirs a graph may not compute as it is written, as far as can be told, and why; "" = none."""
+    """Why a graph might not compute what the networks' layers do; "" = no reason known."""
     for module in (m for net in nets for m in modules(net)):
         kind: Any = type(module).__bases__[0] if is_parametrized(module) else type(module)
         name, known = kind.__name__, ("torch.nn.", "ganfast.models.")

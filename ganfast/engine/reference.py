@@ -1,4 +1,4 @@
-"""The critic step by its definition, in eager autograd: what every faster engine is compared with."""
+"""The critic step by its definition, in eager autograd. Every faster engine is compared with it."""
 
 from collections.abc import Sequence
 
@@ -19,34 +19,33 @@ def whole_loss(
     inputs: Inputs,
     autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Everything that the critic minimises, 0-d and differentiable with respect to the parameters, and its parts."""
+    """The critic's whole loss, 0-d and differentiable by the parameters, and its parts."""
     real = inputs.real.detach().requires_grad_(holds(penalties, "real"))
-    fake = inputs.fake.detach().requires_grad_(
-        holds(penalties, "fake")
-    )  # never a path back into the generator
+    # Detached too: there is never a path back into the generator.
+    fake = inputs.fake.detach().requires_grad_(holds(penalties, "fake"))
     values: list[Tensor] = []
     norms: list[Tensor] = []
     with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
-        said = judge(
-            critic, real, inputs.real_labels
-        )  # reals and fakes apart: batch statistics are those of each on its own
+        # Two calls, because batch statistics are those of the reals, and those of the fakes.
+        on_real = judge(critic, real, inputs.real_labels)
         with held_power_iteration(critic):
-            said_fake = judge(critic, fake, inputs.fake_labels)
-            # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their forward.
-            at = {"real": input_gradient(said.score, real)} if real.requires_grad else {}
-            at |= {"fake": input_gradient(said_fake.score, fake)} if fake.requires_grad else {}
+            on_fake = judge(critic, fake, inputs.fake_labels)
+            # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their
+            # forward.
+            at = {"real": input_gradient(on_real.score, real)} if real.requires_grad else {}
+            at |= {"fake": input_gradient(on_fake.score, fake)} if fake.requires_grad else {}
             for penalty, segments in zip(penalties, segments_of(penalties), strict=True):
                 parts = []
                 for segment in segments:
                     if isinstance(segment, str):
-                        value, norms_there = penalise(penalty, at[segment])
+                        value, norm = penalise(penalty, at[segment])
                     else:
                         points = inputs.points[segment].detach().requires_grad_()
-                        value, norms_there = penalty_at(penalty, critic, points, inputs.real_labels)
+                        value, norm = penalty_at(penalty, critic, points, inputs.real_labels)
                     parts.append(value)
-                    norms.append(norms_there)
+                    norms.append(norm)
                 values.append(torch.stack(parts).sum(0))
-    total, stats = objective(loss, said, said_fake, inputs.real_labels, inputs.fake_labels)
+    total, stats = objective(loss, on_real, on_fake, inputs.real_labels, inputs.fake_labels)
     for penalty, value in zip(penalties, values, strict=True):
         total = total + penalty.interval * value.mean()  # lazy: rarer, as much heavier
     return total, stats | (penalty_stats(values, norms) if penalties else {})

@@ -1,4 +1,4 @@
-"""The weights that a network computes with, and the way back from their gradients to its parameters."""
+"""A network's effective weights, and the way back from their gradients to its parameters."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -12,50 +12,42 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ganfast.models.members import named_parameters, parameters, paths
 
-_CAST = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
+_CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+_TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+_CAST = *_CONVOLUTIONS, *_TRANSPOSED, nn.Linear
 
 
 def computing_copy(net: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> nn.Module:
-    """A twin that shares every parameter and buffer of ``net``, but for what autocast would cast: there it has the copies.
+    """A twin that shares every parameter and buffer of ``net``. Where autocast would cast, it has
+    the copies instead.
 
-    These are weights and biases of convolutions and linear layers, unless another layer uses them too, or they are what a spectral
-    or weight normalisation, old style or new, makes the weight of.
+    Autocast casts weights and biases of convolutions and linear layers. One that another layer uses
+    too stays shared, and so does one from which a spectral or weight normalisation, old style or
+    new, makes the weight.
 
     Args:
         copies: by the parameter, values of another type, shaped and laid out as it is.
     """
-    used: dict[
-        int, list[bool]
-    ] = {}  # by the parameter's identity: whether each of its users may have the copy
+    # By the parameter's identity: for each user, whether it may have the copy.
+    used: dict[int, list[bool]] = {}
     for module in net.modules():
-        plain = (
-            type(module) in _CAST and not module._forward_pre_hooks
-        )  # old normalisations make the weight in a hook
+        # Old normalisations make the weight in a hook.
+        plain = type(module) in _CAST and not module._forward_pre_hooks
         for name, parameter in module.named_parameters(recurse=False):
             used.setdefault(id(parameter), []).append(plain and name in ("weight", "bias"))
-    shared: dict[int, Tensor] = {
-        id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())
-    }
-    shared |= {
-        id(parameter): nn.Parameter(copied)
-        for parameter, copied in copies.items()
-        if all(used[id(parameter)])
-    }
-    return copy.deepcopy(net, shared)  # the memo of what is "copied" already
+    memo: dict[int, Tensor] = {id(x): x for x in (*net.parameters(), *net.buffers())}
+    for parameter, copied in copies.items():
+        if all(used[id(parameter)]):
+            memo[id(parameter)] = nn.Parameter(copied)
+    return copy.deepcopy(net, memo)  # which takes the memo's tensors for copied already
 
 
 class EffectiveWeights:
-    """``values``: every tensor by the name that its layer has for it, detached; where there is a parametrisation, what that makes.
+    """``values``: every tensor by its layer's name for it, detached. With a parametrisation it is
+    the result of that.
 
-    Making them improves each spectral normalisation in training mode by its one power iteration a critic step.
+    To make the object is the one power iteration that a critic step gives each spectral
+    normalisation in training mode.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -78,7 +70,7 @@ class EffectiveWeights:
                 self.values[name] = self._made[name].detach()
 
     def parameter_gradients(self, gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """From gradients of the effective weights to those of the trainable parameters, in their order; None = 0.
+        """From gradients of the effective weights to those of the trainable parameters; None = 0.
 
         A parameter that has several names, or is both parametrised and used as it is, gets the sum.
         """
@@ -86,24 +78,17 @@ class EffectiveWeights:
 
         def add(parameter: Tensor, gradient: Tensor | None) -> None:
             if gradient is not None:
-                total[id(parameter)] = (
-                    total[id(parameter)] + gradient if id(parameter) in total else gradient
-                )
+                key = id(parameter)
+                total[key] = total[key] + gradient if key in total else gradient
 
         made = [name for name in self._made if name in gradients and self._made[name].requires_grad]
         if made:
-            originals = [
-                p
-                for name, p in self.net.named_parameters()
-                if p.requires_grad and ".parametrizations." in f".{name}"
-            ]
+            named = [(f".{name}", p) for name, p in self.net.named_parameters() if p.requires_grad]
+            originals = [p for name, p in named if ".parametrizations." in name]
             cotangents = [gradients[name].to(self._made[name].dtype) for name in made]
             outputs = [self._made[name] for name in made]
-            for p, gradient in zip(
-                originals,
-                torch.autograd.grad(outputs, originals, cotangents, allow_unused=True),
-                strict=True,
-            ):
+            through = torch.autograd.grad(outputs, originals, cotangents, allow_unused=True)
+            for p, gradient in zip(originals, through, strict=True):
                 add(p, gradient)
         for name, (original, back) in self._normed.items():
             if name in gradients and original.requires_grad:
@@ -114,13 +99,12 @@ class EffectiveWeights:
 
 
 def _parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """By its first path."""
-    found = {
-        id(module): (path, module)
-        for path, module in reversed(paths(net))
-        if "parametrizations" in module._modules
-    }
-    return [(path, module) for path, module in reversed(found.values()) if is_parametrized(module)]
+    """The parametrised modules, each once, by its first path."""
+    first: dict[int, tuple[str, nn.Module]] = {}
+    for path, module in reversed(paths(net)):
+        if "parametrizations" in module._modules:
+            first[id(module)] = path, module
+    return [(path, module) for path, module in reversed(first.values()) if is_parametrized(module)]
 
 
 # A weight over the estimate of its largest singular value (Miyato 2018, arXiv:1802.05957), and
@@ -134,7 +118,7 @@ Back = Callable[[Tensor], Tensor]  # gradient of the normalised weight -> gradie
 
 
 def spectral_of(module: nn.Module, tensor: str) -> _SpectralNorm | None:
-    """The spectral normalisation of one of the module's tensors, where `normalised` can take its place."""
+    """The spectral normalisation of ``module.tensor``, if `normalised` can take its place."""
     chain: Any = module.parametrizations[tensor]  # type: ignore[index]
     if len(chain) != 1 or type(chain[0]) is not _SpectralNorm:
         return None
@@ -147,7 +131,8 @@ def spectral_of(module: nn.Module, tensor: str) -> _SpectralNorm | None:
 
 @torch.no_grad()
 def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
-    """``weight`` (out, ...) over sigma = u^T W v, improving u and v by the module's power iterations if it is in training mode.
+    """``weight`` (out, ...) over sigma = u^T W v. In training mode the module's power iterations
+    improve u and v.
 
     With u and v held fixed, dW = (g - <g, W / sigma> u v^T) / sigma: equation 12 there.
     """
@@ -171,11 +156,10 @@ def normalised(weight: Tensor, norm: _SpectralNorm) -> tuple[Tensor, Back]:
     def back(gradient: Tensor) -> Tensor:
         along = (gradient * quotient).sum()
         outer = torch.outer(u * along, v)
-        shaped = (
-            outer.view(len(u), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-            if last
-            else outer.view(weight.shape)
-        )
-        return (gradient - shaped) / sigma
+        if last:
+            outer = outer.view(len(u), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+        else:
+            outer = outer.view(weight.shape)
+        return (gradient - outer) / sigma
 
     return quotient, back

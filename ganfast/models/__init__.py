@@ -4,7 +4,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
 
 @dataclass(frozen=True)
 class NetSpec:
-    """What a network is built for. A user's class is called as ``MyCritic(spec)`` or ``MyGenerator(spec)``.
+    """What a network is built for. A user's class is called as ``MyCritic(spec)`` or
+    ``MyGenerator(spec)``.
 
-    A critic maps (N, channels, size, size) in [-1, 1] to (N,) or (N, 1) scores, or to (scores, class logits (N, classes)) for
-    ``conditional == "auxiliary"``; for "projection" it is called with labels (N,) as second argument.
-    A generator maps z (N, latent), and labels (N,) where ``classes > 0``, to pictures in [-1, 1].
+    A critic maps (N, channels, size, size) in [-1, 1] to (N,) or (N, 1) scores, or to (scores,
+    class logits (N, classes)) for ``conditional == "auxiliary"``; for "projection" it is called
+    with labels (N,) as second argument. A generator maps z (N, latent), and labels (N,) where
+    ``classes > 0``, to pictures in [-1, 1].
     """
 
     size: int  # side in pixels
@@ -44,19 +46,10 @@ class NetSpec:
     def of(config: Config, size: int, channels: int, classes: int, conditional: str) -> "NetSpec":
         """The spec of a config whose automatic values are resolved."""
         net = config.net
-        return NetSpec(
-            size,
-            channels,
-            classes if conditional != "no" else 0,
-            conditional,
-            net.width,
-            net.latent,
-            net.generator_norm,
-            net.critic_norm,
-            net.critic_dropout,
-            net.init,
-            config.model,
-        )
+        norms = net.generator_norm, net.critic_norm, net.critic_dropout
+        classes = classes if conditional != "no" else 0
+        sizes = size, channels, classes, conditional, net.width, net.latent
+        return NetSpec(*sizes, *norms, net.init, config.model)
 
 
 def build_generator(spec: NetSpec) -> nn.Module:
@@ -66,38 +59,31 @@ def build_generator(spec: NetSpec) -> nn.Module:
         return _construct(own["generator"], spec)
     _check_size(family, spec)
     make = mlp_generator if family == "mlp" else dcgan_generator
-    return _initialised(
-        make(spec.size, spec.channels, spec.width, spec.generator_norm, spec.latent, spec.classes),
-        spec,
-    )
+    shape = spec.size, spec.channels, spec.width
+    return _initialise(make(*shape, spec.generator_norm, spec.latent, spec.classes), spec)
 
 
 def build_critic(spec: NetSpec) -> nn.Module:
     """Pictures -> scores; initial weights come from torch's generator as it stands."""
     family, own = _parse(spec.model, spec)
     if "critic" in own:
-        critic = _construct(own["critic"], spec)
+        critic: Any = _construct(own["critic"], spec)
         critic.takes_labels = spec.conditional == "projection"
-        return critic
+        return cast(nn.Module, critic)
     _check_size(family, spec)
     make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
-    shape = (
-        spec.size,
-        spec.channels,
-        spec.width,
-        spec.critic_norm,
-        spec.classes,
-        spec.conditional,
-        spec.critic_dropout,
+    classes = spec.classes, spec.conditional
+    net = make(
+        spec.size, spec.channels, spec.width, spec.critic_norm, *classes, spec.critic_dropout
     )
-    net = _initialised(make(*shape), spec)
-    return (
-        spectral(net) if spec.critic_norm == "spectral" else net
-    )  # after the initial weights: it hides them behind estimates
+    _initialise(net, spec)
+    # After the initial weights, which it hides behind its estimates.
+    return spectral(net) if spec.critic_norm == "spectral" else net
 
 
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
-    """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or None."""
+    """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or
+    None."""
     return as_judgement(
         critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x)
     )
@@ -108,14 +94,15 @@ def as_judgement(answer: Any, count: int) -> Judgement:
     score, classes = (answer, None) if isinstance(answer, Tensor) else answer
     if score.numel() != count:
         raise InputError(
-            f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; expected one each"
+            f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; "
+            "expected one each"
         )
     return Judgement(
         full_precision(score.reshape(count)), None if classes is None else full_precision(classes)
     )
 
 
-def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
+def _initialise(net: nn.Module, spec: NetSpec) -> nn.Module:
     if spec.init != "torch":
         {"he": he_init, "dcgan": dcgan_init}[spec.init](net)
     return net
@@ -124,12 +111,13 @@ def _initialised(net: nn.Module, spec: NetSpec) -> nn.Module:
 def _check_size(family: str, spec: NetSpec) -> None:
     if not 16 <= spec.size <= 128:
         raise InputError(
-            f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: set --size"
+            f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: "
+            "set --size"
         )
 
 
 def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
-    """("dcgan" or "mlp" for what is not given, {"generator": class, "critic": class} for what is)."""
+    """The family, "dcgan" or "mlp", and a user's own classes by "generator" and "critic"."""
     family, own = "dcgan", {}
     for part in model.split(","):
         if part in ("dcgan", "mlp"):
@@ -186,29 +174,28 @@ def try_out(generator: nn.Module, critic: nn.Module, spec: NetSpec) -> None:
         net.eval()
         try:
             if name == "generator":
-                pictures = (
-                    net(torch.zeros(2, spec.latent))
-                    if labels is None
-                    else net(torch.zeros(2, spec.latent), labels)
-                )
+                z = torch.zeros(2, spec.latent)
+                pictures = net(z) if labels is None else net(z, labels)
             else:
-                judged = judge(net, pictures, labels)
+                judgement = judge(net, pictures, labels)
         except InputError:
             raise
         except Exception as error:
             raise InputError(
                 f"the {name} of {spec.model} fails on two pictures: {' '.join(str(error).split())}"
             ) from error
-    wanted = (2, spec.channels, spec.size, spec.size)
-    if tuple(pictures.shape) != wanted:
+    shape = (2, spec.channels, spec.size, spec.size)
+    if tuple(pictures.shape) != shape:
         raise InputError(
-            f"the generator of {spec.model} drew {tuple(pictures.shape)} for two latents; expected {wanted}"
+            f"the generator of {spec.model} drew {tuple(pictures.shape)} for two latents; "
+            f"expected {shape}"
         )
     if spec.conditional == "auxiliary" and (
-        judged.classes is None or tuple(judged.classes.shape) != (2, spec.classes)
+        judgement.classes is None or tuple(judgement.classes.shape) != (2, spec.classes)
     ):
         raise InputError(
-            f"the critic of {spec.model} gives no class logits (2, {spec.classes}) for two pictures: a class head must"
+            f"the critic of {spec.model} gives no class logits (2, {spec.classes}) for two "
+            "pictures: a class head must"
         )
     generator.train(training[0])
     critic.train(training[1])

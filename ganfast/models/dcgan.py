@@ -1,7 +1,8 @@
 """DCGAN (Radford 2015, arXiv:1511.06434) for any square size from 16 to 128, 28 included.
 
-Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to a side of 3 to 5:
-28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the side halves, up to 8 times the width.
+Each stage halves (critic) or doubles (generator) the side with a 4 x 4 kernel and stride 2, down to
+a side of 3 to 5: 28 -> 14 -> 7 -> 3, 64 -> 32 -> 16 -> 8 -> 4, 17 -> 8 -> 4. Channels double as the
+side halves, up to 8 times the width.
 """
 
 from torch import nn
@@ -43,15 +44,14 @@ def dcgan_critic(
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not (normalise and norm == "batch"))]
         layers += [*normalise, nn.LeakyReLU(LEAK), *([Dropout(dropout)] if dropout else [])]
         before = after
-    return Critic(
-        nn.Sequential(*layers, nn.Flatten()), before * chain[-1] ** 2, classes, conditional
-    )
+    features = before * chain[-1] ** 2
+    return Critic(nn.Sequential(*layers, nn.Flatten()), features, classes, conditional)
 
 
 def dcgan_generator(
     size: int, channels: int, width: int, norm: str, latent: int, classes: int
 ) -> Generator:
-    """A linear layer to the smallest map, then transposed convolutions with ReLU; tanh is the generator's last step."""
+    """A linear layer to the smallest map, then transposed convolutions with ReLU."""
     chain = sides(size)
     before = channels_of(len(chain) - 1, width)
     first = (before, chain[-1], chain[-1])
@@ -60,11 +60,8 @@ def dcgan_generator(
         after = channels_of(stage, width) if stage else channels
         normalise = norm_layer(norm, after) if stage else []
         odd = chain[stage] % 2  # 8 -> 17 needs one more row than twice
-        layers.append(
-            nn.ConvTranspose2d(
-                before, after, 4, 2, 1, output_padding=odd, bias=not (normalise and norm == "batch")
-            )
-        )
+        bias = not (normalise and norm == "batch")
+        layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=odd, bias=bias))
         layers += [*normalise, nn.ReLU()] if stage else []
         before = after
     return Generator(latent, first, nn.Sequential(*layers), classes)

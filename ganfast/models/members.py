@@ -1,4 +1,7 @@
-"""What a network is made of, as lists in torch's order: its own walks take longer than a small network's layers, in every step."""
+"""The modules and tensors of a network as lists in torch's order.
+
+torch's own walks take longer than a small network's layers, in every step.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,26 +12,26 @@ from torch import Tensor, nn
 
 def paths(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Every module below by its path, ``net`` first; one that is shared under each of its paths."""
-    found = [(prefix, net)]
+    below = [(prefix, net)]
     for name, child in net._modules.items():
         if child is not None:
-            found += paths(child, f"{prefix}.{name}" if prefix else name)
-    return found
+            below += paths(child, f"{prefix}.{name}" if prefix else name)
+    return below
 
 
 def modules(net: nn.Module) -> list[nn.Module]:
     """Every module below, ``net`` first, each once."""
-    found: dict[int, nn.Module] = {}
+    seen: dict[int, nn.Module] = {}
 
     def visit(module: nn.Module) -> None:
-        if id(module) not in found:
-            found[id(module)] = module
+        if id(module) not in seen:
+            seen[id(module)] = module
             for child in module._modules.values():
                 if child is not None:
                     visit(child)
 
     visit(net)
-    return list(found.values())
+    return list(seen.values())
 
 
 def named_parameters(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -43,37 +46,35 @@ def named_parameters(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def parameters(net: nn.Module) -> list[nn.Parameter]:
     """Every parameter, each once."""
-    found = {
-        id(p): p for module in modules(net) for p in module._parameters.values() if p is not None
-    }
-    return list(found.values())
+    held = [p for module in modules(net) for p in module._parameters.values()]
+    return list({id(p): p for p in held if p is not None}.values())
 
 
 def named_tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer, each once, by its first name; those of a module together."""
-    found: dict[int, tuple[str, Tensor]] = {}
+    first: dict[int, tuple[str, Tensor]] = {}
     for path, module in paths(net):
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    found.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
-    return list(found.values())
+                    first.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return list(first.values())
 
 
 @contextmanager
 def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Parameters and buffers are these inside, by the first name of each; others stay.
+    """Inside, the net has ``tensors`` in place of its own, by the first name of each.
 
-    `torch.func.functional_call` leaves a module that has two paths with the tensors it was given.
+    `torch.func.functional_call` does not do: a module that has two paths keeps its replacements.
     """
-    given = {id(own): tensors[name] for name, own in named_tensors(net) if name in tensors}
-    places: list[Any] = [
-        held for module in modules(net) for held in (module._parameters, module._buffers)
-    ]
+    other = {id(own): tensors[name] for name, own in named_tensors(net) if name in tensors}
+    places: list[Any] = []
+    for module in modules(net):
+        places += module._parameters, module._buffers
     before = [dict(held) for held in places]
     try:
         for held in places:
-            held.update({name: given[id(own)] for name, own in held.items() if id(own) in given})
+            held.update({name: other[id(own)] for name, own in held.items() if id(own) in other})
         yield
     finally:
         for held, own in zip(places, before, strict=True):
@@ -85,13 +86,13 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 
 
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
-    """What may be changed of modules between two steps that a step has taken into account when it was made."""
-    found = []
+    """State of modules that a user may change between two steps, and that a step relies on."""
+    states = []
     for module in modules(net):
         own, kind = module.__dict__, type(module)
         values = [
             own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None
             for name in _ATTRIBUTES
         ]
-        found.append((id(module), module.training, *values, *[len(own[name]) for name in HOOKS]))
-    return found
+        states.append((id(module), module.training, *values, *[len(own[name]) for name in HOOKS]))
+    return states

@@ -1,4 +1,4 @@
-"""The original GAN's multilayer perceptrons (Goodfellow 2014, arXiv:1406.2661), with leaky ReLU in the critic."""
+"""The original GAN's perceptrons (Goodfellow 2014, arXiv:1406.2661); leaky ReLU in the critic."""
 
 from torch import nn
 
@@ -19,11 +19,8 @@ def mlp_critic(
     layers: list[nn.Module] = [nn.Flatten()]
     before = channels * size * size
     for stage, after in enumerate((16 * width, 8 * width)):
-        layers += [
-            nn.Linear(before, after),
-            *(norm_layer_1d(norm, after) if stage else []),
-            nn.LeakyReLU(LEAK),
-        ]
+        normalise = norm_layer_1d(norm, after) if stage else []
+        layers += [nn.Linear(before, after), *normalise, nn.LeakyReLU(LEAK)]
         layers += [Dropout(dropout)] if dropout else []
         before = after
     return Critic(nn.Sequential(*layers), before, classes, conditional)

@@ -1,4 +1,4 @@
-"""What the networks are built from: sequences of convolution, linear, leaky ReLU, norm and flatten, which an engine can walk."""
+"""The parts of the networks, all of which the explicit engine can walk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ class Judgement(NamedTuple):
 class Critic(nn.Module):
     """A trunk of features and linear heads on them.
 
-    score = head(f), plus the label's row of a projection (Miyato & Koyama 2018, arXiv:1802.05637) where ``classes`` is learnt by
-    "projection"; "auxiliary" adds a class head instead (ACGAN).
+    score = head(f), plus the label's row of a projection (Miyato & Koyama 2018, arXiv:1802.05637)
+    where ``classes`` is learnt by "projection"; "auxiliary" adds a class head instead (ACGAN).
     """
 
     def __init__(
@@ -33,14 +33,13 @@ class Critic(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
-        self.projection = (
-            nn.Linear(features, classes, bias=False) if conditional == "projection" else None
-        )
-        self.takes_labels = self.projection is not None  # what `judge` goes by
-        self.class_head = nn.Linear(features, classes) if conditional == "auxiliary" else None
+        projected, auxiliary = conditional == "projection", conditional == "auxiliary"
+        self.projection = nn.Linear(features, classes, bias=False) if projected else None
+        self.takes_labels = projected  # what `judge` goes by
+        self.class_head = nn.Linear(features, classes) if auxiliary else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Judgement:
-        """Scores of pictures x (N, C, H, W) in [-1, 1]; labels int64 (N,) only where classes are learnt by projection."""
+        """Scores of pictures x (N, C, H, W) in [-1, 1]; ``labels`` int64 (N,) with a projection."""
         features = self.trunk(x)
         score = self.head(features)
         if self.projection is not None:
@@ -49,13 +48,12 @@ class Critic(nn.Module):
                     "this critic judges a picture as one of its class: give labels (N,)"
                 )
             score = score + self.projection(features).gather(1, labels[:, None])
-        return Judgement(
-            score[:, 0], self.class_head(features) if self.class_head is not None else None
-        )
+        classes = self.class_head(features) if self.class_head is not None else None
+        return Judgement(score[:, 0], classes)
 
 
 class Generator(nn.Module):
-    """z, and a class where there are classes, to the first feature map; then layers up to the picture; tanh."""
+    """From z, and a class if there are classes, to a feature map, through ``layers``, to tanh."""
 
     def __init__(
         self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0
@@ -64,12 +62,14 @@ class Generator(nn.Module):
         self.first = first
         units = int(torch.tensor(first).prod())
         self.project = nn.Linear(latent, units)
-        # The same map as a one-hot label beside z, but its rows start as large as the whole contribution of z.
+        # The same map as a one-hot label beside z, but its rows start as large as the whole
+        # contribution of z.
         self.classes = nn.Embedding(classes, units) if classes else None
         self.layers = layers
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures (N, C, H, W) in [-1, 1] for latents z (N, latent) and, where the generator has classes, labels int64 (N,)."""
+        """Pictures (N, C, H, W) in [-1, 1] for z (N, latent); ``labels`` int64 (N,) with
+        classes."""
         hidden = self.project(z)
         if self.classes is not None:
             if labels is None:
@@ -79,14 +79,13 @@ class Generator(nn.Module):
 
 
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
-    """Zero or one layer normalising (N, channels, H, W). "spectral" normalises weights, so it adds no layer."""
+    """Zero or one layer for (N, channels, H, W). "spectral" normalises weights: no layer."""
     match kind:
         case "batch":
             return [nn.BatchNorm2d(channels)]
         case "layer":
-            return [
-                nn.GroupNorm(1, channels)
-            ]  # over C, H and W of one sample, as WGAN-GP section 4 recommends
+            # over C, H and W of one sample, as WGAN-GP section 4 recommends
+            return [nn.GroupNorm(1, channels)]
         case "instance":
             return [nn.InstanceNorm2d(channels, affine=True)]
     return []
@@ -112,7 +111,7 @@ def spectral(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def held_power_iteration(net: nn.Module) -> Iterator[None]:
-    """Spectral normalisation uses its estimates inside without improving them: one power iteration a critic step is enough."""
+    """Spectral normalisation keeps its estimates inside: a critic step makes one iteration only."""
     estimates = [m for m in modules(net) if isinstance(m, _SpectralNorm) and m.training]
     for estimate in estimates:
         estimate.eval()
@@ -124,26 +123,21 @@ def held_power_iteration(net: nn.Module) -> Iterator[None]:
 
 
 def he_init(module: nn.Module) -> None:
-    """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's slope); heads keep unit gain.
+    """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's
+    slope); heads keep unit gain.
 
-    Signals and gradients keep their scale through the critic, so that its gradient norm starts near 1 where torch's default
-    initial weights start it far below.
+    Signals and gradients keep their scale through the critic, so that its gradient norm starts near
+    1 where torch's default initial weights start it far below.
     """
     for name, child in module.named_modules():
         if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = child.weight[0].numel()
-            if isinstance(
-                child, nn.ConvTranspose2d
-            ):  # each output pixel sums kernel / stride^2 taps of every input channel
-                fan_in = (
-                    child.in_channels
-                    * child.weight[0, 0].numel()
-                    // (child.stride[0] * child.stride[1])
-                )
-            hidden = name.startswith(("trunk", "layers"))
-            nn.init.normal_(
-                child.weight, 0.0, ((2 / (1 + LEAK**2) if hidden else 1) / fan_in) ** 0.5
-            )
+            if isinstance(child, nn.ConvTranspose2d):
+                # Each output pixel sums kernel / stride^2 taps of every input channel.
+                taps, (sy, sx) = child.weight[0, 0].numel(), child.stride
+                fan_in = child.in_channels * taps // (sy * sx)
+            gain = 2 / (1 + LEAK**2) if name.startswith(("trunk", "layers")) else 1
+            nn.init.normal_(child.weight, 0.0, (gain / fan_in) ** 0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, Generator) and child.classes is not None:

@@ -1,0 +1,73 @@
+"""All pictures of a critic step as one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ganfast.config import PenaltyConfig
+from ganfast.engine.objective import Inputs
+from ganfast.penalties import holds
+
+
+@dataclass
+class Rows:
+    """The loss's 2N pictures come first, the penalised last, so that every pass takes one slice."""
+
+    pictures: Tensor
+    labels: Tensor | None
+    count: int  # N
+    # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
+    segments: tuple[str | int, ...]
+    penalties: Sequence[PenaltyConfig]
+
+    @staticmethod
+    def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
+        real_first = Rows._real_first(penalties)
+        pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
+        points = [(x, inputs.real_labels) for x in inputs.points]
+        batches = [*(pair if real_first else pair[::-1]), *points]
+        pictures, labels = torch.cat([x for x, _ in batches]), None
+        if inputs.real_labels is not None:
+            labels = torch.cat([y for _, y in batches if y is not None])
+        held = tuple(name for name in ("real", "fake") if holds(penalties, name))
+        segments = (*held, *range(len(inputs.points)))
+        return Rows(pictures, labels, len(inputs.real), segments, penalties)
+
+    @staticmethod
+    def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:
+        return not (holds(penalties, "real") and not holds(penalties, "fake"))
+
+    @staticmethod
+    def starts(count: int, groups: int, penalties: Sequence[PenaltyConfig]) -> list[int]:
+        """First rows of the reals, the fakes, and each batch of points; ``count`` rows in each."""
+        first, second, *points = (k * count for k in range(groups))
+        return [first, second, *points] if Rows._real_first(penalties) else [second, first, *points]
+
+    @property
+    def loss(self) -> int:
+        """Where the loss's rows end."""
+        return 2 * self.count
+
+    @property
+    def shared(self) -> int:
+        """How many rows the loss and a penalty both hold; negative = rows between them."""
+        return self.loss - self.start
+
+    @property
+    def start(self) -> int:
+        """Where the penalised rows begin."""
+        return len(self.pictures) - self.count * len(self.segments)
+
+    @property
+    def penalised(self) -> slice:
+        return slice(self.start, None)
+
+    @property
+    def groups(self) -> list[slice]:
+        """Reals, fakes, then each batch of points."""
+        return [
+            slice(at, at + self.count)
+            for at in Rows.starts(self.count, len(self.pictures) // self.count, self.penalties)
+        ]

@@ -1,0 +1,207 @@
+"""The explicit engine's vocabulary: which layers compute what a torch module or function does."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ganfast.engine import layers as L
+from ganfast.engine.convolution import Convolution
+from ganfast.engine.norms import Affine, BatchNorm, Standardise
+from ganfast.models.dropout import Dropout
+
+Layers = list[L.Layer]
+# F.avg_pool2d is built in and has no signature.
+_POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+
+
+def module_layers(m: nn.Module, name: str) -> Layers | None:
+    """The layers that compute what module ``m`` does; None for an unknown one.
+
+    ``name`` is its path in the critic.
+    """
+    if m._forward_hooks or m._forward_pre_hooks:
+        return None  # a hook changes the input or the result
+    forwards = [getattr(type(m), method, m.forward) for method in ("forward", "_conv_forward")]
+    if type(m) is not Dropout and not all(f.__module__.startswith("torch.nn.") for f in forwards):
+        return None  # a subclass of torch's with a forward of its own
+    here = f"{name}." if name else ""
+    weight, bias = f"{here}weight", f"{here}bias" if getattr(m, "bias", None) is not None else None
+    match m:
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            return None
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            shape = _convolution(m)
+            return None if shape is None else [L.Conv(weight, bias, shape)]
+        case nn.Linear():
+            return [L.Linear(weight, bias)]
+        case nn.GroupNorm():
+            return [Standardise(m.num_groups, m.eps), *_affine(m, weight, bias, True)]
+        case nn.LayerNorm():
+            axes = -len(m.normalized_shape)
+            return [Standardise(axes, m.eps), *_affine(m, weight, bias, False)]
+        case nn.InstanceNorm2d() if not m.track_running_stats:
+            return [Standardise(0, m.eps), *_affine(m, weight, bias, True)]
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
+            return _batch_norm(m, here, bias)
+    return _plain_layers(m)
+
+
+def _convolution(m: Any) -> Convolution | None:
+    padding = m.padding
+    if m.padding_mode != "zeros":
+        return None
+    if isinstance(padding, str):
+        reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        if padding == "same" and any(r % 2 for r in reach):
+            return None  # one side is padded more
+        padding = tuple(r // 2 for r in reach) if padding == "same" else (0,) * len(reach)
+    return Convolution(m.stride, padding, m.dilation, m.groups)
+
+
+def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> Layers:
+    # Only a norm's weight is looked at: that of a layer under spectral normalisation would make
+    # one more power iteration.
+    return [] if getattr(m, "weight", None) is None else [Affine(weight, bias, per_channel)]
+
+
+def _batch_norm(m: Any, here: str, bias: str | None) -> Layers | None:
+    if not m.training or m.momentum is None:
+        return None
+    weight = f"{here}weight" if m.weight is not None else None
+    mean, variance, counter = (
+        f"{here}{buffer}" if getattr(m, buffer) is not None else None
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    )
+    if not m.track_running_stats:
+        return [BatchNorm(weight, bias, (), None, m.momentum, m.eps)]
+    if mean is None or variance is None:
+        return None
+    return [BatchNorm(weight, bias, (mean, variance), counter, m.momentum, m.eps)]
+
+
+def _plain_layers(m: nn.Module) -> Layers | None:
+    """The same for modules without weights."""
+    match m:
+        case nn.LeakyReLU() if m.negative_slope >= 0:
+            return [L.LeakyReLU(m.negative_slope)]
+        case nn.ReLU():
+            return [L.LeakyReLU(0.0)]
+        case nn.SiLU():
+            return [L.silu()]
+        case nn.Tanh():
+            return [L.tanh()]
+        case nn.Softplus() if m.beta == 1 and m.threshold == 20:
+            return [L.softplus()]
+        case nn.AvgPool2d():
+            sizes = [_pair(a) for a in (m.kernel_size, m.stride, m.padding)]
+            return [L.AvgPool((*sizes, *(getattr(m, option) for option in _POOL)))]
+        case nn.AdaptiveAvgPool2d() if m.output_size in (1, (1, 1)):
+            return [L.GlobalAverage()]
+        case nn.Upsample():
+            options = m.mode, m.align_corners, m.recompute_scale_factor, False
+            return _resize(m.size, m.scale_factor, *options)
+        case nn.Flatten() if m.start_dim == 1:
+            return [L.Reshape(lambda x: x.flatten(1, m.end_dim))]
+        case nn.Unflatten() if m.dim == 1:
+            return [L.Reshape(lambda x: x.unflatten(1, m.unflattened_size))]
+        case nn.Identity():
+            return []
+        case nn.Dropout() | nn.Dropout2d():
+            return _dropout(m)
+    return None
+
+
+def _dropout(m: nn.Dropout | nn.Dropout2d) -> Layers:
+    if m.p == 0 or not m.training:
+        return []
+    if isinstance(m, Dropout):
+        return [L.Dropout(m.numbers, m.mask)]
+    draw = F.dropout if isinstance(m, nn.Dropout) else F.dropout2d
+    return [L.Dropout(lambda x: draw(torch.ones_like(x), m.p), _as_drawn)]
+
+
+def _as_drawn(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _resize(
+    size: Any, factor: Any, mode: str, corners: bool | None, recompute: bool | None, antialias: bool
+) -> Layers | None:
+    if mode not in ("nearest", "bilinear") or recompute:
+        return None
+    if factor is not None:
+        factor = factor if isinstance(factor, tuple | list) else (factor, factor)
+        factor = tuple(float(f) for f in factor)
+    align = (bool(corners),) if mode == "bilinear" else ()
+    return [L.Resize(mode, None if size is None else _pair(size), factor, align, antialias)]
+
+
+def _arguments(function: Callable[..., Any], node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by the names and with the defaults of ``function``."""
+    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+_METHODS: dict[Any, Any] = {
+    "flatten": torch.flatten,
+    "squeeze": torch.squeeze,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+_PLAIN: dict[Any, Callable[[], L.Layer]] = {
+    F.relu: lambda: L.LeakyReLU(0.0),
+    torch.relu: lambda: L.LeakyReLU(0.0),
+    F.silu: L.silu,
+    torch.tanh: L.tanh,
+    F.tanh: L.tanh,
+}
+_RESIZE = "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"
+
+
+def function_layers(node: fx.Node) -> Layers | None:
+    """The same for a function or tensor method of one value and numbers."""
+    args, kwargs = node.args, node.kwargs
+    target: Any = _METHODS.get(node.target) if node.op == "call_method" else node.target
+    values = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
+    numbers = [a for a in values if isinstance(a, int | float)]
+    if target in _PLAIN:
+        return [_PLAIN[target]()]
+    if target is F.leaky_relu:
+        named = _arguments(lambda input, negative_slope=0.01, inplace=False: None, node)
+        slope = named["negative_slope"]
+        return [L.LeakyReLU(slope)] if slope >= 0 else None
+    if target is F.softplus and not numbers:
+        return [L.softplus()]
+    if target is F.avg_pool2d:
+        names = ("kernel_size", "stride", "padding", *_POOL)
+        named = _POOL | dict(zip(names, args[1:], strict=False)) | kwargs
+        defaults = {"kernel_size": 0, "stride": (), "padding": 0}
+        sizes = [_pair(named.get(size) or default) for size, default in defaults.items()]
+        return [L.AvgPool((*sizes, *(named[option] for option in _POOL)))]
+    if target is F.interpolate:
+        named = _arguments(F.interpolate, node)
+        return _resize(*(named[option] for option in _RESIZE))
+    if target is torch.flatten:
+        named = _arguments(lambda input, start_dim=0, end_dim=-1: None, node)
+        whole = named["start_dim"] == 1
+        return [L.Reshape(lambda x: x.flatten(1, named["end_dim"]))] if whole else None
+    if target is torch.squeeze and (*args[1:], *kwargs.values()) in ((1,), (-1,)):
+        return [L.Reshape(lambda x: x.squeeze(int(numbers[0])))]
+    if target is operator.mul and len(numbers) == 1:
+        return [L.Scale(float(numbers[0]))]
+    if target is operator.truediv and len(numbers) == 1 and isinstance(args[0], fx.Node):
+        return [L.Scale(1 / numbers[0])]
+    if target is operator.getitem and isinstance(args[1], tuple) and len(args[1]) == 2:
+        rows, column = args[1]
+        return [L.Column(column)] if rows == slice(None) and isinstance(column, int) else None
+    return None
