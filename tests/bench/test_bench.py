@@ -463,13 +463,6 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
     assert main(["bench", "compare", str(path), str(path)]) == 0
 
 
-@pytest.mark.accept
-def test_peak_memory_is_measured_in_a_process_of_its_own(tmp_path):
-    assert main(shlex.split(f"{TINY} --variants naive --memory --out {tmp_path}")) == 0
-    by = records.keyed(records.read(*tmp_path.glob("*.json")))
-    assert 1e6 < by["", "critic", "naive"]["peak_bytes"] < 1e9
-
-
 def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
     assert (
         main(
@@ -533,13 +526,9 @@ def test_only_a_record_of_the_same_setting_and_plan_is_taken_for_it(tmp_path, mo
     def measure(setting, plan, said, keep):
         made_of.append((setting, plan))
         problem = Problem(setting)
-        more = {"peak_bytes": 1} if plan.memory else {}
-        measured = [
-            records.measurement("critic", v, [1.0] * plan.rounds, **more) for v in plan.variants
-        ]
-        return records.make(
-            "train", train.name_of(problem), train._conditions(problem, plan), measured
-        )
+        samples = [1.0] * plan.rounds
+        measured = [records.measurement("critic", v, samples) for v in plan.variants]
+        return records.make("train", train.name_of(problem), train._conditions(problem), measured)
 
     monkeypatch.setattr(train, "measure", measure)
     plain, plan = Setting("r1", **SMALL), train.Plan(("ganfast",), 5)
@@ -548,9 +537,6 @@ def test_only_a_record_of_the_same_setting_and_plan_is_taken_for_it(tmp_path, mo
         (plain, plan, False),
         (replace(plain, classes=0), plan, True),
         (replace(plain, classes=0), plan, False),
-        (plain, replace(plan, memory=True), True),
-        (plain, replace(plan, memory=True), False),
-        (plain, replace(plan, rest_s=0.5), True),
         (plain, replace(plan, rounds=6), True),
         (plain, replace(plan, variants=("naive", "ganfast")), True),
         (plain, replace(plan, variants=("naive",)), False),

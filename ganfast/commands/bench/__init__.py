@@ -69,9 +69,6 @@ def _train(args: list[str]) -> None:
         default="",
         help="folder for dated JSON records; what it has of this code is not repeated",
     )
-    parser.add_argument(
-        "--memory", action="store_true", help="peak memory on a CPU too, in processes of their own"
-    )
     parser.add_argument("--again", action="store_true", help="measure what --out already holds")
     given = parser.parse_args(args)
     if given.name and given.all_presets:
@@ -117,7 +114,7 @@ def _train(args: list[str]) -> None:
         raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
     found = train.run(
         settings,
-        train.Plan(chosen, given.rounds, given.memory),
+        train.Plan(chosen, given.rounds),
         Path(given.out) if given.out else None,
         given.again,
         say,
