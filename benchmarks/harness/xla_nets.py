@@ -248,11 +248,11 @@ def _convolution(
 ) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """A convolution (x, w) -> y of square maps NHWC, and its data gradient (y, w) -> x.
 
-    ``side`` is that of x. Both are differentiable at will. Convolution, data gradient and weight gradient are bilinear,
-    and the derivatives of one are the other two. With these rules XLA gets only shapes that it is
-    quick at. Left to jax.grad, on a CPU the weight gradient of a data gradient took 50 times as
-    long as that of the convolution (32 -> 64 channels, 14 x 14), and the data gradient of an odd
-    side 25 times.
+    ``side`` is that of x. Both are differentiable at will. Convolution, data gradient and weight
+    gradient are bilinear, and the derivatives of one are the other two. With these rules XLA gets
+    only shapes that it is quick at. Left to jax.grad, on a CPU the weight gradient of a data
+    gradient took 50 times as long as that of the convolution (32 -> 64 channels, 14 x 14), and the
+    data gradient of an odd side 25 times.
     """
     dims = ("NHWC", "HWIO", "NHWC")
     out = (side + 2 * pad - kernel) // stride + 1
