@@ -16,7 +16,7 @@ HELP = """ganfast bench: how fast, compared with what, and how far from the limi
   ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
   ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
   ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
-  ganfast bench report benchmarks/results/*-train.jsonl  a Markdown table and plots as PNG and SVG
+  ganfast bench report benchmarks/results/*-train.jsonl  a Markdown table
 
 All but sample need a checkout of ganfast, of which its package holds no benchmarks/. Each has --help.
 """
@@ -173,15 +173,10 @@ def _compare(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
-    parser = parser_for(
-        "ganfast bench report", "A Markdown table and plots (PNG and SVG) of records"
-    )
+    parser = parser_for("ganfast bench report", "A Markdown table of records")
     parser.add_argument("records", nargs="+", help="files that ganfast bench wrote, or campaigns")
-    parser.add_argument("--out", default="report", help="folder (default report)")
     given = parser.parse_args(args)
     from ganfast.bench.records import read_all
-    from ganfast.bench.report import write_report
+    from ganfast.bench.report import markdown
 
-    records = [record for name in given.records for record in read_all(Path(name))]
-    for path in write_report(records, Path(given.out)):
-        print(path)
+    print(markdown([record for name in given.records for record in read_all(Path(name))]))
