@@ -147,14 +147,13 @@ class Plain:
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
                 answer = judge(critic, torch.cat((real, fake)), both)
-                scores, classes = list(answer.score.chunk(2)), [None, None]
-                if answer.classes is not None:
-                    classes = list(answer.classes.chunk(2))
+                scores, logits = answer.score.chunk(2), answer.classes
+                classes = (None, None) if logits is None else logits.chunk(2)
             else:
                 first = judge(critic, real, labels)
                 with held_power_iteration(critic):
                     second = judge(critic, fake, labels)
-                scores, classes = [first.score, second.score], [first.classes, second.classes]
+                scores, classes = (first.score, second.score), (first.classes, second.classes)
             with held_power_iteration(critic):
                 total = critic_loss(c.loss, scores[0], scores[1]).mean()
                 for name, x in held.items():

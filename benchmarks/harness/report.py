@@ -12,8 +12,8 @@ _COLUMNS = {
     "share_of_copy": "{:.0%}",
     "first_call_s": "{:.1f} s",
 }
-_HEADS = ("case", "phase", "variant", "median", "20%", "80%", "images/s", "s/kimg")
-_HEADS += ("of matrix peak", "of a copy", "first call")
+_HEADS = ["case", "phase", "variant", "median", "20%", "80%", "images/s", "s/kimg"]
+_HEADS += ["of matrix peak", "of a copy", "first call"]
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ganfast.bench.records import Record, keyed
 from ganfast.bench.train import fastest
@@ -54,7 +54,7 @@ def judged(records: Sequence[Record], why: Mapping[str, str]) -> list[Row]:
     rows = []
     for target in TARGETS:
         record = next(filter(target.pick, records), None)
-        absent = "not measured", why.get(target.part, "there is no record of it")
+        absent: Judged = "not measured", why.get(target.part, "there is no record of it")
         rows.append(Row(target.text, *(absent if record is None else target.judge(record))))
     for record in records:
         wrong = failures(record)
@@ -232,7 +232,7 @@ _ITERATIONS: tuple[tuple[str, Callable[[Record], bool], tuple[str, ...], float],
     (f"{_FACES} 1.3x the best of compiled, captured and JAX", _CELEBA, _RIVALS, 1.3),
     (f"{_FACES} 1.3x JAX", _CELEBA, ("jax",), 1.3),
 )
-_SAMPLES: tuple[tuple[str, str, dict[str, float]], ...] = (
+_SAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("batch 1: at most 100 us of GPU time", "GPU time of batch 1, us", {"most": 100.0}),
     ("batch 1: at least 2x eager", "auto over the faster layout of eager, batch 1", {"least": 2.0}),
     ("batch 512: at least 40% of the roof", "share of the roof", {"least": 0.4}),

@@ -192,7 +192,7 @@ def iterations(
             pairs = zip(critic["samples"], by["generator", name]["samples"], strict=True)
             seconds = [steps * c + g + share for c, g in pairs]
             rate = problem.images / float(np.median(seconds))
-            more = {"images_per_s": rate, "seconds_per_kimg": 1000 / rate}
+            more: dict[str, Any] = {"images_per_s": rate, "seconds_per_kimg": 1000 / rate}
             yield records.measurement("iteration", name, seconds, **more)
 
 

@@ -102,8 +102,8 @@ class Net:
             case nn.Flatten():
                 return _of(lambda x, _: x.reshape(len(x), -1)), shape
             case nn.Unflatten():
-                size = c, h, w = m.unflattened_size
-                return _of(lambda x, _: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), size
+                c, h, w = m.unflattened_size
+                return _of(lambda x, _: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), (c, h, w)
             case nn.Dropout():
                 return _of(lambda x, key: _dropout(x, key, 1 - m.p)), shape
         raise InputError(

@@ -1,4 +1,4 @@
-"""Benchmarks: what is timed is right, what is counted is all of it, and what is called different is."""
+"""Benchmarks: timed steps are right, all work is counted, and a difference is one."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_variants_take_turns_and_none_is_always_first():
 
 
 def test_what_the_turns_of_others_leave_cold_is_not_measured():
-    """A variant whose call is slow behind another one's, as its weights left the cache, and quick behind its own."""
+    """Slow behind another variant, whose weights fill the cache, and quick behind itself."""
     device, last = Device(), [""]
 
     def run(name: str) -> None:
@@ -116,7 +116,10 @@ def test_what_the_turns_of_others_leave_cold_is_not_measured():
 
 
 class Side:
-    """A process of a shared machine: it has a speed of its own, drifts with the machine, and every sample has noise with a tail."""
+    """A process of a shared machine.
+
+    It has a speed of its own, drifts with the machine, and every sample has noise with a tail.
+    """
 
     def __init__(self, random: np.random.Generator, cost: float) -> None:
         self.random, self.cost = random, cost * (1 + 0.01 * random.standard_normal())
@@ -311,7 +314,7 @@ def test_a_captured_phase_was_replayed_before_another_one_reads_what_it_fills(mo
 
 
 def test_baselines_and_the_oracle_are_plain_torch(monkeypatch):
-    """What ganfast's own steps do to be quicker on a CPU is not lent to what they are measured against."""
+    """The tricks of ganfast's own steps on a CPU are not lent to the baselines."""
 
     def refused(self):
         raise AssertionError("ganfast's own convolutions")
@@ -431,6 +434,7 @@ def test_kernels_that_overlap_count_once():
 
 
 TINY = "bench train --preset r1 --data digits --width 8 --batch 4 --threads 1 --rounds 5"
+KERNEL = "bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile"
 
 
 def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
@@ -462,14 +466,7 @@ def test_train_writes_a_record_which_report_shows(tmp_path, capsys):
 
 
 def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
-    assert (
-        main(
-            shlex.split(
-                f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}"
-            )
-        )
-        == 0
-    )
+    assert main(shlex.split(f"{KERNEL} --out {tmp_path}")) == 0
     (path,) = tmp_path.glob("*-kernels-cpu-t1-to_uint8.json")
     record = records.read(path)
     assert {(m["phase"], m["variant"]) for m in record["measurements"]} == {
@@ -574,7 +571,7 @@ def test_a_report_shows_measurements_and_what_failed_or_was_stopped():
         ("train --data nope", "data is 'nope'", 2),
         ("train --classes -7", "classes is -7", 2),
         (
-            "train --data digits --width 8 --batch 4 --rounds 5 --device cpu --variants tuned-graph",
+            "train --data digits --width 8 --batch 4 --device cpu --variants tuned-graph",
             "tuned-graph: needs an NVIDIA",
             1,
         ),
@@ -641,14 +638,7 @@ def test_a_kernel_that_fails_leaves_the_others_measured(tmp_path, monkeypatch, c
             raise RunError("they differ")
 
     monkeypatch.setattr(kernels, "_agree", refuses)
-    assert (
-        main(
-            shlex.split(
-                f"bench kernels to_uint8 --device cpu --threads 1 --rounds 5 --no-compile --out {tmp_path}"
-            )
-        )
-        == 1
-    )
+    assert main(shlex.split(f"{KERNEL} --out {tmp_path}")) == 1
     assert "1 cases failed: to_uint8 64x1x28x28: RunError: they differ" in capsys.readouterr().err
     assert kept == [
         [],
@@ -766,7 +756,7 @@ FlatAdam.move = _slower_step
 
 
 def planted(folder: Path, share: float) -> Path:
-    """A clone whose last commit makes the critic phase compute longer by a share of what it takes here."""
+    """A clone whose last commit makes the critic phase longer by a share of its time here."""
 
     runs = {"phase": Ours(Problem(COMPARED)).phases["critic"]}
     some = torch.full((96, 96), 1e-3)
@@ -781,7 +771,7 @@ def planted(folder: Path, share: float) -> Path:
     subprocess.run(
         [*git, "clone", "-q", "--shared", str(RESULTS.parents[1]), str(clone)], check=True
     )
-    with (clone / "ganfast" / "optim.py").open("a") as file:
+    with (clone / "ganfast" / "training" / "optim.py").open("a") as file:
         file.write(_PLANT.format(products=max(1, round(share * phase / product))))
     subprocess.run([*git, "commit", "-qam", "slower"], cwd=clone, check=True)
     return clone
@@ -789,7 +779,7 @@ def planted(folder: Path, share: float) -> Path:
 
 @pytest.mark.accept
 def test_a_planted_slowdown_is_found_between_two_commits(tmp_path):
-    """A small version: four starts, and three times the work, which no neighbour on the machine hides."""
+    """Small: four starts, and three times the work, which no neighbour on the machine hides."""
     found = compare.with_base("HEAD~1", COMPARED, 4, 15, 1, planted(tmp_path, 2.0))
     assert found["", "critic", "ganfast"].verdict == "slower"
     assert not list((tmp_path / "clone" / ".git" / "worktrees").glob("*"))  # nothing is left behind

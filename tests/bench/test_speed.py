@@ -1,4 +1,4 @@
-"""The run to a fixed quality: it stops where the goal is reached, and its clock stands still while pictures are scored."""
+"""The run to a fixed quality stops at its goal, and its clock stands still at scoring."""
 
 import sys
 import time

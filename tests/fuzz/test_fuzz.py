@@ -1,4 +1,6 @@
-"""Readers under inputs that nobody meant: mutated ones by hypothesis here, by a coverage-guided fuzzer in `accept` and `full`.
+"""Readers under inputs that nobody meant.
+
+They are mutated by hypothesis here, by a coverage-guided fuzzer in `accept` and `full`.
 
 GANFAST_FUZZ_SECONDS sets how long each target is fuzzed in `make accept-full`, 600 by default.
 """
@@ -148,7 +150,8 @@ SECONDS = [pytest.param(3, marks=pytest.mark.accept), pytest.param(0, marks=pyte
 def test_fuzzed(name, seconds, tmp_path):
     if not find_spec("atheris"):
         pytest.skip(
-            "atheris is not installed: it exists for Linux and macOS and a few versions of Python (pip install atheris)"
+            "atheris is not installed: it exists for Linux and macOS and a few versions of Python "
+            "(pip install atheris)"
         )
     seconds = seconds or int(os.environ.get("GANFAST_FUZZ_SECONDS", "600"))
     command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds)]

@@ -1,4 +1,8 @@
-"""Who writes where: Python tells every open, rename, removal and new directory before it happens, and one outside is refused."""
+"""A folder that a reader may write into, and no other.
+
+Python tells every open, rename, removal and new directory before it happens; one outside is
+refused.
+"""
 
 import os
 import sys
@@ -30,7 +34,7 @@ class Outside(AssertionError):
 
 @contextmanager
 def only_inside(folder: Path) -> Iterator[None]:
-    """Raise `Outside` at the first attempt to change something that is not in ``folder``, which exists."""
+    """Raise `Outside` at the first attempt to change a file outside of ``folder``, which exists."""
     global _inside, _installed
     if not _installed:
         sys.addaudithook(_hook)  # for good: Python knows no way to take one back
