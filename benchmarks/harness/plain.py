@@ -148,7 +148,9 @@ class Plain:
                 both = None if labels is None else torch.cat((labels, labels))
                 answer = judge(critic, torch.cat((real, fake)), both)
                 scores, logits = answer.score.chunk(2), answer.classes
-                classes = (None, None) if logits is None else logits.chunk(2)
+                classes: tuple[Tensor | None, ...] = (None, None)
+                if logits is not None:
+                    classes = logits.chunk(2)
             else:
                 first = judge(critic, real, labels)
                 with held_power_iteration(critic):
