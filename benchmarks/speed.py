@@ -85,10 +85,10 @@ class Judge:
         scores = ClassScores(len(info.classes))
         for start in range(0, self.count, CHUNK):
             stop = min(start + CHUNK, self.count)
-            asked = classes_like(self.classes, 0, start, stop) if classes else None
-            answer = self.extractor(source.pictures(start, stop, asked))
+            labels = classes_like(self.classes, 0, start, stop) if classes else None
+            answer = self.extractor(source.pictures(start, stop, labels))
             self.frechet.add(answer.features.cpu())
-            scores.add(answer.logits, asked)
+            scores.add(answer.logits, labels)
         return {"frechet": self.frechet.distance()} | scores.scores(self.classes)
 
 

@@ -164,10 +164,11 @@ class Plain:
                 if points is not None and penalty:
                     value, _ = penalty_at(penalty, critic, points.requires_grad_(), labels)
                     total = total + value.mean()
-        if classes[0] is not None and labels is not None:
-            error = class_loss(full_precision(classes[0]), labels).mean()
+        of_real, of_fake = classes
+        if of_real is not None and of_fake is not None and labels is not None:
+            error = class_loss(full_precision(of_real), labels).mean()
             if c.loss.class_fakes:
-                error = error + class_loss(full_precision(classes[1]), labels).mean()
+                error = error + class_loss(full_precision(of_fake), labels).mean()
             total = total + c.loss.class_weight * error
         return total
 

@@ -180,8 +180,7 @@ def _check(record: Record) -> None:
 def condensed(record: Record) -> Record:
     """For a campaign: samples of six digits, and none where there are more than a hundred.
 
-    Up to a hundred are kept, because ratios of rounds are computed from them. Plots take the
-    summaries.
+    Up to a hundred are kept, because ratios of rounds are computed from them.
     """
 
     def short(m: dict[str, Any]) -> dict[str, Any]:

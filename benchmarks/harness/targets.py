@@ -31,10 +31,10 @@ class Row(NamedTuple):
 
     target: str
     outcome: Outcome
-    said: str  # the figure; where there is none, why
+    figure: str  # where there is none, why
 
     def __str__(self) -> str:
-        return f"{self.outcome:14}{self.target}: {self.said}"
+        return f"{self.outcome:14}{self.target}: {self.figure}"
 
 
 class Target(NamedTuple):

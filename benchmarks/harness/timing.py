@@ -99,7 +99,7 @@ def interleaved(
     calls are made once before they count.
 
     Args:
-        warm: of each, from `warm_up`.
+        warm: of every variant, from `warm_up`.
         compilations: how many there have been; one more while timing would leak into the figures.
         rest: called between variants, so that threads of one do not spin while the next one runs.
 

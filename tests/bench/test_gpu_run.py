@@ -61,8 +61,8 @@ def kernel_record(cases: dict, failed=None, **more) -> records.Record:
     return records.make("kernels", "kernels-cuda", {"device": "cuda"}, measured, {}, failed) | more
 
 
-def found(text: str, *given: records.Record, why=None) -> Row:
-    (row,) = [row for row in judged(given, why or {}) if text in row.target]
+def row_of(text: str, *of_run: records.Record, why=None) -> Row:
+    (row,) = [row for row in judged(of_run, why or {}) if text in row.target]
     return row
 
 
@@ -78,14 +78,14 @@ def test_an_iteration_is_compared_with_the_fastest_rival_by_the_fastest_of_ours(
     record = train_record(
         ITERATION | {("iteration", "ganfast"): 5.0, ("iteration", "ganfast-graph"): ours}
     )
-    row = found("MNIST, batch 64, width 64: at least 1.3x the best captured", record)
-    assert (row.outcome, row.said) == (
+    row = row_of("MNIST, batch 64, width 64: at least 1.3x the best captured", record)
+    assert (row.outcome, row.figure) == (
         outcome,
         f"{1.4 / ours:.2f}x compiled-graph, by ganfast-graph",
     )
-    assert found("MNIST, batch 64, width 64: at least 4x tuned", record).outcome == outcome
-    assert found("at least 4x naive", record).outcome == "holds"
-    assert found("CelebA-64, batch 128, width 64: at least 5x", record).outcome == "not measured"
+    assert row_of("MNIST, batch 64, width 64: at least 4x tuned", record).outcome == outcome
+    assert row_of("at least 4x naive", record).outcome == "holds"
+    assert row_of("CelebA-64, batch 128, width 64: at least 5x", record).outcome == "not measured"
 
 
 def test_a_rival_that_is_missing_makes_a_target_unknown_but_not_one_that_is_missed_already():
@@ -95,14 +95,14 @@ def test_a_rival_that_is_missing_makes_a_target_unknown_but_not_one_that_is_miss
             without | {("iteration", "ganfast"): ours},
             failed={"compiled-graph": "RunError: gradients are off"},
         )
-        row = found("MNIST, batch 64, width 64: at least 1.3x the best captured", record)
+        row = row_of("MNIST, batch 64, width 64: at least 1.3x the best captured", record)
         assert row.outcome == outcome
-        assert "without compiled-graph (RunError: gradients are off)" in row.said
-    assert found("train-wgan-gp-28: compiled-graph", record) == Row(
+        assert "without compiled-graph (RunError: gradients are off)" in row.figure
+    assert row_of("train-wgan-gp-28: compiled-graph", record) == Row(
         "train-wgan-gp-28: compiled-graph", "does not hold", "RunError: gradients are off"
     )
     assert (
-        found("MNIST, batch 64, width 64: at least 1.3x JAX", record).said
+        row_of("MNIST, batch 64, width 64: at least 1.3x JAX", record).figure
         == "jax: not among what was measured"
     )
 
@@ -111,7 +111,7 @@ def test_jax_that_is_not_installed_is_named_and_is_no_failure():
     absent, broken = "InputError: JAX is not installed", "RunError: gradients of the critic are off"
     for reason, outcome in ((absent, "not measured"), (broken, "does not hold")):
         record = train_record({("iteration", "ganfast"): 1.0}, failed={"jax": reason})
-        assert found("train-wgan-gp-28: jax", record).outcome == outcome
+        assert row_of("train-wgan-gp-28: jax", record).outcome == outcome
         assert bool(failures(record)) is (reason == broken)
     assert failures(
         train_record(
@@ -122,11 +122,11 @@ def test_jax_that_is_not_installed_is_named_and_is_no_failure():
 
 def test_what_was_stopped_is_not_measured():
     stopped = train_record({("critic", "ganfast"): 1.0}, partial=True)
-    row = found("at least 4x naive", stopped)
+    row = row_of("at least 4x naive", stopped)
     assert row.outcome == "not measured"
-    assert "stopped before it" in row.said
+    assert "stopped before it" in row.figure
     assert (
-        found("at least 4x naive", why={"bench": "part bench: skipped"}).said
+        row_of("at least 4x naive", why={"bench": "part bench: skipped"}).figure
         == "part bench: skipped"
     )
 
@@ -143,16 +143,16 @@ def test_a_penalty_costs_what_the_step_takes_over_the_one_without(step, cost, ou
         }
         return train_record(times, preset, 64, 64, 128)
 
-    given = record("wgan-gp", step), record("rpgan", cost)
-    assert found("WGAN-GP's critic step", *given)[1:] == (outcome, f"{step:.2f}x, of ganfast-graph")
-    assert found("R1 + R2's critic step", *given)[1:] == (outcome, f"{cost:.2f}x, of ganfast-graph")
+    both = record("wgan-gp", step), record("rpgan", cost)
+    assert row_of("WGAN-GP's critic step", *both)[1:] == (outcome, f"{step:.2f}x, of ganfast-graph")
+    assert row_of("R1 + R2's critic step", *both)[1:] == (outcome, f"{cost:.2f}x, of ganfast-graph")
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(2.4, "holds"), (2.6, "does not hold")])
 def test_the_share_of_the_matrix_peak_takes_the_flops_that_were_counted(seconds, outcome):
     """1e12 FLOPs in 2.4 s of a peak of 1e12 a second are 42%, in 2.6 s 38%."""
     times = {("critic", "ganfast"): (5.0, {"flops": 1e12}), ("critic", "ganfast-graph"): seconds}
-    row = found(
+    row = row_of(
         "at least 40% of the matrix peak", train_record(times, size=64, width=128, batch=512)
     )
     assert row[1:] == (outcome, f"{1 / seconds:.0%}, by ganfast-graph")
@@ -165,9 +165,9 @@ def test_idle_is_that_of_the_worse_phase_of_the_replayed_variant(idle, outcome):
         ("critic", "ganfast-graph"): (1.0, {"idle_share": 0.01}),
     }
     record = train_record(times | {("generator", "ganfast-graph"): (1.0, {"idle_share": idle})})
-    assert found("idles less than 5% of a replayed phase, MNIST", record).outcome == outcome
+    assert row_of("idles less than 5% of a replayed phase, MNIST", record).outcome == outcome
     assert (
-        found("idles less than 5% of a replayed phase, MNIST", train_record(times)).outcome
+        row_of("idles less than 5% of a replayed phase, MNIST", train_record(times)).outcome
         == "not measured"
     )
 
@@ -178,15 +178,14 @@ def test_idle_is_that_of_the_worse_phase_of_the_replayed_variant(idle, outcome):
 def test_a_kernel_is_judged_by_the_geometric_mean_with_a_cold_cache(second, outcome, mean):
     """Twice as fast on one tensor, half as fast on the other; the arithmetic mean would be 1.25."""
     cases = {"latents 8x128": (2.0, 1.0, 1e6, 1.0), "latents 9x128": (second, 1.0, 1e6, 1.0)}
-    row = found("latents at least 1.0x", kernel_record(cases))
+    row = row_of("latents at least 1.0x", kernel_record(cases))
     assert row.outcome == outcome
-    assert row.said.startswith(mean)
-    partial = found("latents at least 1.0x", kernel_record(cases, partial=True)).outcome
+    assert row.figure.startswith(mean)
+    partial = row_of("latents at least 1.0x", kernel_record(cases, partial=True)).outcome
     assert partial == ("not measured" if outcome == "holds" else "does not hold")
-    assert found("adam_ema at least", kernel_record(cases, {"adam_ema 20": "RunError: x"}))[1:] == (
-        "not measured",
-        "adam_ema 20: RunError: x",
-    )
+    assert row_of("adam_ema at least", kernel_record(cases, {"adam_ema 20": "RunError: x"}))[
+        1:
+    ] == ("not measured", "adam_ema 20: RunError: x")
 
 
 def test_bandwidth_counts_large_tensors_alone_and_every_kind_of_them():
@@ -196,25 +195,25 @@ def test_bandwidth_counts_large_tensors_alone_and_every_kind_of_them():
         for name in ("bias_act", "bias_act_delta", "bias_act_tangent")
     }
     small = {"bias_act 384x64x32x32": (1.0, 1.0, 2.0625 * 50e6, 0.1)}
-    assert found("bias_act at least 70%", kernel_record(large | small)).outcome == "holds"
+    assert row_of("bias_act at least 70%", kernel_record(large | small)).outcome == "holds"
     slow = {"bias_act_delta 1536x128x32x32": (1.0, 1.0, 2.0625 * 403e6, 0.69)}
-    assert found("bias_act at least 70%", kernel_record(large | slow))[1:] == (
+    assert row_of("bias_act at least 70%", kernel_record(large | slow))[1:] == (
         "does not hold",
         "69%, bias_act_delta 1536x128x32x32",
     )
     del large["bias_act_tangent 1536x128x32x32"]
-    assert found("bias_act at least 70%", kernel_record(large | small)).outcome == "not measured"
+    assert row_of("bias_act at least 70%", kernel_record(large | small)).outcome == "not measured"
     for share, outcome in ((0.71, "holds"), (0.69, "does not hold")):
         cases = {
             "gradient_penalty 4096x3x64x64": (1.0, 1.0, 4e8, share),
             "gradient_penalty 64x1x28x28": (1.0, 1.0, 4e5, 0.1),
         }
         assert (
-            found("gradient_penalty 4096x3x64x64 at least 70%", kernel_record(cases)).outcome
+            row_of("gradient_penalty 4096x3x64x64 at least 70%", kernel_record(cases)).outcome
             == outcome
         )
         assert (
-            found("gradient_penalty 512x3x256x256 at least 70%", kernel_record(cases)).outcome
+            row_of("gradient_penalty 512x3x256x256 at least 70%", kernel_record(cases)).outcome
             == "not measured"
         )
 
@@ -231,7 +230,7 @@ def test_sampler_targets(micro, faster, roof, outcome):
     }
     record = records.make("sampler", "sampler-gpu", {}, []) | {"derived": {"ratios": ratios}}
     for text in ("at most 100 us", "at least 2x eager", "batch 512: at least 40% of the roof"):
-        assert found(text, record).outcome == outcome
+        assert row_of(text, record).outcome == outcome
 
 
 # Parts
@@ -319,10 +318,10 @@ def config_in(folder: Path):
 
 
 def test_a_resumed_training_begins_with_what_was_saved(tmp_path):
-    wrong, seen = gpu_train.resumed(config_in(tmp_path))
+    wrong, figures = gpu_train.resumed(config_in(tmp_path))
     assert wrong == []
-    assert seen["gap"] == 0  # on a CPU
-    assert 0 < seen["resumed_at"] < 1000 * tiny("wgan-gp").kimg
+    assert figures["gap"] == 0  # on a CPU
+    assert 0 < figures["resumed_at"] < 1000 * tiny("wgan-gp").kimg
 
 
 def test_moments_that_a_resume_loses_are_seen(tmp_path, monkeypatch):

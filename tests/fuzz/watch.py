@@ -46,27 +46,27 @@ def only_inside(folder: Path) -> Iterator[None]:
         _inside = None
 
 
-def _hook(event: str, given: tuple[Any, ...]) -> None:
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _inside is None:
         return
     if (
         event == "open"
-        and isinstance(given[0], str | bytes | os.PathLike)
-        and isinstance(given[2], int)
-        and given[2] & _WRITES
+        and isinstance(arguments[0], str | bytes | os.PathLike)
+        and isinstance(arguments[2], int)
+        and arguments[2] & _WRITES
     ):
-        _check(event, given[0])
+        _check(event, arguments[0])
     changed = _CHANGES.get(event, 0)
     at_folder = any(
-        isinstance(handle, int) and handle >= 0 for handle in given[changed:]
+        isinstance(handle, int) and handle >= 0 for handle in arguments[changed:]
     ) and event in ("os.remove", "os.rmdir")
-    for path in given[:changed]:
+    for path in arguments[:changed]:
         if (
             isinstance(path, str | bytes | os.PathLike) and not at_folder
         ):  # named within an open folder: by shutil.rmtree, itself seen
             _check(event, path)
     if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
-        raise Outside(f"{event}{given}")
+        raise Outside(f"{event}{arguments}")
 
 
 def _check(event: str, path: Any) -> None:

@@ -142,9 +142,9 @@ def test_what_cannot_be_captured_is_said_once_and_trained_all_the_same(
     real = Feed.critic
 
     def waits(self):
-        given = real(self)
-        given.rate.item()
-        return given
+        inputs = real(self)
+        inputs.rate.item()
+        return inputs
 
     monkeypatch.setattr(Feed, "critic", waits)
     run = small_run(tmp_path, "wgan-gp", precision="fp32", compile="off")
