@@ -1,4 +1,5 @@
-"""ganfast: train generative adversarial networks at the speed of the hardware, and ship the generator.
+"""ganfast: train generative adversarial networks at the speed of the hardware, and ship the
+generator.
 
 >>> import ganfast
 >>> run = ganfast.train(ganfast.preset_config("wgan-gp", data="digits"))

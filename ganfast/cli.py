@@ -1,7 +1,7 @@
 """The command line: parse, call the library, turn errors into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 ended by Ctrl-C and SIGTERM after saving.
-Nothing here imports torch before a command needs it.
+Exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 ended by Ctrl-C and SIGTERM
+after saving. Nothing here imports torch before a command needs it.
 """
 
 import sys
@@ -14,30 +14,30 @@ from ganfast.errors import InputError, RunError, is_mendable
 HELP = """ganfast: train generative adversarial networks fast, and draw from them.
 
   ganfast train                                   train wgan-gp on embedded handwritten digits
-  ganfast train wgan-gp --data mnist              any preset on any data: mnist, celeba, a folder, a zip, an array
+  ganfast train wgan-gp --data mnist              any preset, any data: mnist, celeba, folder, zip
   ganfast train --out runs/wgan-gp-mnist          go on with a run
   ganfast sample runs/wgan-gp-digits -n 64 --seed 7 --psi 0.7 --out grid.png
 
 commands:
-  train     train or resume a run             ganfast train [PRESET] --help
-  run       check a run directory             ganfast run check RUN
-  sample    draw from a run or a bundle       ganfast sample --help
-  eval      scores of runs or pictures        ganfast eval RUN --data mnist
-  plot      curves of runs as PNG or SVG      ganfast plot RUN RUN --out curves.png
-  export    a run's generator as a bundle     ganfast export RUN --out digits.bundle --precision fp16
-  refit     its graph, other weights          ganfast refit digits.bundle --from RUN --out new.bundle
-  verify    a bundle, byte and picture        ganfast verify digits.bundle
-  inspect   what a bundle says of itself      ganfast inspect digits.bundle
-  lint      what targets cannot take          ganfast lint digits.bundle --target rtx
-  presets   the recipes, and one in full      ganfast presets, ganfast presets show wgan-gp --data mnist
-  engines   how the critic is computed        ganfast engines wgan-gp --data mnist
-  data      info, pack, preview, fetch        ganfast data --help
-  bench     measurements that can be cited    ganfast bench --help
-  env       versions and devices              ganfast env, ganfast env --json
+  train     train or resume a run           ganfast train [PRESET] --help
+  run       check a run directory           ganfast run check RUN
+  sample    draw from a run or a bundle     ganfast sample --help
+  eval      scores of runs or pictures      ganfast eval RUN --data mnist
+  plot      curves of runs as PNG or SVG    ganfast plot RUN RUN --out curves.png
+  export    a run's generator as a bundle   ganfast export RUN --out digits.bundle --precision fp16
+  refit     a bundle with other weights     ganfast refit digits.bundle --from RUN --out new.bundle
+  verify    a bundle's bytes and pictures   ganfast verify digits.bundle
+  inspect   what a bundle says of itself    ganfast inspect digits.bundle
+  lint      what a target cannot run        ganfast lint digits.bundle --target rtx
+  presets   the recipes, and one in full    ganfast presets show wgan-gp --data mnist
+  engines   how the critic is computed      ganfast engines wgan-gp --data mnist
+  data      info, pack, preview, fetch      ganfast data --help
+  bench     measurements that can be cited  ganfast bench --help
+  env       versions and devices            ganfast env, ganfast env --json
 """
 
 
-# Where each command lives: module:function, imported when it is asked for.
+# Where a command lives: module:function, imported only to run it.
 COMMANDS = {
     "train": "ganfast.commands.train:train",
     "sample": "ganfast.commands.sample:sample",
@@ -57,24 +57,19 @@ COMMANDS = {
 }
 
 
-# Modules that an un-installed checkout may have to do without, by the package to install.
+# Modules that may be missing, by the package to install, where a checkout is run uninstalled.
 PACKAGES = {
     "PIL": "Pillow",
     "yaml": "PyYAML",
     "sklearn": "scikit-learn",
-    **{
-        name: name
-        for name in (
-            "torch",
-            "numpy",
-            "safetensors",
-            "tyro",
-            "rich",
-            "tensorboard",
-            "torchmetrics",
-            "matplotlib",
-        )
-    },
+    "torch": "torch",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "tyro": "tyro",
+    "rich": "rich",
+    "tensorboard": "tensorboard",
+    "torchmetrics": "torchmetrics",
+    "matplotlib": "matplotlib",
 }
 
 
@@ -112,23 +107,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = PACKAGES.get((error.name or "").partition(".")[0])
         if not package:
             raise
-        return _fail(
-            InputError(
-                f"`ganfast {args[0]}` needs {package}, which is not installed: pip install {package}"
-            ),
-            2,
-        )
+        message = f"`ganfast {args[0]}` needs {package}, which is not installed"
+        return _fail(f"{message}: pip install {package}", 2)
     except OSError as error:  # a full disk, a folder that may not be written
-        said = f"{error.filename or args[0]}: {error.strerror or error}"
+        message = f"{error.filename or args[0]}: {error.strerror or error}"
         if is_mendable(error):
-            return _fail(InputError(f"{said}; mend that, or choose another place"), 2)
-        return _fail(RunError(said), 1)
+            return _fail(f"{message}; mend that, or choose another place", 2)
+        return _fail(message, 1)
     return 0
 
 
-def _fail(error: Exception, code: int) -> int:
-    sentence = "".join(
-        c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split())
-    )  # of files from elsewhere
+def _fail(error: Exception | str, code: int) -> int:
+    """Print one sentence, control characters escaped: file names from elsewhere may hold some."""
+    words = " ".join(str(error).split())
+    sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
     print(f"ganfast: {sentence}", file=sys.stderr)
     return code

@@ -1,6 +1,9 @@
-"""What a run is: frozen dataclasses. Every field says its unit and what 0, "" or "auto" means, and is checked on construction.
+"""What a run is: frozen dataclasses, whose fields are checked on construction.
 
-Plain Python on purpose: no torch, no tyro, so that a config can be read and made anywhere.
+The comment above or behind a field says its unit and what 0, "" or "auto" means. The reference
+pages and --help print these comments; --help would also give a comment above a field to a group
+that follows without a blank line.
+Neither torch nor tyro is imported here, so that a config can be read and made anywhere.
 Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
@@ -63,18 +66,18 @@ class _Checked:
 class NetConfig(_Checked):
     """Generator and critic."""
 
-    width: int = 0  # channels of the layer at full resolution (units of a hidden layer / 8 for mlp); 0 = 32 on a CPU, 64 on a GPU
+    # channels of the layer at full resolution (mlp: units of a hidden layer / 8);
+    # 0 = 32 on a CPU, 64 on a GPU
+    width: int = 0
     latent: int = 128  # numbers a picture is made from
-    generator_norm: Literal["none", "batch", "layer", "instance"] = (
-        "batch"  # between the generator's layers
-    )
-    critic_norm: Norm = "none"  # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
-    critic_dropout: float = (
-        0.0  # share of the critic's hidden units dropped at random while training; 0 = none
-    )
-    init: Literal["he", "dcgan", "torch"] = (
-        "he"  # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
-    )
+    # between the generator's layers
+    generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"
+    # "batch" is refused together with a gradient penalty; "spectral" normalises the weights
+    critic_norm: Norm = "none"
+    # share of the critic's hidden units dropped at random while training; 0 = none
+    critic_dropout: float = 0.0
+    # initial weights: He's normal, N(0, 0.02) of the DCGAN paper, or torch's own
+    init: Literal["he", "dcgan", "torch"] = "he"
 
     def check(self) -> None:
         self._at_least(0, "width")
@@ -90,12 +93,13 @@ class LossConfig(_Checked):
     """What critic and generator minimise."""
 
     kind: LossKind = "wasserstein"  # adversarial loss of both networks
-    class_weight: float = (
-        1.0  # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
-    )
+    # weight of the class loss in the critic (only with an auxiliary class head); 0 = off
+    class_weight: float = 1.0
     class_weight_generator: float = 1.0  # the same in the generator
-    class_fakes: bool = False  # the critic learns classes from fakes too, as in the ACGAN paper; it then excuses wrong ones
-    label_smoothing: float = 0.0  # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
+    # the critic learns classes from fakes too, as in the ACGAN paper; it then excuses wrong ones
+    class_fakes: bool = False
+    # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
+    label_smoothing: float = 0.0
     clip: float = 0.0  # critic weights are clipped to [-clip, clip] after each step (WGAN); 0 = off
 
     def check(self) -> None:
@@ -114,11 +118,15 @@ class LossConfig(_Checked):
 class PenaltyConfig(_Checked):
     """How the critic's gradient with respect to its input is held."""
 
-    kind: PenaltyKind = "none"  # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
-    weight: float = 10.0  # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2); 0 = off
+    # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
+    kind: PenaltyKind = "none"
+    # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2);
+    # 0 = off
+    weight: float = 10.0
     target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 ask for 0
     one_sided: bool = False  # wgan-gp and dragan: punish only norms above the target
-    interval: int = 1  # critic steps from one penalty to the next, its weight multiplied by it (lazy); 1 = every step
+    # critic steps from one penalty to the next, its weight multiplied by it (lazy); 1 = every step
+    interval: int = 1
 
     def check(self) -> None:
         self._at_least(0, "weight", "target")
@@ -139,9 +147,8 @@ class OptimConfig(_Checked):
     beta2: float = 0.9  # Adam's decay of the second moment, both networks
     critic_steps: int = 5  # critic steps per generator step
     warmup_kimg: float = 0.0  # thousand real images over which both rates rise from 0; 0 = none
-    decay_from: float = (
-        1.0  # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
-    )
+    # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
+    decay_from: float = 1.0
 
     def check(self) -> None:
         self._at_least(0, "warmup_kimg")
@@ -161,12 +168,10 @@ class LogConfig(_Checked):
     """What is written while training, and how often."""
 
     every: int = 20  # generator steps from one line of log.jsonl to the next
-    sample_kimg: float = (
-        0.0  # thousand real images from one sample grid to the next; 0 = 20 grids in the run
-    )
-    save_kimg: float = (
-        0.0  # thousand real images from one checkpoint to the next; 0 = 10 checkpoints in the run
-    )
+    # thousand real images from one sample grid to the next; 0 = 20 grids in the run
+    sample_kimg: float = 0.0
+    # thousand real images from one checkpoint to the next; 0 = 10 checkpoints in the run
+    save_kimg: float = 0.0
     keep: int = 3  # latest checkpoints kept; 0 = all
     tensorboard: bool = True  # also write TensorBoard events
 
@@ -177,16 +182,19 @@ class LogConfig(_Checked):
 
 @dataclass(frozen=True)
 class ScoreConfig(_Checked):
-    """Scores while training, of the averaged generator against the training's data; the best checkpoint is kept."""
+    """Scores while training: of the averaged generator against the training's data.
 
-    every_kimg: float = (
-        0.0  # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
-    )
-    count: int = 2000  # pictures drawn each time, from the same latents; at most the held-out half where a set is not divided
+    The checkpoint with the best score is kept.
+    """
+
+    # thousand real images from one scoring, and its checkpoint, to the next; 0 = never
+    every_kimg: float = 0.0
+    # pictures drawn each time, from the same latents;
+    # at most the held-out half where a set is not divided
+    count: int = 2000
     by: ScoreName = "frechet"  # the score whose best checkpoint is kept
-    extractor: str = (
-        "auto"  # feature network: auto, mnist, local, or a file, as `ganfast eval` takes it
-    )
+    # feature network: auto, mnist, local, or a file, as `ganfast eval` takes it
+    extractor: str = "auto"
     preprocessing: str = ""  # of a TorchScript or ONNX file; "" = none
 
     def check(self) -> None:
@@ -196,23 +204,26 @@ class ScoreConfig(_Checked):
 
 @dataclass(frozen=True)
 class GuardConfig(_Checked):
-    """When a training has diverged, and how often it may go back to the last state that the guard passed.
+    """When a training has diverged, and how often it may go back.
 
-    The second time, and later, since a checkpoint it goes back to that checkpoint, or the start.
+    The first time since a checkpoint the run goes back to the last state that the guard passed.
+    From the second time on it goes back to that checkpoint, or to the start where there is none.
 
-    The limits are out of a healthy run's reach and in that of an explosion, which is exponential. In 12 kimg of MNIST by any preset
-    weights grew at most 1.01-fold from look to look, no gradient had a norm above 51, no number of the log was above 32
-    (benchmarks/guard_margins.py). Adam moves a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold
-    in 100 steps at a rate of 1e-3.
+    A healthy run stays far below the limits; an explosion is exponential and soon reaches them.
+    In 12 kimg of MNIST by any preset weights grew at most 1.01-fold from look to look. No gradient
+    had a norm above 51, and no number of the log was above 32 (benchmarks/results/*margins.jsonl).
+    Adam moves a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold in
+    100 steps at a rate of 1e-3.
     """
 
-    every: int = (
-        100  # generator steps from one look at all weights to the next; 0 = only before checkpoints
-    )
-    growth: float = 100.0  # times that the norm of a network's weights may grow from one look to the next; 0 = no limit
+    # generator steps from one look at all weights to the next; 0 = only before checkpoints
+    every: int = 100
+    # times that the norm of a network's weights may grow from one look to the next; 0 = no limit
+    growth: float = 100.0
     gradient: float = 1e8  # norm that the gradient of one weight tensor may have; 0 = no limit
     statistic: float = 1e8  # magnitude that a number in the log may have; 0 = no limit
-    tries: int = 3  # times the run goes back from one checkpoint to the next before it gives up; 0 = gives up at once
+    # times the run goes back between two checkpoints before it gives up; 0 = gives up at once
+    tries: int = 3
 
     def check(self) -> None:
         self._at_least(0, "every", "gradient", "statistic", "tries")
@@ -227,59 +238,62 @@ class Config(_Checked):
     """One training run."""
 
     preset: str = "wgan-gp"  # where the values came from; kept for the record
-    data: str = "digits"  # digits, mnist, celeba, a name under the data root, or a path: folder, zip, .npy, .npz
+    # digits, mnist, celeba, a name under the data root, or a path: folder, zip, .npy, .npz
+    data: str = "digits"
     out: str = ""  # run directory; "" = runs/<preset>-<data>; an existing run there is resumed
-    kimg: float = 100.0  # thousand real images shown to the critic in all; may be fractional
+    # thousand real images shown to the critic in all; 0 = what suits the pictures
+    kimg: float = 100.0
     batch: int = 64  # real images per critic step
-    size: int = 0  # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
+    # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
+    size: int = 0
     seed: int = 0  # of everything random, 0 or more
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
-    precision: Literal["auto", "fp32", "bf16"] = (
-        "auto"  # of the networks; auto = bf16 on a GPU that has it, else fp32
-    )
+    # of the networks; auto = bf16 on a GPU that has it, else fp32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
-    skip_corrupt: bool = False  # train without pictures that cannot be read, and count them; else the first one is an error
-    data_root: str = (
-        ""  # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
-    )
+    # train without pictures that cannot be read, and count them; else the first one is an error
+    skip_corrupt: bool = False
+    # where names of data sets are looked up first; "" = $GANFAST_DATA, then the cache
+    data_root: str = ""
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
-    attributes: tuple[
-        str, ...
-    ] = ()  # celeba: attributes whose combinations are the classes; () = no classes
-    conditional: Conditional = (
-        "auto"  # how classes are learnt; auto = projection where the data has classes, else no
-    )
+    # celeba: attributes whose combinations are the classes; () = no classes
+    attributes: tuple[str, ...] = ()
+    # how classes are learnt; auto = projection where the data has classes, else no
+    conditional: Conditional = "auto"
     balanced: bool = False  # draw every class equally often
-    imbalance: float = 0.0  # make the set long-tailed: the first class keeps this many times as many as the last; 0 = as it is
-    flip: Literal["auto", "on", "off"] = (
-        "auto"  # mirror at random; auto = only where the data allows (faces, not digits)
-    )
+    # make the set long-tailed: the first class keeps this many times as many as the last;
+    # 0 = as it is
+    imbalance: float = 0.0
+    # mirror at random; auto = only where the data allows (faces, not digits)
+    flip: Literal["auto", "on", "off"] = "auto"
 
-    model: str = "dcgan"  # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator (names with "generator" generate)
+    # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator
+    # (a class with "generator" in its name generates)
+    model: str = "dcgan"
+
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    ema_kimg: float = (
-        5.0  # half-life of the generator's moving average, thousand real images; 0 = no average
-    )
-    engine: EngineName = "auto"  # how the critic's gradients are computed; auto = the fastest that can take the critic
-    compile: Literal["auto", "on", "off"] = (
-        "auto"  # compile the steps; auto = on a GPU; half a minute or so to start
-    )
-    cuda_graphs: Literal["auto", "on", "off"] = (
-        "auto"  # replay each phase as one CUDA graph; auto = on a GPU where it can be
-    )
+    # half-life of the generator's moving average, thousand real images; 0 = no average
+    ema_kimg: float = 5.0
+    # how the critic's gradients are computed; auto = the fastest that can take the critic
+    engine: EngineName = "auto"
+    # compile the steps; auto = on a GPU; half a minute or so to start
+    compile: Literal["auto", "on", "off"] = "auto"
+    # replay each phase as one CUDA graph; auto = on a GPU where it can be
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def check(self) -> None:
-        self._at_least(2, "batch")  # batch statistics of one picture are none
+        self._at_least(2, "batch")  # one picture has no batch statistics
         self._at_least(0, "size", "seed", "ema_kimg")
-        if self.kimg <= 0:
+        if self.kimg < 0:
             raise InputError(
-                f"kimg is {self.kimg}; expected thousand real images to train on, above 0"
+                f"kimg is {self.kimg}; expected thousand real images to train on, or 0 to choose"
             )
         if self.channels not in (0, 1, 3):
             raise InputError(
@@ -291,24 +305,25 @@ class Config(_Checked):
             )
         if self.imbalance and self.imbalance < 1:
             raise InputError(
-                f"imbalance is {self.imbalance}; expected a ratio of 1 or more, or 0 to keep the set as it is"
+                f"imbalance is {self.imbalance}; expected a ratio of 1 or more, "
+                "or 0 to keep the set as it is"
             )
         if self.penalty.active and self.net.critic_norm == "batch":
             raise InputError(
-                f"critic_norm batch with penalty {self.penalty.kind}: a batch-normalised critic has no gradient per sample; "
+                f"critic_norm batch with penalty {self.penalty.kind}: "
+                "a batch-normalised critic has no gradient per sample; "
                 "use critic_norm none, layer, instance or spectral, or penalty none"
             )
 
 
 def run_folder(config: Config) -> Path:
     """Where a run goes: config.out, or runs/<preset>-<data>."""
-    return Path(
-        config.out or f"runs/{config.preset}-{Path(config.data.rstrip('/')).stem or 'data'}"
-    )
+    data = Path(config.data.rstrip("/")).stem or "data"
+    return Path(config.out or f"runs/{config.preset}-{data}")
 
 
 def require_run(folder: Path | str) -> None:
-    """Refuse, before anything heavy is imported, what is no run directory.
+    """Refuse a folder that is no run directory, before anything heavy is imported.
 
     Raises:
         InputError: there is no config.yaml; names the runs that there are.
@@ -323,10 +338,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"optim.beta1": 0.0, ...} of a config dataclass."""
     flat: dict[str, Any] = {}
     for item in fields(config):
-        value = getattr(config, item.name)
-        flat |= (
-            flatten(value, f"{prefix}{item.name}.")
-            if is_dataclass(value)
-            else {prefix + item.name: value}
-        )
+        name, value = prefix + item.name, getattr(config, item.name)
+        flat |= flatten(value, f"{name}.") if is_dataclass(value) else {name: value}
     return flat

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,14 +29,13 @@ _shown = _SHORT.repr  # a value, in a message that stays one sentence
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: a few lines of them expand to more than fits into memory, and can hold themselves."""
+    """YAML without aliases, which may hold themselves: a few lines would expand beyond memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.YAMLError(
-                f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out"
-            )
+            line = event.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} has the alias *{event.anchor}: write the value out")
         return super().compose_node(parent, index)
 
 
@@ -47,10 +46,10 @@ def to_yaml(config: Config) -> str:
 
 
 def write(config: Config, path: Path) -> None:
-    """A config is never half there.
+    """Replace the file ``path``, which is never half written.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: it could not be written; the old file is untouched.
     """
     disk.replace_file(path, to_yaml(config).encode())
 
@@ -67,14 +66,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # PyYAML's own, and what it runs into: dates that are none, numbers too long, levels too deep
-        raise InputError(
-            f"config {path} is not YAML: {' '.join(str(error).split())[:300]}"
-        ) from error
+    # PyYAML lets Python's own errors through: impossible dates, numbers too long, levels too deep
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"config {path} is not YAML: {reason}") from error
     if not isinstance(loaded, dict):
-        held = "nothing" if loaded is None else f"a {type(loaded).__name__}"
+        content = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         raise InputError(
-            f"config {path} holds {held}; expected fields and values, as in a run's config.yaml"
+            f"config {path} holds {content}; expected fields and values, as in a run's config.yaml"
         )
     return loaded
 
@@ -111,11 +110,9 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
     for key, value in changes.items():
         if key not in known:
             close = get_close_matches(key, known, 1, cutoff=0.5)
-            hint = (
-                f"did you mean {prefix}{close[0]}?"
-                if close
-                else f"known here: {', '.join(sorted(known))}"
-            )
+            hint = f"known here: {', '.join(sorted(known))}"
+            if close:
+                hint = f"did you mean {prefix}{close[0]}?"
             raise InputError(f"unknown field {prefix}{key[:80]} in {source}: {hint}")
         old = getattr(base, key)
         if is_dataclass(old):
@@ -130,24 +127,15 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
 
 
 def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
-    import typing
-
-    hint = typing.get_type_hints(cls)[name]
-    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    hint = get_type_hints(cls)[name]
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
     if choices and isinstance(value, bool):  # YAML reads a bare no, off or on as a bool
-        value = next(
-            (
-                word
-                for word in ("on" if value else "off", "yes" if value else "no")
-                if word in choices
-            ),
-            value,
-        )
+        words = ("on", "yes") if value else ("off", "no")
+        value = next((word for word in words if word in choices), value)
     expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[hint]
     wrong = InputError(f"{prefix}{name} in {source} is {_shown(value)}; expected {expected}")
-    if isinstance(value, bool) != (
-        hint is bool
-    ):  # bool("no") is True and float(True) is 1: never coerce into or from bool
+    # never coerce into or from bool: bool("no") is True and float(True) is 1
+    if isinstance(value, bool) != (hint is bool):
         raise wrong
     if value is None or (hint is str and isinstance(value, list | dict)):
         raise wrong
@@ -155,13 +143,10 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
         raise wrong
     if choices and value not in choices:
         raise wrong
-    if hint == tuple[str, ...] and isinstance(value, str):
-        value = [value]
-    if hint == tuple[str, ...] and not (
-        isinstance(value, list | tuple) and all(isinstance(v, str | int) for v in value)
-    ):
-        raise wrong
     if hint == tuple[str, ...]:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str | int) for v in value):
+            raise wrong
         return tuple(map(str, value))
     try:
         return hint(value) if isinstance(hint, type) else value  # PyYAML reads 1e-4 as a string
@@ -170,7 +155,7 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
 
 
 def read(path: Path) -> Config:
-    """The config of a run: every value from the file, the rest of the dataclass's defaults."""
+    """The config of a run: the values in the file, and defaults for fields that it leaves out."""
     return overlay(Config(), read_mapping(path), str(path))
 
 

@@ -27,28 +27,26 @@ def find_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise InputError(
-                f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here; use cpu or auto"
+                f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices "
+                "here; use cpu or auto"
             )
-        torch.cuda.set_device(device.index or 0)  # what waits for "the" device waits for this one
+        # `torch.cuda.synchronize()` and its like wait for the current device: make it this one.
+        torch.cuda.set_device(device.index or 0)
         return torch.device("cuda", device.index or 0)  # with its index, as tensors there name it
     return device
 
 
 def resolved(config: Config, device: torch.device) -> Config:
-    """The config with width and precision fixed: what the run's mathematics depends on."""
+    """The config with width and precision fixed: the run's mathematics depends on both."""
     on_gpu = device.type == "cuda"
     precision = config.precision
     if precision == "auto":
-        precision = (
-            "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        )
-    return replace(
-        config,
-        precision=precision,
-        net=replace(config.net, width=config.net.width or (64 if on_gpu else 32)),
-    )
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    net = replace(config.net, width=config.net.width or (64 if on_gpu else 32))
+    return replace(config, precision=precision, net=net)
 
 
 def prepared(net: nn.Module, device: torch.device) -> nn.Module:
-    """On its device, weights of convolutions channels last: what cuDNN and oneDNN compute in."""
+    """On its device, weights of convolutions channels last: the layout of cuDNN and oneDNN."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

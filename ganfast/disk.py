@@ -1,7 +1,7 @@
 """Files and directories that are there whole or not at all, also after a crash or a power cut.
 
-What a run does to its directory goes through `calls`, but for its lock and TensorBoard's events: a test that makes each of these
-fail in turn has tried them all.
+A run changes its directory through `calls` only, except for its lock and TensorBoard's events. So
+a test that makes each of these calls fail in turn has tried every failure of the file system.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _CHUNK = 1 << 20  # bytes a write
 
 @dataclass
 class Calls:
-    """What the operating system is asked to do."""
+    """The calls to the operating system; a test may replace one by a call that fails."""
 
     open: Callable[..., int] = os.open
     write: Callable[..., int] = os.write
@@ -33,7 +33,7 @@ calls = Calls()
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A new file that has reached the disk; its name has not until `sync` of its directory."""
+    """Write a new file to the disk. Its name reaches the disk with `sync` of its directory."""
     handle = calls.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         _write_all(handle, data)
@@ -57,30 +57,30 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class Appended:
-    """A file that grows. What has not surely reached the disk stays in memory, and a write that failed is made again from there.
+    """A file that grows; its methods may be called from several threads.
 
-    Its methods may be called from several threads.
+    Data stays in memory until it has surely reached the disk, and a failed write is repeated.
     """
 
     def __init__(self, path: Path) -> None:
         self._handle = calls.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self._end = os.lseek(
-            self._handle, 0, os.SEEK_END
-        )  # of what has reached the disk, or was there before
-        self._held, self._written = (
-            bytearray(),
-            0,
-        )  # what comes after it, and how much of that the system has taken
+        # where the data ends that has reached the disk, or was there before
+        self._end = os.lseek(self._handle, 0, os.SEEK_END)
+        self._held = bytearray()  # data that comes after `_end`
+        self._written = 0  # bytes of `_held` that the system has taken
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> None:
-        """Hand data to the system. After an OSError it is held: the next call hands it over again."""
+        """Hand data to the system. After an OSError the next call hands it over again."""
         with self._lock:
             self._held += data
             self._hand_over()
 
     def sync(self) -> None:
-        """Wait until all of it has reached the disk; after an OSError call it again. `add` does not wait for it."""
+        """Wait until all data has reached the disk; `add` does not wait for a running `sync`.
+
+        After an OSError call it again.
+        """
         with self._lock:
             self._hand_over()
             length = len(self._held)
@@ -88,9 +88,8 @@ class Appended:
             calls.fsync(self._handle)
         except OSError:
             with self._lock:
-                self._written = (
-                    0  # some systems forget, with this answer, what they failed to write
-                )
+                # Some systems drop, once they report the error, the data they failed to write.
+                self._written = 0
             raise
         with self._lock:
             del self._held[:length]
@@ -98,14 +97,13 @@ class Appended:
 
     def _hand_over(self) -> None:
         if self._written < len(self._held):
-            os.lseek(
-                self._handle, self._end + self._written, os.SEEK_SET
-            )  # a failed write may have written a part
+            # to where this part belongs: a failed write may have written some of it
+            os.lseek(self._handle, self._end + self._written, os.SEEK_SET)
             _write_all(self._handle, bytes(self._held[self._written :]))
             self._written = len(self._held)
 
     def close(self) -> None:
-        """Let the file go, once more handing over what is held; a second call does nothing."""
+        """Hand over what is left and close the file; a second call does nothing."""
         with self._lock:
             if self._handle < 0:
                 return
@@ -117,7 +115,7 @@ class Appended:
 
 
 def ensure_directory(path: Path) -> None:
-    """A directory, with those above it; one that is there stays."""
+    """Make a directory and its parents; an existing one stays as it is."""
     if path.is_dir():
         return
     ensure_directory(path.parent)
@@ -129,7 +127,7 @@ def ensure_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """An empty directory: what was left there by a crash is removed."""
+    """Make an empty directory; one that a crash left there is removed."""
     remove(path)
     calls.mkdir(path)
 
@@ -142,9 +140,10 @@ def publish(beside: Path, target: Path) -> None:
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Give two files or directories each other's name, in one step that readers and crashes see whole.
+    """Give two files or directories each other's name, in one step.
 
-    False, and nothing was done, where that cannot be: Linux has the call (renameat2), but not for every file system.
+    Readers and crashes see both names exchanged or neither. Linux has the call (renameat2), but
+    not for every file system: False means that nothing was done.
     """
     if sys.platform != "linux":
         return False
@@ -155,10 +154,8 @@ def exchange(a: Path, b: Path) -> bool:
     return bool(renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0)
 
 
-_HERE, _EXCHANGE = (
-    -100,
-    ctypes.c_uint(2),
-)  # AT_FDCWD: relative to the working directory; RENAME_EXCHANGE
+_HERE = -100  # AT_FDCWD: relative to the working directory
+_EXCHANGE = ctypes.c_uint(2)  # RENAME_EXCHANGE
 
 
 def remove(path: Path) -> None:
@@ -168,7 +165,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make what a directory lists survive a power cut."""
+    """Make the names in a directory survive a power cut."""
     handle = calls.open(path, os.O_RDONLY)
     try:
         calls.fsync(handle)

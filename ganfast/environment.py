@@ -10,28 +10,14 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch",
-    "triton",
-    "numpy",
-    "Pillow",
-    "safetensors",
-    "tyro",
-    "PyYAML",
-    "rich",
-    "tensorboard",
-    "scikit-learn",
-    "jax",
-    "jaxlib",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
+    *("torch", "triton", "numpy", "Pillow", "safetensors", "tyro", "PyYAML", "rich"),
+    *("tensorboard", "scikit-learn", "jax", "jaxlib"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
 )
 
 
 def environment() -> dict[str, Any]:
-    """{"ganfast": version, "commit": ..., package: version or None, ...}; only strings, numbers and None."""
+    """{"ganfast": version, "commit": ..., package: version or None, ...}, plain enough for JSON."""
     import torch
 
     import ganfast
@@ -75,13 +61,11 @@ def _ask(*command: str, cwd: Path | None = None) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of this checkout, with -dirty when files differ from it; None for an installed package."""
+    """Commit of this checkout, -dirty when files differ from it; None for an installed package."""
     home = Path(__file__).resolve().parents[1]
-    return (
-        _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=home)
-        if (home / ".git").exists()
-        else None
-    )
+    if not (home / ".git").exists():
+        return None
+    return _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=home)
 
 
 def _driver() -> str | None:
@@ -89,12 +73,9 @@ def _driver() -> str | None:
 
 
 def _clocks() -> str | None:
-    """SM and memory clock, power and why the GPU holds back, as nvidia-smi says them now."""
-    return _ask(
-        "nvidia-smi",
-        "--query-gpu=clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active",
-        "--format=csv,noheader",
-    )
+    """SM and memory clock, power and the reasons why the GPU slows down, as nvidia-smi has them."""
+    query = "--query-gpu=clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active"
+    return _ask("nvidia-smi", query, "--format=csv,noheader")
 
 
 def _cpu() -> str | None:
@@ -102,6 +83,5 @@ def _cpu() -> str | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or None
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None
-    )
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, None)

@@ -4,7 +4,7 @@ import errno
 import re
 from pathlib import Path
 
-# What a person can mend: no space or quota, no permission, a file where a folder should be.
+# Errors that a person can mend: no space or quota, no permission, a file in a folder's place.
 _MENDABLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -16,7 +16,7 @@ _MENDABLE = {
     errno.ENAMETOOLONG,
 }
 
-# What the allocators of torch, oneDNN, C++ and CUDA's libraries say in a RuntimeError.
+# How the allocators of torch, oneDNN, C++ and CUDA's libraries word a RuntimeError.
 _MEMORY = re.compile(
     "DefaultCPUAllocator|[A-Z] out of memory|CUDA error: out of memory|ALLOC_FAILED|std::bad_alloc|"
     "could not create a memory|could not create a primitive(?! descriptor)"
@@ -24,7 +24,10 @@ _MEMORY = re.compile(
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. Says what was given, what was expected and what to do; exit code 2."""
+    """The user's input cannot be used; exit code 2.
+
+    The message says what the value is, what was expected and what to do.
+    """
 
 
 class RunError(RuntimeError):
@@ -37,7 +40,7 @@ def is_mendable(error: OSError) -> bool:
 
 
 def cannot_write(what: Path | str, error: OSError, way_out: str) -> InputError | RunError:
-    """What to raise where a file could not be written: InputError where that is for want of space or permission."""
+    """The error to raise where a file could not be written: InputError if a person can mend it."""
     kind = InputError if is_mendable(error) else RunError
     return kind(f"{what} cannot be written: {error.strerror or error}; {way_out}")
 

@@ -1,4 +1,4 @@
-"""Exact operation counts: what torch's FLOP formulas say of every convolution and matrix product that runs."""
+"""Exact operation counts by torch's FLOP formulas, of convolutions and matrix products that run."""
 
 import weakref
 from functools import partial
@@ -13,9 +13,10 @@ from torch.utils.flop_counter import flop_registry
 
 
 class FlopCount(TorchDispatchMode):
-    """Counts while active: ``with FlopCount() as count: step()``, then ``count.total``. A multiply-add is 2 operations.
+    """Counts while active: ``with FlopCount() as count: step()``, then ``count.total``.
 
-    torch's own `FlopCounterMode` follows modules with hooks that `torch.autograd.grad`, and so a gradient penalty, does not allow.
+    A multiply-add is 2 operations. torch's own `FlopCounterMode` hooks modules in a way that
+    `torch.autograd.grad`, and so a gradient penalty, does not allow.
     """
 
     def __init__(self) -> None:
@@ -32,9 +33,11 @@ class FlopCount(TorchDispatchMode):
 
 
 def convolution_backward_flops(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
-    """Data and weight gradient each cost what the forward does. torch's own formula takes groups for one large convolution.
+    """Data and weight gradient cost as much as the forward pass, each.
 
-    ``rest`` ends with groups and the mask (data, weight, bias); a transposed convolution swaps the roles of ``x`` and ``dy``.
+    torch's own formula counts groups as one large convolution, which is too much.
+    ``rest`` ends with groups and the mask (data, weight, bias); a transposed convolution swaps the
+    roles of ``x`` and ``dy``.
     """
     transposed, mask = rest[4], rest[-1]
     outputs = x if transposed else dy
@@ -43,9 +46,11 @@ def convolution_backward_flops(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made while active take at any time: ``with PeakBytes() as peak: step()``, then ``peak.total``.
+    """The most bytes that new tensors take at any time while active.
 
-    Each storage counts once, from the operation that makes it to its end. What an operation borrows while it runs is not seen.
+    Used as ``with PeakBytes() as peak: step()``, then ``peak.total``. A storage counts once, from
+    the operation that makes it to its end. Memory that an operation borrows while it runs does not
+    count.
     """
 
     def __init__(self) -> None:
@@ -54,15 +59,14 @@ class PeakBytes(TorchDispatchMode):
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
-        }
+        inputs = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        borrowed = {tensor.untyped_storage()._cdata for tensor in inputs}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
-                if key not in self._alive and key not in given:
+                if key not in self._alive and key not in borrowed:
                     end = partial(self._ended, key)
                     self._alive[key] = weakref.ref(storage, end), storage.nbytes()
         self.total = max(self.total, sum(size for _, size in self._alive.values()))

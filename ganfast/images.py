@@ -10,9 +10,13 @@ Pictures = NDArray[np.uint8]
 
 
 def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:
-    """Pictures uint8 (N, H, W, C) side by side, row by row, on black: (rows * H + gaps, columns * W + gaps, C).
+    """Pictures uint8 (N, H, W, C) side by side, row by row, on black.
 
-    columns 0 = about as many as rows.
+    Args:
+        columns: 0 = about as many as rows.
+
+    Returns:
+        uint8 (rows * H + gaps, columns * W + gaps, C).
     """
     n, h, w, c = pictures.shape
     columns = min(columns or int(np.ceil(np.sqrt(n))), n)
@@ -25,7 +29,7 @@ def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:
 
 
 def save_png(picture: Pictures, path: Path | str, enlarge: int = 1) -> None:
-    """Write one picture (H, W, 1 or 3) as PNG, each pixel ``enlarge`` times as large; folders are made."""
+    """Write the bytes of `png`; makes folders."""
     path, data = Path(path), png(picture, enlarge)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -43,5 +47,5 @@ def png(picture: Pictures, enlarge: int = 1) -> bytes:
 
 
 def comfortable_scale(size: int) -> int:
-    """How many times to enlarge so that small pictures can be looked at: 16 -> 3, 28 -> 2, 64 -> 1."""
+    """How many times to enlarge small pictures to look at: 16 -> 3, 28 -> 2, 64 -> 1."""
     return max(1, 56 // size)

@@ -1,7 +1,9 @@
-"""Latents as a pure function of (seed, stream, index), in NumPy: what a sampler draws from, with no torch installed.
+"""Latents as a pure function of (seed, stream, index), in NumPy: a sampler needs no torch.
 
-The words of row `index` are those of `np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`; uniforms have 53 bits;
-normals are Box-Muller in float64, rounded once to float32. So picture (seed, index) is the same in any batch, thread and back end.
+The words of row `index` are those of
+`np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0])`.
+Uniforms have 53 bits; normals are Box-Muller in float64, rounded once to float32. So picture
+(seed, index) is the same in any batch, thread and back end.
 """
 
 import threading
@@ -16,7 +18,7 @@ from ganfast.errors import InputError
 
 
 class Purpose(IntEnum):
-    """The stream of the key (seed, stream); the values are part of what makes a run reproducible: never renumber."""
+    """The stream of the key (seed, stream). Never renumber: runs would not be reproducible."""
 
     SAMPLE = 0  # what users sample from
     CRITIC_LATENT = 1  # fakes of the critic step
@@ -57,13 +59,16 @@ def _philox() -> tuple[np.random.Philox, Any]:
 def philox_words(
     seed: int, stream: int, index: NDArray[np.integer], count: int
 ) -> NDArray[np.uint64]:
-    """Raw words, uint64 (N, count), for rows ``index`` (N,) of the key ``(seed, stream)``, each 0 <= k < 2**64."""
+    """Raw words, uint64 (N, count), for rows ``index`` (N,) of the key ``(seed, stream)``.
+
+    Seed, stream and indices lie in [0, 2**64).
+    """
     philox, state = _philox()
     counter, key = state["state"]["counter"], state["state"]["key"]
     key[0], key[1] = seed, stream
     words = np.empty((len(index), count), np.uint64)
-    for row, each in enumerate(index):
-        counter[1] = each
+    for row, picture in enumerate(index):
+        counter[1] = picture
         philox.state = state
         words[row] = philox.random_raw(count)
     return words
@@ -78,7 +83,7 @@ def latents(
         seed: 0 <= seed < 2**64.
         index: which pictures, (N,) integers >= 0; (seed, index) names a picture for good.
         dim: latent size of the generator.
-        stream: 0 is what users sample from; training and evaluation use others, so that they never meet.
+        stream: 0 is what users sample from; training and evaluation have streams of their own.
     """
     words = philox_words(seed, stream, index, dim + dim % 2)
     pairs = (words >> _ELEVEN) * 2.0**-53
@@ -91,7 +96,7 @@ def latents(
 
 
 def random_classes(seed: int, index: NDArray[np.integer], count: int) -> NDArray[np.int64]:
-    """A class for each picture, int64 (N,) in [0, count), uniform, and as fixed by (seed, index) as its latent."""
+    """A class for each picture, int64 (N,) in [0, count), uniform; (seed, index) fixes it."""
     words = philox_words(seed, Purpose.SAMPLE_CLASS, index, 1)[:, 0]
     return ((words >> _ELEVEN).astype(np.float64) * 2.0**-53 * count).astype(np.int64)
 
@@ -103,25 +108,29 @@ def check_seed(seed: Any) -> None:
 
 
 def picture_range(n: Any, seed: Any, first: Any) -> tuple[int, int]:
-    """``n`` and ``first`` as Python's integers, which never overflow; InputError for what names no picture."""
+    """``n`` and ``first`` as Python's integers, which never overflow.
+
+    Raises:
+        InputError: a value that names no picture.
+    """
     if not isinstance(n, int | np.integer) or n < 1:
         raise InputError(f"n is {n!r}; expected how many pictures to draw, 1 or more")
     check_seed(seed)
     if not isinstance(first, int | np.integer) or not 0 <= int(first) < 2**63 - int(n):
         raise InputError(
-            f"first is {first!r}; expected the index of a picture, 0 or more, that of the last below 2**63"
+            f"first is {first!r}; expected the index of a picture, 0 or more, "
+            "that of the last below 2**63"
         )
     return int(n), int(first)
 
 
 def picture_index(n: Any, seed: Any, first: Any) -> NDArray[np.int64]:
-    """The indices of ``n`` pictures from ``first`` on, int64 (n,); InputError for what names no picture."""
+    """The indices of ``n`` pictures from ``first`` on, int64 (n,); raises as `picture_range`."""
     n, first = picture_range(n, seed, first)
     return np.arange(first, first + n, dtype=np.int64)
 
 
 def class_list(classes: Sequence[str]) -> str:
     """ "0 = zero, 1 = one, ..." for messages."""
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(classes[:12])) + (
-        ", ..." if len(classes) > 12 else ""
-    )
+    names = [f"{i} = {name}" for i, name in enumerate(classes[:12])]
+    return ", ".join(names + ["..."] * (len(classes) > 12))

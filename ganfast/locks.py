@@ -1,11 +1,10 @@
-"""One process at a time on a run directory or a pack; whoever comes second is told who holds it.
+"""One process at a time on a run directory or a pack; a second process learns who holds it.
 
-The lock is the kernel's (flock) on a file that says who took it. A process that dies, however it dies, lets go of it: a file that
-was left behind holds nobody up.
+The lock is the kernel's (flock) on a file that names its holder. The kernel releases it when the
+holder dies in any way, so a file that was left behind stops nobody.
 """
 
 import json
-import logging
 import os
 import socket
 import time
@@ -15,15 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ganfast.errors import InputError
+from ganfast.log import logger
 
 try:
     import fcntl
 except ImportError:  # no such call on this system
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger("ganfast")
 NAME = ".lock"
-_POLL = 0.2  # seconds between two attempts of someone who waits
+_POLL = 0.2  # seconds between two attempts of a waiting process
 
 
 class Held(InputError):
@@ -68,12 +67,8 @@ def _take(path: Path) -> int | None:
             if os.path.exists(path) and os.fstat(handle).st_ino == os.stat(path).st_ino:
                 os.ftruncate(handle, 0)
                 now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-                os.write(
-                    handle,
-                    json.dumps(
-                        {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-                    ).encode(),
-                )
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+                os.write(handle, json.dumps(owner).encode())
                 return handle
         except FileNotFoundError:  # removed between two questions about it
             pass
@@ -91,16 +86,16 @@ def _flock(handle: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:  # file systems without locks
-        logger.warning(
-            "%s cannot be locked (%s): let no second process work there",
-            path.parent,
-            error.strerror or error,
-        )
+        message = "%s cannot be locked (%s): let no second process work there"
+        logger.warning(message, path.parent, error.strerror or error)
     return True
 
 
 def held_by(path: Path) -> str | None:
-    """Who holds the lock file ``path`` now; None = nobody, be it that the file was left behind. Writes nothing."""
+    """Who holds the lock file ``path`` now. None = nobody, even where the file is still there.
+
+    Writes nothing.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -120,7 +115,7 @@ def held_by(path: Path) -> str | None:
 def holder(path: Path) -> str:
     """ "process 123 on host h since 2026-01-31 12:00:00 UTC"."""
     try:
-        said = json.loads(path.read_text())
-        return f"process {said['pid']} on {said['host']} since {said['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is only just taking it, or letting go
+        owner = json.loads(path.read_text())
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # the owner is writing or removing the file
         return "another process"

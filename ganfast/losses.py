@@ -1,7 +1,8 @@
-"""Adversarial losses: functions of scores, per pair of samples (N,), low when the network that minimises them does well.
+"""Adversarial losses: functions of scores, per pair of samples (N,).
 
-The critic wants reals to score high and fakes low; the generator wants its fakes to score high. Scores are logits where the loss
-speaks of probabilities: p = sigmoid(score), 1 = real.
+A loss is low when the network that minimises it does well. The critic wants reals to score high and
+fakes low; the generator wants its fakes to score high. Scores are logits where the loss speaks of
+probabilities: p = sigmoid(score), 1 = real.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from ganfast.errors import InputError
 
 
 def bce_critic(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-(1 - s) log p(real) - s log(1 - p(real)) - log(1 - p(fake)). GAN, arXiv:1406.2661, eq. 1; s: arXiv:1606.03498."""
+    """-(1 - s) log p(real) - s log(1 - p(real)) - log(1 - p(fake)).
+
+    GAN, arXiv:1406.2661, eq. 1; s: arXiv:1606.03498.
+    """
     return F.softplus(-real) + smoothing * real + F.softplus(fake)  # softplus(r) = softplus(-r) + r
 
 
@@ -51,7 +55,7 @@ def wasserstein_critic(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def wasserstein_generator(fake: Tensor) -> Tensor:
-    """arXiv:1701.07875, algorithm 1; also the generator of the hinge loss, arXiv:1802.05957, eq. 17."""
+    """arXiv:1701.07875, algorithm 1; of the hinge loss too, arXiv:1802.05957, eq. 17."""
     return -fake
 
 
@@ -67,16 +71,14 @@ def relativistic_generator(fake: Tensor, real: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """An adversarial loss. A new one is a row of `LOSSES` and a word of `ganfast.config.LossKind`."""
+    """An adversarial loss. A new one: a row of `LOSSES`, a word of `ganfast.config.LossKind`."""
 
     critic: Callable[[Tensor, Tensor], Tensor]  # scores of reals and fakes, (N,) -> (N,)
-    generator: Callable[
-        ..., Tensor
-    ]  # scores of fakes -> (N,); where it pairs, those of reals as well
+    # scores of fakes -> (N,); where it pairs, those of reals as well
+    generator: Callable[..., Tensor]
     pairs: bool = False  # the generator's fakes are compared with the scores of reals
-    probabilities: bool = (
-        False  # scores are logits of "this is real": label smoothing has a meaning
-    )
+    # scores are logits of "this is real": label smoothing has a meaning
+    probabilities: bool = False
 
 
 LOSSES = {
@@ -129,5 +131,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
-    """mean score of reals - mean score of fakes, 0-d: for a 1-Lipschitz critic a lower bound of the Wasserstein-1 distance."""
+    """mean score of reals - mean score of fakes, 0-d.
+
+    For a 1-Lipschitz critic it is a lower bound of the Wasserstein-1 distance.
+    """
     return torch.mean(real) - torch.mean(fake)

@@ -1,7 +1,8 @@
 """Gradient penalties by their definitions: eager autograd, the oracle of every faster engine.
 
-Pitfalls that other toolkits fell into, kept as tests: the norm is per sample over all of C, H and W; epsilon is per sample; the
-norm is safe at zero; norm and penalty are float32 under bf16; interpolates are detached from both sides.
+Pitfalls that other toolkits fell into, kept as tests: the norm is per sample over all of C, H and
+W; epsilon is per sample; the norm is safe at zero; norm and penalty are float32 under bf16;
+interpolates are detached from both sides.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +38,10 @@ def norm(gradient: Tensor) -> Tensor:
 
 
 def norm_penalty(config: PenaltyConfig, norms: Tensor) -> Tensor:
-    """weight (|g| - target)^2 per sample, (N,); one-sided: 0 below the target. WGAN-GP, arXiv:1704.00028, eq. 3 and section 4."""
+    """weight (|g| - target)^2 per sample, (N,); one-sided: 0 below the target.
+
+    WGAN-GP, arXiv:1704.00028, eq. 3 and section 4.
+    """
     excess = norms - config.target
     return config.weight * (excess.relu() if config.one_sided else excess).square()
 
@@ -48,15 +52,19 @@ def zero_centred_penalty(config: PenaltyConfig, gradient: Tensor) -> Tensor:
 
 
 def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """eps real + (1 - eps) fake, one eps (N,) a sample: the points that WGAN-GP penalises, detached, requiring a gradient."""
+    """eps real + (1 - eps) fake, one eps (N,) a sample: the points that WGAN-GP penalises.
+
+    They are detached and require a gradient.
+    """
     eps = eps.view(-1, *[1] * (real.dim() - 1))
     return (eps * real.detach() + (1 - eps) * fake.detach()).requires_grad_()
 
 
 def perturb(real: Tensor, fake: Tensor, noise: Tensor) -> Tensor:
-    """Reals moved by 0.5 std(batch) * noise, noise uniform in [0, 1): the points that DRAGAN penalises. arXiv:1705.07215.
+    """Reals moved by 0.5 std(batch) * noise, noise uniform in [0, 1): where DRAGAN penalises.
 
-    The paper's code draws uniform noise scaled by the standard deviation of the batch, which is what everyone reproduces.
+    arXiv:1705.07215. The paper's code draws uniform noise scaled by the standard deviation of the
+    batch, which is what everyone reproduces.
     """
     real = real.detach()
     return (real + 0.5 * real.std() * noise).requires_grad_()
@@ -72,17 +80,16 @@ class Penalty:
 
     formula: Literal["norm", "zero-centred"]  # `norm_penalty` or `zero_centred_penalty`
     pictures: tuple[str, ...] = ()  # of the loss itself: "real", "fake"; () = points of its own
-    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = (
-        None  # real, fake, drawn -> (N, C, H, W)
-    )
+    # real, fake, drawn -> (N, C, H, W)
+    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     drawn: Literal["", "eps", "noise"] = ""  # for the points: (N,), or like the pictures; in [0, 1)
 
     def __post_init__(self) -> None:
-        if bool(self.pictures) == (self.points is not None) or bool(self.points) != bool(
-            self.drawn
-        ):
+        has_points = self.points is not None
+        if bool(self.pictures) == has_points or has_points != bool(self.drawn):
             raise ValueError(
-                f"{self}: a penalty has pictures of the loss, or points and what they are drawn from"
+                f"{self}: a penalty has pictures of the loss, "
+                "or points and what they are drawn from"
             )
 
 
@@ -132,7 +139,7 @@ def points_of(
     eps: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The points of each penalty that has its own, detached; numbers that are None are drawn by torch."""
+    """The points of each penalty that has its own, detached; torch draws numbers that are None."""
     batches = []
     for penalty in map(penalty_of, penalties):
         if penalty.points is None:

@@ -1,202 +1,203 @@
-"""Named recipes: each a `Config` for the data set at hand. Values not from the paper were measured on two CPU cores."""
+"""Named recipes: a function for each preset gives its `Config` for the data set at hand.
+
+Values that are not from the paper were measured on two CPU cores.
+A new preset is one function below, named by `@_preset`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError
 
 
+class Kimg(NamedTuple):
+    """Length of a run, thousand real images, by the pictures: what the presets were tried with."""
+
+    digits: float  # 1,797 of 16x16, grey
+    mnist: float  # 60,000 of 28x28, grey
+    large: float  # faces at 64x64 and more, in colour
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: ``make(kind)`` gives its config for data of that kind (digits, mnist, celeba or other)."""
+    """A recipe."""
 
     name: str
     paper: str
     line: str  # one line for `ganfast presets`
-    make: Callable[[str], Config]
+    kimg: Kimg
+    make: Callable[[str], Config]  # kind of data (digits, mnist, celeba or other) -> config
 
 
-_ADAM_GAN = OptimConfig(
-    lr_generator=2e-4, lr_critic=2e-4, beta1=0.5, beta2=0.999, critic_steps=1
-)  # DCGAN section 4
+PRESETS: dict[str, Preset] = {}
+
+
+def _preset(
+    name: str, paper: str, line: str, kimg: Kimg
+) -> Callable[[Callable[[str], Config]], Callable[[str], Config]]:
+    """Enters the function below it into `PRESETS`."""
+
+    def enter(make: Callable[[str], Config]) -> Callable[[str], Config]:
+        PRESETS[name] = Preset(name, paper, line, kimg, make)
+        return make
+
+    return enter
+
+
+# DCGAN section 4
+_ADAM_GAN = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.5, beta2=0.999, critic_steps=1)
 _ADAM_R1 = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.99, critic_steps=1)
 _BATCH_NORM = NetConfig(critic_norm="batch", init="dcgan")
 
 
-def _fitted(
-    config: Config, kind: str, digits: float, mnist: float, large: float, lr: float = 0.0
-) -> Config:
-    """Length in thousand images for each kind of data, and what small grey pictures allow.
+def _fitted(config: Config, kind: str, lr: float = 0.0) -> Config:
+    """What small grey pictures allow: small batches, and rates that fall to 0 over the last half.
 
-    Those take small batches, rates that fall to 0 over the last half, ``lr`` for both networks where the paper's is slower than
-    need be (0 = the paper's), and a latent of 16: after 100 kimg of unconditional wgan-gp on MNIST a classifier was
-    sure of 62% of the pictures, with a latent of 64 of 55%.
+    ``lr`` is for both networks, where the paper's rate is slower than need be (0 = the paper's).
+    The latent has 16 numbers: after 100 kimg of unconditional wgan-gp on MNIST a classifier was
+    sure of 62% of the pictures, and of 55% with 64 numbers.
     """
-    kimg = {"digits": digits, "mnist": mnist}.get(kind, large)
     if kind not in ("digits", "mnist"):
-        return replace(config, kimg=kimg)
+        return config
     optim = replace(config.optim, decay_from=0.5)
     if lr:
         optim = replace(optim, lr_generator=lr, lr_critic=lr, beta1=0.5)
-    return replace(
-        config, kimg=kimg, batch=32, ema_kimg=20.0, net=replace(config.net, latent=16), optim=optim
-    )
+    net = replace(config.net, latent=16)
+    return replace(config, batch=32, ema_kimg=20.0, net=net, optim=optim)
 
 
+@_preset(
+    "gan",
+    "Goodfellow 2014, arXiv:1406.2661",
+    "the original: two MLPs, non-saturating loss",
+    Kimg(400, 1200, 5000),
+)
 def _gan(kind: str) -> Config:
-    # Dropout as in the paper's discriminator: without it about 1% of the digits drawn unconditionally were zeros.
-    config = Config(
-        model="mlp",
-        loss=LossConfig("non-saturating"),
-        net=NetConfig(critic_dropout=0.3),
-        optim=_ADAM_GAN,
-    )
-    return replace(_fitted(config, kind, 400, 1200, 5000, lr=4e-4), batch=64)
+    # Dropout as in the paper's discriminator: without it about 1% of the digits drawn
+    # unconditionally were zeros.
+    net = NetConfig(critic_dropout=0.3)
+    config = Config(model="mlp", loss=LossConfig("non-saturating"), net=net, optim=_ADAM_GAN)
+    return replace(_fitted(config, kind, lr=4e-4), batch=64)
 
 
+@_preset(
+    "dcgan",
+    "Radford 2015, arXiv:1511.06434",
+    "convolutions and batch normalisation",
+    Kimg(150, 300, 5000),
+)
 def _dcgan(kind: str) -> Config:
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("non-saturating"), net=_BATCH_NORM, optim=_ADAM_GAN)
+    return _fitted(config, kind)
 
 
+@_preset(
+    "acgan",
+    "Odena 2016, arXiv:1610.09585",
+    "class-conditional, the critic also names the class",
+    Kimg(100, 150, 5000),
+)
 def _acgan(kind: str) -> Config:
-    # R1 in place of the paper's batch norms: with those the generator came to draw one picture a class on MNIST (std of 40 threes:
-    # 4 grey levels; with R1 35; of real ones 39).
+    # R1 in place of the paper's batch norms: with those the generator came to draw one picture a
+    # class on MNIST (std of 40 threes: 4 grey levels; with R1 35; of real ones 39).
     penalty = PenaltyConfig("r1", weight=1.0)
     config = Config(
         loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN, conditional="auxiliary"
     )
     if kind == "celeba":
         config = replace(config, attributes=("Male", "Smiling"))
-    return _fitted(config, kind, 100, 150, 5000, lr=5e-4)
+    return _fitted(config, kind, lr=5e-4)
 
 
+@_preset(
+    "wgan",
+    "Arjovsky 2017, arXiv:1701.07875",
+    "Wasserstein critic with clipped weights",
+    Kimg(300, 400, 10000),
+)
 def _wgan(kind: str) -> Config:
-    # The paper uses RMSProp because momentum is unstable under clipping: Adam with beta1 = 0 has none either.
+    # The paper uses RMSProp, as momentum is unstable under clipping; Adam has none at beta1 = 0.
     optim = OptimConfig(lr_generator=5e-4, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=5)
     config = Config(loss=LossConfig("wasserstein", clip=0.01), net=_BATCH_NORM, optim=optim)
-    return _fitted(config, kind, 300, 400, 10000)
+    return _fitted(config, kind)
 
 
+@_preset(
+    "wgan-gp",
+    "Gulrajani 2017, arXiv:1704.00028",
+    "Wasserstein critic with a gradient penalty",
+    Kimg(200, 250, 10000),
+)
 def _wgan_gp(kind: str) -> Config:
-    optim = OptimConfig(
-        lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5
-    )  # the paper's image code
-    config = Config(
-        loss=LossConfig("wasserstein"), penalty=PenaltyConfig("wgan-gp", weight=10.0), optim=optim
-    )
-    return _fitted(config, kind, 200, 250, 10000, lr=1e-3)
+    # Adam as in the paper's code for pictures
+    optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5)
+    penalty = PenaltyConfig("wgan-gp", weight=10.0)
+    config = Config(loss=LossConfig("wasserstein"), penalty=penalty, optim=optim)
+    return _fitted(config, kind, lr=1e-3)
 
 
+@_preset(
+    "dragan",
+    "Kodali 2017, arXiv:1705.07215",
+    "gradient penalty around the reals",
+    Kimg(150, 300, 5000),
+)
 def _dragan(kind: str) -> Config:
     penalty = PenaltyConfig("dragan", weight=10.0)
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_GAN)
+    return _fitted(config, kind)
 
 
+@_preset(
+    "hinge",
+    "Miyato 2018, arXiv:1802.05957",
+    "hinge loss, spectral normalisation",
+    Kimg(150, 300, 5000),
+)
 def _hinge(kind: str) -> Config:
-    config = Config(
-        loss=LossConfig("hinge"),
-        net=NetConfig(critic_norm="spectral"),
-        optim=replace(_ADAM_GAN, beta1=0.0),
-    )
-    return _fitted(config, kind, 150, 300, 5000)
+    net, optim = NetConfig(critic_norm="spectral"), replace(_ADAM_GAN, beta1=0.0)
+    return _fitted(Config(loss=LossConfig("hinge"), net=net, optim=optim), kind)
 
 
+@_preset("lsgan", "Mao 2016, arXiv:1611.04076", "least squares", Kimg(150, 300, 5000))
 def _lsgan(kind: str) -> Config:
-    # He's initial weights: from N(0, 0.02) the generator came to draw one picture a class on MNIST (std of 40 threes: 3 grey levels
-    # after 120 kimg; with He's 34 after 200; of real ones 39).
+    # He's initial weights: from N(0, 0.02) the generator came to draw one picture a class on MNIST
+    # (std of 40 threes: 3 grey levels after 120 kimg; with He's 34 after 200; of real ones 39).
     net = NetConfig(critic_norm="batch")
-    return _fitted(
-        Config(loss=LossConfig("least-squares"), net=net, optim=_ADAM_GAN), kind, 150, 300, 5000
-    )
+    config = Config(loss=LossConfig("least-squares"), net=net, optim=_ADAM_GAN)
+    return _fitted(config, kind)
 
 
+@_preset(
+    "r1",
+    "Mescheder 2018, arXiv:1801.04406",
+    "non-saturating with zero-centred penalty on the reals",
+    Kimg(150, 300, 5000),
+)
 def _r1(kind: str) -> Config:
     penalty = PenaltyConfig("r1", weight=1.0)
-    return _fitted(
-        Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("non-saturating"), penalty=penalty, optim=_ADAM_R1)
+    return _fitted(config, kind)
 
 
+@_preset(
+    "rpgan",
+    "Huang 2025, arXiv:2501.05441",
+    "relativistic pairing with R1 and R2",
+    Kimg(150, 300, 5000),
+)
 def _rpgan(kind: str) -> Config:
     penalty = PenaltyConfig("r1+r2", weight=1.0)
-    return _fitted(
-        Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1),
-        kind,
-        150,
-        300,
-        5000,
-    )
+    config = Config(loss=LossConfig("relativistic"), penalty=penalty, optim=_ADAM_R1)
+    return _fitted(config, kind)
 
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "gan",
-            "Goodfellow 2014, arXiv:1406.2661",
-            "the original: two MLPs, non-saturating loss",
-            _gan,
-        ),
-        Preset(
-            "dcgan",
-            "Radford 2015, arXiv:1511.06434",
-            "convolutions and batch normalisation",
-            _dcgan,
-        ),
-        Preset(
-            "acgan",
-            "Odena 2016, arXiv:1610.09585",
-            "class-conditional, the critic also names the class",
-            _acgan,
-        ),
-        Preset(
-            "wgan",
-            "Arjovsky 2017, arXiv:1701.07875",
-            "Wasserstein critic with clipped weights",
-            _wgan,
-        ),
-        Preset(
-            "wgan-gp",
-            "Gulrajani 2017, arXiv:1704.00028",
-            "Wasserstein critic with a gradient penalty",
-            _wgan_gp,
-        ),
-        Preset(
-            "dragan", "Kodali 2017, arXiv:1705.07215", "gradient penalty around the reals", _dragan
-        ),
-        Preset(
-            "hinge", "Miyato 2018, arXiv:1802.05957", "hinge loss, spectral normalisation", _hinge
-        ),
-        Preset("lsgan", "Mao 2016, arXiv:1611.04076", "least squares", _lsgan),
-        Preset(
-            "r1",
-            "Mescheder 2018, arXiv:1801.04406",
-            "non-saturating with zero-centred penalty on the reals",
-            _r1,
-        ),
-        Preset(
-            "rpgan", "Huang 2025, arXiv:2501.05441", "relativistic pairing with R1 and R2", _rpgan
-        ),
-    )
-}
+# Sets whose name says what the pictures are. A path does not: its pictures are looked at.
+_KINDS = {"digits": "digits", "mnist": "mnist", "stacked-mnist": "mnist", "celeba": "celeba"}
+_PASSES = 1000  # over a set at most: a few hundred photographs are known by heart long before
 
 
 def data_kind(data: str) -> str:
@@ -208,6 +209,8 @@ def data_kind(data: str) -> str:
 def preset_config(name: str, data: str = "digits") -> Config:
     """The config of a preset for a data set.
 
+    ``kimg`` is 0 where ``data`` is a path: `suited_kimg` follows from its pictures then.
+
     Raises:
         InputError: no such preset; names the closest.
     """
@@ -215,4 +218,34 @@ def preset_config(name: str, data: str = "digits") -> Config:
         close = get_close_matches(name, PRESETS, 1, cutoff=0.4)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}"
         raise InputError(f"unknown preset {name!r}: {hint}")
-    return replace(PRESETS[name].make(data_kind(data)), preset=name, data=data)
+    preset = PRESETS[name]
+    kimg = _tuned(preset.kimg, _KINDS[data]) if data in _KINDS else 0.0
+    return replace(preset.make(data_kind(data)), preset=name, data=data, kimg=kimg)
+
+
+def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) -> float:
+    """How many thousand real images a preset shows of pictures like these, where nobody says.
+
+    Digits, MNIST and CelebA have the lengths they were tried with. Other pictures lie between MNIST
+    and faces by the numbers in one, and no set is shown more than 1,000 times.
+
+    Args:
+        kind: of the source: digits, idx, stacked-mnist, celeba, folder or arrays.
+        size, channels, count: of the pictures that are trained on.
+
+    Raises:
+        InputError: the preset is none of ganfast's.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"kimg is 0, and preset {preset!r} names no length: set kimg above 0")
+    lengths = PRESETS[preset].kimg
+    if kind in _KINDS:
+        return _tuned(lengths, _KINDS[kind])
+    grey, faces = 28 * 28, 64 * 64 * 3
+    share = min(1.0, max(0.0, (size * size * channels - grey) / (faces - grey)))
+    kimg = min(lengths.mnist + share * (lengths.large - lengths.mnist), count * _PASSES / 1000)
+    return float(f"{kimg:.2g}")
+
+
+def _tuned(lengths: Kimg, kind: str) -> float:
+    return {"digits": lengths.digits, "mnist": lengths.mnist}.get(kind, lengths.large)

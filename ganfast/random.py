@@ -1,7 +1,8 @@
 """All randomness of a run: pure functions of (seed, purpose, image counter).
 
-Nothing here has a state to save. A step that shows pictures [n, n + batch) draws rows n .. n + batch of each purpose, so that a
-checkpoint stores one counter, and the same numbers come up after a resume, on any device, and on any number of ranks.
+Nothing here has a state to save. A step that shows pictures [n, n + batch) draws these rows of
+each purpose, so that a checkpoint stores one counter. The same numbers come up after a resume, on
+any device, and on any number of ranks.
 """
 
 from typing import Any
@@ -22,20 +23,22 @@ def normal(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
 
 def uniform(seed: int, purpose: Purpose, index: Tensor, dim: int = 1) -> Tensor:
     """float32 (N, dim) in [0, 1) for image counters ``index``, int64 (N,)."""
-    return (
-        uniforms(seed, purpose, index, dim) * 2.0**24
-    ).floor().float() * 2.0**-24  # never rounds up to 1
+    parts = uniforms(seed, purpose, index, dim) * 2.0**24
+    return parts.floor().float() * 2.0**-24  # without floor a float32 may round up to 1
 
 
 def noise(seed: int, purpose: Purpose, index: Tensor, dim: int) -> Tensor:
-    """As `uniform`, in multiples of 2**-13: four numbers a word, where they need be no finer than a picture's greys."""
+    """As `uniform`, in multiples of 2**-13: four numbers a word, finer than a picture's greys."""
     words = (uniforms(seed, purpose, index, -(-dim // 4)) * 2.0**52).to(torch.int64)
     parts = torch.stack([(words >> shift) & 0x1FFF for shift in (39, 26, 13, 0)], dim=2)
     return parts.flatten(1)[:, :dim].float() * 2.0**-13
 
 
 def device_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers on a device draw from. To seed it takes 1 us, `torch.manual_seed`, which seeds them all, 150."""
+    """The generator that layers on a device draw from.
+
+    To seed it takes 1 us; `torch.manual_seed` seeds the generators of all devices and takes 150.
+    """
     if device.type == "cuda":
         torch.cuda.init()
         return torch.cuda.default_generators[device.index or 0]
@@ -55,11 +58,13 @@ _WORD = 0xFFFFFFFF
 def permute(
     position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor
 ) -> Tensor:
-    """Where a keyed shuffle of [0, size) sends each position: a different exact permutation for every (seed, purpose, epoch).
+    """Where a keyed shuffle of [0, size) sends each position.
 
-    Swap-or-not (Hoang, Morris, Rogaway, CRYPTO 2012): round r pairs x with K_r - x mod size and swaps the pair or not by one
-    keyed bit of the larger; each round is its own inverse, so any round function gives a permutation. Elementwise: no sort, no
-    table, no loop that depends on data, hence also inside a captured graph; on a CPU, where nothing is captured, in NumPy.
+    Every (seed, purpose, epoch) has an exact permutation of its own.
+    Swap-or-not (Hoang, Morris, Rogaway, CRYPTO 2012): round r pairs x with K_r - x mod size and
+    swaps the pair or not by one keyed bit of the larger. Each round is its own inverse, so any
+    round function gives a permutation. All is elementwise: no sort, no table, no loop that depends
+    on data. A CUDA graph can therefore capture it; a CPU, which captures nothing, uses NumPy.
 
     Args:
         position: int64 (N,), 0 <= position < size.
@@ -88,24 +93,24 @@ def _permuted_on_device(
 
 
 def _mix(x: Any) -> Any:
-    """The finaliser of MurmurHash3 (public domain constants): every bit of a 32-bit word reaches every other.
-
-    Of int64 tensors or arrays that hold such words.
+    """The finaliser of MurmurHash3 (public domain constants), of 32-bit words in int64 tensors or
+    arrays: every bit reaches every other.
     """
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _WORD
     return x ^ (x >> 16)
 
 
-_ROWS = (
-    1 << 14
-)  # that are shuffled together on a CPU: what a round reads and writes stays in its caches
+_ROWS = 1 << 14  # positions shuffled together on a CPU: a round's arrays stay in its caches
 
 
 def _permuted_on_host(
     position: Tensor, size: Tensor | int, seed: int, purpose: Purpose, epoch: Tensor
 ) -> Tensor:
-    """In a fifth of the time: in words of 32 bits, which NumPy has and torch lacks, and with the keys of each epoch once."""
+    """The same permutation in a fifth of the time.
+
+    NumPy computes in words of 32 bits, which torch lacks; the keys of an epoch are made once.
+    """
     epochs, which = np.unique(epoch.numpy(), return_inverse=True)
     key = (philox_words(seed, purpose, torch.from_numpy(epochs), 2) & _WORD).numpy()
     rounds = np.arange(_SHUFFLE_ROUNDS)[:, None]
@@ -113,18 +118,21 @@ def _permuted_on_host(
         _mix((key[:, k] + rounds * step) & _WORD) for k, step in ((0, _PARTNER), (1, _SWAP))
     )  # (rounds, epochs)
     salts = swapping.astype(np.uint32)
-    found = np.empty(len(position), np.int64)
-    for start in range(0, len(found), _ROWS):
+    shuffled = np.empty(len(position), np.int64)
+    for start in range(0, len(shuffled), _ROWS):
         rows = slice(start, start + _ROWS)
-        of = which[rows] if len(epochs) > 1 else slice(None)
-        sizes = size.numpy()[rows] if isinstance(size, Tensor) else np.array([size])
-        offset = (
-            pairing[:, of] % sizes if isinstance(size, Tensor) else (pairing % size)[:, of]
-        ).astype(np.uint32)
-        found[rows] = _rounds(
-            position.numpy()[rows].astype(np.uint32), sizes.astype(np.uint32), offset, salts[:, of]
+        keys = which[rows] if len(epochs) > 1 else slice(None)
+        if isinstance(size, Tensor):
+            sizes = size.numpy()[rows]
+            offset = pairing[:, keys] % sizes
+        else:
+            sizes = np.array([size])
+            offset = (pairing % size)[:, keys]
+        x = position.numpy()[rows].astype(np.uint32)
+        shuffled[rows] = _rounds(
+            x, sizes.astype(np.uint32), offset.astype(np.uint32), salts[:, keys]
         )
-    return torch.from_numpy(found)
+    return torch.from_numpy(shuffled)
 
 
 def _rounds(
@@ -133,7 +141,7 @@ def _rounds(
     offset: NDArray[np.uint32],
     salt: NDArray[np.uint32],
 ) -> NDArray[np.uint32]:
-    """The rounds of `permute`, ``offset`` and ``salt`` (rounds, N), or (rounds, 1) for all; in arithmetic modulo 2**32."""
+    """The rounds of `permute` modulo 2**32; ``offset``, ``salt`` (rounds, N), or (rounds, 1)."""
     for round_ in range(_SHUFFLE_ROUNDS):
         partner = offset[round_] - x
         np.minimum(partner, partner + size, out=partner)  # a negative one is 2**32 less: far larger

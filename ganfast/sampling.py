@@ -41,7 +41,7 @@ class Request:
 
 
 def sample_to_files(request: Request) -> list[Path]:
-    """Draw and write; returns what was written: files, or the folder of separate PNGs.
+    """Draw and write; returns the files, or the folder of separate PNGs.
 
     Raises:
         InputError: a run, class, psi or place that cannot be used.
@@ -65,7 +65,8 @@ def _opened(request: Request) -> "Run | BundleSource":
         )
     if request.digest is not None or request.backend != "auto" or request.strict:
         raise InputError(
-            f"--digest, --backend and --strict go with a bundle, and {request.run} is none; leave them out"
+            f"--digest, --backend and --strict go with a bundle, and {request.run} is none; "
+            "leave them out"
         )
     require_run(request.run)
     from ganfast.runs.run import Run
@@ -73,29 +74,27 @@ def _opened(request: Request) -> "Run | BundleSource":
     return Run.open(request.run)
 
 
-def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
-    labels = parse_labels(run, request)
+def _check_places(request: Request) -> None:
     if request.columns < 0:
         raise InputError(f"columns is {request.columns}; expected 1 or more, or 0 to choose")
     for path in (request.out, request.grid):
         if path and Path(path).suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp"):
             raise InputError(
-                f"{path}: sheets are written as .png, arrays as .npz, and a folder gets one PNG a picture"
+                f"{path}: sheets are written as .png, arrays as .npz, "
+                "and a folder gets one PNG a picture"
             )
     if request.grid and Path(request.grid).suffix.lower() != ".png":
         raise InputError(f"grid is {request.grid}; a sheet is written as FILE.png")
+
+
+def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
+    labels = parse_labels(run, request)
+    _check_places(request)
     try:
         if request.interpolate:
             return _write(run, request, *_interpolated(run, request, labels), request.interpolate)
-        pictures, chosen = run.sample_labelled(
-            request.n,
-            request.seed,
-            labels,
-            request.psi,
-            request.first,
-            request.checkpoint,
-            request.device,
-        )
+        drawn = (request.n, request.seed, labels, request.psi, request.first)
+        pictures, chosen = run.sample_labelled(*drawn, request.checkpoint, request.device)
         names = len(run.classes)
         columns = request.columns or (len(labels) if labels and 1 < len(labels) <= 16 else 0)
         if request.balanced and not request.columns and 1 < names <= 16:
@@ -107,7 +106,8 @@ def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
         ) from error
     except MemoryError as error:
         raise InputError(
-            f"n is {request.n}: so many pictures do not fit into memory; draw them in parts with --first"
+            f"n is {request.n}: so many pictures do not fit into memory; "
+            "draw them in parts with --first"
         ) from error
 
 
@@ -118,7 +118,8 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
     if request.balanced:
         if not run.classes:
             raise InputError(
-                f"{run.folder} was trained without classes, so there is nothing to balance; leave --balanced out"
+                f"{run.folder} was trained without classes, so there is nothing to balance; "
+                "leave --balanced out"
             )
         return list(range(len(run.classes)))
     if not request.labels:
@@ -135,7 +136,8 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
             raise InputError(f"there is no class {word!r}; {run.folder} has {run.class_list()}")
         else:
             raise InputError(
-                f"{run.folder} was trained without classes: it cannot draw {word!r} on request; leave --labels out"
+                f"{run.folder} was trained without classes: it cannot draw {word!r} on request; "
+                "leave --labels out"
             )
     return labels
 
@@ -143,9 +145,10 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
 def between(
     start: NDArray[np.float32], end: NDArray[np.float32], steps: int
 ) -> NDArray[np.float32]:
-    """Latents (steps, dim) on the quarter circle from ``start`` to ``end``, both included: cos(a) start + sin(a) end.
+    """Latents (steps, dim) cos(a) start + sin(a) end on the quarter circle, both ends included.
 
-    Unlike a straight line it keeps the length that normal latents have, so that no picture on the way is blander than its ends.
+    Unlike a straight line it keeps the length that normal latents have, so that no picture on the
+    way is blander than its ends.
     """
     angle = np.linspace(0, np.pi / 2, steps)[:, None]
     return (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
@@ -158,12 +161,10 @@ def _interpolated(
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
     picture_index(request.n, request.seed, request.first)
     index = np.arange(request.first, request.first + request.n + 1)
-    ends = latents(request.seed, index, run.latent)
-    z = np.concatenate(
-        [between(ends[row], ends[row + 1], request.interpolate) for row in range(request.n)]
-    )
+    ends, steps = latents(request.seed, index, run.latent), request.interpolate
+    z = np.concatenate([between(ends[row], ends[row + 1], steps) for row in range(request.n)])
     chosen = run.labels_of(index[:-1], request.seed, labels)
-    rows = None if chosen is None else chosen.repeat(request.interpolate)
+    rows = None if chosen is None else chosen.repeat(steps)
     return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
 
 
@@ -178,22 +179,16 @@ def _write(
     out = Path(request.out) if request.out else None
     sheets = [Path(request.grid)] if request.grid else []
     if out is None and not sheets:
-        beside = (
-            run.sheet(request.seed)
-            if isinstance(run, BundleSource)
-            else run.folder / "samples" / f"seed{request.seed}.png"
-        )
-        sheets = [beside]
+        if isinstance(run, BundleSource):
+            sheets = [run.sheet(request.seed)]
+        else:
+            sheets = [run.folder / "samples" / f"seed{request.seed}.png"]
     elif out is not None and out.suffix.lower() == ".png":
         sheets.append(out)
     elif out is not None and out.suffix.lower() == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {
-            "images": pictures,
-            "seed": request.seed,
-            "first": request.first,
-            "psi": request.psi,
-        }
+        arrays: dict[str, Any] = {"images": pictures}
+        arrays |= {"seed": request.seed, "first": request.first, "psi": request.psi}
         beside = out.with_name(out.name + ".part")
         with beside.open("wb") as file:
             np.savez(file, **arrays if labels is None else arrays | {"labels": labels})
@@ -204,9 +199,8 @@ def _write(
             label = "" if labels is None else f"_class{labels[i]}"
             row, step = divmod(i, request.interpolate or 1)
             step_name = f"_step{step:03d}" if request.interpolate else ""
-            save_png(
-                picture, out / f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png"
-            )
+            name = f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png"
+            save_png(picture, out / name)
         written.append(out)
     for sheet in sheets:
         save_png(grid(pictures, columns), sheet, comfortable_scale(pictures.shape[1]))

@@ -12,7 +12,10 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
-    """x with its channels last in memory where ``like`` has them there: mixed layouts cost every operation that meets them."""
+    """x with channels last in memory where ``like`` has them last.
+
+    An operation on tensors of mixed layouts is slow.
+    """
     if (
         x.dim() == 4
         and like.is_contiguous(memory_format=torch.channels_last)

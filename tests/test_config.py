@@ -25,9 +25,17 @@ from ganfast.config import (
     flatten,
 )
 from ganfast.errors import InputError
-from ganfast.presets import PRESETS, data_kind, preset_config
+from ganfast.presets import PRESETS, data_kind, preset_config, suited_kimg
 
 DATA = ["digits", "mnist", "celeba", "my/folder", "pictures.zip", "/data/celeba-half/"]
+PATHS = DATA[3:]
+# Thousand real images on digits, MNIST and CelebA: what the committed figures were trained for.
+LENGTHS = {
+    "gan": (400, 1200, 5000), "dcgan": (150, 300, 5000), "acgan": (100, 150, 5000),
+    "wgan": (300, 400, 10000), "wgan-gp": (200, 250, 10000), "dragan": (150, 300, 5000),
+    "hinge": (150, 300, 5000), "lsgan": (150, 300, 5000), "r1": (150, 300, 5000),
+    "rpgan": (150, 300, 5000),
+}  # fmt: skip
 
 
 def refusal(call, *args, **kwargs):
@@ -49,8 +57,33 @@ def test_every_preset_makes_a_config_for_every_kind_of_data(name, data):
     config = preset_config(name, data)
     assert config.preset == name
     assert config.data == data
-    assert 0 < config.kimg <= 20_000
+    assert (config.kimg == 0) == (data in PATHS)
+    if name in LENGTHS and data not in PATHS:
+        assert config.kimg == LENGTHS[name][DATA.index(data)]
     assert dataclasses.replace(config) == config  # checked again
+
+
+PICTURES = [  # kind of the source, size, channels, count -> length of wgan-gp and of r1
+    (("digits", 16, 1, 1797), (200, 150)),
+    (("digits", 32, 1, 1797), (200, 150)),
+    (("idx", 28, 1, 60_000), (250, 300)),
+    (("stacked-mnist", 28, 3, 128_000), (250, 300)),
+    (("celeba", 64, 3, 10_000), (10_000, 5000)),
+    (("folder", 64, 3, 300), (300, 300)),  # photographs: a thousand passes, not ten thousand kimg
+    (("folder", 128, 3, 50_000), (10_000, 5000)),
+    (("folder", 32, 3, 50_000), (2200, 1200)),  # between: 0.199 of the way from MNIST to faces
+    (("arrays", 16, 1, 60_000), (250, 300)),
+    (("folder", 64, 3, 20), (20, 20)),
+]
+
+
+@pytest.mark.parametrize(("pictures", "expected"), PICTURES, ids=str)
+def test_the_length_follows_from_what_the_pictures_are(pictures, expected):
+    assert (suited_kimg("wgan-gp", *pictures), suited_kimg("r1", *pictures)) == expected
+
+
+def test_a_preset_of_nobody_names_no_length():
+    assert "set kimg above 0" in refusal(suited_kimg, "mine", "folder", 64, 3, 100)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +167,7 @@ def test_an_unknown_preset_is_refused_with_the_closest():
         (OptimConfig, {"warmup_kimg": -1.0}, ["warmup_kimg", "-1.0"]),
         (LogConfig, {"every": 0}, ["every", "0"]),
         (LogConfig, {"keep": -1}, ["keep", "-1"]),
-        (Config, {"kimg": 0.0}, ["kimg", "0.0", "above 0"]),
+        (Config, {"kimg": -1.0}, ["kimg", "-1.0", "or 0 to choose"]),
         (Config, {"kimg": float("nan")}, ["kimg", "nan"]),
         (Config, {"batch": 0}, ["batch", "0"]),
         (Config, {"seed": -1}, ["seed", "-1"]),
@@ -291,7 +324,7 @@ def test_attributes_may_be_a_list_or_one_name():
         ("kimg: [3]", "kimg in test.yaml is .*; expected a number"),
         ("kimg:", "kimg in test.yaml is None; expected a number"),
         ("kimg: .nan", "kimg is nan; expected a finite number"),
-        ("kimg: -3", "kimg is -3.0; expected .*above 0"),
+        ("kimg: -3", "kimg is -3.0; expected .* or 0 to choose"),
         ("batch: 1.5", "batch in test.yaml is 1.5; expected a whole number"),
         ("batch: .inf", "batch in test.yaml is inf; expected a whole number"),
         ("batch: .nan", "batch in test.yaml is nan; expected a whole number"),

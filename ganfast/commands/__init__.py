@@ -1,1 +1,4 @@
-"""One command of `ganfast` per module, each a function of its arguments. None imports torch before it has parsed them."""
+"""The commands of `ganfast`: one module a command, a function of its arguments.
+
+A command parses its arguments before it imports torch, so that a mistake shows at once.
+"""

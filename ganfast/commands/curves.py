@@ -1,4 +1,4 @@
-"""Curves of runs from their log.jsonl: losses, Wasserstein estimate, gradient norm, speed, and scores where some were logged."""
+"""Curves of runs from log.jsonl: losses, Wasserstein estimate, gradient norm, speed and scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,8 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
     """One panel for each quantity that some run logged, one line a run; writes .png or .svg.
 
     Raises:
-        InputError: a folder that is no run or has logged nothing to be drawn, or another kind of file asked for.
+        InputError: a folder that is no run or has logged nothing to draw, or ``out`` has another
+            suffix.
     """
     path = Path(out)
     if path.suffix.lower() not in (".png", ".svg"):
@@ -31,24 +32,16 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
     from matplotlib.figure import Figure
 
     logged = {key for points in logs.values() for key in points}
-    panels = {k: v for k, v in _PANELS.items() if k in logged} | {
-        k: k for k in sorted(logged - set(_PANELS))
-    }
-    figure = Figure(
-        figsize=(5 * min(3, len(panels)), 3.2 * -(-len(panels) // 3)), layout="constrained"
-    )
+    panels = {key: title for key, title in _PANELS.items() if key in logged}
+    panels |= {key: key for key in sorted(logged - set(_PANELS))}
+    rows, columns = -(-len(panels) // 3), min(3, len(panels))
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     for number, (key, title) in enumerate(panels.items()):
-        axes = figure.add_subplot(
-            -(-len(panels) // 3), min(3, len(panels)), number + 1, title=title, xlabel="kimg"
-        )
+        axes = figure.add_subplot(rows, columns, number + 1, title=title, xlabel="kimg")
         for colour, points in enumerate(logs.values()):
-            found = points.get(key, [])  # one point makes no line
-            axes.plot(
-                *zip(*found, strict=True),
-                color=f"C{colour}",
-                linewidth=1,
-                marker="o" if len(found) == 1 else None,
-            )
+            curve = points.get(key, [])
+            marker = "o" if len(curve) == 1 else None  # one point makes no line
+            axes.plot(*zip(*curve, strict=True), color=f"C{colour}", linewidth=1, marker=marker)
         if number == 0:
             _name_runs(axes, shortened(list(logs)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +78,7 @@ def _is_number(value: object) -> bool:
 
 
 def _name_runs(axes: Any, names: Sequence[str]) -> None:
-    """A legend with names as they are: matplotlib leaves out those that begin with "_" and reads those with two "$" as formulas."""
+    """A legend with any name: matplotlib drops a leading "_" and reads two "$" as a formula."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=f"C{colour}") for colour in range(len(names))]

@@ -1,4 +1,4 @@
-"""What `ganfast engines` prints: which engine takes each layer, what a step costs, and how far each engine is from float64."""
+"""What `ganfast engines` prints: which layers the explicit engine walks, and costs and errors."""
 
 import copy
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ganfast.config import EngineName
 from ganfast.engine import draw
 from ganfast.engine.check import full_float32, relative_error
 from ganfast.engine.critic import make_critic_step
@@ -16,12 +17,12 @@ from ganfast.flops import FlopCount, PeakBytes
 from ganfast.models.parts import held_power_iteration
 from ganfast.training.plan import Plan
 
-ENGINES = ("reference", "autograd", "explicit")
+ENGINES: tuple[EngineName, ...] = ("reference", "autograd", "explicit")
 
 
 @dataclass(frozen=True)
 class EngineCost:
-    """Of one un-compiled critic step at the config's batch."""
+    """The cost of one un-compiled critic step at the config's batch."""
 
     flops: int
     peak_bytes: int  # tensors alive at once, beside weights, gradients and pictures
@@ -29,10 +30,11 @@ class EngineCost:
 
 
 def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
-    """Every engine on the first batch and what the initial generator draws; a sentence where one cannot take the critic.
+    """Every engine on the first batch and pictures of the initial generator.
 
     Returns:
-        costs by engine, and the FLOPs of one forward pass of the critic over the batch.
+        costs by engine, or a sentence where an engine cannot take the critic; and the FLOPs of one
+        forward pass of the critic over the batch.
     """
     c, state = plan.config, plan.state
     real, labels = plan.data.batch(0, c.batch)
@@ -44,16 +46,17 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
     eps = torch.rand(c.batch, device=real.device, generator=generator)
     noise = torch.rand(real.shape, device=real.device, generator=generator)
     with FlopCount() as forward, torch.no_grad():
-        state.critic(*((real, labels) if getattr(state.critic, "takes_labels", False) else (real,)))
+        takes_labels = getattr(state.critic, "takes_labels", False)
+        state.critic(*((real, labels) if takes_labels else (real,)))
 
     def gradients(
-        critic: torch.nn.Module, engine: str, dtype: torch.dtype
+        engine: EngineName, dtype: torch.dtype
     ) -> tuple[list[Tensor], FlopCount, PeakBytes]:
-        critic = copy.deepcopy(critic).to(dtype)
+        critic = copy.deepcopy(state.critic).to(dtype)
         autocast = plan.autocast if dtype is torch.float32 else None
         step = make_critic_step(
             critic, c.loss, c.penalty, autocast, engine, compile=False, check=False
-        )  # type: ignore[arg-type]
+        )
         torch.manual_seed(c.seed)  # dropout
         with FlopCount() as flops, PeakBytes() as peak:
             step(real.to(dtype), fake.to(dtype), labels, eps=eps.to(dtype), noise=noise.to(dtype))
@@ -61,14 +64,14 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
 
     costs: dict[str, EngineCost | str] = {}
     with full_float32():
-        exact, _, _ = gradients(state.critic, "reference", torch.float64)
+        exact, _, _ = gradients("reference", torch.float64)
     for engine in ENGINES:
         try:
-            found, flops, peak = gradients(state.critic, engine, torch.float32)
+            views, flops, peak = gradients(engine, torch.float32)
         except InputError as error:
             costs[engine] = str(error)
             continue
-        costs[engine] = EngineCost(flops.total, peak.total, relative_error(found, exact))
+        costs[engine] = EngineCost(flops.total, peak.total, relative_error(views, exact))
     return costs, forward.total
 
 
@@ -85,32 +88,32 @@ def engines_report(plan: Plan) -> str:
     except CannotWalk as error:
         lines.append(f"no layer is walked: {error}")
     penalty = f"penalty {c.penalty.kind}" if c.penalty.active else "no penalty"
-    lines += [
-        "",
-        f"{f'one step, {penalty}, batch {c.batch}':36}{'GFLOP':>10}{'in F':>8}{'peak MB':>10}{'error':>10}",
-    ]
+    title = f"one step, {penalty}, batch {c.batch}"
+    lines += ["", f"{title:36}{'GFLOP':>10}{'in F':>8}{'peak MB':>10}{'error':>10}"]
     for engine, cost in costs.items():
         if isinstance(cost, str):
             lines.append(f"{engine:14}{cost}")
         else:
-            row = f"{cost.flops / 1e9:10.3f}{cost.flops / forward:8.2f}{cost.peak_bytes / 1e6:10.1f}{cost.error:10.1e}"
-            lines.append(f"{engine:36}{row}")
+            work = f"{cost.flops / 1e9:10.3f}{cost.flops / forward:8.2f}"
+            lines.append(f"{engine:36}{work}{cost.peak_bytes / 1e6:10.1f}{cost.error:10.1e}")
     lines.append(
-        "F: the critic's forward pass over the batch; error: of the whole gradient, relative to the reference in float64"
+        "F: the critic's forward pass over the batch; "
+        "error: of the whole gradient, relative to the reference in float64"
     )
     return "\n".join(lines)
 
 
-def _layers(plan: Plan, found: Walk) -> list[str]:
-    """One line a layer: its place, what it is, whether the explicit engine walks it, FLOPs of its forward pass for one picture."""
+def _layers(plan: Plan, walked: Walk) -> list[str]:
+    """One line a layer: its place, its type, whether the explicit engine walks it, and its FLOPs.
+
+    The FLOPs are those of the forward pass for one picture.
+    """
     pictures, labels = plan.data.batch(0, 2)
     with torch.no_grad(), held_power_iteration(plan.state.critic):
         weights = EffectiveWeights(plan.state.critic).values
-        values, lines = (
-            {0: pictures},
-            [f"{'layer':24}{'what':14}{'walked':12}{'MFLOP a picture':>16}"],
-        )
-        for step in found.steps:
+        values = {0: pictures}
+        lines = [f"{'layer':24}{'what':14}{'walked':12}{'MFLOP a picture':>16}"]
+        for step in walked.steps:
             x = [values[i] for i in step.inputs]
             if step.label_index is not None and labels is not None:
                 x.append(step.label_index(labels))
@@ -118,7 +121,6 @@ def _layers(plan: Plan, found: Walk) -> list[str]:
                 x.append(step.layer.draw(x[0]))
             with FlopCount() as count:
                 values[step.output], _ = step.layer.forward(weights, *x)
-            lines.append(
-                f"{step.name:24}{type(step.layer).__name__:14}{'yes':12}{count.total / 2 / 1e6:16.3f}"
-            )
-    return lines + [f"{name:38}no, nor what follows from it" for name in found.refused]
+            kind, flops = type(step.layer).__name__, count.total / 2 / 1e6  # of two pictures
+            lines.append(f"{step.name:24}{kind:14}{'yes':12}{flops:16.3f}")
+    return lines + [f"{name:38}no, nor what follows from it" for name in walked.refused]

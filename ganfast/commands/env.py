@@ -9,12 +9,12 @@ def env(args: list[str]) -> None:
     parser = parser_for(
         "ganfast env", "Versions and devices: what a bug report or a benchmark record needs"
     )
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
-    given = parser.parse_args(args)
+    parser.flag("--json", False, "as one JSON object")
+    arguments = parser.parse_args(args)
     from ganfast.environment import environment
 
     facts = environment()
-    if given.json:
+    if arguments.json:
         print(json.dumps(facts, indent=1))
         return
     for name, value in facts.items():

@@ -7,118 +7,86 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ganfast.commands.parsing import parser_for
+from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, DEVICE, Parser, parser_for
 from ganfast.errors import InputError
 
 
 def evaluate(args: list[str]) -> None:
-    parser = parser_for(
-        "ganfast eval",
-        "Score runs, folders of pictures or bundles against a data set, side by side",
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        help="run directories, folders, zips or arrays of pictures, or bundles",
-    )
-    parser.add_argument(
-        "--data", default="", help="reference pictures; default what the first run was trained on"
-    )
-    parser.add_argument(
-        "--data-root",
-        default=None,
-        help="where names are looked up first; default $GANFAST_DATA, then the cache",
-    )
-    parser.add_argument(
-        "--size", type=int, default=0, help="side of the pictures; 0 = the run's, or the data's own"
-    )
-    parser.add_argument(
-        "--attributes",
-        nargs="*",
-        default=[],
-        help="celeba: attributes whose combinations are the classes",
-    )
-    parser.add_argument(
-        "-n",
-        type=int,
-        default=10_000,
-        help="pictures drawn from each source (default 10000; at most half of an undivided set)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="",
-        help="of a run, by images shown; default the newest; 'all' scores each",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures drawn (default 0)")
-    parser.add_argument(
-        "--psi",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        help="truncation; several are scored side by side",
-    )
-    parser.add_argument(
-        "--no-ema", action="store_true", help="the generator as trained, not its moving average"
-    )
-    parser.add_argument(
-        "--extractor",
-        default="auto",
-        help="auto, mnist, local, or a file: SqueezeNet .npz, FID Inception .pth, TorchScript .pt, .onnx",
-    )
-    parser.add_argument("--sha256", default="", help="what the extractor file's hash must be")
-    parser.add_argument(
-        "--preprocessing",
-        default="",
-        help="of a .pt or .onnx: size=299,channels=3,mean=127.5,std=127.5,bgr=no",
-    )
-    parser.add_argument(
-        "--need-labels", action="store_true", help="refuse to go on without scores of classes"
-    )
-    parser.add_argument(
-        "--json",
-        default="",
-        metavar="FILE",
-        help="also write every result; - prints it instead of the table",
-    )
-    parser.add_argument(
-        "--sheet",
-        default="",
-        metavar="FILE.png",
-        help="also write the first 64 pictures of the first source",
-    )
-    parser.add_argument(
-        "--copies",
-        default="",
-        metavar="FILE.png",
-        help="also write fakes beside their nearest real, closest first",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    given = parser.parse_args(args)
-    for path in (given.sheet, given.copies):
-        if path and not path.lower().endswith(".png"):
+    arguments = _parser().parse_args(args)
+    sheets = {"sheet": arguments.sheet, "copies": arguments.copies}
+    json_file = "" if arguments.json == "-" else arguments.json
+    for path in filter(None, sheets.values()):
+        if not path.lower().endswith(".png"):
             raise InputError(f"{path}: a sheet is written as FILE.png")
-    for path in (given.sheet, given.copies, given.json if given.json != "-" else ""):
-        if path:
-            _make_folder_of(Path(path))
-    results = _results(given)
+    for path in filter(None, (*sheets.values(), json_file)):
+        _make_folder_of(Path(path))
+    results = _results(arguments)
 
     from ganfast.evaluate.report import table
     from ganfast.images import comfortable_scale, grid, save_png
 
     text = json.dumps([result.to_json() for result in results], indent=1, allow_nan=False)
-    print(text if given.json == "-" else table(results))
-    if given.json and given.json != "-":
-        Path(given.json).write_text(text + "\n")
-    for path, pictures, columns in (
-        (given.sheet, results[0].sheet, 8),
-        (given.copies, results[0].copies, 8),
-    ):
+    print(text if arguments.json == "-" else table(results))
+    if json_file:
+        Path(json_file).write_text(text + "\n")
+    for name, path in sheets.items():
         if path:
-            save_png(grid(pictures, columns), path, comfortable_scale(pictures.shape[1]))
+            pictures = getattr(results[0], name)
+            save_png(grid(pictures, columns=8), path, comfortable_scale(pictures.shape[1]))
+
+
+def _parser() -> Parser:
+    parser = parser_for(
+        "ganfast eval",
+        "Score runs, folders of pictures or bundles against a data set, side by side",
+    )
+    what = "run directories, folders, zips or arrays of pictures, or bundles"
+    parser.add_argument("sources", nargs="+", help=what)
+    parser.flag("--data", "", "reference pictures; default what the first run was trained on")
+    parser.flag("--data-root", None, DATA_ROOT)
+    parser.flag("--size", 0, "side of the pictures; 0 = the run's, or the data's own")
+    parser.flag("--attributes", [], ATTRIBUTES, nargs="*")
+    parser.flag(
+        "-n",
+        10_000,
+        "pictures drawn from each source (default 10000; at most half of an undivided set)",
+    )
+    parser.flag(
+        "--checkpoint", "", "of a run, by images shown; default the newest; 'all' scores each"
+    )
+    parser.flag("--seed", 0, "of the pictures drawn (default 0)")
+    parser.flag(
+        "--psi", [1.0], "truncation; several are scored side by side", nargs="+", type=float
+    )
+    parser.flag("--no-ema", False, "the generator as trained, not its moving average")
+    parser.flag(
+        "--extractor",
+        "auto",
+        "auto, mnist, local, or a file: "
+        "SqueezeNet .npz, FID Inception .pth, TorchScript .pt, .onnx",
+    )
+    parser.flag("--sha256", "", "what the extractor file's hash must be")
+    parser.flag(
+        "--preprocessing", "", "of a .pt or .onnx: size=299,channels=3,mean=127.5,std=127.5,bgr=no"
+    )
+    parser.flag("--need-labels", False, "refuse to go on without scores of classes")
+    parser.flag(
+        "--json", "", "also write every result; - prints it instead of the table", metavar="FILE"
+    )
+    what = "also write the first 64 pictures of the first source"
+    parser.flag("--sheet", "", what, metavar="FILE.png")
+    what = "also write fakes beside their nearest real, closest first"
+    parser.flag("--copies", "", what, metavar="FILE.png")
+    parser.flag("--device", "auto", DEVICE)
+    return parser
 
 
 def _make_folder_of(path: Path) -> None:
-    """Before anything is computed. Raises InputError where a file cannot be written there."""
+    """Make the folder of an output file, before hours of computing.
+
+    Raises:
+        InputError: a file cannot be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,7 +97,7 @@ def _make_folder_of(path: Path) -> None:
         )
 
 
-def _results(given: Any) -> list[Any]:
+def _results(arguments: Any) -> list[Any]:
     from ganfast.data.progress import progress_bar
     from ganfast.device import find_device
     from ganfast.evaluate.evaluation import Evaluation, open_reference
@@ -139,17 +107,12 @@ def _results(given: Any) -> list[Any]:
 
     runs = {
         source: Run.open(source)
-        for source in given.sources
+        for source in arguments.sources
         if (Path(source) / "config.yaml").exists()
     }
     first = next(iter(runs.values()), None)
-    data, size, attributes, root, channels = (
-        given.data,
-        given.size,
-        given.attributes,
-        given.data_root,
-        0,
-    )
+    data, size, channels = arguments.data, arguments.size, 0
+    attributes, root = arguments.attributes, arguments.data_root
     if first and not data:
         data, attributes = first.config.data, attributes or list(first.config.attributes)
         root = root or first.config.data_root or None
@@ -157,105 +120,100 @@ def _results(given: Any) -> list[Any]:
         raise InputError("no run among the sources says what to compare with: give --data")
     if first:
         size, channels = size or first.data["size"], first.data["channels"]
-    device = find_device(given.device)
+    device = find_device(arguments.device)
     with progress_bar() as progress:
         pack, held_out = open_reference(
             data, size, channels, attributes, root, bool(first and first.config.skip_corrupt)
         )
-        if given.need_labels and pack.labels is None:
+        if arguments.need_labels and pack.labels is None:
             raise InputError(
-                f"{pack.info.name} has no classes, which scores of labels need: sub-folders, or --attributes for CelebA"
+                f"{pack.info.name} has no classes, which scores of labels need: "
+                "sub-folders, or --attributes for CelebA"
             )
-        opened = _opened(given, runs, pack.info)
+        opened = _opened(arguments, runs, pack.info)
         extractor = find_extractor(
-            given.extractor, pack, device, given.sha256, given.preprocessing, progress
+            arguments.extractor, pack, device, arguments.sha256, arguments.preprocessing, progress
         )
-    if given.need_labels and not extractor.judges_labels:
+    if arguments.need_labels and not extractor.judges_labels:
         raise InputError(
-            f"extractor {extractor.name} names no classes of {pack.info.name}, which scores of labels need: leave it out"
+            f"extractor {extractor.name} names no classes of {pack.info.name}, "
+            "which scores of labels need: leave it out"
         )
-    evaluation = Evaluation(pack, held_out, extractor, given.n)
-    fakes = (
-        f
-        for source in given.sources
-        for f in (_of_run(runs[source], given) if source in runs else opened[source])
-    )
-    results = [evaluation.score(f) for f in fakes]
-    return [
-        replace(result, name=name)
-        for result, name in zip(results, numbered([r.name for r in results]), strict=True)
-    ]
+    evaluation = Evaluation(pack, held_out, extractor, arguments.n)
+    results = []
+    for source in arguments.sources:
+        fakes = _of_run(runs[source], arguments) if source in runs else opened[source]
+        results += [evaluation.score(fake) for fake in fakes]
+    names = numbered([result.name for result in results])
+    return [replace(result, name=name) for result, name in zip(results, names, strict=True)]
 
 
-def _opened(given: Any, runs: dict[str, Any], info: Any) -> dict[str, list[Any]]:
-    """Bundles and pictures on disk. What cannot be compared, runs included, is refused here: before anything is computed."""
+def _opened(arguments: Any, runs: dict[str, Any], info: Any) -> dict[str, list[Any]]:
+    """Bundles and pictures on disk.
+
+    Raises:
+        InputError: a source, runs included, cannot be compared. Nothing has been computed yet.
+    """
     from ganfast.evaluate.evaluation import other_shape
 
-    opened = {source: _open(source, given, info) for source in given.sources if source not in runs}
-    for source in given.sources:
+    opened = {
+        source: _open(source, arguments, info) for source in arguments.sources if source not in runs
+    }
+    for source in arguments.sources:
+        size = 0  # the --size that would make the shapes equal; 0 = there is none
         if run := runs.get(source):
-            run.find("" if given.checkpoint == "all" else given.checkpoint)
-            shape, classes, size = (
-                (run.data["size"], run.data["size"], run.data["channels"]),
-                run.classes,
-                0,
-            )
+            run.find("" if arguments.checkpoint == "all" else arguments.checkpoint)
+            shape = run.data["size"], run.data["size"], run.data["channels"]
+            classes = run.classes
         else:
-            shape, classes, stored = (
-                opened[source][0].shape,
-                opened[source][0].classes,
-                opened[source][0].count,
-            )
-            size = info.size if stored else 0 if runs else shape[0]  # that makes them equal
+            fakes = opened[source][0]
+            shape, classes = fakes.shape, fakes.classes
+            size = info.size if fakes.count else 0 if runs else shape[0]
         if problem := other_shape(source, shape, info):
+            if size and not arguments.size and shape[2] == info.channels:
+                problem += f": give --size {size}"
+            raise InputError(problem)
+        if arguments.need_labels and classes != info.classes:
+            other = "other classes than" if classes else "no labels with the classes of"
             raise InputError(
-                problem
-                + (
-                    f": give --size {size}"
-                    if size and not given.size and shape[2] == info.channels
-                    else ""
-                )
-            )
-        if given.need_labels and classes != info.classes:
-            found = "other classes than" if classes else "no labels with the classes of"
-            raise InputError(
-                f"{source} has {found} {info.name}, which scores of labels need: leave --need-labels out"
+                f"{source} has {other} {info.name}, which scores of labels need: "
+                "leave --need-labels out"
             )
     return opened
 
 
-def _of_run(run: Any, given: Any) -> Iterator[Any]:
-    """Its checkpoints, one at a time: a long run has many."""
+def _of_run(run: Any, arguments: Any) -> Iterator[Any]:
+    """The checkpoints of a run, opened one at a time: a long run has many."""
     from ganfast.runs import checkpoint as checkpoints
     from ganfast.runs.source import of_run
 
-    every = [path.name for path in checkpoints.listed(run.checkpoint_folder)]
-    for which in every if given.checkpoint == "all" else [given.checkpoint]:
-        for psi in given.psi:
-            yield _with_psi(
-                of_run(run, which, given.seed, psi, given.device, not given.no_ema), given
-            )
+    names = [arguments.checkpoint]
+    if names == ["all"]:
+        names = [path.name for path in checkpoints.listed(run.checkpoint_folder)]
+    averaged = not arguments.no_ema
+    for name in names:
+        for psi in arguments.psi:
+            fakes = of_run(run, name, arguments.seed, psi, arguments.device, averaged)
+            yield _with_psi(fakes, arguments)
 
 
-def _open(source: str, given: Any, info: Any) -> list[Any]:
+def _open(source: str, arguments: Any, info: Any) -> list[Any]:
     """A bundle, once for each psi, or pictures on disk."""
     from ganfast.data import open_data, recognise
     from ganfast.evaluate.sources import Stored
     from ganfast.export.drawing.source import BundleFakes
 
     if (Path(source) / "manifest.json").exists() and (Path(source) / "model.onnx").exists():
-        return [_with_psi(BundleFakes(Path(source), given.seed, psi), given) for psi in given.psi]
-    sizeless = recognise(source, given.data_root).kind in ("folder", "celeba")
-    size = given.size or (info.size if sizeless else 0)
-    return [
-        Stored(
-            source,
-            open_data(source, size=size, channels=info.channels, root=given.data_root),
-            given.seed,
-        )
-    ]
+        return [
+            _with_psi(BundleFakes(Path(source), arguments.seed, psi), arguments)
+            for psi in arguments.psi
+        ]
+    sizeless = recognise(source, arguments.data_root).kind in ("folder", "celeba")
+    size = arguments.size or (info.size if sizeless else 0)
+    pack = open_data(source, size=size, channels=info.channels, root=arguments.data_root)
+    return [Stored(source, pack, arguments.seed)]
 
 
-def _with_psi(fakes: Any, given: Any) -> Any:
-    fakes.name += f" psi {fakes.psi:g}" if len(given.psi) > 1 else ""
+def _with_psi(fakes: Any, arguments: Any) -> Any:
+    fakes.name += f" psi {fakes.psi:g}" if len(arguments.psi) > 1 else ""
     return fakes

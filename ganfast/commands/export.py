@@ -1,5 +1,6 @@
 """ganfast export, refit, verify, inspect and lint: bundles."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ganfast.commands.parsing import parser_for
@@ -7,6 +8,7 @@ from ganfast.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from ganfast.export.bundle.bundle import Bundle
+    from ganfast.export.bundle.parity import Parity
 
 
 def export(args: list[str]) -> None:
@@ -18,45 +20,28 @@ def export(args: list[str]) -> None:
     parser.add_argument("--out", required=True, help="directory of the bundle")
     parser.add_argument(
         "--target",
+        dest="targets",
+        metavar="TARGET",
         action="append",
         default=[],
         help="onnx (always), tensorrt, rtx, or rtx:8.6,8.9; may be given again",
     )
-    parser.add_argument(
-        "--precision", default="fp32", help="fp32, tf32, fp16, bf16 or int8 (default fp32)"
+    parser.flag("--precision", "fp32", "fp32, tf32, fp16, bf16 or int8 (default fp32)")
+    parser.flag("--buckets", "1,8,64", "batch sizes to be fast at (default 1,8,64)")
+    parser.flag("--checkpoint", "", "by images shown; default the newest")
+    parser.flag("--name", "", "for titles; default the name of the run's directory")
+    parser.flag("--overwrite", False, "replace a bundle that is there")
+    parser.flag(
+        "--cache", None, "folder of engines built before; default engines/ in ganfast's cache"
     )
-    parser.add_argument(
-        "--buckets", default="1,8,64", help="batch sizes to be fast at (default 1,8,64)"
-    )
-    parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
-    parser.add_argument(
-        "--name", default="", help="for titles; default the name of the run's directory"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    parser.add_argument(
-        "--cache",
-        default=None,
-        help="folder of engines built before; default engines/ in ganfast's cache",
-    )
-    given = parser.parse_args(args)
-    if not all(word.strip().isdecimal() for word in given.buckets.split(",")):
-        raise InputError(f"buckets are {given.buckets!r}; expected batch sizes such as 1,8,64")
-    buckets = [int(word) for word in given.buckets.split(",")]
+    arguments = parser.parse_args(args)
+    if not all(word.strip().isdecimal() for word in arguments.buckets.split(",")):
+        raise InputError(f"buckets are {arguments.buckets!r}; expected batch sizes such as 1,8,64")
+    buckets = [int(word) for word in arguments.buckets.split(",")]
     from ganfast.export.exporter import export_bundle
 
-    bundle = export_bundle(
-        given.run,
-        given.out,
-        given.precision,
-        buckets,
-        given.checkpoint,
-        given.name,
-        given.overwrite,
-        given.target,
-        given.cache,
-        print,
-    )
-    _print_written(bundle)
+    options = vars(arguments) | {"buckets": buckets}
+    _print_written(export_bundle(**options, tell=print))
 
 
 def refit(args: list[str]) -> None:
@@ -66,19 +51,21 @@ def refit(args: list[str]) -> None:
     parser.add_argument("bundle")
     parser.add_argument("--from", required=True, dest="run", metavar="RUN", help="run directory")
     parser.add_argument("--out", required=True, help="directory of the new bundle")
-    parser.add_argument("--checkpoint", default="", help="by images shown; default the newest")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    given = parser.parse_args(args)
+    parser.flag("--checkpoint", "", "by images shown; default the newest")
+    parser.flag("--overwrite", False, "replace a bundle that is there")
+    arguments = parser.parse_args(args)
     from ganfast.export.refit import refit_bundle
 
-    _print_written(
-        refit_bundle(given.bundle, given.run, given.out, given.checkpoint, given.overwrite)
-    )
+    _print_written(refit_bundle(**vars(arguments)))
+
+
+def _print_parity(rows: "Iterable[Parity]") -> None:
+    for row in rows:
+        print(f"{row.back_end} at batch {row.batch}: {row}")
 
 
 def _print_written(bundle: "Bundle") -> None:
-    for each in bundle.manifest.parity:
-        print(f"{each.back_end} at batch {each.batch}: {each}")
+    _print_parity(bundle.manifest.parity)
     print(f"{bundle.folder} {bundle.manifest.digest}")
 
 
@@ -88,17 +75,14 @@ def verify(args: list[str]) -> None:
         "Check every byte of a bundle, and that it draws the pictures it was exported with",
     )
     parser.add_argument("bundle")
-    parser.add_argument(
-        "--digest",
-        default=None,
-        help="sha256:... as `ganfast export` printed it; another bundle is refused",
+    parser.flag(
+        "--digest", None, "sha256:... as `ganfast export` printed it; another bundle is refused"
     )
-    given = parser.parse_args(args)
+    arguments = parser.parse_args(args)
     from ganfast.export.verify import verify_bundle
 
-    bundle, found = verify_bundle(given.bundle, given.digest)
-    for each in found:
-        print(f"{each.back_end} at batch {each.batch}: {each}")
+    bundle, parity = verify_bundle(arguments.bundle, arguments.digest)
+    _print_parity(parity)
     print(f"{bundle.folder} is as exported, {bundle.manifest.digest}")
 
 
@@ -107,10 +91,10 @@ def inspect(args: list[str]) -> None:
         "ganfast inspect", "Print what a bundle says of itself, after checking every byte of it"
     )
     parser.add_argument("bundle")
-    given = parser.parse_args(args)
+    arguments = parser.parse_args(args)
     from ganfast.export.bundle.bundle import open_bundle
 
-    print(open_bundle(given.bundle).manifest.to_bytes().decode(), end="")
+    print(open_bundle(arguments.bundle).manifest.to_bytes().decode(), end="")
 
 
 def lint(args: list[str]) -> None:
@@ -119,33 +103,34 @@ def lint(args: list[str]) -> None:
         "Say what each target cannot take of an ONNX file or a bundle; fails where one was named",
     )
     parser.add_argument("model", help="FILE.onnx or a bundle")
-    parser.add_argument("--target", default="", help="one target; default all")
-    given = parser.parse_args(args)
+    parser.flag("--target", "", "one target; default all")
+    arguments = parser.parse_args(args)
     from ganfast.export.bundle.bundle import is_bundle, open_bundle
     from ganfast.export.graph.lint import TARGETS
     from ganfast.export.graph.lint import lint as findings
     from ganfast.export.graph.packages import need
 
-    if given.target and given.target not in TARGETS:
-        raise InputError(f"target is {given.target!r}; expected one of {', '.join(TARGETS)}")
+    if arguments.target and arguments.target not in TARGETS:
+        raise InputError(f"target is {arguments.target!r}; expected one of {', '.join(TARGETS)}")
     onnx = need("onnx")[0]
     try:
-        if is_bundle(given.model):
-            model = onnx.load_model_from_string(open_bundle(given.model).model_bytes())
+        if is_bundle(arguments.model):
+            model = onnx.load_model_from_string(open_bundle(arguments.model).model_bytes())
         else:
-            model = onnx.load_model(given.model, load_external_data=False)
+            model = onnx.load_model(arguments.model, load_external_data=False)
     except InputError:
         raise
-    except Exception as error:  # protobuf's own type for what is no ONNX
-        raise InputError(f"{given.model} cannot be read as ONNX: {error}") from error
+    except Exception as error:  # protobuf has error types of its own for a file that is no ONNX
+        raise InputError(f"{arguments.model} cannot be read as ONNX: {error}") from error
     if not model.graph.node or not model.graph.output:
         raise InputError(
-            f"{given.model} holds no graph, with nodes and outputs, to look at; give an ONNX model or a bundle"
+            f"{arguments.model} holds no graph, with nodes and outputs, to look at; "
+            "give an ONNX model or a bundle"
         )
-    for target in (given.target,) if given.target else TARGETS:
-        found = findings(model, target)
-        print(f"{target}: {'nothing found' if not found else ''}")
-        for finding in found:
-            print(f"  {finding}")
-        if found and given.target:
-            raise RunError(f"{given.target} cannot take {given.model}: {found[0]}")
+    for target in (arguments.target,) if arguments.target else TARGETS:
+        problems = findings(model, target)
+        print(f"{target}: {'nothing found' if not problems else ''}")
+        for problem in problems:
+            print(f"  {problem}")
+        if problems and arguments.target:
+            raise RunError(f"{arguments.target} cannot take {arguments.model}: {problems[0]}")

@@ -5,6 +5,7 @@ import io
 import re
 from contextlib import redirect_stderr
 from difflib import get_close_matches
+from functools import partial
 from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
@@ -12,8 +13,22 @@ from ganfast.errors import InputError
 
 T = TypeVar("T")
 
+# What --help says of flags that several commands have.
+DATA_ROOT = "where names are looked up first; default $GANFAST_DATA, then the cache"
+ATTRIBUTES = "celeba: attributes whose combinations are the classes"
+DEVICE = "auto, cpu, cuda, cuda:1"
+
 
 class Parser(argparse.ArgumentParser):
+    def flag(self, name: str, default: Any, help: str, **options: Any) -> None:
+        """An option whose type is that of its default; False makes a switch."""
+        if default is False:
+            self.add_argument(name, action="store_true", help=help)
+            return
+        if isinstance(default, int | float):
+            options.setdefault("type", type(default))
+        self.add_argument(name, default=default, help=help, **options)
+
     def error(self, message: str) -> Any:
         raise InputError(f"{message} (see {self.prog} --help)")
 
@@ -31,46 +46,42 @@ def overlaid(base: T, args: list[str], prog: str, description: str) -> T:
     """A dataclass with flags laid over it by tyro, whose boxed errors become one sentence."""
     import tyro
 
-    said = io.StringIO()
+    output = io.StringIO()
+    cli = partial(tyro.cli, prog=prog, description=description, use_underscores=False)
     try:
-        with redirect_stderr(said):
-            return tyro.cli(
-                type(base),
-                prog=prog,
-                args=args,
-                description=description,
-                use_underscores=False,
-                default=base,
-            )
+        with redirect_stderr(output):
+            return cli(type(base), args=args, default=base)
     except SystemExit as leave:
         if leave.code:
-            raise InputError(_one_sentence(said.getvalue(), prog)) from None
+            raise InputError(_one_sentence(output.getvalue(), prog)) from None
         raise
 
 
 def _one_sentence(box: str, prog: str) -> str:
-    """tyro's message without its frame, which is drawn or ASCII: what stands before the first rule, and what it proposes."""
+    """tyro's message before its first rule, and its proposals, without the frame around them.
+
+    The frame is made of box-drawing characters, or of ASCII where the terminal has no others.
+    """
     rows = [row.strip(" │") for row in box.splitlines()]
     rows = [row for row in rows if row][1:]  # the first is a title
     body = list(dropwhile(_is_rule, rows))
     text = " ".join(takewhile(lambda row: not _is_rule(row), body)).rstrip(".")
-    text = re.sub(r"^Error parsing \w+: ", "", text)
-    text = re.sub(
-        r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$",
-        r"\1 is \2; expected a whole number",
-        text,
-    )
-    text = re.sub(
-        r"^Error parsing (\S+): could not convert string to float: (.*)$",
-        r"\1 is \2; expected a number",
-        text,
-    )
-    text = re.sub(r"^Missing value for argument '(\S+)'.*$", r"\1 needs a value", text)
-    proposals = re.findall(
-        r"(?:Perhaps you meant|Arguments similar to \S+): (--[\w.-]+)", " ".join(rows)
-    )
+    for pattern, sentence in _REWORDED.items():
+        text = re.sub(pattern, sentence, text)
+    lead = r"(?:Perhaps you meant|Arguments similar to \S+)"
+    proposals = re.findall(rf"{lead}: (--[\w.-]+)", " ".join(rows))
     hint = f"; did you mean {', '.join(proposals)}?" if proposals else ""
     return f"{text}{hint} (see {prog} --help)"
+
+
+_REWORDED = {  # of tyro's messages, in this order
+    r"^Error parsing \w+: ": "",
+    r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$": r"\1 is \2; expected a whole number",
+    r"^Error parsing (\S+): could not convert string to float: (.*)$": (
+        r"\1 is \2; expected a number"
+    ),
+    r"^Missing value for argument '(\S+)'.*$": r"\1 needs a value",
+}
 
 
 def _is_rule(row: str) -> bool:

@@ -6,10 +6,8 @@ from ganfast.commands.parsing import parser_for
 def plot(args: list[str]) -> None:
     parser = parser_for("ganfast plot", "Curves of one or several runs in one picture")
     parser.add_argument("runs", nargs="+", help="run directories")
-    parser.add_argument(
-        "--out", default="curves.png", help="FILE.png or FILE.svg (default curves.png)"
-    )
-    given = parser.parse_args(args)
+    parser.flag("--out", "curves.png", "FILE.png or FILE.svg (default curves.png)")
+    arguments = parser.parse_args(args)
     from ganfast.commands.curves import draw_curves
 
-    print(draw_curves(given.runs, given.out))
+    print(draw_curves(arguments.runs, arguments.out))

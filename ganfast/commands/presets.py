@@ -11,9 +11,9 @@ def presets(args: list[str]) -> None:
 
         parser = parser_for("ganfast presets show", "A preset in full, as a config file")
         parser.add_argument("preset")
-        parser.add_argument("--data", default="digits", help="the data set it is for")
-        given = parser.parse_args(args[1:])
-        print(to_yaml(preset_config(given.preset, given.data)), end="")
+        parser.flag("--data", "digits", "the data set it is for")
+        arguments = parser.parse_args(args[1:])
+        print(to_yaml(preset_config(arguments.preset, arguments.data)), end="")
         return
     parser_for(
         "ganfast presets", "List the presets; `ganfast presets show NAME` prints one as YAML"

@@ -8,7 +8,8 @@ from ganfast.errors import InputError, RunError
 
 HELP = """ganfast run: look at a run directory. Nothing in it is changed.
 
-  ganfast run check runs/digits           every byte of every checkpoint, the log, who trains it now, what can be resumed
+  ganfast run check runs/digits           every byte of every checkpoint, the log, who trains it
+                                          now, what can be resumed
   ganfast run check runs/digits --json    the same as one JSON object
 
 exit codes: 0 sound, 1 damaged (it says what can still be resumed), 2 not a run
@@ -28,13 +29,13 @@ def run(args: list[str]) -> None:
         "Verify a run directory and say what can be resumed; see ganfast run --help",
     )
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
-    given = parser.parse_args(args[1:])
-    require_run(given.run)
+    parser.flag("--json", False, "as one JSON object")
+    arguments = parser.parse_args(args[1:])
+    require_run(arguments.run)
     from ganfast.runs.check import check_run
 
-    found = check_run(given.run)
-    print(json.dumps(found.to_json(), indent=1) if given.json else found.describe())
-    if found.problems:
-        more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
-        raise RunError(f"{given.run} is damaged: {found.problems[0]}{more}; {found.way_out()}")
+    report = check_run(arguments.run)
+    print(json.dumps(report.to_json(), indent=1) if arguments.json else report.describe())
+    if problems := report.problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise RunError(f"{arguments.run} is damaged: {problems[0]}{more}; {report.way_out()}")

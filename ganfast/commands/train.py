@@ -1,4 +1,4 @@
-"""ganfast train and ganfast engines: from preset, file and flags to a config, and what is done with it."""
+"""ganfast train and ganfast engines, with the config that preset, file and flags make."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,18 @@ from ganfast.errors import InputError
 
 
 def train(args: list[str]) -> None:
-    config, found = configured(
-        args, "train", "Train", _FLAGS, _SWITCHES, ("--checkpoint", "--fork")
-    )
+    valued = ("--checkpoint", "--fork")
+    config, options = configured(args, "train", "Train", _FLAGS, _SWITCHES, valued)
     parent = ""
-    for flag, value in (("--fork", found.fork), ("--checkpoint", found.checkpoint)):
+    for flag, value in (("--fork", options.fork), ("--checkpoint", options.checkpoint)):
         if value == "":
             raise InputError(
-                f"{flag} is empty; expected a new directory for --fork, images shown or best for --checkpoint"
+                f"{flag} is empty; expected a new directory for --fork, "
+                "images shown or best for --checkpoint"
             )
-    if found.fork:
-        parent, config = str(run_folder(config)), replace(config, out=found.fork)
-    if found.dry_run:
+    if options.fork:
+        parent, config = str(run_folder(config)), replace(config, out=options.fork)
+    if options.dry_run:
         from ganfast.training.plan import dry_run_report, make_plan
 
         print(dry_run_report(make_plan(config)))
@@ -29,7 +29,7 @@ def train(args: list[str]) -> None:
     from ganfast.runs.train import Interrupted, train
 
     try:
-        train(config, found.quiet, found.checkpoint or "", parent, found.force)
+        train(config, options.quiet, options.checkpoint or "", parent, options.force)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
 
@@ -46,8 +46,10 @@ def engines(args: list[str]) -> None:
 
 _SWITCHES = ("--dry-run", "--quiet", "--force")
 _FLAGS = (
-    "Also: --dry-run (print the resolved config and what it costs), --quiet. An existing run directory is resumed, at its newest "
-    "checkpoint or at --checkpoint N (images shown, or best; later ones are set aside). --fork NEWDIR begins a new run from there. "
+    "Also: --dry-run (print the resolved config and what it costs), --quiet. "
+    "An existing run directory is resumed, at its newest checkpoint or at --checkpoint N "
+    "(images shown, or best; later ones are set aside). "
+    "--fork NEWDIR begins a new run from there. "
     "What changes the mathematics of a run is refused unless --force."
 )
 
@@ -60,7 +62,7 @@ def configured(
     switches: tuple[str, ...] = (),
     valued: tuple[str, ...] = (),
 ) -> tuple[Any, Any]:
-    """The config that preset, file and flags make, and the command's own switches and options, which belong to no config."""
+    """The config that preset, file and flags make, and the command's own switches and options."""
     from ganfast.config import Config
     from ganfast.presets import PRESETS
 
@@ -70,30 +72,29 @@ def configured(
     for switch in switches:
         early.add_argument(switch, action="store_true")
     preset = args.pop(0) if args and not args[0].startswith("-") else None
-    found, _ = early.parse_known_args(args)
-    if preset and found.preset not in (None, preset):
-        raise InputError(f"two presets, {preset} and --preset {found.preset}: give one")
-    preset = preset or found.preset
-    out = found.out
-    if (
-        preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists()
-    ):  # ganfast train runs/digits
+    options, _ = early.parse_known_args(args)
+    if preset and options.preset not in (None, preset):
+        raise InputError(f"two presets, {preset} and --preset {options.preset}: give one")
+    preset = preset or options.preset
+    out = options.out
+    # `ganfast train runs/digits` names a run in the preset's place
+    if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():
         preset, out = None, preset
     rest = _without(args, ("--preset", "--config", *valued), switches)
-    base = _base_config(preset, found.config, found.data, out)
+    base = _base_config(preset, options.config, options.data, out)
     if out:
         base = replace(base, out=out)
 
     description = (
-        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. --config FILE (YAML) gives values "
-        f"between preset and flags. {closing}"
+        f"{verb} preset {base.preset} on {base.data}: the defaults below are its values. "
+        f"--config FILE (YAML) gives values between preset and flags. {closing}"
     )
     config: Config = overlaid(base, rest, f"ganfast {command} {base.preset}", description)
-    return config, found
+    return config, options
 
 
 def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:
-    """Preset, then config file; a run that is there already, of that preset on that data, is its own base."""
+    """Preset, then config file. An existing run of that preset on that data is its own base."""
     from ganfast import configfile
     from ganfast.presets import preset_config
 
@@ -106,19 +107,19 @@ def _base_config(preset: str | None, file: str | None, data: str | None, out: st
     if preset is None and out and (Path(out) / "config.yaml").exists():
         return configfile.read(Path(out) / "config.yaml")
     base = preset_config(preset or "wgan-gp", data or "digits")
-    there = run_folder(replace(base, out=out or "")) / "config.yaml"
-    if there.exists():  # its values, should the preset's have changed since
-        run = configfile.read(there)
+    recorded = run_folder(replace(base, out=out or "")) / "config.yaml"
+    if recorded.exists():  # a later version's preset may have other values than the run
+        run = configfile.read(recorded)
         if (run.preset, run.data) == (base.preset, base.data):
             return run
     return base
 
 
 def _without(args: list[str], valued: tuple[str, ...], switches: tuple[str, ...]) -> list[str]:
-    kept, skip = [], False
+    rest, skip = [], False
     for arg in args:
         if skip or arg in valued:
             skip = not skip
         elif arg not in switches and not arg.startswith(tuple(f"{flag}=" for flag in valued)):
-            kept.append(arg)
-    return kept
+            rest.append(arg)
+    return rest

@@ -1,6 +1,7 @@
 """Pictures in a NumPy file: .npy, or .npz with its usual names.
 
-Accepted: (N, H, W), (N, H, W, C) and (N, C, H, W) with C 1 or 3; uint8, or floats that fill [0, 1] or [-1, 1].
+Shapes: (N, H, W), (N, H, W, C) and (N, C, H, W) with C 1 or 3.
+Types: uint8, or floats that fill [0, 1] or [-1, 1].
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,8 @@ from ganfast.data.pictures import colour, preparation, prepare_array
 from ganfast.data.source import Selection, Source, Wanted, class_names, counted
 from ganfast.errors import InputError
 
-PICTURES = (
-    "images",
-    "x_train",
-    "arr_0",
-)  # tried in this order; else the only array that can be pictures
+# tried in this order; else the only array that can be pictures
+PICTURES = ("images", "x_train", "arr_0")
 LABELS = ("labels", "y_train")
 
 
@@ -45,30 +43,22 @@ class Arrays(Source):
                 arrays = {"images": loaded}
             else:
                 with loaded:
-                    arrays = {
-                        name: array
-                        for name, array in loaded.items()
-                        if isinstance(array, np.ndarray)
-                    }
-        except (
-            Exception
-        ) as error:  # whatever unzipping, or Python's tokenizer in NumPy's header parser, runs into
-            found = first_bytes(self.path)
+                    arrays = {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)}
+        # Exception: unzipping, and Python's tokenizer in NumPy's header parser, raise many kinds
+        except Exception as error:
             raise InputError(
-                f"{self.path} is no readable NumPy file ({error}): it is {found}"
+                f"{self.path} is no readable NumPy file ({error}): it is {first_bytes(self.path)}"
             ) from error
         main = next((name for name in PICTURES if name in arrays), None)
         if main is None:
-            able = [name for name, array in arrays.items() if array.ndim in (3, 4)]
-            if len(able) != 1:
-                shapes = (
-                    ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-                    or "nothing"
-                )
+            candidates = [name for name, array in arrays.items() if array.ndim in (3, 4)]
+            if len(candidates) != 1:
+                shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
                 raise InputError(
-                    f"no pictures found in {self.path}, it holds {shapes}: name the array 'images'"
+                    f"no pictures found in {self.path}, it holds {shapes or 'nothing'}: "
+                    "name the array 'images'"
                 )
-            main = able[0]
+            main = candidates[0]
         labels = next((arrays[name] for name in LABELS if name in arrays), None)
         sets = {"train": self._checked(arrays[main], labels)}
         if main == "x_train" and "x_test" in arrays:
@@ -83,37 +73,40 @@ class Arrays(Source):
             pictures = pictures[..., None]
         elif pictures.ndim == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
             pictures = pictures.transpose(0, 2, 3, 1)
-        if (
-            pictures.ndim != 4
-            or pictures.shape[3] not in (1, 3)
-            or not len(pictures)
-            or min(pictures.shape[1:3]) < 8
-        ):
-            layouts = "(N, H, W), (N, H, W, C) or (N, C, H, W), N at least 1, H and W at least 8, C 1 or 3"
-            raise InputError(f"{self.path} holds an array of shape {shape}: pictures are {layouts}")
+        channels_fit = pictures.ndim == 4 and pictures.shape[3] in (1, 3)
+        if not channels_fit or not len(pictures) or min(pictures.shape[1:3]) < 8:
+            raise InputError(
+                f"{self.path} holds an array of shape {shape}: pictures are (N, H, W), "
+                "(N, H, W, C) or (N, C, H, W), N at least 1, H and W at least 8, C 1 or 3"
+            )
         if pictures.dtype != np.uint8 and pictures.dtype.kind != "f":
             raise InputError(
-                f"{self.path} holds {pictures.dtype} pictures: uint8, or floats in [0, 1] or [-1, 1], are read"
+                f"{self.path} holds {pictures.dtype} pictures: uint8, or floats in [0, 1] or "
+                "[-1, 1], are read"
             )
         if labels is not None:
             labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
             if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
-                found = f"{labels.dtype} labels of shape {labels.shape}"
                 raise InputError(
-                    f"{self.path} holds {found}: {shape[0]} whole numbers were expected, one per picture"
+                    f"{self.path} holds {labels.dtype} labels of shape {labels.shape}: "
+                    f"{shape[0]} whole numbers were expected, one per picture"
                 )
         return pictures, labels
 
     @cached_property
     def _low(self) -> int | None:
-        """Where the range of float pictures begins, 0 or -1 (it ends at 1); None for uint8. Reads every value."""
+        """Where the range of float pictures begins, 0 or -1 (it ends at 1); None for uint8.
+
+        Reads every value.
+        """
         if all(pictures.dtype == np.uint8 for pictures, _ in self._sets.values()):
             return None
         low = min(float(pictures.min()) for pictures, _ in self._sets.values())
         high = max(float(pictures.max()) for pictures, _ in self._sets.values())
         if not (-1 <= low <= high <= 1):  # NaN fails too
             raise InputError(
-                f"{self.path} holds floats from {low:g} to {high:g}: scale them to [0, 1] or [-1, 1]"
+                f"{self.path} holds floats from {low:g} to {high:g}: "
+                "scale them to [0, 1] or [-1, 1]"
             )
         return 0 if low >= 0 else -1
 
@@ -138,11 +131,9 @@ class Arrays(Source):
         pictures, labels = self._chosen(split)
         count, height, width, channels = pictures.shape
         scaled = "" if self._low is None else f", floats in [{self._low}, 1] scaled to 0..255"
-        classes = (
-            "no classes"
-            if labels is None
-            else counted(len(class_names(labels, str(self.path))), "class")
-        )
+        classes = "no classes"
+        if labels is not None:
+            classes = counted(len(class_names(labels, str(self.path))), "class")
         what = f"{counted(count, 'picture')} {width}x{height} {colour(channels)}"
         return f"NumPy array in {self.path} ({what}{scaled}, {classes})"
 
@@ -153,18 +144,15 @@ class Arrays(Source):
         pictures, labels = self._chosen(wanted.split)
         _, height, width, channels = pictures.shape
         low = self._low
-        own = f"{width}x{height} {colour(channels)}" + (
-            "" if low is None else f", [{low}, 1] scaled to 0..255"
-        )
-
+        scaled = "" if low is None else f", [{low}, 1] scaled to 0..255"
+        own = f"{width}x{height} {colour(channels)}{scaled}"
         unchanged = (height, width, channels) == (wanted.size, wanted.size, wanted.channels)
 
         def read(start: int, stop: int) -> np.ndarray:
             batch = pictures[start:stop]
             if low is not None:
-                batch = np.rint((batch.astype(np.float64) - low) * (255 / (1 - low))).astype(
-                    np.uint8
-                )
+                greys = (batch.astype(np.float64) - low) * (255 / (1 - low))
+                batch = np.rint(greys).astype(np.uint8)
             return prepare_array(batch, wanted.size, wanted.channels)
 
         return Selection(

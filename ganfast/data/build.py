@@ -1,8 +1,7 @@
-"""Writing a pack, so that whoever looks sees all of it or nothing: beside its place, then renamed into it."""
+"""Writing a pack beside its place, then renaming it: another process sees all of it or nothing."""
 
 import errno
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -18,8 +17,8 @@ from ganfast import __version__, disk, locks
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, load_pack, sha256_of
 from ganfast.data.source import Selection, counted
 from ganfast.errors import InputError, cannot_write
+from ganfast.log import logger
 
-logger = logging.getLogger("ganfast")
 BATCH = 64  # pictures per task of the thread pool: enough to drown its overhead, little memory
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -31,15 +30,17 @@ def build(
     progress: Progress,
     skip_corrupt: bool = False,
 ) -> None:
-    """Read the selection into a pack at `final`, or leave the valid one that another process put there meanwhile.
+    """Read the selection into a pack at `final`, or leave a valid one that another process made.
 
-    One process at a time works on a pack; the next one says who does, waits, and finds the pack done.
+    One process at a time writes a pack. The next one says who holds it, waits, and uses that pack.
 
     Args:
-        skip_corrupt: leave out pictures that cannot be read, and say so in the pack; else the first one ends it.
+        skip_corrupt: leave out pictures that cannot be read, and say so in the pack; else such a
+            picture is an error.
 
     Raises:
-        InputError: a picture cannot be read, the folder may not be written, or the disk is full. Nothing is left behind.
+        InputError: a picture cannot be read, the folder may not be written, or the disk is full.
+            Nothing is left behind.
         RunError: the folder cannot be written for another reason.
     """
     try:
@@ -49,11 +50,8 @@ def build(
                 _sweep(final.parent)
                 _build(final, info, selection, progress, skip_corrupt)
     except OSError as error:
-        raise cannot_write(
-            f"the pack {final}",
-            error,
-            "free some space, or choose another folder with $GANFAST_CACHE",
-        ) from error
+        way_out = "free some space, or choose another folder with $GANFAST_CACHE"
+        raise cannot_write(f"the pack {final}", error, way_out) from error
 
 
 def _is_whole(pack: Path) -> bool:
@@ -71,11 +69,11 @@ def _build(
     try:
         partial.chmod(0o755)  # the cache may be shared; mkdtemp keeps others out
         skipped = _write_images(partial / IMAGES, info, selection, progress, skip_corrupt)
-        kept = np.setdiff1d(np.arange(info.count), list(skipped))
+        positions = np.setdiff1d(np.arange(info.count), list(skipped))
         if skipped:
-            info = _left_out(partial / IMAGES, info, kept, skipped)
+            info = _left_out(partial / IMAGES, info, positions, skipped)
         if selection.labels is not None:
-            np.save(partial / LABELS, selection.labels[kept])
+            np.save(partial / LABELS, selection.labels[positions])
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for path in sorted(partial.iterdir())
@@ -94,31 +92,30 @@ def _build(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _left_out(path: Path, info: PackInfo, kept: np.ndarray, skipped: dict[int, str]) -> PackInfo:
-    """Close the gaps that corrupt pictures left in the array, and say which they were."""
-    said = [skipped[position] for position in sorted(skipped)]
-    if not len(kept):
+def _left_out(
+    path: Path, info: PackInfo, positions: np.ndarray, skipped: dict[int, str]
+) -> PackInfo:
+    """Close the gaps that corrupt pictures left in the array, and log the reasons."""
+    reasons = [skipped[position] for position in sorted(skipped)]
+    if not len(positions):
         raise InputError(
-            f"none of the {info.count:,} pictures can be read, the first because {said[0]}"
+            f"none of the {info.count:,} pictures can be read, the first because {reasons[0]}"
         )
-    logger.warning(
-        "%s left out, as they cannot be read: %s",
-        counted(len(said), "picture"),
-        "; ".join(said[:3]),
-    )
+    pictures = counted(len(reasons), "picture")
+    logger.warning("%s left out, as they cannot be read: %s", pictures, "; ".join(reasons[:3]))
     images, gapless = np.load(path, mmap_mode="r"), path.with_suffix(".gapless")
-    target = _reserved(gapless, (len(kept), *images.shape[1:]))
-    for start in range(0, len(kept), BATCH):
-        target[start : start + BATCH] = images[kept[start : start + BATCH]]
+    target = _reserved(gapless, (len(positions), *images.shape[1:]))
+    for start in range(0, len(positions), BATCH):
+        target[start : start + BATCH] = images[positions[start : start + BATCH]]
     target.flush()
     gapless.replace(path)
-    return replace(info, count=len(kept), skipped=tuple(said))
+    return replace(info, count=len(positions), skipped=tuple(reasons))
 
 
 def _write_images(
     path: Path, info: PackInfo, selection: Selection, progress: Progress, skip_corrupt: bool
 ) -> dict[int, str]:
-    """Fill the array; returns positions that could not be, and why: none unless they may be skipped."""
+    """Fill the array; returns position -> reason of the pictures that are skipped."""
     skipped: dict[int, str] = {}
     shape = (info.count, info.channels, info.size, info.size)
     images = _reserved(path, shape)
@@ -151,17 +148,18 @@ def _write_images(
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new array of bytes in a file whose space is claimed: a full disk is an error here, and would be a fatal signal later."""
+    """A new array of bytes in a file whose space is claimed.
+
+    Without the claim a full disk would be a fatal signal on a later write, and no error.
+    """
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             except OSError as error:
-                if error.errno not in (
-                    errno.EINVAL,
-                    errno.EOPNOTSUPP,
-                ):  # file systems that cannot say
+                # a file system that cannot claim space
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise
     return images
 
@@ -172,7 +170,7 @@ def _publish(partial: Path, final: Path) -> None:
             os.rename(partial, final)
             disk.sync(final.parent)
             return
-        except OSError:  # the place is taken: by a process that was quicker, or by a damaged pack
+        except OSError:  # a pack is there: of a process that was quicker, or a damaged one
             if last or not final.exists():
                 raise
         try:
@@ -185,7 +183,7 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _sweep(packs: Path) -> None:
-    """Remove what processes that were killed while packing left behind: anything partial that is a day old."""
+    """Remove partial packs of killed processes: those that are a day old."""
     for path in packs.glob(".*.partial"):
         try:
             if time.time() - path.stat().st_mtime > 24 * 3600:

@@ -1,10 +1,11 @@
-"""CelebA, aligned and cropped, as its authors hand it out: pictures in a zip or unpacked, two tables beside them.
+"""CelebA, aligned and cropped, as its authors distribute it: pictures with two tables beside them.
 
     img_align_celeba.zip or img_align_celeba/   JPEGs, 178x218
-    list_attr_celeba.txt                        a count; 40 attribute names; per picture its file and 40 times 1 or -1
-    list_eval_partition.txt                     per picture its file and 0 (train), 1 (val) or 2 (test)
+    list_attr_celeba.txt      a count; 40 attribute names; per picture its file and 40 times 1 or -1
+    list_eval_partition.txt   per picture its file and 0 (train), 1 (val) or 2 (test)
 
-The tables may also be gzipped or zipped. They may list more pictures than there are; the reverse is an error.
+The tables may also be gzipped or zipped. They may list more pictures than there are; a picture that
+they do not list is an error.
 """
 
 import hashlib
@@ -31,19 +32,15 @@ MOST_ATTRIBUTES = 8  # make 256 classes; 40 would make 10**12
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    return next(
-        (p for p in (folder / f"{name}{kind}" for kind in ("", ".gz", ".zip")) if p.is_file()), None
-    )
+    paths = (folder / f"{name}{suffix}" for suffix in ("", ".gz", ".zip"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_pictures(path: Path) -> Path | None:
     """The zip or folder of pictures of a CelebA set in `path`, if there is one."""
     if path.name == FOLDER_NAME and not (path / FOLDER_NAME).is_dir():
-        return (
-            path
-            if find_table(path.parent, ATTRIBUTES) or find_table(path.parent, PARTITION)
-            else None
-        )
+        has_table = find_table(path.parent, ATTRIBUTES) or find_table(path.parent, PARTITION)
+        return path if has_table else None
     if (path / ZIP_NAME).is_file():
         return path / ZIP_NAME
     return path / FOLDER_NAME if (path / FOLDER_NAME).is_dir() else None
@@ -96,15 +93,11 @@ class CelebA(Source):
         return 3, 64
 
     def _describe(self, split: str) -> str:
-        pictures = counted(
-            len(self._chosen(split)), "picture" if split == "all" else f"{split} picture"
-        )
-        table = find_table(self.path.parent, ATTRIBUTES)
-        known = (
-            f"{len(_attribute_names(table))} attributes to make classes of"
-            if table
-            else "no attribute table"
-        )
+        kind = "picture" if split == "all" else f"{split} picture"
+        pictures = counted(len(self._chosen(split)), kind)
+        known = "no attribute table"
+        if table := find_table(self.path.parent, ATTRIBUTES):
+            known = f"{len(_attribute_names(table))} attributes to make classes of"
         return f"CelebA in {self.path.parent} ({pictures} from {self.path.name}, {known})"
 
     def identity(self, wanted: Wanted) -> str:
@@ -125,14 +118,16 @@ class CelebA(Source):
             fields = line.split()
             if len(fields) != 2 or fields[1] not in PART:
                 raise InputError(
-                    f"{table}, line {number} is {line[:60]!r}: a file name and 0, 1 or 2 was expected"
+                    f"{table}, line {number} is {line[:60]!r}: "
+                    "a file name and 0, 1 or 2 was expected"
                 )
             part_of[fields[0]] = PART[fields[1]]
         _refuse_missing(self._pictures, part_of, table)
         chosen = [picture for picture in self._pictures if part_of[picture] == split]
         if not chosen:
             raise InputError(
-                f"no pictures found for split {split!r} in {self.path}, by {table.name}: try split 'all'"
+                f"no pictures found for split {split!r} in {self.path}, by {table.name}: "
+                "try split 'all'"
             )
         return chosen
 
@@ -157,22 +152,21 @@ class CelebA(Source):
         )
 
     def _labels(self, chosen: list[str], attributes: tuple[str, ...]) -> np.ndarray:
-        """int64 (len(chosen),): the attributes as binary digits, the first one the most significant."""
+        """The attributes as binary digits, the most significant first, int64 (len(chosen),)."""
         table = self._table(ATTRIBUTES, "a class of attributes")
         names = _attribute_names(table)
         for attribute in attributes:
             if attribute not in names:
-                near = (
-                    did_you_mean(attribute, names)
-                    or f": {table.name} has {', '.join(names[:8])}, ..."
-                )
+                known = f": {table.name} has {', '.join(names[:8])}, ..."
+                near = did_you_mean(attribute, names) or known
                 raise InputError(f"unknown attribute {attribute!r}{near}")
         columns = [1 + names.index(attribute) for attribute in attributes]
 
         lines = read_table(table).splitlines()
         if len(lines) - 2 != int(lines[0]):
             raise InputError(
-                f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: download it again"
+                f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: "
+                "download it again"
             )
         label_of = {}
         for number, line in enumerate(lines[2:], start=3):
@@ -183,35 +177,32 @@ class CelebA(Source):
                 raise InputError(
                     f"{table}, line {number} is {line[:60]!r}...: {expected} was expected"
                 )
-            label_of[fields[0]] = int(
-                "".join("1" if value == "1" else "0" for value in values), base=2
-            )
+            digits = "".join("1" if value == "1" else "0" for value in values)
+            label_of[fields[0]] = int(digits, base=2)
         _refuse_missing(chosen, label_of, table)
         return np.array([label_of[picture] for picture in chosen], dtype=np.int64)
 
 
 def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
-    """("Male", "Smiling") -> ("not Male, not Smiling", "not Male, Smiling", "Male, not Smiling", "Male, Smiling")."""
+    """Names of classes: ("Male",) -> ("not Male", "Male"); the last attribute changes fastest."""
     if len(set(attributes)) < len(attributes) or len(attributes) > MOST_ATTRIBUTES:
-        given = ", ".join(attributes)
         raise InputError(
-            f"attributes {given}: expected at most {MOST_ATTRIBUTES} different ones, each doubles the classes"
+            f"attributes {', '.join(attributes)}: expected at most {MOST_ATTRIBUTES} different "
+            "ones, each doubles the classes"
         )
-    return (
-        tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes)))
-        if attributes
-        else ()
-    )
+    if not attributes:
+        return ()
+    return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes)))
 
 
 def _attribute_names(table: Path) -> list[str]:
     lines = read_table(table, limit=1 << 16).splitlines()
     names = lines[1].split() if len(lines) > 1 else []
-    if (
-        not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100
-    ):  # Python reads no number of thousands of digits
+    # Python refuses to read a number of thousands of digits
+    if not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100:
         raise InputError(
-            f"{table} begins with {' / '.join(lines[:2])[:60]!r}: a count and a line of names was expected"
+            f"{table} begins with {' / '.join(lines[:2])[:60]!r}: "
+            "a count and a line of names was expected"
         )
     return names
 

@@ -1,4 +1,4 @@
-"""Download MNIST: four files, checked against known checksums, from the first mirror that has them."""
+"""Download MNIST: four files with known checksums, from the first mirror that has them."""
 
 import hashlib
 import http.client
@@ -33,7 +33,7 @@ def fetch(
     mirrors: Sequence[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Download a data set into <root>/<name>; files that are there with the right checksum are kept.
+    """Download a data set into <root>/<name>, except files that are there with the right checksum.
 
     Args:
         name: "mnist".
@@ -51,22 +51,20 @@ def fetch(
     folder = (Path(root).expanduser() if root else cache_dir() / "data") / name
     if name == "celeba":
         raise InputError(
-            "CelebA cannot be downloaded for you, its terms ask for your consent: get img_align_celeba.zip, "
-            "list_attr_celeba.txt and list_eval_partition.txt from its home page (mmlab.ie.cuhk.edu.hk), "
-            f"and put them into {folder}"
+            "CelebA cannot be downloaded for you, its terms ask for your consent: get "
+            "img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt from its home "
+            f"page (mmlab.ie.cuhk.edu.hk), and put them into {folder}"
         )
     if name != "mnist":
         raise InputError(
             f"{name!r} cannot be downloaded{did_you_mean(name, ['mnist'])}: only mnist can"
         )
     order = list(MIRRORS if mirrors is None else mirrors)
-    for file in MD5:
+    for file, md5 in MD5.items():
+        path = folder / file
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            present = folder / file
-            if not (
-                present.is_file() and hashlib.md5(present.read_bytes()).hexdigest() == MD5[file]
-            ):
+            if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != md5:
                 _fetch_file(file, folder, order, progress or (lambda what, done, total: None))
         except OSError as error:
             raise RunError(f"{folder} cannot be written: {error}") from error
@@ -76,16 +74,13 @@ def fetch(
 def _fetch_file(
     file: str, folder: Path, mirrors: list[str], progress: Callable[[str, int, int], None]
 ) -> None:
-    """Try the mirrors in order. The one that works moves to the front, so that a dead one is waited for once."""
+    """Try the mirrors in order. One that works moves to the front: a dead one costs one wait."""
     reasons = []
     for mirror in list(mirrors):
         try:
             data = _download(mirror.rstrip("/") + "/" + file, file, progress)
-        except (
-            OSError,
-            http.client.HTTPException,
-            ValueError,
-        ) as error:  # ValueError: not a URL, or not this file
+        # ValueError: not a URL, or not this file
+        except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{mirror} {error}")
             continue
         mirrors.remove(mirror)
@@ -94,12 +89,13 @@ def _fetch_file(
         return
     tried = "; ".join(reasons) or "there is no mirror to ask"
     raise RunError(
-        f"{file} could not be downloaded: {tried}. Check the network, or put the file into {folder} yourself"
+        f"{file} could not be downloaded: {tried}. "
+        f"Check the network, or put the file into {folder} yourself"
     )
 
 
 def _download(url: str, file: str, progress: Callable[[str, int, int], None]) -> bytes:
-    """The bytes of one of the files in `MD5`. Raises ValueError, with what came instead, when they are others."""
+    """The bytes of a file in `MD5`. Raises ValueError, which describes other bytes that came."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else 0
@@ -111,10 +107,9 @@ def _download(url: str, file: str, progress: Callable[[str, int, int], None]) ->
                 raise ValueError(f"served more than {LARGEST:,} bytes")
     if len(data) < total:
         raise ValueError(f"broke off after {len(data):,} of {total:,} bytes")
-    if (found := hashlib.md5(data).hexdigest()) != MD5[file]:
-        raise ValueError(
-            f"served {what_is(bytes(data[:64]))}, {len(data):,} bytes, md5 {found} instead of {MD5[file]}"
-        )
+    if (md5 := hashlib.md5(data).hexdigest()) != MD5[file]:
+        kind = what_is(bytes(data[:64]))
+        raise ValueError(f"served {kind}, {len(data):,} bytes, md5 {md5} instead of {MD5[file]}")
     return bytes(data)
 
 

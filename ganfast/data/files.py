@@ -1,6 +1,6 @@
-"""Reading files that may be anything: folders and zips of pictures, gzipped tables, saved web pages.
+"""Reading files that may be anything: folders and zips of pictures, gzipped tables, web pages.
 
-What a user's disk holds leaves this file as bytes or text, or as InputError.
+Functions here return bytes or text, or raise InputError, whatever a user's disk holds.
 """
 
 import gzip
@@ -26,15 +26,9 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
-UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    LZMAError,
-)  # by zipfile and gzip
+# what zipfile and gzip raise
+_PACKED = (struct.error, zlib.error, zipfile.BadZipFile, LZMAError)
+UNREADABLE = (OSError, EOFError, RuntimeError, *_PACKED)
 
 
 def what_is(head: bytes) -> str:
@@ -48,9 +42,9 @@ def what_is(head: bytes) -> str:
         b"\x89PNG": "a PNG",
     }
     is_page = head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
-    found = "a saved web page (HTML)" if is_page else "a file of unknown kind"
-    found = next((kind for magic, kind in kinds.items() if head.startswith(magic)), found)
-    return f"{found} that begins with {head[:16]!r}"
+    other = "a saved web page (HTML)" if is_page else "a file of unknown kind"
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), other)
+    return f"{kind} that begins with {head[:16]!r}"
 
 
 def first_bytes(path: Path) -> str:
@@ -59,7 +53,7 @@ def first_bytes(path: Path) -> str:
 
 
 def file_identity(path: Path) -> str:
-    """sha256 of a file's bytes. Of a file too big for that, of its size, time, beginning and end."""
+    """sha256 of a file's bytes; of a big file's size, time, beginning and end."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         if size <= LARGEST:
@@ -71,7 +65,7 @@ def file_identity(path: Path) -> str:
 
 
 def read_table(path: Path, limit: int = LARGEST) -> str:
-    """The text of a table kept as it is, gzipped, or alone in a zip. At most `limit` bytes of it."""
+    """The text of a table: plain, gzipped, or alone in a zip; at most `limit` bytes of it."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(path.stem) as file:
@@ -89,7 +83,10 @@ def read_table(path: Path, limit: int = LARGEST) -> str:
 
 
 class PictureFiles:
-    """The pictures in a folder or a zip, by relative name and in its order. Hidden and other files are passed over."""
+    """The pictures in a folder or a zip, by relative name, sorted.
+
+    Hidden files and other kinds of files are passed over.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -106,21 +103,21 @@ class PictureFiles:
 
     @cached_property
     def _entries(self) -> dict[str, tuple[int, int]]:
-        """Name -> size and what else changes with the picture: its CRC in a zip, its time in a folder."""
+        """Name -> size, and the CRC of a picture in a zip or the time of one in a folder."""
         try:
-            return dict(
-                sorted(self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset()))
-            )
+            entries = self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset())
+            return dict(sorted(entries))
         except OSError as error:  # a link that leads nowhere, a folder that may not be read
             raise InputError(f"not all of {self.path} can be read: {error}") from error
 
     def _in_zip(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in self._zip.infolist():
-            # Nothing is ever unpacked to disk; still, such a name comes from a broken or hostile tool.
+            # Nothing is ever unpacked to disk; but only a broken or hostile tool writes such names.
             name = entry.filename.replace("\\", "/")
             if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
                 raise InputError(
-                    f"{self.path} has the entry {entry.filename!r}: it points outside the zip, refused"
+                    f"{self.path} has the entry {entry.filename!r}: "
+                    "it points outside the zip, refused"
                 )
             if not name.endswith("/") and is_picture(entry.filename):
                 yield entry.filename, (entry.file_size, entry.CRC)
@@ -137,7 +134,7 @@ class PictureFiles:
 
     @property
     def identity(self) -> str:
-        """sha256 over what tells the pictures apart without reading them."""
+        """sha256 of names, sizes and CRCs or times: no picture is read."""
         return hashlib.sha256(json.dumps(self._entries).encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
@@ -166,10 +163,10 @@ def _in_folder(
                 yield from _in_folder(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
             elif is_picture(entry.name):
                 info = entry.stat()
-                if not stat.S_ISREG(info.st_mode):
+                if not stat.S_ISREG(info.st_mode):  # to read a pipe would wait for ever
                     raise InputError(
                         f"{entry.path} is no regular file, as a picture is; move it elsewhere"
-                    )  # a pipe would wait
+                    )
                 yield prefix + entry.name, (info.st_size, info.st_mtime_ns)
 
 

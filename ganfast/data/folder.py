@@ -1,4 +1,4 @@
-"""A folder or zip of pictures of any size. Its sub-folders are the classes when every picture lies in one."""
+"""A folder or zip of pictures of any size. Sub-folders are classes when all pictures lie in one."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,11 +33,9 @@ class Folder(Source):
         names = self._files.names
         classes = sorted(set(class_folders(names)))
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        labelled = (
-            f", {counted(len(classes), 'class')} by sub-folder: {shown}"
-            if classes
-            else ", no classes"
-        )
+        labelled = ", no classes"
+        if classes:
+            labelled = f", {counted(len(classes), 'class')} by sub-folder: {shown}"
         what = "folder" if self.path.is_dir() else "zip"
         return f"{what} of pictures {self.path} ({counted(len(names), 'picture')}{labelled})"
 
@@ -49,36 +47,33 @@ class Folder(Source):
         channels = wanted.channels or (1 if all(map(self._is_grey, names)) else 3)
 
         def read(start: int, stop: int) -> np.ndarray:
-            images = (
-                decode(self._files.read(name), f"{name} in {self.path}")
-                for name in names[start:stop]
-            )
+            pictures = ((self._files.read(name), name) for name in names[start:stop])
+            images = (decode(data, f"{name} in {self.path}") for data, name in pictures)
             return np.stack([prepare(image, wanted.size, channels) for image in images])
 
         folders = class_folders(names)
         classes, labels = np.unique(folders, return_inverse=True)
+        own = "upright by EXIF, transparency on white"
         return Selection(
             count=len(names),
             channels=channels,
             labels=labels.astype(np.int64) if folders else None,
             classes=tuple(map(str, classes)),
-            preparation=preparation(
-                "upright by EXIF, transparency on white", wanted.size, channels
-            ),
+            preparation=preparation(own, wanted.size, channels),
             read=read,
         )
 
     def _is_grey(self, name: str) -> bool:
         try:
             return is_grey(open_picture(self._files.read(name), f"{name} in {self.path}"))
-        except InputError:  # reading it will say so, if it is not to be skipped
+        except InputError:  # raised again when the picture is read, unless such are skipped
             return True
 
 
 def class_folders(names: list[str]) -> list[str]:
     """The class of every picture: its first folder. [] when a picture lies in none.
 
-    A folder that encloses everything, as zips of a folder have it, is not a class: the level below it counts.
+    A folder that encloses everything is not a class, as in a zip of a folder: its sub-folders are.
     """
     paths = [name.split("/") for name in names]
     while all(len(path) > 1 for path in paths):

@@ -1,7 +1,8 @@
 """IDX sets: MNIST and those that keep its format (Fashion-MNIST, KMNIST, EMNIST under these names).
 
-A file is 0 0 type ndim, then ndim big-endian uint32 dimensions, then the values: http://yann.lecun.com/exdb/mnist/.
-Pictures are uint8 (N, H, W), labels uint8 (N,), each gzipped or not.
+A file is 0 0 type ndim, then ndim big-endian uint32 dimensions, then the values:
+http://yann.lecun.com/exdb/mnist/. Pictures are uint8 (N, H, W), labels uint8 (N,). Both may be
+gzipped.
 """
 
 import gzip
@@ -41,26 +42,28 @@ def find_folder(path: Path) -> Path | None:
 
 
 def _open(path: Path) -> tuple[BinaryIO, int]:
-    """The file, unpacked if its bytes (whatever its name) are gzip, and the most bytes it can hold."""
+    """The file, unpacked if its first bytes say gzip, and the most bytes that it can hold."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return (
-        (cast(BinaryIO, gzip.open(path)), size * DEFLATE_LIMIT)
-        if packed
-        else (open(path, "rb"), size)
-    )
+    if packed:
+        return cast(BinaryIO, gzip.open(path)), size * DEFLATE_LIMIT
+    return open(path, "rb"), size
 
 
 def _read_header(file: BinaryIO, most: int, path: Path, ndim: int) -> tuple[int, ...]:
-    """The dimensions, if a file of at most `most` bytes can have them: nobody allocates what a header just claims."""
-    expected = f"expected an IDX file of {'pictures' if ndim == 3 else 'labels'} (00 00 08 {ndim:02x}), gzipped or not"
+    """The dimensions, if a file of at most `most` bytes can have them.
+
+    Without this check a header of a few bytes could make the reader allocate terabytes.
+    """
+    kind = "pictures" if ndim == 3 else "labels"
+    expected = f"expected an IDX file of {kind} (00 00 08 {ndim:02x}), gzipped or not"
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise InputError(f"{path} is {what_is(magic + file.read(60))}: {expected}")
     if magic[2] != 0x08:
-        found = TYPES.get(magic[2], f"unknown type 0x{magic[2]:02x}")
-        raise InputError(f"{path} holds {found} values: only unsigned bytes are read; {expected}")
+        dtype = TYPES.get(magic[2], f"unknown type 0x{magic[2]:02x}")
+        raise InputError(f"{path} holds {dtype} values: only unsigned bytes are read; {expected}")
     if magic[3] != ndim:
         meaning = {1: ", which are labels", 3: ", which are pictures"}.get(magic[3], "")
         raise InputError(
@@ -72,7 +75,8 @@ def _read_header(file: BinaryIO, most: int, path: Path, ndim: int) -> tuple[int,
     shape = struct.unpack(f">{ndim}I", dims)
     if math.prod(shape) > most:
         raise InputError(
-            f"{path} announces {_shown(shape)} values and can hold {most:,} at most: download it again"
+            f"{path} announces {_shown(shape)} values and can hold {most:,} at most: "
+            "download it again"
         )
     return shape
 
@@ -82,7 +86,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The values of one IDX file: uint8, `ndim` dimensions, read-only. Raises InputError for anything else."""
+    """The values of one IDX file: uint8, `ndim` dimensions, read-only. Else raises InputError."""
     try:
         file, most = _open(path)
         with file:
@@ -94,9 +98,9 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{path} cannot be unpacked ({error}): it is damaged or cut off, download it again"
         ) from error
     if len(data) != size:
-        found = "more" if len(data) > size else f"{len(data):,}"
+        count = "more" if len(data) > size else f"{len(data):,}"
         raise InputError(
-            f"{path} announces {_shown(shape)} values and holds {found}: download it again"
+            f"{path} announces {_shown(shape)} values and holds {count}: download it again"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
@@ -120,11 +124,9 @@ class Idx(Source):
         folder = find_folder(self.path) or self.path
         if path := find_file(folder, split, what):
             return path
-        wanted = STEM[what].format(PREFIX[split], "-")
+        name = STEM[what].format(PREFIX[split], "-")
         fetch = "; `ganfast data fetch mnist` downloads MNIST" if self.name == "mnist" else ""
-        raise InputError(
-            f"{folder} has no {wanted} or {wanted}.gz, which split {split!r} needs{fetch}"
-        )
+        raise InputError(f"{folder} has no {name} or {name}.gz, which split {split!r} needs{fetch}")
 
     def _shape(self, split: str) -> tuple[int, int, int]:
         """(N, H, W) of one of the two splits, from its header."""
@@ -137,7 +139,8 @@ class Idx(Source):
             raise InputError(f"{path} cannot be unpacked ({error}): download it again") from error
         if not count or not height or height != width:
             raise InputError(
-                f"{path} announces {count} pictures of {height}x{width}: expected some, and square ones"
+                f"{path} announces {count} pictures of {height}x{width}: "
+                "expected some, and square ones"
             )
         return count, height, width
 
@@ -155,17 +158,14 @@ class Idx(Source):
     def _describe(self, split: str) -> str:
         shapes = self._shapes(split)
         size = shapes[0][1]
-        pictures = counted(
-            sum(shape[0] for shape in shapes), f"{' and '.join(_parts(split))} picture"
-        )
+        count = sum(shape[0] for shape in shapes)
+        pictures = counted(count, f"{' and '.join(_parts(split))} picture")
         classes = counted(len(class_names(self._labels(split), str(self.path))), "class")
         return f"MNIST-format IDX set in {self.path} ({pictures} {size}x{size} grey, {classes})"
 
     def identity(self, wanted: Wanted) -> str:
-        files = [
-            file_identity(self._file(part, what)) for part in _parts(wanted.split) for what in STEM
-        ]
-        return hashlib.sha256(" ".join(files).encode()).hexdigest()
+        files = [self._file(part, what) for part in _parts(wanted.split) for what in STEM]
+        return hashlib.sha256(" ".join(map(file_identity, files)).encode()).hexdigest()
 
     def _labels(self, split: str) -> np.ndarray:
         labels = []
@@ -175,7 +175,8 @@ class Idx(Source):
             if len(labels[-1]) != count:
                 pictures = self._file(part, "images")
                 raise InputError(
-                    f"{path} has {len(labels[-1])} labels and {pictures} {count} pictures: not one set"
+                    f"{path} has {len(labels[-1])} labels and {pictures} {count} pictures: "
+                    "not one set"
                 )
         return np.concatenate(labels).astype(np.int64)
 
@@ -183,9 +184,8 @@ class Idx(Source):
         size = self._shapes(wanted.split)[0][1]
         unchanged = (wanted.size, wanted.channels) == (size, 1)
         labels = self._labels(wanted.split)
-        pictures = np.concatenate(
-            [read_idx(self._file(p, "images"), ndim=3) for p in _parts(wanted.split)]
-        )[..., None]
+        files = [self._file(part, "images") for part in _parts(wanted.split)]
+        pictures = np.concatenate([read_idx(file, ndim=3) for file in files])[..., None]
         return Selection(
             count=len(pictures),
             channels=wanted.channels,

@@ -19,7 +19,9 @@ def places(root: str | Path | None = None, cache: str | Path | None = None) -> l
 def recognise(
     name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None
 ) -> Source:
-    """The source that a name ("digits", "mnist", "stacked-mnist", "celeba", a folder in one of the `places`) or a path means.
+    """The source that a name or a path means.
+
+    Names are "digits", "mnist", "stacked-mnist", "celeba", and folders in one of the `places`.
 
     Raises:
         InputError: nothing of that name, or nothing in it that is recognised.
@@ -37,14 +39,12 @@ def recognise(
         path = Path(text).expanduser()
         if not path.exists():
             raise InputError(
-                f"{path} does not exist: give a folder, a .zip, .npz or .npy file, or a name like digits"
+                f"{path} does not exist: "
+                "give a folder, a .zip, .npz or .npy file, or a name like digits"
             )
         return recognise_path(path)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # unreadable, a null byte in the path, no such ~user
+    # unreadable, a null byte in the path, no such ~user
+    except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{text!r} cannot be opened as data: {error}") from error
@@ -52,30 +52,21 @@ def recognise(
 
 def _recognise_name(name: str, folders: list[Path]) -> Source:
     spellings = {"mnist": ("mnist", "MNIST"), "celeba": ("celeba", "CelebA")}.get(name, (name,))
-    kind = {"mnist": "idx", "celeba": "celeba"}.get(
-        name
-    )  # a folder "mnist" with something else in it is passed over
+    # a folder "mnist" without IDX files in it is passed over
+    kind = {"mnist": "idx", "celeba": "celeba"}.get(name)
     for path in [where / spelling for where in folders for spelling in spellings] + [Path(name)]:
         if path.exists():
             source = recognise_path(path)
             if kind in (None, source.kind):
                 return source
-    present = {
-        p.name
-        for where in folders
-        if where.is_dir()
-        for p in where.iterdir()
-        if not p.name.startswith(".")
-    }
+    names = {p.name for where in folders if where.is_dir() for p in where.iterdir()}
+    names = {other for other in names if not other.startswith(".")}
+    names |= {"digits", "mnist", "stacked-mnist", "celeba"}
+    near = did_you_mean(name, sorted(names - {name}))
     looked = ", ".join(str(where / name) for where in folders)
-    fetch = (
-        "`ganfast data fetch mnist` downloads MNIST"
-        if name == "mnist"
-        else "`digits` needs no files"
-    )
-    near = did_you_mean(
-        name, sorted({*present, "digits", "mnist", "stacked-mnist", "celeba"} - {name})
-    )
+    fetch = "`digits` needs no files"
+    if name == "mnist":
+        fetch = "`ganfast data fetch mnist` downloads MNIST"
     raise InputError(
         f"no data named {name!r}{near}: looked for {looked} and ./{name}; "
         f"give a path with --data PATH, or the folder that holds it with --data-root; {fetch}"
@@ -87,7 +78,8 @@ def recognise_path(path: Path) -> Source:
     path = Path(os.path.abspath(path))  # "." and ".." have no name
     if not path.is_dir() and not path.is_file():
         raise InputError(
-            f"{path} is neither a folder nor a regular file: give a folder, a .zip, .npz or .npy file, or a name like digits"
+            f"{path} is neither a folder nor a regular file: "
+            "give a folder, a .zip, .npz or .npy file, or a name like digits"
         )
     if path.is_dir():
         if idx.find_folder(path):
@@ -104,7 +96,7 @@ def recognise_path(path: Path) -> Source:
         )
     if path.suffix.lower() in files.SUFFIXES:
         raise InputError(f"{path} is a single picture: give a folder or a .zip of pictures")
-    found = files.first_bytes(path)
     raise InputError(
-        f"{path} is {found}: expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy"
+        f"{path} is {files.first_bytes(path)}: "
+        "expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy"
     )

@@ -47,19 +47,21 @@ class Pack:
 
 
 def load_pack(folder: Path) -> Pack:
-    """Map a pack. Raises InputError when it is damaged as far as sizes, shapes and labels tell; see `verify_pack`."""
+    """Map a pack.
+
+    Raises:
+        InputError: sizes, shapes or labels show damage; `verify_pack` looks at every byte.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
         for file, facts in manifest["files"].items():
-            if (found := (folder / file).stat().st_size) != facts["bytes"]:
-                raise ValueError(f"{file} has {found:,} bytes instead of {facts['bytes']:,}")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in manifest["info"].items()
-        }
-        info = PackInfo(**fields)
+            if (size := (folder / file).stat().st_size) != facts["bytes"]:
+                raise ValueError(f"{file} has {size:,} bytes instead of {facts['bytes']:,}")
+        fields: dict[str, Any] = manifest["info"]
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        info = PackInfo(**(fields | lists))
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         shape = (info.count, info.channels, info.size, info.size)
         if images.shape != shape or images.dtype != np.uint8:
@@ -76,19 +78,23 @@ def load_pack(folder: Path) -> Pack:
                 raise ValueError(f"{LABELS} names classes outside of 0 to {len(info.classes) - 1}")
             labels.setflags(write=False)
         return Pack(images, labels, info)
-    except (
-        Exception
-    ) as error:  # missing keys, wrong types, NumPy's header parser: damage has no end of kinds
+    # Exception: missing keys, wrong types, NumPy's header parser: damage has no end of kinds
+    except Exception as error:
         raise InputError(f"the pack {folder} is damaged: {error!r}") from error
 
 
 def verify_pack(folder: str | Path) -> PackInfo:
-    """Compare every byte of a pack with the hashes in its manifest. Raises InputError naming what differs."""
+    """Compare every byte of a pack with the hashes in its manifest.
+
+    Raises:
+        InputError: a file differs; the message names it.
+    """
     info = load_pack(Path(folder)).info
     for file, facts in json.loads((Path(folder) / MANIFEST).read_text())["files"].items():
         if sha256_of(Path(folder) / file) != facts["sha256"]:
             raise InputError(
-                f"the pack {folder} is damaged: the bytes of {file} changed; delete it to pack again"
+                f"the pack {folder} is damaged: the bytes of {file} changed; "
+                "delete it to pack again"
             )
     return info
 

@@ -1,7 +1,8 @@
-"""Packs: a source read once, kept as one memory-mapped array in the cache, and found again by what it was made from.
+"""Packs: a source is read once and kept as one memory-mapped array in the cache.
 
-The key in a pack's folder name is a hash of the source's identity and of everything that was asked for, so a changed
-file, size or attribute is another pack. What lies in the folder: `manifest.py`; how it gets there: `build.py`.
+The key in a pack's folder name is a hash of the source's identity and of every argument that
+changes the pictures. So a changed file, size or attribute is another pack. `manifest.py` says what
+lies in the folder, `build.py` how it gets there.
 """
 
 import hashlib
@@ -41,13 +42,16 @@ def open_data(
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
     Args:
-        name_or_path: "digits", "mnist", "stacked-mnist", "celeba", a folder or file in one of `source.places`, or a path.
-        size: side of the square pictures, 8 to 1024; 0: the source's own (digits 16, CelebA and folders 64).
+        name_or_path: "digits", "mnist", "stacked-mnist", "celeba", a folder or file in one of
+            `lookup.places`, or a path.
+        size: side of the square pictures, 8 to 1024; 0: the source's own (digits 16, CelebA and
+            folders 64).
         channels: 1 or 3 converts; 0: the source's own.
-        attributes: CelebA attributes; k of them make 2**k classes, the first one the most significant.
-        split: "train", "test", "val" or "all". Sets that are not divided have "train" and "all", the same.
+        attributes: CelebA attributes; k of them make 2**k classes, the first is most significant.
+        split: "train", "test", "val" or "all". Of an undivided set "train" is the same as "all".
         root: folder in which names are looked up first.
-        cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast, ~/.cache/ganfast.
+        cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast,
+            ~/.cache/ganfast.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
 
@@ -63,14 +67,12 @@ def open_data(
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     key = _key(source, identity, wanted)
-    keys = (
-        [key, f"{key}-skip"] if skip_corrupt else [key]
-    )  # a pack of all pictures is what skipping none gives
-    for folder in (
-        folder for each in keys for folder in packs.glob(f"{name}-*x*x*-{each}")
-    ):  # channels=0 is known after packing
+    # skipping may also use a pack of all pictures: there was nothing to skip
+    keys = [key, f"{key}-skip"] if skip_corrupt else [key]
+    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
+    for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            return whole.composed(_found(load_pack(folder), recognised))
+            return whole.composed(_recognised(load_pack(folder), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
 
@@ -91,17 +93,14 @@ def open_data(
     )
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
-    return whole.composed(_found(load_pack(final), recognised))
+    return whole.composed(_recognised(load_pack(final), recognised))
 
 
-def _found(pack: Pack, recognised: str) -> Pack:
-    """A pack with what its source is called now, for that may have moved."""
-    left_out = (
-        f", {counted(len(pack.info.skipped), 'corrupt picture')} left out"
-        if pack.info.skipped
-        else ""
-    )
-    return replace(pack, info=replace(pack.info, recognised=recognised + left_out))
+def _recognised(pack: Pack, sentence: str) -> Pack:
+    """The pack with the sentence about its source as it is now: the source may have moved."""
+    if skipped := len(pack.info.skipped):
+        sentence += f", {counted(skipped, 'corrupt picture')} left out"
+    return replace(pack, info=replace(pack.info, recognised=sentence))
 
 
 def _wanted(
@@ -114,14 +113,16 @@ def _wanted(
     chosen = (attributes,) if isinstance(attributes, str) else tuple(attributes)
     if chosen and source.kind != "celeba":
         raise InputError(
-            f"attributes {', '.join(chosen)} were given, but {source.name} is not CelebA: leave them out"
+            f"attributes {', '.join(chosen)} were given, but {source.name} is not CelebA: "
+            "leave them out"
         )
     split = source.check_split(split)
     own_channels, own_size = source.natural(split)
     if not SMALLEST <= (size or own_size) <= LARGEST:
         own = "" if size else ", the pictures' own"
         raise InputError(
-            f"size is {size or own_size}{own}: expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
+            f"size is {size or own_size}{own}: "
+            f"expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
         )
     return Wanted(size or own_size, channels or own_channels, chosen, split)
 
@@ -132,15 +133,17 @@ def _key(source: Source, identity: str, wanted: Wanted) -> str:
 
 
 def pack_preview(pack: Pack, count: int = 64, seed: int = 0) -> np.ndarray:
-    """Pictures to look at, uint8 (min(count, N), H, W, C): evenly spread over the classes and sorted by them."""
+    """Pictures to look at, uint8 (min(count, N), H, W, C).
+
+    They are spread evenly over the classes and sorted by class.
+    """
     if count < 1:
         raise InputError(f"count is {count}: a preview needs at least 1 picture")
     labels = np.zeros(len(pack.images), np.int64) if pack.labels is None else pack.labels
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # by class, shuffled within
     _, first, of_class = np.unique(labels[order], return_index=True, return_inverse=True)
-    turn = (
-        np.arange(len(order)) - first[of_class]
-    )  # each class gives one picture per turn, until it has no more
+    # a class gives one picture per turn, until it has no more
+    turn = np.arange(len(order)) - first[of_class]
     chosen = order[np.sort(np.argsort(turn, kind="stable")[:count])]
     return np.stack([pack.images[i].transpose(1, 2, 0) for i in chosen])

@@ -1,4 +1,4 @@
-"""From one picture of any kind to uint8 (C, size, size): decode, centre square, antialiased resize."""
+"""One picture of any kind to uint8 (C, size, size): decode, centre square, antialiased resize."""
 
 import io
 from typing import TYPE_CHECKING
@@ -11,20 +11,17 @@ from ganfast.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "WEBP",
-    "GIF",
-    "TIFF",
-    "PPM",
-)  # Pillow hands others to programs that it finds, as EPS
+# Pillow opens some others by programs that it finds, as EPS
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 VERSION = 1  # of the policy in this file; packs made under another one are not reused
 
 
 def open_picture(data: bytes, name: str) -> "Image":
-    """Read a picture's header. Raises InputError for what is no picture, or too large to be an honest one."""
+    """Read a picture's header.
+
+    Raises:
+        InputError: not a picture, or too large to be an honest one.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -35,10 +32,9 @@ def open_picture(data: bytes, name: str) -> "Image":
         reason = f"has {pixels:,} pixels, the limit is {limit:,}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = str(error)
-    except Exception as error:  # Pillow's plug-ins raise whatever their parsing runs into
-        why = (
-            "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        )  # names an object in memory, no reason
+    except Exception as error:  # the parsers of Pillow's plug-ins raise errors of many kinds
+        # Pillow's message for an unknown kind names an object in memory and no reason
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise InputError(
             f"{name} cannot be read as a picture{why}: it is {what_is(data[:64])}"
         ) from error
@@ -51,7 +47,7 @@ def is_grey(image: "Image") -> bool:
 
 
 def decode(data: bytes, name: str) -> "Image":
-    """A picture upright, without transparency (white shines through), in mode L or RGB. Raises InputError."""
+    """A picture upright, on white where it is transparent, in mode L or RGB. Raises InputError."""
     from PIL import Image, ImageOps
 
     image = open_picture(data, name)
@@ -62,7 +58,8 @@ def decode(data: bytes, name: str) -> "Image":
             return _from_16_bits(image, name)
         if image.mode == "F":
             raise InputError(
-                f"{name} holds floating-point pixels, which have no known range: save it with 8 bits"
+                f"{name} holds floating-point pixels, which have no known range: "
+                "save it with 8 bits"
             )
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
@@ -70,15 +67,14 @@ def decode(data: bytes, name: str) -> "Image":
         return _in_mode(image, "L" if grey else "RGB")
     except InputError:
         raise
-    except Exception as error:  # truncated or corrupt: again, whatever the plug-in raises
+    except Exception as error:  # truncated or corrupt: plug-ins raise errors of many kinds
         raise InputError(f"{name} is damaged: {error}") from error
 
 
 def _in_mode(image: "Image", mode: str) -> "Image":
     image.load()  # convert() does so; a truncated file has to fail here too
-    return (
-        image if image.mode == mode else image.convert(mode)
-    )  # convert() copies even when there is nothing to do
+    # convert() would copy a picture that has the mode already
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_16_bits(image: "Image", name: str) -> "Image":
@@ -94,7 +90,7 @@ def _from_16_bits(image: "Image", name: str) -> "Image":
 
 
 def centre_square(width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the largest centred square; of an odd margin, the smaller half comes first."""
+    """(left, top, right, bottom) of the largest centred square; an odd margin is larger behind."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
@@ -116,7 +112,7 @@ def prepare(image: "Image", size: int, channels: int) -> np.ndarray:
 
 
 def prepare_array(pictures: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """`prepare` for uint8 (N, H, W, C) pictures: (N, channels, size, size). Untouched pixels are copied as they are."""
+    """`prepare` for uint8 (N, H, W, C): (N, channels, size, size); a copy where nothing changes."""
     if pictures.shape[1:] == (size, size, channels):
         return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     from PIL import Image
@@ -129,9 +125,8 @@ def preparation(own: str, size: int, channels: int, unchanged: bool = False) -> 
     """The policy above in words; `own` says what the pictures are before it."""
     if unchanged:
         return f"{own}, as stored"
-    return (
-        f"{own}; centre square; {size}x{size} by Lanczos (down) or bicubic (up); {colour(channels)}"
-    )
+    resize = f"{size}x{size} by Lanczos (down) or bicubic (up)"
+    return f"{own}; centre square; {resize}; {colour(channels)}"
 
 
 def colour(channels: int) -> str:

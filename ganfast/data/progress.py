@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function to pass as `progress`. Draws on stderr, and nothing where nobody watches."""
+    """Yields a function to pass as `progress`. It draws on stderr if that is a terminal."""
     try:
         from rich.console import Console
         from rich.progress import Progress, TaskID

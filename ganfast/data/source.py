@@ -1,6 +1,7 @@
 """What a source of pictures is.
 
-It knows its files and how to read them, and nothing of packs, batches or devices. `pack.py` reads it once.
+It knows its files and how to read them, and nothing of packs, batches or devices. `pack.py` reads a
+source once.
 """
 
 import difflib
@@ -23,7 +24,7 @@ SPLITS = ("train", "test", "val", "all")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of a source. With the identity of the source's files, it decides every byte of a pack."""
+    """Which pictures a pack holds. With the identity of the files it fixes every byte of a pack."""
 
     size: int  # pictures come out as size x size
     channels: int  # 1 or 3; 0: as the pictures are, which takes a look at them
@@ -40,13 +41,12 @@ class Selection:
     labels: np.ndarray | None  # int64 (count,)
     classes: tuple[str, ...]
     preparation: str  # what is done to a picture, in words
-    read: Callable[
-        [int, int], np.ndarray
-    ]  # (start, stop) -> uint8 (stop - start, channels, size, size); thread-safe
+    # (start, stop) -> uint8 (stop - start, channels, size, size); thread-safe
+    read: Callable[[int, int], np.ndarray]
 
 
 class Source(ABC):
-    """One set of pictures on disk (or, for the digits, in scikit-learn). Cheap to make: only files' names are read."""
+    """One set of pictures on disk, or in scikit-learn. Cheap to make: it only reads file names."""
 
     kind: ClassVar[str]
     flip: ClassVar[bool]  # may a picture be mirrored without becoming another thing?
@@ -58,32 +58,35 @@ class Source(ABC):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits there are. ("all",) is a set that is not divided: there, "train" means all of it."""
+        """The splits of the set. ("all",) is an undivided set, of which "train" means all."""
         return ("all",)
 
     def check_split(self, split: str) -> str:
         """The split as the source calls it. Raises InputError when there is no such split."""
         if split not in SPLITS:
             raise InputError(
-                f"unknown split {split!r}{did_you_mean(split, SPLITS)}: choose from {', '.join(SPLITS)}"
+                f"unknown split {split!r}{did_you_mean(split, SPLITS)}: "
+                f"choose from {', '.join(SPLITS)}"
             )
         if split in self.splits:
             return split
         if self.splits == ("all",) and split == "train":
             return "all"
-        offered = (
-            "train or all, both mean every picture"
-            if self.splits == ("all",)
-            else ", ".join(self.splits)
-        )
+        offered = ", ".join(self.splits)
+        if self.splits == ("all",):
+            offered = "train or all, both mean every picture"
         raise InputError(f"{self.name} has no split {split!r}: choose from {offered}")
 
     @abstractmethod
     def natural(self, split: str) -> tuple[int, int]:
-        """(channels, size) of a pack when the user names none; 0 channels when only the pictures can tell."""
+        """(channels, size) when the user names none; 0 channels when only the pictures can tell."""
 
     def describe(self, split: str = "train") -> str:
-        """One sentence for the user: what was recognised, where, how much of it. Raises InputError as it finds out."""
+        """One sentence for the user: the kind of set, its place and its size.
+
+        Raises:
+            InputError: the files are not what they seemed.
+        """
         return self._describe(self.check_split(split))
 
     @abstractmethod
@@ -91,11 +94,11 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self, wanted: Wanted) -> str:
-        """sha256 (hex) of what the source is, wherever it lies. Changes when a file that `wanted` needs changes."""
+        """sha256 (hex) of the files that `wanted` needs, wherever they lie."""
 
     @abstractmethod
     def select(self, wanted: Wanted) -> Selection:
-        """Open what `wanted` asks for. Raises InputError for files that do not hold it."""
+        """Open the pictures of `wanted`. Raises InputError for files that do not hold them."""
 
     def packed_as(self, wanted: Wanted) -> "tuple[Source, Wanted]":
         """The source that is packed: this one, or the one that `composed` makes its pictures of."""
@@ -116,9 +119,7 @@ def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
 def class_names(labels: np.ndarray, where: str) -> tuple[str, ...]:
     """Names '0' to the highest label. Raises InputError for labels that cannot be class numbers."""
     low, high = int(labels.min()), int(labels.max())
-    if (
-        low < 0 or high >= 10_000
-    ):  # an id, a regression target: nothing one would want a class each for
+    if low < 0 or high >= 10_000:  # ids or regression targets, no classes
         raise InputError(
             f"the labels of {where} run from {low} to {high}: class numbers are 0 to 9999"
         )
@@ -132,7 +133,10 @@ def counted(count: int, thing: str) -> str:
 
 
 def cache_dir(cache: str | Path | None = None) -> Path:
-    """Where packs/ and data/ lie: the argument, $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast or ~/.cache/ganfast."""
+    """The folder of packs/ and data/: ``cache``, or one of environment variables, or ~/.cache.
+
+    The variables are $GANFAST_CACHE and $XDG_CACHE_HOME, the second with ganfast/ behind it.
+    """
     if chosen := cache or os.environ.get("GANFAST_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganfast"

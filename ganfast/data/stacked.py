@@ -1,7 +1,8 @@
-"""StackedMNIST (Metz 2016, arXiv:1611.02163): three digits of MNIST as the channels of a picture, 1000 classes to count as modes.
+"""StackedMNIST (Metz 2016, arXiv:1611.02163): three digits of MNIST as a picture's channels.
 
-A set is a table of triples into the digits: 128,000 from the training split, 26,000 from the test split, fixed once and for all.
-Pictures are put together where they are wanted: on the device that trains, see `ganfast.data.resident`.
+Its 1000 classes are counted as modes. A set is a fixed table of triples of digits: 128,000 from the
+training split, 26,000 from the test split. The device that trains puts the pictures together, see
+`ganfast.data.resident`.
 """
 
 from collections.abc import Iterator
@@ -19,14 +20,17 @@ COUNTS = {"train": 128_000, "test": 26_000}
 
 
 class StackedImages:
-    """Reads like the array uint8 (N, 3, S, S) of a pack, and holds grey digits (M, 1, S, S) and triples int64 (N, 3) of them."""
+    """Reads like the array uint8 (N, 3, S, S) of a pack.
+
+    It holds grey digits (M, 1, S, S) and triples int64 (N, 3) of them.
+    """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, digits: np.ndarray, triples: np.ndarray) -> None:
         self.digits, self.triples = digits, triples
         self.shape = (len(triples), 3, *digits.shape[2:])
-        self.nbytes = digits.nbytes  # what lies in memory
+        self.nbytes = digits.nbytes  # all that lies in memory
 
     def __len__(self) -> int:
         return len(self.triples)
@@ -39,7 +43,7 @@ class StackedImages:
 
 
 class StackedMnist(Source):
-    """What ``--data stacked-mnist`` means: the packed digits of an IDX set, put together on the device."""
+    """``--data stacked-mnist``: packed digits of an IDX set, put together on the device."""
 
     kind = "stacked-mnist"
     flip = False
@@ -67,7 +71,8 @@ class StackedMnist(Source):
     def packed_as(self, wanted: Wanted) -> tuple[Source, Wanted]:
         if wanted.channels != 3:
             raise InputError(
-                f"stacked-mnist has 3 channels, a digit each; channels is {wanted.channels}: leave it out"
+                f"stacked-mnist has 3 channels, a digit each; channels is {wanted.channels}: "
+                "leave it out"
             )
         return self.digits, replace(wanted, channels=1)
 
@@ -92,7 +97,7 @@ def stack(digits: Pack) -> Pack:
     words = philox_words(0, Purpose.STACK, np.arange(count), 3)
     triples = (words % np.uint64(info.count)).astype(np.int64)
     labels = digits.labels[triples] @ np.array([100, 10, 1])
-    made = replace(
+    stacked = replace(
         info,
         name="stacked-mnist",
         kind="stacked-mnist",
@@ -101,7 +106,7 @@ def stack(digits: Pack) -> Pack:
         classes=tuple(f"{i:03d}" for i in range(1000)),
         recognised=_described(info.split, info.recognised),
     )
-    return Pack(StackedImages(digits.images, triples), labels, made)  # type: ignore[arg-type]
+    return Pack(StackedImages(digits.images, triples), labels, stacked)  # type: ignore[arg-type]
 
 
 def _described(split: str, digits: str) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -47,6 +48,14 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+def _of_recorded_length(config: Config) -> Config:
+    """A run that is there keeps its length, whatever this version would choose for its pictures."""
+    folder = run_folder(config)
+    if config.kimg or not (folder / "config.yaml").exists():
+        return config
+    return replace(config, kimg=Run.open(folder).config.kimg)
+
+
 def train(
     config: Config,
     quiet: bool = False,
@@ -71,7 +80,7 @@ def train(
         RunError: the training diverged again and again, or a checkpoint could not be written; the last one is whole.
         Interrupted: SIGINT or SIGTERM came; the state was saved first.
     """
-    parent = None
+    parent, config = None, _of_recorded_length(config)
     if fork_of:
         parent = Run.open(fork_of)
         resume.refuse_as_fork(run_folder(config))

@@ -18,6 +18,7 @@ from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
 from ganfast.models import NetSpec, build_critic, build_generator, try_out
+from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
 from ganfast.training.phases import refuse_graphs
 from ganfast.training.state import State
@@ -88,6 +89,9 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
         ),
         device,
     )
+    if not config.kimg:
+        length = suited_kimg(config.preset, info.kind, info.size, info.channels, info.count)
+        config = replace(config, kimg=length)
     flip = info.flip if config.flip == "auto" else config.flip == "on"
     data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
     if config.batch > data.count:

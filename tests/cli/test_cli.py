@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +182,13 @@ def test_help_explains_every_flag(run):
         assert len(part.split("(default")[0].split()) > 3, f"nothing said of --{part}"
 
 
+def test_help_describes_every_group_by_its_own_docstring(run):
+    """tyro would print the comment above a field for groups that follow without a blank line."""
+    _, out, _ = run("train --help")
+    for group in (f.type for f in fields(Config) if is_dataclass(f.type)):
+        assert f" {group.__doc__.splitlines()[0]}" in out, group
+
+
 def test_version(run):
     assert run("--version") == (0, f"{__version__}\n", "")
 
@@ -210,7 +217,7 @@ def test_version(run):
         ("train --data", "--data: expected one argument.*--help"),
         ("train --config", "--config: expected one argument.*--help"),
         ("train --dry-run=yes", "--dry-run.*yes"),
-        ("train --kimg 0", "kimg is 0.0; expected .* above 0"),
+        ("train --kimg -1", "kimg is -1.0; expected .* or 0 to choose"),
         ("train --kimg nan", "kimg is nan; expected a finite number"),
         ("train --seed -1", "seed is -1; expected 0 or more"),
         ("train --batch 0", "batch is 0; expected 2 or more"),
@@ -287,7 +294,7 @@ def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encodin
         ("kmig: 3", "unknown field kmig in bad.yaml: did you mean kimg"),
         ("preset: wgan-pg", "unknown preset 'wgan-pg'"),
         ("kimg: lots", "kimg in bad.yaml is 'lots'; expected a number"),
-        ("kimg: -3", "kimg is -3.0; expected .*above 0"),
+        ("kimg: -3", "kimg is -3.0; expected .* or 0 to choose"),
         ("optim: 3\noptim.beta1: 0.5", "optim in bad.yaml is 3; expected a group of fields"),
         ("", "config bad.yaml holds nothing; expected fields and values"),
         ("!!python/object/apply:os.system ['touch hacked']", "config bad.yaml is not YAML"),

@@ -219,7 +219,7 @@ def test_a_long_tailed_run_shows_the_kept_pictures_only():
     assert data.count == 30 + 10 + 3
     assert data.class_counts.tolist() == [30, 10, 3]
     shown = positions(pack, data, 0, 2 * 43)
-    assert sorted(shown[:43]) == sorted(shown[43:]) == data.kept.tolist()
+    assert sorted(shown[:43]) == sorted(shown[43:]) == data.subset.tolist()
     assert np.bincount(pack.labels[shown]).tolist() == [60, 20, 6]
 
 

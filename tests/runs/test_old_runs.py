@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ganfast.cli import main
+from ganfast.presets import suited_kimg
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
@@ -45,3 +47,20 @@ def test_an_old_run_goes_on_where_it_ended(name, tmp_path):
         checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema
         == checkpoints.SCHEMA
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_run_keeps_its_length_from_python_and_from_the_shell(name, tmp_path, capsys):
+    """Its pictures would get another one now: a run whose config says 0 is not trained on."""
+    out = Path(shutil.copytree(FOLDER / name, tmp_path / "run"))
+    config, before = Run.open(out).config, checkpoints.listed(out / "checkpoints")
+    assert config.kimg == 0.16
+    assert suited_kimg(config.preset, "digits", 16, 1, 1797) >= 100
+    train(replace(config, out=str(out), kimg=0.0))
+    assert "0.16 kimg: already complete" in capsys.readouterr().err
+    assert (
+        main(["train", config.preset, "--data", config.data, "--out", str(out), "--kimg", "0"]) == 0
+    )
+    assert "0.16 kimg: already complete" in capsys.readouterr().err
+    assert Run.open(out).config.kimg == 0.16
+    assert checkpoints.listed(out / "checkpoints") == before

@@ -1,24 +1,35 @@
 """ganfast bench: measurements that can be cited."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import ganfast
 from ganfast.commands.bench.setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
+from ganfast.presets import PRESETS
 
-HELP = """ganfast bench: how fast, compared with what, and how far from the limit. See docs/guides/benchmark.md.
+HELP = """ganfast bench: how fast, compared with what, and how far from the limit.
+See docs/guides/benchmark.md.
 
-  ganfast bench train --preset wgan-gp --data mnist          naive, tuned, JAX and ganfast side by side, proven equal first
-  ganfast bench train --all-presets --out benchmarks/results/   every preset; stops and goes on where it stopped
-  ganfast bench train --preset r1 --sweep batch=16,32,64,128    how cost grows with work: batch, width or size
-  ganfast bench kernels --out results/                       kernels, cold and hot, against a measured copy
-  ganfast bench sample digits.bundle                         latencies of a bundle on every back end that runs here
-  ganfast bench compare OLD.json NEW.json                    ratios with confidence intervals; exit 1 on a regression
-  ganfast bench compare --base main --preset wgan-gp         this checkout against a commit, interleaved
-  ganfast bench report benchmarks/results/*-train.jsonl  a Markdown table
+  ganfast bench train --preset wgan-gp --data mnist
+      naive, tuned, JAX and ganfast side by side, proven equal first
+  ganfast bench train --all-presets --out benchmarks/results/
+      every preset; a second call goes on where the first stopped
+  ganfast bench train --preset r1 --sweep batch=16,32,64,128
+      how cost grows with work: batch, width or size
+  ganfast bench kernels --out results/
+      kernels, cold and hot, against a measured copy
+  ganfast bench sample digits.bundle
+      latencies of a bundle on every back end that runs here
+  ganfast bench compare OLD.json NEW.json
+      ratios with confidence intervals; exit 1 on a regression
+  ganfast bench compare --base main --preset wgan-gp
+      this checkout against a commit, interleaved
+  ganfast bench report benchmarks/results/*-train.jsonl
+      a Markdown table
 
-All but sample need a checkout of ganfast, of which its package holds no benchmarks/. Each has --help.
+All but sample need a checkout of ganfast: the package holds no benchmarks/. Each has --help.
 """
 
 
@@ -55,71 +66,51 @@ def _train(args: list[str]) -> None:
     )
     parser.add_argument("name", nargs="?", default="", metavar="PRESET", help="as --preset")
     setting_flags(parser)
-    parser.add_argument("--all-presets", action="store_true", help="every preset on --data")
-    parser.add_argument(
-        "--variants",
-        default="",
-        help="comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)",
+    parser.flag("--all-presets", False, "every preset on --data")
+    parser.flag(
+        "--variants", "", "comma-separated, or all; default naive,tuned,jax,ganfast (all on a GPU)"
     )
-    parser.add_argument(
-        "--sweep", default="", metavar="batch=16,32", help="several batches, widths or sizes"
+    parser.flag("--sweep", "", "several batches, widths or sizes", metavar="batch=16,32")
+    parser.flag(
+        "--out", "", "folder for dated JSON records; what it has of this code is not repeated"
     )
-    parser.add_argument(
-        "--out",
-        default="",
-        help="folder for dated JSON records; what it has of this code is not repeated",
-    )
-    parser.add_argument("--again", action="store_true", help="measure what --out already holds")
-    given = parser.parse_args(args)
-    if given.name and given.all_presets:
-        raise InputError(f"--all-presets measures {given.name} too; give one of them")
-    given.preset = given.name or given.preset
-    setting = setting_of(given)
-    from dataclasses import replace
-
-    from ganfast.presets import PRESETS
-
-    settings = (
-        [replace(setting, preset=name) for name in PRESETS] if given.all_presets else [setting]
-    )
-    if given.all_presets and given.data == "celeba":
+    parser.flag("--again", False, "measure what --out already holds")
+    arguments = parser.parse_args(args)
+    if arguments.name and arguments.all_presets:
+        raise InputError(f"--all-presets measures {arguments.name} too; give one of them")
+    arguments.preset = arguments.name or arguments.preset
+    settings = [setting_of(arguments)]
+    if arguments.all_presets:
+        settings = [replace(settings[0], preset=name) for name in PRESETS]
+    if arguments.all_presets and arguments.data == "celeba":
         raise InputError(
             "--all-presets measures --data digits or mnist; give celeba one preset at a time"
         )
-    use_threads(given.threads)
+    use_threads(arguments.threads)
     import torch
 
     from ganfast.bench import train
     from ganfast.bench.variants import DEFAULT, VARIANTS
     from ganfast.log import say
 
-    if given.sweep:
-        name, _, values = given.sweep.partition("=")
+    if arguments.sweep:
+        name, _, values = arguments.sweep.partition("=")
         if not all(word.isdecimal() and int(word) for word in values.split(",")):
             raise InputError(
-                f"sweep is {given.sweep!r}; expected batch=16,32,64, width=... or size=..."
+                f"sweep is {arguments.sweep!r}; expected batch=16,32,64, width=... or size=..."
             )
-        settings = [
-            each
-            for one in settings
-            for each in train.swept(one, name, [int(word) for word in values.split(",")])
-        ]
-    chosen = tuple(given.variants.split(",")) if given.variants else DEFAULT
-    if given.variants == "all" or (
-        not given.variants and torch.cuda.is_available() and given.device != "cpu"
-    ):
-        chosen = tuple(VARIANTS)
-    wrong = [name for name in chosen if name not in VARIANTS]
+        numbers = [int(word) for word in values.split(",")]
+        settings = [swept for base in settings for swept in train.swept(base, name, numbers)]
+    on_gpu = torch.cuda.is_available() and arguments.device != "cpu"
+    variants = tuple(arguments.variants.split(",")) if arguments.variants else DEFAULT
+    if arguments.variants == "all" or (not arguments.variants and on_gpu):
+        variants = tuple(VARIANTS)
+    wrong = [name for name in variants if name not in VARIANTS]
     if wrong:
         raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
-    found = train.run(
-        settings,
-        train.Plan(chosen, given.rounds),
-        Path(given.out) if given.out else None,
-        given.again,
-        say,
-    )
-    print(train.overview(found))
+    plan = train.Plan(variants, arguments.rounds)
+    out = Path(arguments.out) if arguments.out else None
+    print(train.overview(train.run(settings, plan, out, arguments.again, say)))
 
 
 def _compare(args: list[str]) -> None:
@@ -128,55 +119,50 @@ def _compare(args: list[str]) -> None:
         "Ratios of times, new over old, with 99% intervals; exit code 1 on a regression",
     )
     parser.add_argument("records", nargs="*", help="OLD.json NEW.json")
-    parser.add_argument(
-        "--base",
-        default="",
-        metavar="REV",
-        help="measure this checkout against a commit instead, interleaved",
+    parser.flag(
+        "--base", "", "measure this checkout against a commit instead, interleaved", metavar="REV"
     )
-    parser.add_argument(
-        "--starts", type=int, default=5, help="fresh processes of either side (default 5)"
-    )
+    parser.flag("--starts", 5, "fresh processes of either side (default 5)")
     setting_flags(parser)
-    given = parser.parse_args(args)
+    arguments = parser.parse_args(args)
     from ganfast.bench import compare
     from ganfast.log import say
 
-    if given.base:
-        if given.records:
+    if arguments.base:
+        if arguments.records:
             raise InputError("give two records or --base REV, not both")
-        if given.starts < 3:
+        if arguments.starts < 3:
             raise InputError(
-                f"starts is {given.starts}; expected 3 or more: fewer give no interval"
+                f"starts is {arguments.starts}; expected 3 or more: fewer give no interval"
             )
-        found = compare.with_base(
-            given.base, setting_of(given), given.starts, given.rounds, given.threads
-        )
-    elif len(given.records) == 2:
+        counts = (arguments.starts, arguments.rounds, arguments.threads)
+        ratios = compare.with_base(arguments.base, setting_of(arguments), *counts)
+    elif len(arguments.records) == 2:
         from ganfast.bench.records import read
 
-        both = [read(Path(name)) for name in given.records]
-        for name, record in zip(given.records, both, strict=True):
-            if record["noise"]["noisy"]:
+        both = [read(Path(name)) for name in arguments.records]
+        for name, record in zip(arguments.records, both, strict=True):
+            noise = record["noise"]
+            if noise["noisy"]:
                 say(
-                    f"{name} is flagged noisy: samples {record['noise']['spread']:.0%} apart, halves {record['noise']['drift']:.0%}"
+                    f"{name} is flagged noisy: samples {noise['spread']:.0%} apart, "
+                    f"halves {noise['drift']:.0%}"
                 )
-        found = compare.of_records(*both)
+        ratios = compare.of_records(*both)
     else:
-        raise InputError(f"{len(given.records)} records; expected two, or --base REV")
-    print(compare.table(found))
-    slower = [key for key, ratio in found.items() if ratio.verdict == "slower"]
+        raise InputError(f"{len(arguments.records)} records; expected two, or --base REV")
+    print(compare.table(ratios))
+    slower = [key for key, ratio in ratios.items() if ratio.verdict == "slower"]
     if slower:
-        raise RunError(
-            f"slower beyond noise: {', '.join(' '.join(filter(None, key)) for key in slower)}"
-        )
+        names = (" ".join(filter(None, key)) for key in slower)
+        raise RunError(f"slower beyond noise: {', '.join(names)}")
 
 
 def _report(args: list[str]) -> None:
     parser = parser_for("ganfast bench report", "A Markdown table of records")
     parser.add_argument("records", nargs="+", help="files that ganfast bench wrote, or campaigns")
-    given = parser.parse_args(args)
+    arguments = parser.parse_args(args)
     from ganfast.bench.records import read_all
     from ganfast.bench.report import markdown
 
-    print(markdown([record for name in given.records for record in read_all(Path(name))]))
+    print(markdown([record for name in arguments.records for record in read_all(Path(name))]))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ganfast.commands.bench.setting import use_threads
-from ganfast.commands.parsing import meant, parser_for
+from ganfast.commands.parsing import DEVICE, meant, parser_for
 from ganfast.errors import InputError, RunError
 
 KERNELS = (
@@ -20,49 +20,42 @@ KERNELS = (
 def kernels(args: list[str]) -> None:
     parser = parser_for(
         "ganfast bench kernels",
-        "Every kernel against eager torch and torch.compile, cold and hot cache, against the bytes that must move at the rate of a "
-        "copy. On a CPU, where no kernel runs, their definitions.",
+        "Every kernel against eager torch and torch.compile, cold and hot cache, against the bytes "
+        "that must move at the rate of a copy. On a CPU, where no kernel runs, their definitions.",
     )
     parser.add_argument(
         "names", nargs="*", metavar="KERNEL", help=f"some of {', '.join(KERNELS)}; default all"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0 = all")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=50,
-        help="samples of each variant, taken in turns (default 50)",
+    parser.flag("--device", "auto", DEVICE)
+    parser.flag("--threads", 0, "of a CPU; 0 = all")
+    parser.flag("--rounds", 50, "samples of each variant, taken in turns (default 50)")
+    parser.flag(
+        "--no-compile", False, "leave torch.compile out, whose compiling takes minutes on a CPU"
     )
-    parser.add_argument(
-        "--no-compile",
-        action="store_true",
-        help="leave torch.compile out, whose compiling takes minutes on a CPU",
-    )
-    parser.add_argument("--out", default="", help="folder for the dated JSON record")
-    given = parser.parse_args(args)
-    wrong = [name for name in given.names if name not in KERNELS]
+    parser.flag("--out", "", "folder for the dated JSON record")
+    arguments = parser.parse_args(args)
+    wrong = [name for name in arguments.names if name not in KERNELS]
     if wrong:
         raise InputError(
-            f"kernel {wrong[0]!r} is unknown{meant(wrong[0], KERNELS)}; expected some of {', '.join(KERNELS)}"
+            f"kernel {wrong[0]!r} is unknown{meant(wrong[0], KERNELS)}; "
+            f"expected some of {', '.join(KERNELS)}"
         )
-    if given.rounds < 5 or given.threads < 0:
+    if arguments.rounds < 5 or arguments.threads < 0:
         raise InputError(
-            f"rounds is {given.rounds}, threads {given.threads}; expected 5 or more, and 0 or more"
+            f"rounds is {arguments.rounds}, threads {arguments.threads}; "
+            "expected 5 or more, and 0 or more"
         )
-    use_threads(given.threads)
+    use_threads(arguments.threads)
     from ganfast.bench import kernels as bench
     from ganfast.bench.records import keeper, write
     from ganfast.device import find_device
     from ganfast.log import say
 
-    out = Path(given.out) if given.out else None
-    record = bench.measure(
-        given.names, find_device(given.device), given.rounds, not given.no_compile, say, keeper(out)
-    )
+    out = Path(arguments.out) if arguments.out else None
+    device, compiled = find_device(arguments.device), not arguments.no_compile
+    record = bench.measure(arguments.names, device, arguments.rounds, compiled, say, keeper(out))
     if out:
         print(f"wrote {write(record, out)}")
-    if record["failed"]:
-        raise RunError(
-            f"{len(record['failed'])} cases failed: {'; '.join(f'{k}: {v}' for k, v in record['failed'].items())}"
-        )
+    if failed := record["failed"]:
+        reasons = "; ".join(f"{case}: {reason}" for case, reason in failed.items())
+        raise RunError(f"{len(failed)} cases failed: {reasons}")
