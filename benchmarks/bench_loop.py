@@ -1,6 +1,8 @@
-"""What the training loop adds to its bare steps: data, random draws, schedule and log against fixed tensors in a for loop.
+"""What the training loop adds to its bare steps.
 
-python benchmarks/bench_loop.py              # interleaved ratio for each setting, written to results/
+Data, random draws, schedule and log, against fixed tensors in a for loop.
+
+python benchmarks/bench_loop.py     # interleaved ratio for each setting, written to results/
 pytest benchmarks/bench_loop.py --benchmark-only
 """
 
@@ -9,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +31,8 @@ SETTINGS = {  # preset, side
     "r1-28": ("r1", 28),
     "dragan-28": ("dragan", 28),
 }
-STEPS = 64  # generator steps a round: as many as the feed draws for at a time, so that nothing is drawn and not used
+# Generator steps a round: as many as the feed draws for at a time, so that none is left unused.
+STEPS = 64
 
 
 def prepare(preset: str, side: int, folder: Path) -> Plan:
@@ -39,12 +43,23 @@ def prepare(preset: str, side: int, folder: Path) -> Plan:
     return make_plan(replace(config, data=str(folder / "noise.npy"), kimg=1e9))
 
 
+def steps_of(plan: Plan) -> tuple[Any, Any, Any]:
+    """Critic step, generator step, and what draws fakes."""
+    c, state, dtype = plan.config, plan.state, plan.autocast
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, dtype)
+    generator_step = make_generator_step(state.generator, state.critic, c.loss, dtype)
+    return critic_step, generator_step, make_drawing(state.generator, dtype)
+
+
+def images_of(plan: Plan) -> int:
+    """Reals shown by a generator step with its critic steps."""
+    return plan.config.batch * plan.config.optim.critic_steps
+
+
 def bare(plan: Plan) -> Callable[[], None]:
-    """Critic and generator steps with their optimizers and the average, on tensors made beforehand."""
+    """Steps with their optimizers and the average, on tensors made beforehand."""
     c, state = plan.config, plan.state
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
-    drawing = make_drawing(state.generator, plan.autocast)
+    critic_step, generator_step, drawing = steps_of(plan)
     real, _ = plan.data.batch(0, c.batch)
     z = torch.randn(c.batch, c.net.latent, device=plan.device)
     eps, noise = torch.rand(c.batch, device=plan.device), torch.rand_like(real)
@@ -62,49 +77,36 @@ def bare(plan: Plan) -> Callable[[], None]:
 
 
 def whole(plan: Plan, folder: Path) -> Callable[[], None]:
-    """The loop that `ganfast train` runs, with its log, but neither sample grids nor checkpoints."""
+    """The loop that `ganfast train` runs, with its log, but no sample grids or checkpoints."""
     c, state = plan.config, plan.state
-    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast)
-    generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
-    drawing = make_drawing(state.generator, plan.autocast)
+    critic_step, generator_step, drawing = steps_of(plan)
     log = RunLog(folder, state.images, 1e12, tensorboard=True)
-    images = c.batch * c.optim.critic_steps
+    images = images_of(plan)
 
-    def on_step(now, critic, generator) -> None:
+    def on_step(now: Any, critic: Any, generator: Any) -> None:
         if now.images // images % c.log.every == 0:
-            log.step(
-                now.images,
-                {f"critic/{k}": v for k, v in critic.items()}
-                | {f"generator/{k}": v for k, v in generator.items()},
-            )
+            stats = {f"critic/{name}": value for name, value in critic.items()}
+            stats |= {f"generator/{name}": value for name, value in generator.items()}
+            log.step(now.images, stats)
 
     def run() -> None:
         end = state.images + STEPS * images
-        train_loop(
-            state,
-            plan.data,
-            c,
-            critic_step,
-            generator_step,
-            lambda: state.images >= end,
-            on_step,
-            drawing,
-        )
+        steps = critic_step, generator_step
+        train_loop(state, plan.data, c, *steps, lambda: state.images >= end, on_step, drawing)
 
     return run
 
 
-def measure(name: str, rounds: int) -> float:
-    """Speed of the loop as a share of the bare steps' (median of medians), written to results/."""
+def measure(name: str, rounds: int) -> None:
+    """Speed of the loop as a share of the bare steps' (median of ratios), written to results/."""
     preset, side = SETTINGS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plan = prepare(preset, side, folder)
         seconds = interleaved({"bare": bare(plan), "loop": whole(plan, folder)}, rounds)
-    c = plan.config
+    c, images = plan.config, STEPS * images_of(plan)
     pairs = [b / w for b, w in zip(seconds["bare"], seconds["loop"], strict=True)]
-    ratio = float(np.median(pairs))
-    images = STEPS * c.optim.critic_steps * c.batch
+    low, ratio, high = np.percentile(pairs, (20, 50, 80))
     conditions = {
         "preset": preset,
         "size": side,
@@ -114,13 +116,10 @@ def measure(name: str, rounds: int) -> float:
         "rounds": rounds,
         "images_per_round": images,
     }
-    path = record(f"loop-{name}", conditions, seconds, loop_speed_over_bare=ratio)
+    path = record(f"loop-{name}", conditions, seconds, loop_speed_over_bare=float(ratio))
     rate = images / float(np.median(seconds["loop"]))
-    low, high = np.percentile(pairs, (20, 80))
-    print(
-        f"{name}: loop at {ratio:.3f} of the bare steps' speed ({low:.3f} to {high:.3f}), {rate:,.0f} img/s -> {path.name}"
-    )
-    return ratio
+    share = f"{ratio:.3f} of the bare steps' speed ({low:.3f} to {high:.3f})"
+    print(f"{name}: loop at {share}, {rate:,.0f} img/s -> {path.name}")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -130,9 +129,7 @@ def bench_loop(benchmark, tmp_path, name, variant):
     plan = prepare(preset, side, tmp_path)
     run = bare(plan) if variant == "bare" else whole(plan, tmp_path)
     benchmark.group = name
-    benchmark.extra_info["images_per_round"] = (
-        STEPS * plan.config.optim.critic_steps * plan.config.batch
-    )
+    benchmark.extra_info["images_per_round"] = STEPS * images_of(plan)
     benchmark.pedantic(run, rounds=2, warmup_rounds=1)
 
 

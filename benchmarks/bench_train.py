@@ -1,6 +1,8 @@
-"""Phases of a training iteration under pytest-benchmark, over the measuring code of `ganfast bench train`.
+"""Phases of a training iteration under pytest-benchmark, by the code of `ganfast bench train`.
 
-pytest benchmarks/bench_train.py --benchmark-only [--benchmark-json FILE]   # groups: preset and phase; names: variant
+pytest benchmarks/bench_train.py --benchmark-only [--benchmark-json FILE]
+
+Groups are preset and phase, names variants.
 """
 
 from functools import lru_cache
@@ -17,10 +19,10 @@ from ganfast.bench.variants import PROVEN, VARIANTS, Prepared, first_calls, prov
 def prepared(preset: str, variant: str) -> Prepared:
     """Proven equal to the reference before it is timed."""
     problem = Problem(Setting(preset))
-    made = VARIANTS[variant].prepare(problem)
-    first_calls(made, synchronised_now)
-    prove(problem, made)
-    return made
+    steps = VARIANTS[variant].prepare(problem)
+    first_calls(steps, synchronised_now)
+    prove(problem, steps)
+    return steps
 
 
 @pytest.mark.benchmark(timer=synchronised_now)
@@ -30,11 +32,11 @@ def prepared(preset: str, variant: str) -> Prepared:
 def bench_train(benchmark, preset, variant, phase):
     if variant == "jax":
         pytest.importorskip("jax")
-    made = prepared(preset, variant)
+    steps = prepared(preset, variant)
 
     def run() -> None:
-        made.phases[phase]()
-        made.wait()
+        steps.phases[phase]()
+        steps.wait()
 
     benchmark.group = f"{preset} {phase}"
     benchmark.pedantic(run, rounds=15, warmup_rounds=2)

@@ -1,15 +1,10 @@
-"""What the scripts in this folder share: `ganfast.bench` under short names, records into results/."""
+"""What the scripts in this folder share: `ganfast.bench` by short names, records into results/."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ganfast.bench import records, timing
-from ganfast.bench.stats import summary
-
-__all__ = ["device_times", "interleaved", "record", "summary", "wait"]
 
 RESULTS = Path(__file__).parent / "results"
 wait = timing.HostClock().wait
@@ -24,19 +19,10 @@ def interleaved(
     return timing.interleaved(variants, rounds, clock, warm)
 
 
-def device_times(
-    variants: Mapping[str, Callable[[], object]], rounds: int, cold: bool
-) -> dict[str, list[float]]:
-    """`timing.device_times` on the GPU where there is one."""
-    return timing.device_times(
-        variants, rounds, cold, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
-
-
 def record(
     name: str, conditions: Mapping[str, Any], seconds: Mapping[str, list[float]], **derived: Any
 ) -> Path:
     """Write results/<date>-<name>.json."""
-    measured = [records.measurement("", variant, samples) for variant, samples in seconds.items()]
-    made = records.make(name.split("-")[0], name, conditions, measured)
-    return records.write(made | {"derived": derived}, RESULTS)
+    entries = [records.measurement("", variant, samples) for variant, samples in seconds.items()]
+    content = records.make(name.split("-")[0], name, conditions, entries)
+    return records.write(content | {"derived": derived}, RESULTS)

@@ -1,13 +1,14 @@
-"""Quality of recipes: train each of the table below from fixed seeds, score its checkpoints, record both.
+"""Quality of recipes: train each of the table below from fixed seeds, score and record it.
 
-python benchmarks/quality.py train mnist wgan-gp --seed 0      # runs/quality/mnist/wgan-gp-0, resumed if it is there
-python benchmarks/quality.py score mnist                       # finished runs: a line each into results/quality-mnist.jsonl
+python benchmarks/quality.py train mnist wgan-gp --seed 0   # into runs/quality, or resumed there
+python benchmarks/quality.py score mnist          # finished runs: a line each in the records
 python benchmarks/quality.py score celeba-64 --extractor squeezenet.npz
-python benchmarks/quality.py table mnist                       # a table of docs/results/quality.md, from the records
-python benchmarks/quality.py table mnist --write               # put into that page
+python benchmarks/quality.py table mnist          # a table of docs/results/quality.md
+python benchmarks/quality.py table mnist --write  # put into that page
 
-Every row of a table is given the same processor time of one thread: recipes name the thousand images that fit into it. What a row
-took is recorded, wall clock and processor seconds, with the other conditions. Runs that still go on are scored without a record.
+Every row of a table is given the same processor time of one thread: recipes name the thousand
+images that fit into it. Wall clock and processor seconds of a row are recorded with the other
+conditions. Runs that still go on are scored without a record.
 """
 
 import argparse
@@ -39,44 +40,21 @@ RUNS = Path(os.environ.get("GANFAST_QUALITY_RUNS", "runs/quality"))
 
 # Thousand images by set and preset, as many as fit into about the same processor time of a thread:
 # 300 s for mnist and stacked-mnist, 900 s for celeba-64.
-KIMG: dict[str, dict[str, int]] = {
-    "mnist": {
-        "acgan": 215,
-        "dcgan": 256,
-        "dragan": 215,
-        "gan": 1256,
-        "hinge": 240,
-        "lsgan": 256,
-        "r1": 208,
-        "rpgan": 192,
-        "wgan": 430,
-        "wgan-gp": 288,
-    },
-    "stacked-mnist": {
-        "acgan": 270,
-        "dcgan": 320,
-        "dragan": 270,
-        "gan": 1575,
-        "hinge": 300,
-        "lsgan": 320,
-        "r1": 260,
-        "rpgan": 250,
-        "wgan": 550,
-        "wgan-gp": 360,
-    },
-    "celeba-64": {
-        "acgan": 107,
-        "dcgan": 128,
-        "dragan": 97,
-        "gan": 300,
-        "hinge": 133,
-        "lsgan": 130,
-        "r1": 116,
-        "rpgan": 100,
-        "wgan": 194,
-        "wgan-gp": 136,
-    },
-}
+_TABLE = """
+preset   mnist  stacked-mnist  celeba-64
+acgan      215            270        107
+dcgan      256            320        128
+dragan     215            270         97
+gan       1256           1575        300
+hinge      240            300        133
+lsgan      256            320        130
+r1         208            260        116
+rpgan      192            250        100
+wgan       430            550        194
+wgan-gp    288            360        136
+"""
+_HEAD, *_ROWS = (line.split() for line in _TABLE.strip().splitlines())
+KIMG = {name: {row[0]: int(row[i]) for row in _ROWS} for i, name in enumerate(_HEAD) if i}
 
 
 def recipe(data: str, preset: str) -> dict[str, Any]:
@@ -104,25 +82,13 @@ def train(data: str, preset: str, seed: int) -> Path:
     config = RUNS / data / f"{preset}.json"  # which is YAML too
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(recipe(data, preset)))
-    command = [
-        "train",
-        "--config",
-        str(config),
-        "--seed",
-        str(seed),
-        "--out",
-        str(folder),
-        "--quiet",
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": str(HERE.parent),
-    }
+    command = [sys.executable, "-m", "ganfast", "train", "--config", str(config), "--quiet"]
+    command += ["--seed", str(seed), "--out", str(folder)]
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     try:
-        subprocess.run([sys.executable, "-m", "ganfast", *command], env=environment, check=True)
-    finally:  # what a stopped part took counts too
+        subprocess.run(command, env=os.environ | one_thread, check=True)
+    finally:  # a stopped part counts too
         _add_cost(folder / "cost.json", before, time.monotonic() - began)
     return folder
 
@@ -138,46 +104,52 @@ def _add_cost(record: Path, before: resource.struct_rusage, wall: float) -> None
 
 
 def score(data: str, extractor: str) -> None:
-    """Records of all finished runs that have none: the last checkpoint, and the best by the Frechet distance of fewer pictures."""
-    done = {f"{r['preset']}-{r['seed']}" for r in read(data)}
-    waiting = [f for f in sorted((RUNS / data).iterdir()) if f.is_dir() and f.name not in done]
+    """Records of all finished runs that have none.
+
+    The last checkpoint is scored, and the best by the Frechet distance of fewer pictures.
+    """
+    recorded = {f"{r['preset']}-{r['seed']}" for r in read(data)}
+    folders = sorted(path for path in (RUNS / data).iterdir() if path.is_dir())
+    waiting = [folder for folder in folders if folder.name not in recorded]
     if not waiting:
         return
-    evaluation, own = _evaluation(waiting[0], extractor), ("out", "data_root")
+    evaluation = _evaluation(waiting[0], extractor)
     for folder in waiting:
         run = Run.open(folder)
         names = [path.name for path in listed(run.checkpoint_folder)]
         quick = _quick(run, names, evaluation)
         print(folder.name, quick, flush=True)
-        if not (folder / "cost.json").exists():
-            continue
-        best = min(quick, key=lambda name: quick[name])
-        last = _scored(run, names[-1], evaluation)
-        content = {
-            "date": datetime.date.today().isoformat(),
-            "schema": 1,
-            "benchmark": "quality",
-            "data": data,
-            "preset": run.config.preset,
-            "seed": run.config.seed,
-            "images": int(names[-1]),
-            **json.loads((folder / "cost.json").read_text()),
-            "threads": 1,
-            "conditions": "one thread, other processes on the machine; sample grids and 10 checkpoints included",
-            "environment": environment(),
-            "config": {
-                name: value
-                for name, value in dataclasses.asdict(run.config).items()
-                if name not in own
-            },
-            "frechet_by_images": quick,
-            "pictures_per_checkpoint": QUICK,
-            "last": last,
-            "best": last if best == names[-1] else _scored(run, best, evaluation),
-        }
-        with campaign(data).open("a") as file:
-            file.write(json.dumps(content) + "\n")
-        print(f"{folder.name} -> {campaign(data)}", flush=True)
+        if (folder / "cost.json").exists():
+            content = _record(data, run, quick, evaluation)
+            with campaign(data).open("a") as file:
+                file.write(json.dumps(content) + "\n")
+            print(f"{folder.name} -> {campaign(data)}", flush=True)
+
+
+def _record(data: str, run: Run, quick: dict[str, float], evaluation: Evaluation) -> dict[str, Any]:
+    best, newest = min(quick, key=lambda name: quick[name]), max(quick)
+    last = _scored(run, newest, evaluation)
+    config = dataclasses.asdict(run.config)
+    del config["out"], config["data_root"]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "schema": 1,
+        "benchmark": "quality",
+        "data": data,
+        "preset": run.config.preset,
+        "seed": run.config.seed,
+        "images": int(newest),
+        **json.loads((run.folder / "cost.json").read_text()),
+        "threads": 1,
+        "conditions": "one thread, other processes on the machine; "
+        "sample grids and 10 checkpoints included",
+        "environment": environment(),
+        "config": config,
+        "frechet_by_images": quick,
+        "pictures_per_checkpoint": QUICK,
+        "last": last,
+        "best": last if best == newest else _scored(run, best, evaluation),
+    }
 
 
 def campaign(data: str) -> Path:
@@ -191,102 +163,83 @@ def read(data: str) -> list[dict[str, Any]]:
 
 
 def _evaluation(folder: Path, extractor: str) -> Evaluation:
-    """Of the pictures that a run was trained on: 26,000 fakes where modes are counted, else 10,000, or as many as are held out."""
-    config = Run.open(folder).config
-    root = config.data_root or None
-    pack, held_out = open_reference(
-        config.data, config.size, config.channels, config.attributes, root
-    )
+    """Of the pictures that a run was trained on.
+
+    Fakes are 26,000 where modes are counted, else 10,000, or as many as are held out.
+    """
+    c = Run.open(folder).config
+    root = c.data_root or None
+    pack, held_out = open_reference(c.data, c.size, c.channels, c.attributes, root)
     count = 26_000 if len(pack.info.classes) == 1000 else 10_000
     return Evaluation(pack, held_out, find_extractor(extractor, pack, find_device("cpu")), count)
 
 
-def _scored(run: Run, which: str, evaluation: Evaluation, count: int = 0) -> dict[str, Any]:
-    result = evaluation.score(of_run(run, which, 0, 1.0, "cpu"), count).to_json()
+def _scored(run: Run, which: str, evaluation: Evaluation) -> dict[str, Any]:
+    result = evaluation.score(of_run(run, which, 0, 1.0, "cpu"), 0).to_json()
     return result | {"name": run.folder.name, "images": int(which)}
 
 
 def _quick(run: Run, names: list[str], evaluation: Evaluation) -> dict[str, float]:
-    """Frechet distance by checkpoint; what was found before is kept beside the run."""
+    """Frechet distance by checkpoint, oldest first. A file beside the run keeps the distances."""
     path = run.folder / "quick.json"
-    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    distances: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
-        if name not in found:
-            found[name] = evaluation.score(of_run(run, name, 0, 1.0, "cpu"), QUICK).scores[
-                "frechet"
-            ]
-            path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        if name not in distances:
+            source = of_run(run, name, 0, 1.0, "cpu")
+            distances[name] = evaluation.score(source, QUICK).scores["frechet"]
+            path.write_text(json.dumps(distances, indent=1) + "\n")
+    return distances
 
 
 def table(data: str) -> str:
-    """Markdown, one row a record, last checkpoint (best in brackets where it is another); then reals and the Gaussian."""
+    """Markdown, one row a record, then reals and the Gaussian.
+
+    Scores are those of the last checkpoint; the best is in brackets where it is another.
+    """
     records = read(data)
     if not records:
         raise SystemExit(f"no record of {data} in {RESULTS}")
     records.sort(key=lambda r: r["last"]["scores"]["frechet"])
-    large = (
-        records[0]["last"]["ceiling"] > 1000
-    )  # distances of other networks than the classifier are thousands
-    keys = {"frechet": ",.0f" if large else ".2f", "kernel": ".2g" if large else ".4f"}
-    keys |= {"precision": ".3f", "recall": ".3f", "density": ".2f", "coverage": ".3f"}
-    if data == "stacked-mnist":
-        keys = {"modes": ".0f", "kl_data": ".3f"} | keys
-    asked = any("label_accuracy" in r["last"]["scores"] for r in records)
-    heads = [
-        "preset",
-        "seed",
-        "kimg",
-        "CPU s",
-        "wall s",
-        *(_HEADS.get(k, k) for k in keys),
-        *(["asked and got"] if asked else []),
-    ]
-    rows = [_row(r, keys, asked) for r in records]
     reals, ceiling = records[0]["last"]["floor"], records[0]["last"]["ceiling"]
-    got = [format(reals["label_accuracy"], ".1%")] if asked else []
-    rows.append(
-        [
-            "held-out reals",
-            "",
-            "",
-            "",
-            "",
-            *(format(reals[k], form) for k, form in keys.items()),
-            *got,
-        ]
-    )
-    gaussian = [format(ceiling, keys["frechet"]) if k == "frechet" else "" for k in keys]
-    rows.append(["300-component Gaussian", "", "", "", "", *gaussian, *([""] if asked else [])])
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "|"
-        + "|".join(cell if cell == "---" else f" {cell} " if cell else " " for cell in row)
-        + "|"
-        for row in lines
-    )
+    large = ceiling > 1000  # distances of other networks than the classifier are thousands
+    forms = {"frechet": ",.0f" if large else ".2f", "kernel": ".2g" if large else ".4f"}
+    forms |= {"precision": ".3f", "recall": ".3f", "density": ".2f", "coverage": ".3f"}
+    if data == "stacked-mnist":
+        forms = {"modes": ".0f", "kl_data": ".3f"} | forms
+    heads = ["preset", "seed", "kimg", "CPU s", "wall s"]
+    heads += ["KL" if key == "kl_data" else key for key in forms]
+    rows = [_row(record, forms) for record in records]
+    rows.append(["held-out reals", "", "", "", "", *_cells(reals, forms).values()])
+    gaussian = {"frechet": format(ceiling, forms["frechet"])}
+    cells = [gaussian.get(key, "") for key in forms]
+    rows.append(["300-component Gaussian", "", "", "", "", *cells])
+    if any("label_accuracy" in record["last"]["scores"] for record in records):
+        heads.append("asked and got")
+        sources = [record["last"]["scores"] for record in records] + [reals, None]
+        for row, scores in zip(rows, sources, strict=True):
+            row.append("" if scores is None else _accuracy(scores))
+    lines = ["|" + "|".join(f" {c} " if c else " " for c in row) + "|" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
-_HEADS = {"kl_data": "KL"}
+def _cells(scores: dict[str, float], forms: dict[str, str]) -> dict[str, str]:
+    return {key: format(scores[key], form) for key, form in forms.items()}
 
 
-def _row(record: dict[str, Any], keys: dict[str, str], asked: bool) -> list[str]:
+def _accuracy(scores: dict[str, float]) -> str:
+    share = scores.get("label_accuracy")
+    return "-" if share is None else format(share, ".1%")
+
+
+def _row(record: dict[str, Any], forms: dict[str, str]) -> list[str]:
     last, best = record["last"], record["best"]
-    cells = {k: format(last["scores"][k], form) for k, form in keys.items()}
+    cells = _cells(last["scores"], forms)
     if best["images"] != last["images"]:
-        cells["frechet"] += (
-            f" ({format(best['scores']['frechet'], keys['frechet'])} at {best['images'] / 1000:.0f})"
-        )
-    got = last["scores"].get("label_accuracy")
-    return [
-        f"`{record['preset']}`",
-        str(record["seed"]),
-        f"{record['images'] / 1000:.0f}",
-        f"{record['cpu_seconds']:.0f}",
-        f"{record['wall_seconds']:.0f}",
-        *cells.values(),
-        *(["-" if got is None else format(got, ".1%")] if asked else []),
-    ]
+        distance = format(best["scores"]["frechet"], forms["frechet"])
+        cells["frechet"] += f" ({distance} at {best['images'] / 1000:.0f})"
+    seconds = (f"{record[name]:.0f}" for name in ("cpu_seconds", "wall_seconds"))
+    kimg = f"{record['images'] / 1000:.0f}"
+    return [f"`{record['preset']}`", str(record["seed"]), kimg, *seconds, *cells.values()]
 
 
 def write(data: str, page: Path) -> None:
@@ -309,15 +262,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--extractor", default="auto", help="as of ganfast eval")
     parser.add_argument("--write", action="store_true", help="table: into docs/results/quality.md")
-    given = parser.parse_args()
-    if given.what == "train":
-        print(train(given.data, given.preset, given.seed))
-    elif given.what == "score":
-        score(given.data, given.extractor)
-    elif given.write:
-        write(given.data, PAGE)
+    options = parser.parse_args()
+    if options.what == "train":
+        print(train(options.data, options.preset, options.seed))
+    elif options.what == "score":
+        score(options.data, options.extractor)
+    elif options.write:
+        write(options.data, PAGE)
     else:
-        print(table(given.data))
+        print(table(options.data))
     return 0
 
 

@@ -1,14 +1,14 @@
 """Sphinx builds docs/ into docs/_build: `make docs`."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
-import ganfast
-
-project, author, release = "ganfast", "the authors of ganfast", ganfast.__version__
+project, author = "ganfast", "the authors of ganfast"
+release = import_module("ganfast").__version__  # found by the path above
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",

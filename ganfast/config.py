@@ -211,7 +211,7 @@ class GuardConfig(_Checked):
 
     A healthy run stays far below the limits; an explosion is exponential and soon reaches them.
     In 12 kimg of MNIST by any preset weights grew at most 1.01-fold from look to look. No gradient
-    had a norm above 51, and no number of the log was above 32 (benchmarks/guard_margins.py).
+    had a norm above 51, and no number of the log was above 32 (benchmarks/results/*margins.jsonl).
     Adam moves a weight by about its rate a step: weights drawn from N(0, 0.02) can grow 6-fold in
     100 steps at a rate of 1e-3.
     """

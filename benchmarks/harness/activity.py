@@ -1,4 +1,4 @@
-"""What a GPU did in one call, by the profiler: launches, and the share of the time in which it did nothing."""
+"""What a GPU did in one call, by the profiler: launches, and the share of time it was idle."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,10 @@ from typing import Any
 def device_activity(
     run: Callable[[], object], wait: Callable[[], None], seconds: float
 ) -> dict[str, float]:
-    """{"launches": kernels, copies and fills of one call, "busy_s": ..., "idle_share": of its ``seconds``, measured unprofiled}."""
+    """Launches (kernels, copies, fills) and busy seconds of one call.
+
+    The idle share is that of ``seconds``, which a call takes without the profiler.
+    """
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -16,11 +19,9 @@ def device_activity(
         run()
         wait()
     events: Any = trace.events()
-    spans = [
-        (e.time_range.start, e.time_range.end) for e in events if e.device_type == DeviceType.CUDA
-    ]
-    busy = covered(spans) / 1e6
-    return {"launches": len(spans), "busy_s": busy, "idle_share": max(0.0, 1 - busy / seconds)}
+    on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
+    busy = covered((span.start, span.end) for span in on_device) / 1e6
+    return {"launches": len(on_device), "busy_s": busy, "idle_share": max(0.0, 1 - busy / seconds)}
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

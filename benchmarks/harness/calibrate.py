@@ -1,4 +1,4 @@
-"""What this machine can do, measured in the same run: matrix peak, copy bandwidth, and a loop that never changes."""
+"""What this machine can do, measured in the same run: matrix peak, copy rate, a fixed loop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,10 @@ from ganfast.bench.timing import Clock, sample
 
 
 def calibration_loop(device: torch.device) -> Callable[[], object]:
-    """Fixed work that no change of ganfast touches: products, a stream through memory, launches. A few milliseconds."""
+    """Fixed work that no change of ganfast touches: products, a stream through memory, launches.
+
+    A call takes a few milliseconds.
+    """
     a = torch.full((384, 384), 1e-3, device=device)
     x = torch.ones(1 << 20, device=device)
     small = torch.ones(64, device=device)
@@ -43,4 +46,5 @@ def peaks(device: torch.device, dtype: torch.dtype, clock: Clock) -> dict[str, f
 
 
 def describe(rates: dict[str, float]) -> str:
-    return f"matrix peak {rates['matrix_flops'] / 1e9:,.0f} GFLOP/s, copy {rates['copy_bytes_per_s'] / 1e9:,.1f} GB/s"
+    flops, copied = (rates[name] / 1e9 for name in ("matrix_flops", "copy_bytes_per_s"))
+    return f"matrix peak {flops:,.0f} GFLOP/s, copy {copied:,.1f} GB/s"

@@ -1,4 +1,4 @@
-"""`ganfast bench compare`: two records, or this checkout against another revision in interleaved fresh processes."""
+"""`ganfast bench compare`: two records, or this checkout against another revision of it."""
 
 import signal
 import subprocess
@@ -27,38 +27,41 @@ def of_records(old: Record, new: Record) -> dict[Key, Ratio]:
     """New over old for everything that both measured.
 
     Raises:
-        InputError: they are about different things, or their calibration loops differ by 3% or more: not comparable.
+        InputError: not comparable. They are about different things, or their calibration loops
+            differ by 3% or more.
     """
     before, after = (lasting(record["conditions"], "rounds", "proof") for record in (old, new))
     differing = [name for name in sorted(before | after) if before.get(name) != after.get(name)]
     if old["kind"] != new["kind"] or differing:
         raise InputError(
-            f"not comparable: {old['name']} and {new['name']} differ in {', '.join(differing) or 'kind'}; "
-            "measure the same thing twice"
+            f"not comparable: {old['name']} and {new['name']} differ in "
+            f"{', '.join(differing) or 'kind'}; measure the same thing twice"
         )
     loops = [record["calibration"].get("loop_s") for record in (old, new)]
     if not all(loops):
         raise InputError(
-            f"not comparable: a record of {old['name']} has no calibration loop, which those of bench train and kernels have; "
-            "measure again with these, or use --base REV"
+            f"not comparable: a record of {old['name']} has no calibration loop, which those of "
+            "bench train and kernels have; measure again with these, or use --base REV"
         )
     gap = float(np.median(loops[1]) / np.median(loops[0]))
     if abs(np.log(gap)) >= np.log1p(stats.CALIBRATIONS):
         raise InputError(
-            f"not comparable: the calibration loop took {gap:.3f} times as long in the second record; expected within "
-            f"{stats.CALIBRATIONS:.0%}: another machine, or a busier one; use --base REV, which interleaves"
+            f"not comparable: the calibration loop took {gap:.3f} times as long in the second "
+            f"record; expected within {stats.CALIBRATIONS:.0%}: another machine, or a busier one; "
+            "use --base REV, which interleaves"
         )
     was, now = keyed(old), keyed(new)
-    common = [
-        key
-        for key in was
-        if key in now and was[key]["unit"] == "s" and was[key]["samples"] and now[key]["samples"]
-    ]
-    if not common:
+    ratios = {
+        key: stats.unpaired_ratio(m["samples"], now[key]["samples"])
+        for key, m in was.items()
+        if key in now and m["unit"] == "s" and m["samples"] and now[key]["samples"]
+    }
+    if not ratios:
         raise InputError(
-            f"not comparable: {old['name']} and {new['name']} have no samples of the same measurement"
+            f"not comparable: {old['name']} and {new['name']} have no samples of the same "
+            "measurement"
         )
-    return {key: stats.unpaired_ratio(was[key]["samples"], now[key]["samples"]) for key in common}
+    return ratios
 
 
 class Side(Protocol):
@@ -73,22 +76,23 @@ def interleave(
     starts: int,
     rounds: int,
 ) -> dict[Key, Ratio]:
-    """Fresh processes of both sides, taking turns; which one goes first changes from start to start and from round to round."""
-    samples: dict[str, tuple[list[list[float]], list[list[float]]]] = {
-        phase: ([], []) for phase in phases
-    }
+    """Fresh processes of both sides take turns.
+
+    The side that goes first changes from start to start and from round to round.
+    """
+    makers = make_old, make_new
+    samples: dict[str, tuple[list[list[float]], list[list[float]]]] = {p: ([], []) for p in phases}
     for start in range(starts):
-        makers = (make_old, make_new)
-        made = {i: makers[i]() for i in ((0, 1) if start % 2 == 0 else (1, 0))}
+        sides = {i: makers[i]() for i in ((0, 1) if start % 2 == 0 else (1, 0))}
         try:
             for phase in phases:
                 for i in (0, 1):
                     samples[phase][i].append([])
                 for turn in range(rounds):
                     for i in (0, 1) if (turn + start) % 2 == 0 else (1, 0):
-                        samples[phase][i][-1].append(made[i].sample(phase))
+                        samples[phase][i][-1].append(sides[i].sample(phase))
         finally:
-            for side in made.values():
+            for side in sides.values():
                 side.close()
     return {("", phase, "ganfast"): stats.paired_ratio(*pairs) for phase, pairs in samples.items()}
 
@@ -101,22 +105,19 @@ def with_base(
     threads: int,
     checkout: Path | None = None,
 ) -> dict[Key, Ratio]:
-    """This checkout over another revision of it, which is put into a git worktree for as long as it is measured."""
-    here = checkout or Path(__file__).resolve().parents[2]
-    given: dict[str, Any] = setting.asdict()
+    """This checkout over another revision of it, in a git worktree while it is measured."""
+    here, fields = checkout or Path(__file__).resolve().parents[2], setting.asdict()
     with _ended_by_signals(), worktree(here, revision) as base:
-        return interleave(
-            lambda: Worker(base, given, threads),
-            lambda: Worker(here, given, threads),
-            PHASES,
-            starts,
-            rounds,
-        )
+        sides = (lambda: Worker(base, fields, threads), lambda: Worker(here, fields, threads))
+        return interleave(*sides, PHASES, starts, rounds)
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C does, so that nothing is left behind; elsewhere than in the main thread as it does."""
+    """SIGTERM ends what is inside as Ctrl-C does, so that no worktree is left behind.
+
+    Only the main thread may set a signal's handler; in another thread nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -134,16 +135,15 @@ def worktree(checkout: Path, revision: str) -> Any:
     Raises:
         InputError: no such revision, or no git repository.
     """
+
+    def git(*arguments: str, check: bool) -> None:
+        command = ["git", "worktree", *arguments]
+        subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=check)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "base"
         try:
-            subprocess.run(
-                ["git", "worktree", "add", "--detach", str(folder), revision],
-                cwd=checkout,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+            git("add", "--detach", str(folder), revision, check=True)
         except FileNotFoundError as error:
             raise InputError("--base needs git, which is not installed") from error
         except subprocess.CalledProcessError as error:
@@ -154,19 +154,14 @@ def worktree(checkout: Path, revision: str) -> Any:
         try:
             yield folder
         finally:
-            subprocess.run(
-                ["git", "worktree", "remove", "--force", str(folder)],
-                cwd=checkout,
-                capture_output=True,
-            )
+            git("remove", "--force", str(folder), check=False)
 
 
-def table(found: Mapping[Key, Ratio]) -> str:
-    names = {key: f"{key[0]} {key[1]}".strip() for key in found}
+def table(ratios: Mapping[Key, Ratio]) -> str:
+    names = {key: f"{key[0]} {key[1]}".strip() for key in ratios}
     width = max(12, *(len(name) + 2 for name in names.values()))
     lines = [f"{'phase':{width}}{'variant':26}{'new / old':>10}   {stats.CONFIDENCE:.0%} interval"]
-    for key, r in found.items():
-        lines.append(
-            f"{names[key]:{width}}{key[2]:26}{r.value:10.3f}   [{r.low:.3f}, {r.high:.3f}]  {r.verdict}"
-        )
+    for key, r in ratios.items():
+        interval = f"[{r.low:.3f}, {r.high:.3f}]"
+        lines.append(f"{names[key]:{width}}{key[2]:26}{r.value:10.3f}   {interval}  {r.verdict}")
     return "\n".join(lines)

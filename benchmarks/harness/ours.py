@@ -1,6 +1,7 @@
-"""The iteration that `ganfast train` runs: the phases of `ganfast.training.loop` themselves, each callable alone."""
+"""The iteration that `ganfast train` runs: its own phases, each callable alone."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -10,20 +11,22 @@ from ganfast.config import EngineName
 from ganfast.data.resident import ResidentData
 from ganfast.device import prepared
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
-from ganfast.training.feed import CriticFeed, GeneratorFeed
 from ganfast.training.loop import Iteration
 from ganfast.training.phases import Graphs, Phase
 from ganfast.training.state import State
 
 
 class Ours:
-    """Phases of one problem. Beside critic and generator there is what is drawn ahead, once for ``self.ahead`` iterations.
+    """Phases of one problem.
+
+    Beside critic and generator there is "draw", which serves ``self.ahead`` iterations.
 
     Args:
         engine: as in the config.
         compile: the steps.
         graph: capture the phases; InputError where they cannot be.
-        unpenalised: where there is a penalty, add the phase "critic without penalty": what it costs is the ratio of the two.
+        unpenalised: under a penalty add the phase "critic without penalty". The ratio of the two
+            is what the penalty costs.
     """
 
     def __init__(
@@ -38,25 +41,17 @@ class Ours:
         data = ResidentData(problem.pack, device, c.seed)
         generator, critic = (prepared(net, device) for net in problem.networks(0))
         self.state = State.of(generator, critic, c, problem.autocast)
-        self.generator, self.critic = self.state.generator, self.state.critic
-        self.average = self.state.average
+        self.generator, self.critic = nets = self.state.generator, self.state.critic
+        self.average, dtype = self.state.average, problem.autocast
         self.adam_generator = self.state.optimizer_generator
         self.adam_critic = self.state.optimizer_critic
         twins = self.adam_generator.computing, self.adam_critic.computing
+        options: dict[str, Any] = {"check": False, "computing": twins[1]}
         critic_step = make_critic_step(
-            self.critic,
-            c.loss,
-            c.penalty,
-            problem.autocast,
-            engine,
-            compile,
-            check=False,
-            computing=twins[1],
+            self.critic, c.loss, c.penalty, dtype, engine, compile, **options
         )
-        generator_step = make_generator_step(
-            self.generator, self.critic, c.loss, problem.autocast, compile, twins, check=False
-        )
-        drawing = make_drawing(self.generator, problem.autocast, compile, twins[0])
+        generator_step = make_generator_step(*nets, c.loss, dtype, compile, twins, check=False)
+        drawing = make_drawing(self.generator, dtype, compile, twins[0])
         graphs = Graphs("on" if graph else "off", device)
         iteration = Iteration(self.state, data, c, critic_step, generator_step, drawing, graphs)
         self.feed, self.ahead = iteration.feed, iteration.feed.ahead
@@ -71,14 +66,16 @@ class Ours:
         self.feed.set(0)
         self.feed.draw()
         self.rewind()
+        # A phase is captured behind its first calls, and the captured one is to be proven.
         for phase in self.phases.values() if graph else ():
-            for _ in range(
-                5
-            ):  # a phase is captured behind its first calls, and what is captured is to be proven
+            for _ in range(5):
                 phase()
 
     def rewind(self) -> None:
-        """To the second turn, so that the generator has pictures last shown; the weights may be others than before."""
+        """To the second turn, so that the generator has pictures last shown.
+
+        The weights may be others than before.
+        """
         for optimizer in (self.adam_generator, self.adam_critic):
             optimizer.renew()
         self.feed.set(0)
@@ -87,21 +84,16 @@ class Ours:
 
     def used(self, phase: str) -> Inputs:
         """What the first call of a phase after `rewind` is fed."""
-        self.feed.clock.fill_(
-            self.problem.config.batch if self._turns > 1 or phase == "generator" else 0
-        )
-        given: CriticFeed | GeneratorFeed = (
-            self.feed.critic() if phase == "critic" else self.feed.generator()
-        )
-        real = torch.empty(0) if given.real is None else given.real
-        eps, noise = (given.eps, given.noise) if isinstance(given, CriticFeed) else (None, None)
+        second = self._turns > 1 or phase == "generator"
+        self.feed.clock.fill_(self.problem.config.batch if second else 0)
+        fed = self.feed.critic() if phase == "critic" else self.feed.generator()
+        real = torch.empty(0) if fed.real is None else fed.real
+        eps, noise = getattr(fed, "eps", None), getattr(fed, "noise", None)
         self.rewind()
-        return Inputs(real, given.z, torch.empty(0) if eps is None else eps, noise, given.labels)
+        return Inputs(real, fed.z, torch.empty(0) if eps is None else eps, noise, fed.labels)
 
     def _turn(self, critic: Phase) -> None:
-        if (
-            self._at >= self._turns
-        ):  # the same tables again: what they hold does not matter to speed
+        if self._at >= self._turns:  # the same tables again: speed does not depend on them
             self.feed.set(0)
             self._at = 0
         self._at += 1

@@ -1,7 +1,8 @@
-"""The GAN iteration in plain PyTorch, as one would write it without ganfast: naive, tuned, compiled, captured.
+"""The GAN iteration in plain PyTorch, as one would write it without ganfast.
 
-Only what is measured against: networks and the formulas of losses and penalties are ganfast's, so that all compute the same, but
-no engine, no kernel, no statistics beside the loss. Pictures lie on the device, which draws all random numbers: no loader.
+Naive, tuned, compiled or captured. It is only measured against. Networks and the formulas of losses
+and penalties are ganfast's, so that all compute the same, but there is no engine, no kernel, and no
+statistics beside the loss. Pictures lie on the device, which draws all random numbers: no loader.
 """
 
 import copy
@@ -35,12 +36,15 @@ def clip_weights(critic: nn.Module, limit: float) -> None:
 
 
 class Plain:
-    """Critic and generator phase of one problem; a phase is pictures and latents, fakes, gradients, Adam, and what follows it.
+    """Critic and generator phase of one problem.
+
+    A phase is pictures and latents, fakes, gradients, Adam, and what follows it.
 
     Args:
         problem: what to compute.
-        tuned: channels last, loss rows in one forward pass where the critic allows it, fused Adam, the problem's precision; else
-            fp32, contiguous, three forward passes, Adam as torch makes it.
+        tuned: channels last, loss rows in one forward pass where the critic allows it, fused Adam,
+            the problem's precision; else fp32, contiguous, three forward passes, Adam as torch
+            makes it.
         compile: torch.compile the loss and its gradients.
         graph: capture each phase in a CUDA graph.
     """
@@ -50,30 +54,24 @@ class Plain:
     ) -> None:
         self.problem, self.tuned = problem, tuned
         c, device = problem.config, problem.device
-        layout = torch.channels_last if tuned else torch.contiguous_format
-        self.generator, self.critic = (moved(net, device, layout) for net in problem.networks(0))
+        self.layout = torch.channels_last if tuned else torch.contiguous_format
+        nets = problem.networks(0)
+        self.generator, self.critic = (moved(net, device, self.layout) for net in nets)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.layout = layout
-        self.pictures = torch.from_numpy(problem.pack.images).to(device)
-        self.labels = (
-            None
-            if problem.pack.labels is None
-            else torch.from_numpy(problem.pack.labels).to(device)
-        )
-        self._fed = {
-            "critic": self._drawn()
-        }  # by phase: a captured one fills the tensors of its own
+        pack = problem.pack
+        self.pictures = torch.from_numpy(pack.images).to(device)
+        self.labels = None if pack.labels is None else torch.from_numpy(pack.labels).to(device)
+        # By phase: a captured one fills the tensors of its own.
+        self._fed = {"critic": self._drawn()}
         self.autocast = problem.autocast if tuned else None
-        how: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
+        options: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
         if tuned:
-            how |= {"fused": True, "capturable": graph}
-        self.adam_generator = torch.optim.Adam(
-            self.generator.parameters(), c.optim.lr_generator, **how
-        )
-        self.adam_critic = torch.optim.Adam(self.critic.parameters(), c.optim.lr_critic, **how)
-        self.batch_norm = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules()
-        )
+            options |= {"fused": True, "capturable": graph}
+        adam = torch.optim.Adam
+        self.adam_generator = adam(self.generator.parameters(), c.optim.lr_generator, **options)
+        self.adam_critic = adam(self.critic.parameters(), c.optim.lr_critic, **options)
+        batch_norms = nn.modules.batchnorm._BatchNorm
+        self.batch_norm = any(isinstance(m, batch_norms) for m in self.critic.modules())
         self._critic_gradients = self._gradients_of_critic(compile)
         self._generator_loss = (
             torch.compile(self.generator_loss) if compile else self.generator_loss
@@ -96,43 +94,37 @@ class Plain:
     def _drawn(self) -> Inputs:
         c, device = self.problem.config, self.problem.device
         index = torch.randint(len(self.pictures), (c.batch,), device=device)
-        real = (
-            self.pictures[index].float().div_(127.5).sub_(1).contiguous(memory_format=self.layout)
-        )
-        z, eps = (
-            torch.randn(c.batch, c.net.latent, device=device),
-            torch.rand(c.batch, device=device),
-        )
+        real = self.pictures[index].float().div_(127.5).sub_(1)
+        real = real.contiguous(memory_format=self.layout)
+        z = torch.randn(c.batch, c.net.latent, device=device)
+        eps = torch.rand(c.batch, device=device)
         noise = torch.rand_like(real) if self.problem.draws_noise else None
         return Inputs(real, z, eps, noise, None if self.labels is None else self.labels[index])
 
     def critic_phase(self) -> None:
-        given = self._fed["critic"] = self._drawn()
+        inputs = self._fed["critic"] = self._drawn()
         with torch.no_grad(), autocast(self.problem.device, self.autocast):
-            fake = pictures(self.generator, given.z, given.labels)
-        self._critic_gradients(fake, given)
+            fake = pictures(self.generator, inputs.z, inputs.labels)
+        self._critic_gradients(fake, inputs)
         self.adam_critic.step()
         clip_weights(self.critic, self.problem.config.loss.clip)
 
     def generator_phase(self) -> None:
         """Of the classes last shown, as in training."""
         shown = self._fed["critic"]
-        given = self._fed["generator"] = replace(shown, z=torch.randn_like(shown.z))
-        real = given.real if loss_of(self.problem.config.loss).pairs else None
+        inputs = self._fed["generator"] = replace(shown, z=torch.randn_like(shown.z))
+        real = inputs.real if loss_of(self.problem.config.loss).pairs else None
         self.adam_generator.zero_grad()
-        self._generator_loss(given.z, given.labels, real).backward(
-            inputs=list(self.generator.parameters())
-        )
+        loss = self._generator_loss(inputs.z, inputs.labels, real)
+        loss.backward(inputs=list(self.generator.parameters()))
         self.adam_generator.step()
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.generator.parameters()), 1e-3
-            )
+            averages, weights = self.average.parameters(), self.generator.parameters()
+            torch._foreach_lerp_(list(averages), list(weights), 1e-3)
 
     def generator_loss(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
-        return whole_generator_loss(
-            self.generator, self.critic, self.problem.config.loss, z, labels, real, self.autocast
-        )
+        nets, loss = (self.generator, self.critic), self.problem.config.loss
+        return whole_generator_loss(nets, loss, z, labels, real, self.autocast)
 
     def critic_loss(
         self,
@@ -142,103 +134,96 @@ class Plain:
         points: Tensor | None,
         labels: Tensor | None,
     ) -> Tensor:
-        """Loss and penalty; ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own."""
+        """Loss and penalty.
+
+        ``real`` and ``fake`` are detached, ``points`` those of a penalty that has its own.
+        """
         c = self.problem.config
         penalty = c.penalty if c.penalty.active else None
-        pictures = penalty_of(penalty).pictures if penalty else ()
-        held = {
-            name: x.requires_grad_()
-            for name, x in (("real", real), ("fake", fake))
-            if name in pictures
-        }
+        penalised = penalty_of(penalty).pictures if penalty else ()
+        sources = {"real": real, "fake": fake}
+        held = {name: x.requires_grad_() for name, x in sources.items() if name in penalised}
         with autocast(self.problem.device, self.autocast):
             if self.tuned and not self.batch_norm and not held:  # one forward of 2 N rows
                 both = None if labels is None else torch.cat((labels, labels))
-                said = judge(critic, torch.cat((real, fake)), both)
-                scores = list(said.score.chunk(2))
-                classes: list[Any] = (
-                    [None, None] if said.classes is None else list(said.classes.chunk(2))
-                )
+                answer = judge(critic, torch.cat((real, fake)), both)
+                scores, logits = answer.score.chunk(2), answer.classes
+                classes: tuple[Tensor | None, ...] = (None, None)
+                if logits is not None:
+                    classes = logits.chunk(2)
             else:
                 first = judge(critic, real, labels)
                 with held_power_iteration(critic):
                     second = judge(critic, fake, labels)
-                scores, classes = [first.score, second.score], [first.classes, second.classes]
+                scores, classes = (first.score, second.score), (first.classes, second.classes)
             with held_power_iteration(critic):
                 total = critic_loss(c.loss, scores[0], scores[1]).mean()
                 for name, x in held.items():
                     gradient = input_gradient(scores[0] if name == "real" else scores[1], x)
                     total = total + penalise(c.penalty, gradient)[0].mean()
                 if points is not None and penalty:
-                    total = (
-                        total
-                        + penalty_at(penalty, critic, points.requires_grad_(), labels)[0].mean()
-                    )
-        if classes[0] is not None and labels is not None:
-            named = class_loss(full_precision(classes[0]), labels).mean()
+                    value, _ = penalty_at(penalty, critic, points.requires_grad_(), labels)
+                    total = total + value.mean()
+        of_real, of_fake = classes
+        if of_real is not None and of_fake is not None and labels is not None:
+            error = class_loss(full_precision(of_real), labels).mean()
             if c.loss.class_fakes:
-                named = named + class_loss(full_precision(classes[1]), labels).mean()
-            total = total + c.loss.class_weight * named
+                error = error + class_loss(full_precision(of_fake), labels).mean()
+            total = total + c.loss.class_weight * error
         return total
 
+    def _points(self, fake: Tensor, inputs: Inputs) -> Tensor | None:
+        penalty = self.problem.config.penalty
+        penalties = (penalty,) if penalty.active else ()
+        batches = points_of(penalties, inputs.real, fake, inputs.eps, inputs.noise)
+        return batches[0] if batches else None
+
     def _gradients_of_critic(self, compile: bool) -> Callable[[Tensor, Inputs], None]:
-        """What fills .grad of the critic from a batch of fakes and what else the phase was fed."""
-        penalty, critic = self.problem.config.penalty, self.critic
-        parameters = list(critic.parameters())
+        """What fills .grad of the critic from a batch of fakes and the other inputs."""
+        critic, parameters = self.critic, list(self.critic.parameters())
+        if compile and self.problem.config.penalty.active:
+            return self._compiled_gradients()
+        loss = torch.compile(self.critic_loss) if compile else self.critic_loss
 
-        def points(fake: Tensor, given: Inputs) -> Tensor | None:
-            penalties = (penalty,) if penalty.active else ()
-            batches = points_of(penalties, given.real, fake, given.eps, given.noise)
-            return batches[0] if batches else None
+        def run(fake: Tensor, inputs: Inputs) -> None:
+            self.adam_critic.zero_grad()
+            points, real = self._points(fake, inputs), inputs.real.detach()
+            value = loss(critic, fake.detach(), real, points, inputs.labels)
+            value.backward(inputs=parameters)
 
-        if not compile or not penalty.active:
-            loss = torch.compile(self.critic_loss) if compile else self.critic_loss
+        return run
 
-            def run(fake: Tensor, given: Inputs) -> None:
-                self.adam_critic.zero_grad()
-                loss(
-                    critic, fake.detach(), given.real.detach(), points(fake, given), given.labels
-                ).backward(inputs=parameters)
-
-            return run
-        whole = _Whole(
-            critic, self.critic_loss
-        )  # torch.compile does not differentiate twice: the whole step becomes one graph
-        trained = {f"critic.{name}" for name, _ in critic.named_parameters()}
+    def _compiled_gradients(self) -> Callable[[Tensor, Inputs], None]:
+        """The whole step as one graph: torch.compile does not differentiate twice."""
+        critic, whole = self.critic, _Whole(self.critic, self.critic_loss)
+        parameters = {f"critic.{name}": p for name, p in critic.named_parameters()}
+        buffers = {f"critic.{name}": b for name, b in critic.named_buffers()}
 
         def gradients(
             weights: dict[str, Tensor],
             fake: Tensor,
             real: Tensor,
-            at: Tensor | None,
+            points: Tensor | None,
             labels: Tensor | None,
         ) -> list[Tensor]:
-            leaves = {
-                name: w.detach().requires_grad_() for name, w in weights.items() if name in trained
-            }
-            given = {name: w for name, w in weights.items() if name not in trained} | leaves
+            leaves = {name: weights[name].detach().requires_grad_() for name in parameters}
+            points = None if points is None else points.detach()
             with torch.enable_grad():
-                total = functional_call(
-                    whole,
-                    given,
-                    (fake.detach(), real.detach(), None if at is None else at.detach(), labels),
-                )
+                arguments = (fake.detach(), real.detach(), points, labels)
+                total = functional_call(whole, weights | leaves, arguments)
                 return list(torch.autograd.grad(total, list(leaves.values())))
 
         step = compiled(gradients)
 
-        def run_compiled(fake: Tensor, given: Inputs) -> None:
-            weights = {
-                f"critic.{n}": w.detach()
-                for n, w in (*critic.named_parameters(), *critic.named_buffers())
-            }
-            found = step(weights, fake, given.real, points(fake, given), given.labels)
-            for p, g in zip(parameters, found, strict=True):
-                p.grad = (
-                    g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-                )  # fused Adam walks both by address
+        def run(fake: Tensor, inputs: Inputs) -> None:
+            weights = {name: w.detach() for name, w in (parameters | buffers).items()}
+            points = self._points(fake, inputs)
+            filled = step(weights, fake, inputs.real, points, inputs.labels)
+            for p, g in zip(parameters.values(), filled, strict=True):
+                # Fused Adam walks weight and gradient by address.
+                p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
 
-        return run_compiled
+        return run
 
 
 class _Whole(nn.Module):
@@ -251,21 +236,26 @@ class _Whole(nn.Module):
 
 
 def whole_generator_loss(
-    generator: nn.Module,
-    critic: nn.Module,
+    nets: tuple[nn.Module, nn.Module],
     loss: LossConfig,
     z: Tensor,
     labels: Tensor | None,
     real: Tensor | None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What the generator minimises, 0-d. ``real``: what the relativistic loss pairs fakes with, None under the others."""
+    """What the generator minimises, 0-d.
+
+    Args:
+        nets: generator and critic.
+        real: what the relativistic loss pairs fakes with, None under the others.
+    """
+    generator, critic = nets
     with autocast(z.device, dtype), held_power_iteration(critic):
-        said = judge(critic, pictures(generator, z, labels), labels)
+        answer = judge(critic, pictures(generator, z, labels), labels)
         paired = None if real is None else judge(critic, real, labels).score
-    total = generator_loss(loss, said.score, paired).mean()
-    if said.classes is not None and labels is not None:
-        total = total + loss.class_weight_generator * class_loss(said.classes, labels).mean()
+    total = generator_loss(loss, answer.score, paired).mean()
+    if answer.classes is not None and labels is not None:
+        total = total + loss.class_weight_generator * class_loss(answer.classes, labels).mean()
     return total
 
 
@@ -283,7 +273,10 @@ def moved(net: nn.Module, device: torch.device, layout: torch.memory_format) -> 
 
 
 def captured(phase: Step) -> Step:
-    """The phase as one replay of a CUDA graph, after warm-up on a side stream. Replayed once: other phases read what it fills."""
+    """The phase as one replay of a CUDA graph, after warm-up on a side stream.
+
+    It is replayed once, because a capture executes nothing and other phases read what it fills.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

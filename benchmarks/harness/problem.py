@@ -1,4 +1,4 @@
-"""The measured problem: networks at initial weights and pictures to learn from, the same for every variant."""
+"""The measured problem, the same for every variant: networks at initial weights, and pictures."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.bench.setting import Setting
-from ganfast.config import Config
 from ganfast.data.pack import Pack, PackInfo
 from ganfast.device import find_device, resolved
 from ganfast.models import NetSpec, build_critic, build_generator
@@ -33,23 +32,16 @@ class Problem:
     """Everything about a setting that no variant may choose for itself."""
 
     def __init__(self, setting: Setting, proof: bool = False) -> None:
-        """``proof``: without dropout, whose draws no two frameworks share, so that gradients can be compared."""
+        """``proof``: without dropout, whose draws no two frameworks share."""
         self.setting = setting
         self.device = find_device(setting.device)
         _keep_freed_memory(self.device)
         config = resolved(setting.config(), self.device)
         net = replace(config.net, critic_dropout=0.0) if proof else config.net
-        self.config: Config = replace(
-            config, net=net, kimg=1e9, seed=0
-        )  # so long that the rate does not fall while measuring
+        # So long that the rate does not fall while measuring.
+        self.config = c = replace(config, net=net, kimg=1e9, seed=0)
         self.classes = setting.class_count()
-        self.spec = NetSpec.of(
-            self.config,
-            self.config.size,
-            self.config.channels,
-            self.classes,
-            self.config.conditional,
-        )
+        self.spec = NetSpec.of(c, c.size, c.channels, self.classes, c.conditional)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -69,9 +61,8 @@ class Problem:
         pictures = random.integers(0, 256, (count, c.channels, c.size, c.size), dtype=np.uint8)
         names = tuple(str(k) for k in range(self.classes))
         labels = random.integers(0, self.classes, count) if self.classes else None
-        info = PackInfo(
-            "noise", "arrays", "noise", count, c.channels, c.size, names, False, "train", (), "", ""
-        )
+        shape, where = (count, c.channels, c.size), ("noise", "arrays", "noise")
+        info = PackInfo(*where, *shape, names, False, "train", (), "", "")
         return Pack(pictures, labels, info)
 
     @property
@@ -86,7 +77,10 @@ class Problem:
 
 
 def _keep_freed_memory(device: torch.device) -> None:
-    """As `ganfast train` does for its whole process, so the baselines have it too; a revision compared with may not know it."""
+    """As `ganfast train` does for its whole process, so the baselines have it too.
+
+    An older revision that is compared with may not know it.
+    """
     if device.type == "cpu" and find_spec("ganfast.training.host_memory"):
         from ganfast.training.host_memory import keep_freed_memory
 

@@ -1,15 +1,15 @@
-"""Records: one JSON schema for every measurement, versioned, with raw samples, conditions and environment.
+"""Records: one JSON schema for every measurement, with raw samples, conditions and environment.
 
     {"schema": 2, "kind": "train" | "kernels" | "sample" | "loop" | ..., "name": ..., "utc": ...,
      "environment": {...},    what `ganfast env --json` prints
      "code": ...,             sha256 of all of ganfast's Python files (since 2026-11-23)
-     "conditions": {...},     whatever must be equal for two records to be about the same thing
-     "calibration": {"loop_s": [...], "matrix_flops": ..., "copy_bytes_per_s": ..., ...},   measured in the same run
+     "conditions": {...},     must be equal for two records to be about the same thing
+     "calibration": {"loop_s": [...], "matrix_flops": ..., "copy_bytes_per_s": ..., ...},
      "noise": {"spread": ..., "drift": ..., "noisy": ...},
-     "measurements": [{"case": "", "phase": "critic", "variant": "jax", "unit": "s", "samples": [...], "summary": {...}, ...}],
+     "measurements": [{"case": "", "phase": "critic", "variant": "jax", "unit": "s",
+                       "samples": [...], "summary": {...}, ...}],
      "failed": {"variant": "why"},
-     "partial": true}         only while it is being measured, or where that was stopped: what was measured until then, in
-                              <name>.partial.json
+     "partial": true}         only in <name>.partial.json: measured so far, or until a stop
 
 A campaign, as in benchmarks/results, is one file of such records, one a line:
 
@@ -39,15 +39,8 @@ def measurement(
     phase: str, variant: str, samples: Sequence[float], case: str = "", unit: str = "s", **more: Any
 ) -> dict[str, Any]:
     """One entry of "measurements"."""
-    return {
-        "case": case,
-        "phase": phase,
-        "variant": variant,
-        "unit": unit,
-        "samples": list(samples),
-        "summary": summary(samples),
-        **more,
-    }
+    entry = {"case": case, "phase": phase, "variant": variant, "unit": unit}
+    return {**entry, "samples": list(samples), "summary": summary(samples), **more}
 
 
 def make(
@@ -77,17 +70,18 @@ def updated(
     record: Record, measurements: Sequence[dict[str, Any]], failed: Mapping[str, str]
 ) -> Record:
     """The record with all that has been measured by now."""
-    series = [m["samples"] for m in measurements if m["unit"] == "s"]
-    return record | {
-        "noise": noise(series),
-        "measurements": list(measurements),
-        "failed": dict(failed),
-    }
+    flag = noise([m["samples"] for m in measurements if m["unit"] == "s"])
+    return record | {"noise": flag, "measurements": list(measurements), "failed": dict(failed)}
+
+
+def reason(error: Exception) -> str:
+    """For "failed"."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @cache
 def code() -> str:
-    """Of every Python file of the package: unlike a commit it does not change when a record is added to the checkout."""
+    """Of every Python file: unlike a commit it stays when a record is added to the checkout."""
     home, digest = Path(ganfast.__file__).parent, hashlib.sha256()
     links = [home / name for name in ("kernels", "export", "bench")]  # rglob does not follow them
     for path in sorted({path for folder in (home, *links) for path in folder.rglob("*.py")}):
@@ -96,18 +90,20 @@ def code() -> str:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """As <folder>/<date>-<name>.json, or with -2, -3 and so on behind it: a record that is there is never replaced."""
+    """As <folder>/<date>-<name>.json, or with -2, -3 behind it: no record is ever replaced."""
     stem = f"{record['utc'][:10]}-{record['name']}"
-    numbered = (
-        folder / f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1)
-    )
-    path = _put(record, next(each for each in numbered if not each.exists()))
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (folder / f"{stem}{suffix}.json" for suffix in suffixes)
+    path = _put(record, next(path for path in paths if not path.exists()))
     _partial(record, folder).unlink(missing_ok=True)
     return path
 
 
 def keeper(folder: Path | None) -> Callable[[Record], object]:
-    """What writes a record that is still being measured, so that a stop loses nothing; None = nothing is written."""
+    """What writes a record that is still being measured, so that a stop loses nothing.
+
+    None = nothing is written.
+    """
     return lambda record: folder and _put(record | {"partial": True}, _partial(record, folder))
 
 
@@ -124,7 +120,7 @@ def _put(record: Record, path: Path) -> Path:
 
 
 def read(path: Path) -> Record:
-    """The record in a file that holds one; raises InputError where it holds another number of them."""
+    """The record in a file that holds one; raises InputError where it holds another number."""
     records = read_all(path)
     if len(records) != 1:
         raise InputError(
@@ -145,36 +141,37 @@ def read_all(path: Path) -> list[Record]:
         loaded = [json.loads(part) for part in parts]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read as a benchmark record: {error}; expected JSON that ganfast bench wrote"
+            f"{path} cannot be read as a benchmark record: {error}; "
+            "expected JSON that ganfast bench wrote"
         ) from error
     for record in loaded:
         schema = record.get("schema") if isinstance(record, dict) else None
         if schema != SCHEMA:
             raise InputError(
-                f"{path} has schema {schema!r}; expected {SCHEMA}: a record of another ganfast, or none"
+                f"{path} has schema {schema!r}; expected {SCHEMA}: "
+                "a record of another ganfast, or none"
             )
         try:
             _check(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"{path} is no whole benchmark record ({type(error).__name__}: {error}); measure again"
+                f"{path} is no whole benchmark record ({what}); measure again"
             ) from error
     return loaded
 
 
 def _check(record: Record) -> None:
-    """Raises what Python raises where something that every reader takes for granted is not there."""
-    texts = record["kind"], record["name"], record["utc"]
-    tables = record["environment"], record["conditions"], record["calibration"], record["noise"]
-    if not all(isinstance(x, str) for x in texts) or not all(isinstance(x, dict) for x in tables):
-        raise TypeError(
-            "kind, name, utc, environment, conditions, calibration or noise is of another type"
-        )
+    """Raises Python's own errors where something that every reader needs is not there."""
+    texts, tables = ("kind", "name", "utc"), ("environment", "conditions", "calibration", "noise")
+    for names, kind in ((texts, str), (tables, dict)):
+        for name in names:
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is of another type")
     bool(record["noise"]["noisy"])
     for m in record["measurements"]:
-        if not all(
-            isinstance(m[name], str) for name in ("case", "phase", "variant", "unit")
-        ) or not (m["samples"] or m.get("count")):
+        named = all(isinstance(m[name], str) for name in ("case", "phase", "variant", "unit"))
+        if not named or not (m["samples"] or m.get("count")):
             raise ValueError(f"a measurement without samples or name: {m.get('variant')}")
         for number in (*m["samples"], *(m["summary"][name] for name in ("p20", "median", "p80"))):
             float(number)
@@ -183,18 +180,18 @@ def _check(record: Record) -> None:
 def condensed(record: Record) -> Record:
     """For a campaign: samples of six digits, and none where there are more than a hundred.
 
-    Fewer are kept, because ratios of rounds are computed from them; plots take the summaries.
+    Up to a hundred are kept, because ratios of rounds are computed from them.
     """
 
     def short(m: dict[str, Any]) -> dict[str, Any]:
-        count, kept = len(m["samples"]), [float(f"{x:.6g}") for x in m["samples"][:_SAMPLES]]
-        return m | ({"samples": kept} if count <= _SAMPLES else {"samples": [], "count": count})
+        count, samples = len(m["samples"]), [float(f"{x:.6g}") for x in m["samples"][:_SAMPLES]]
+        return m | ({"samples": samples} if count <= _SAMPLES else {"samples": [], "count": count})
 
     return record | {"measurements": [short(m) for m in record["measurements"]]}
 
 
 def lasting(conditions: Mapping[str, Any], *but: str) -> dict[str, Any]:
-    """Conditions without those of the moment, and without ``but``: what two records must share to be about the same thing."""
+    """Conditions that two records must share to be about the same thing, without ``but``."""
     return {name: value for name, value in conditions.items() if name not in ("load_1min", *but)}
 
 

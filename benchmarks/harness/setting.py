@@ -1,4 +1,4 @@
-"""What `ganfast bench train` measures: one preset, picture shape, batch and precision, on noise in place of data."""
+"""What `ganfast bench train` measures: a preset, picture shape, batch and precision, on noise."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -8,15 +8,17 @@ from ganfast.errors import InputError
 from ganfast.presets import data_kind, preset_config
 
 Precision = Literal["auto", "fp32", "bf16"]
-RATE = 1e-6  # learning rate of both networks while measuring: the weights stay where they began, so the work does too
+# Learning rate of both networks while measuring: weights stay where they began, so the work does.
+RATE = 1e-6
 
-# Side, channels and classes of the data sets that presets know; attributes of celeba make their combinations the classes.
+# Side, channels and classes of the data sets that presets know. Where a preset takes attributes of
+# celeba, their combinations are the classes.
 _SHAPES = {"digits": (16, 1, 10), "mnist": (28, 1, 10), "celeba": (64, 3, 0), "other": (64, 3, 0)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One measured problem. No data is opened: speed does not depend on what pictures show, so they are noise."""
+    """One measured problem. Pictures are noise: speed does not depend on what they show."""
 
     preset: str = "wgan-gp"
     data: str = "mnist"  # whose shape, batch and rates the preset takes: digits, mnist, celeba
@@ -31,12 +33,9 @@ class Setting:
 
     def config(self) -> Config:
         """The preset with everything definite but device and precision."""
-        kind = data_kind(self.data)
         config = preset_config(self.preset, self.data)
-        side, channels, classes = _SHAPES[kind]
-        if config.attributes:
-            classes = 2 ** len(config.attributes)
-        classes = classes if self.classes < 0 else self.classes
+        side, channels, _ = _SHAPES[data_kind(self.data)]
+        classes = self.classes if self.classes >= 0 else self._of_data(config)
         conditional = config.conditional
         if conditional == "auto":
             conditional = "projection" if classes else "no"
@@ -62,10 +61,12 @@ class Setting:
         config = self.config()
         if config.conditional == "no":
             return 0
-        of_data = (
-            2 ** len(config.attributes) if config.attributes else _SHAPES[data_kind(self.data)][2]
-        )
-        return self.classes if self.classes > 0 else of_data
+        return self.classes if self.classes > 0 else self._of_data(config)
+
+    def _of_data(self, config: Config) -> int:
+        if config.attributes:
+            return 2 ** len(config.attributes)
+        return _SHAPES[data_kind(self.data)][2]
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What samples say: median and percentiles, whether the machine was quiet, and how far a ratio can be trusted."""
+"""What samples say: median and percentiles, whether the machine was quiet, how sure a ratio is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-SPREAD = (
-    0.1  # of a quiet machine (p80 - p20) / median is below this, and so is the drift between halves
-)
+# A quiet machine stays below this: (p80 - p20) / median, and the drift between the halves of a run.
+SPREAD = 0.1
 CALIBRATIONS = 0.03  # calibration loops of two comparable records differ by less than this
 EFFECT = 0.03  # a ratio within this of 1 is no difference, however narrow its interval
 CONFIDENCE = 0.99
+_TAILS = 50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)  # percentiles
 
 Verdict = Literal["faster", "slower", "same", "not comparable"]
 
@@ -23,13 +23,13 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def noise(series: Sequence[Sequence[float]]) -> dict[str, float | bool]:
-    """Of a run's samples, one list a variant: spread and drift (medians over variants), and the flag that they set."""
+    """Spread and drift of a run (medians over its lists of samples), and the flag they set."""
     spreads, drifts = [], []
     for seconds in series:
         if len(seconds) < 2:
             continue
-        found = summary(seconds)
-        spreads.append((found["p80"] - found["p20"]) / found["median"])
+        s = summary(seconds)
+        spreads.append((s["p80"] - s["p20"]) / s["median"])
         half = len(seconds) // 2
         drifts.append(abs(float(np.log(np.median(seconds[:half]) / np.median(seconds[half:])))))
     spread, drift = (float(np.median(x)) if x else 0.0 for x in (spreads, drifts))
@@ -57,31 +57,34 @@ def paired_ratio(
 ) -> Ratio:
     """From interleaved samples: one pair of lists for every fresh start of both sides.
 
-    The median ratio of the rounds of a start is one observation, because medians of one program move between fresh processes; the
-    interval is Student's over the starts. With one start it is the percentile bootstrap over blocks of rounds.
+    The median ratio of a start's rounds is one observation, because medians of one program move
+    between fresh processes. The interval is Student's over the starts. With one start it is the
+    percentile bootstrap over blocks of rounds.
     """
     starts = [np.log(np.array(n) / np.array(o)) for o, n in zip(old, new, strict=True)]
     if len(starts) == 1:
-        medians = _bootstrap(starts[0], seed)
-        low, high = np.percentile(medians, (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)))
-        return Ratio(*(float(np.exp(x)) for x in (np.median(starts[0]), low, high)))
+        return _ratio(np.median(starts[0]), *np.percentile(_bootstrap(starts[0], seed), _TAILS))
     medians = np.array([np.median(x) for x in starts])
     half = _student(len(medians) - 1) * medians.std(ddof=1) / len(medians) ** 0.5
-    return Ratio(
-        *(float(np.exp(x)) for x in (medians.mean(), medians.mean() - half, medians.mean() + half))
-    )
+    return _ratio(medians.mean(), medians.mean() - half, medians.mean() + half)
 
 
 def unpaired_ratio(old: Sequence[float], new: Sequence[float], seed: int = 0) -> Ratio:
-    """From two records: percentile bootstrap of the ratio of medians, over blocks of neighbouring samples."""
-    logs = [np.log(np.array(x)) for x in (old, new)]
-    medians = _bootstrap(logs[1], seed) - _bootstrap(logs[0], seed + 1)
-    low, high = np.percentile(medians, (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)))
-    return Ratio(*(float(np.exp(x)) for x in (np.median(logs[1]) - np.median(logs[0]), low, high)))
+    """From two records: percentile bootstrap of the ratio of medians, over blocks of samples."""
+    before, after = (np.log(np.array(x)) for x in (old, new))
+    medians = _bootstrap(after, seed) - _bootstrap(before, seed + 1)
+    return _ratio(np.median(after) - np.median(before), *np.percentile(medians, _TAILS))
+
+
+def _ratio(*logarithms: float) -> Ratio:
+    return Ratio(*(float(np.exp(x)) for x in logarithms))
 
 
 def _bootstrap(values: np.ndarray, seed: int, draws: int = 4000) -> np.ndarray:
-    """Medians of resampled values, (draws,). Neighbours stay together: a slow second hits several samples in a row."""
+    """Medians of resampled values, (draws,).
+
+    Neighbours stay together: a slow second hits several samples in a row.
+    """
     n = len(values)
     block = max(1, round(n ** (1 / 3)))
     random = np.random.default_rng(seed)
@@ -90,27 +93,10 @@ def _bootstrap(values: np.ndarray, seed: int, draws: int = 4000) -> np.ndarray:
     return np.median(values[index.reshape(draws, -1)[:, :n]], axis=1)
 
 
-# Two-sided 99% points of Student's distribution by degrees of freedom, from 2 on.
-_STUDENT = (
-    9.925,
-    5.841,
-    4.604,
-    4.032,
-    3.707,
-    3.499,
-    3.355,
-    3.250,
-    3.169,
-    3.106,
-    3.055,
-    3.012,
-    2.977,
-    2.947,
-    2.921,
-    2.898,
-    2.878,
-)
+# Two-sided 99% points of Student's distribution by degrees of freedom, from 1 on.
+_STUDENT = [63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055]
+_STUDENT += [3.012, 2.977, 2.947, 2.921, 2.898, 2.878]
 
 
 def _student(freedom: int) -> float:
-    return 63.657 if freedom < 2 else _STUDENT[min(freedom - 2, len(_STUDENT) - 1)]
+    return _STUDENT[min(max(freedom, 1), len(_STUDENT)) - 1]

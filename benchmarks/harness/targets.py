@@ -1,9 +1,13 @@
-"""What ganfast is meant to reach on a GPU (an H200), judged from records: what holds, what does not, and what is not known."""
+"""What ganfast is meant to reach on a GPU (an H200), judged from records.
+
+A target holds, does not hold, or is not measured.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ganfast.bench.records import Record, keyed
 from ganfast.bench.train import fastest
@@ -17,217 +21,119 @@ GRAPHS = tuple(name for name in OURS if name.endswith("-graph"))
 CAPTURED = ("tuned-graph", "compiled-graph")
 BIAS_ACT = tuple(kernel for kernel in KERNELS if kernel.startswith("bias_act"))
 _STOPPED = "the measurement was stopped before it"
-_LARGE = (
-    2 * 64e6
-)  # least bytes of an activation over a tensor of 64 MB: it is read, and one like it written
+_ABSENT = "not among what was measured"
+# Least bytes of an activation over a tensor of 64 MB: it is read, and one like it written.
+_LARGE = 2 * 64e6
 
 
 class Row(NamedTuple):
-    """One target."""
+    """A target with its verdict."""
 
     target: str
     outcome: Outcome
-    said: str  # the figure; where there is none, why
+    figure: str  # where there is none, why
 
     def __str__(self) -> str:
-        return f"{self.outcome:14}{self.target}: {self.said}"
+        return f"{self.outcome:14}{self.target}: {self.figure}"
 
 
-def judged(found: Sequence[Record], why: Mapping[str, str]) -> list[Row]:
-    """Every target, then what failed in a record.
+class Target(NamedTuple):
+    part: str  # of `make gpu`, which makes the record
+    text: str
+    pick: Callable[[Record], bool]  # whether a record is the one that this target is about
+    judge: Callable[[Record], Judged]
+
+
+def judged(records: Sequence[Record], why: Mapping[str, str]) -> list[Row]:
+    """Every target, then the failures that the records list.
 
     Args:
-        found: records of one run on a GPU.
-        why: by part of the run (kernels, bench, phases, sampler, speed), why there is no record of what it measures.
+        records: those of one run on a GPU.
+        why: the reason by part of the run why the part has no record.
     """
-    mnist, celeba, large = (
-        _train(found, "wgan-gp", *shape) for shape in ((28, 64, 64), (64, 64, 128), (64, 128, 512))
-    )
-    both = _train(found, "rpgan", 64, 64, 128)
-    kernels, sampler = _named(found, "kernels-cuda"), _named(found, "sampler-gpu")
-    grey, faces = (
-        "wgan-gp iteration, MNIST, batch 64, width 64",
-        "wgan-gp iteration, CelebA-64, batch 128, width 64",
-    )
-
-    def row(
-        part: str, target: str, record: Record | None, judge: Callable[[Record], Judged]
-    ) -> Row:
-        if record is None:
-            return Row(target, "not measured", why.get(part, "there is no record of it"))
-        return Row(target, *judge(record))
-
-    rows = [
-        row(
-            "kernels",
-            f"{kernel} at least 1.0x torch.compile, cold cache",
-            kernels,
-            partial(_kernel, kernel=kernel),
-        )
-        for kernel in KERNELS
-    ]
-    share = "at least 70% of a copy's rate"
-    rows.append(
-        row(
-            "kernels",
-            f"bias_act {share} above 64 MB",
-            kernels,
-            partial(_bandwidth, wanted=BIAS_ACT, above=_LARGE),
-        )
-    )
-    for shape in ("4096x3x64x64", "512x3x256x256"):
-        case = f"gradient_penalty {shape}"
-        rows.append(row("kernels", f"{case} {share}", kernels, partial(_bandwidth, wanted=(case,))))
-    for target, record, rivals, least in (
-        (f"{grey}: at least 4x naive eager", mnist, ("naive",), 4.0),
-        (f"{grey}: at least 4x tuned eager", mnist, ("tuned",), 4.0),
-        (f"{grey}: at least 1.3x the best captured autograd", mnist, CAPTURED, 1.3),
-        (f"{grey}: at least 1.3x JAX", mnist, ("jax",), 1.3),
-        (f"{faces}: at least 5x naive eager", celeba, ("naive",), 5.0),
-        (
-            f"{faces}: at least 1.3x the best of compiled, captured and JAX",
-            celeba,
-            ("compiled", *CAPTURED, "jax"),
-            1.3,
-        ),
-        (f"{faces}: at least 1.3x JAX", celeba, ("jax",), 1.3),
-    ):
-        rows.append(row("bench", target, record, partial(_faster, rivals=rivals, least=least)))
-    rows += [
-        row(
-            "phases",
-            "critic phase, CelebA-64, batch 512, width 128: at least 40% of the matrix peak",
-            large,
-            _matrix_share,
-        ),
-        row("bench", "the device idles less than 5% of a replayed phase, MNIST", mnist, _idle),
-        row("bench", "the device idles less than 5% of a replayed phase, CelebA-64", celeba, _idle),
-        row(
-            "bench",
-            "WGAN-GP's critic step at most 1.8x the one without penalty",
-            celeba,
-            partial(_penalty_cost, most=1.8),
-        ),
-        row(
-            "phases",
-            "R1 + R2's critic step at most 1.45x the one without penalty",
-            both,
-            partial(_penalty_cost, most=1.45),
-        ),
-    ]
-    for target, ratio in (
-        (
-            "batch 1: at most 100 us of GPU time",
-            partial(_ratio, key="GPU time of batch 1, us", most=100.0),
-        ),
-        (
-            "batch 1: at least 2x eager",
-            partial(_ratio, key="auto over the faster layout of eager, batch 1", least=2.0),
-        ),
-        (
-            "batch 512: at least 40% of the roof",
-            partial(_ratio, key="share of the roof", least=0.4),
-        ),
-    ):
-        rows.append(row("sampler", f"sampler, {target}", sampler, ratio))
-    for data in ("mnist", "stacked-mnist"):
-        reached = next((r for r in found if r["name"].startswith(f"speed-{data}-")), None)
-        rows.append(row("speed", f"{data} to its quality", reached, _reached))
-    return rows + [
-        Row(
-            f"{r['name']}: {name}",
-            "does not hold" if name in failures(r) else "not measured",
-            reason,
-        )
-        for r in found
-        for name, reason in r.get("failed", {}).items()
-    ]
+    rows = []
+    for target in TARGETS:
+        record = next(filter(target.pick, records), None)
+        absent: Judged = "not measured", why.get(target.part, "there is no record of it")
+        rows.append(Row(target.text, *(absent if record is None else target.judge(record))))
+    for record in records:
+        wrong = failures(record)
+        for name, reason in record.get("failed", {}).items():
+            outcome: Outcome = "does not hold" if name in wrong else "not measured"
+            rows.append(Row(f"{record['name']}: {name}", outcome, reason))
+    return rows
 
 
 def failures(record: Record) -> dict[str, str]:
-    """What ran and failed, a crash or a proof; not what could not run here for want of a package."""
+    """Crashes and proofs that failed. A JAX that is not installed is no failure."""
     return {
-        k: v
-        for k, v in record.get("failed", {}).items()
-        if not (k == "jax" and v.startswith("InputError"))
+        name: reason
+        for name, reason in record.get("failed", {}).items()
+        if not (name == "jax" and reason.startswith("InputError"))
     }
 
 
-def _named(found: Sequence[Record], name: str) -> Record | None:
-    return next((r for r in found if r["name"] == name), None)
+def _unknown(missing: Mapping[str, str]) -> Judged:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+    return "not measured", reasons or _ABSENT
 
 
-def _train(
-    found: Sequence[Record], preset: str, size: int, width: int, batch: int
-) -> Record | None:
-    wanted = {"preset": preset, "size": size, "width": width, "batch": batch, "device": "cuda"}
-    return next(
-        (r for r in found if r["kind"] == "train" and wanted.items() <= r["conditions"].items()),
-        None,
-    )
-
-
-def _verdict(holds: bool, said: str, missing: Mapping[str, str]) -> Judged:
-    """What is missing can still make a target be missed, never be met."""
+def _verdict(holds: bool, figure: str, missing: Mapping[str, str]) -> Judged:
+    """A missing measurement can still make a target fail. It cannot make one hold."""
     without = "".join(f"; without {name} ({reason})" for name, reason in missing.items())
-    return (
-        "not measured" if holds and missing else "holds" if holds else "does not hold"
-    ), said + without
+    if not holds:
+        return "does not hold", figure + without
+    return "not measured" if missing else "holds", figure + without
 
 
 def _missing(record: Record, name: str) -> str:
-    return record.get("failed", {}).get(name) or (
-        _STOPPED if record.get("partial") else "not among what was measured"
-    )
+    reason = record.get("failed", {}).get(name)
+    return reason or (_STOPPED if record.get("partial") else _ABSENT)
+
+
+def _is(case: str, kernel_or_case: str) -> bool:
+    return kernel_or_case in (case, case.split()[0])
 
 
 def _kernel(record: Record, kernel: str) -> Judged:
-    by = keyed(record)
-    cases = {case for case, _, _ in by if _is(case, kernel)}
-    missing = {
-        name: reason for name, reason in record.get("failed", {}).items() if _is(name, kernel)
-    }
+    """The geometric mean of torch.compile over triton, cold cache."""
+    by, failed = keyed(record), record.get("failed", {})
+    missing = {case: reason for case, reason in failed.items() if _is(case, kernel)}
     ratios = {}
-    for case in sorted(cases):
-        times = [by.get((case, "cold", name)) for name in ("compile", "triton")]
-        if times[0] and times[1]:
-            ratios[case] = times[0]["summary"]["median"] / times[1]["summary"]["median"]
+    for case in sorted({case for case, _, _ in by if _is(case, kernel)}):
+        compiled, triton = (by.get((case, "cold", name)) for name in ("compile", "triton"))
+        if compiled and triton:
+            ratios[case] = compiled["summary"]["median"] / triton["summary"]["median"]
         else:
             missing[case] = "triton or torch.compile was not measured"
     if record.get("partial"):
         missing["the rest"] = _STOPPED
     if not ratios:
-        return "not measured", "; ".join(
-            f"{k}: {v}" for k, v in missing.items()
-        ) or "not among what was measured"
+        return _unknown(missing)
     mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
     slowest = min(ratios, key=lambda case: ratios[case])
-    said = f"{mean:.2f}x, geometric mean of {len(ratios)}; least {ratios[slowest]:.2f}x, {slowest.partition(' ')[2]}"
-    return _verdict(mean >= 1, said, missing)
+    least = f"least {ratios[slowest]:.2f}x, {slowest.partition(' ')[2]}"
+    figure = f"{mean:.2f}x, geometric mean of {len(ratios)}; {least}"
+    return _verdict(mean >= 1, figure, missing)
 
 
-def _is(case: str, wanted: str) -> bool:
-    return wanted in (case, case.split()[0])
-
-
-def _bandwidth(record: Record, wanted: Sequence[str], above: float = 0.0) -> Judged:
-    """``wanted``: kernels, or single cases; ``above``: only those that must move more bytes."""
+def _bandwidth(record: Record, names: Sequence[str], above: float = 0.0) -> Judged:
+    """``names``: kernels, or single cases; ``above``: only those that must move more bytes."""
     shares: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for one in wanted:
-        cold = [
-            m for m in record["measurements"] if (m["phase"], m["variant"]) == ("cold", "triton")
-        ]
-        found = {
+    for name in names:
+        measured = {
             m["case"]: m["share_of_copy"]
-            for m in cold
-            if _is(m["case"], one) and m["least_bytes"] > above
+            for m in record["measurements"]
+            if (m["phase"], m["variant"]) == ("cold", "triton")
+            and _is(m["case"], name)
+            and m["least_bytes"] > above
         }
-        failed = {case: reason for case, reason in record["failed"].items() if _is(case, one)}
-        missing |= failed if found or failed else {one: _missing(record, one)}
-        shares |= found
+        failed = {case: reason for case, reason in record["failed"].items() if _is(case, name)}
+        missing |= failed if measured or failed else {name: _missing(record, name)}
+        shares |= measured
     if not shares:
-        return "not measured", "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        return _unknown(missing)
     least = min(shares, key=lambda case: shares[case])
     return _verdict(shares[least] >= 0.7, f"{shares[least]:.0%}, {least}", missing)
 
@@ -236,13 +142,13 @@ def _faster(record: Record, rivals: Sequence[str], least: float) -> Judged:
     ours, rival = fastest(record, OURS), fastest(record, rivals)
     measured = {m["variant"] for m in record["measurements"] if m["phase"] == "iteration"}
     missing = {name: _missing(record, name) for name in rivals if name not in measured}
-    if ours is None or rival is None:
-        missing = missing if rival is None else {name: _missing(record, name) for name in OURS}
-        return "not measured", "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+    if rival is None:
+        return _unknown(missing)
+    if ours is None:
+        return _unknown({name: _missing(record, name) for name in OURS})
     ratio = rival["summary"]["median"] / ours["summary"]["median"]
-    return _verdict(
-        ratio >= least, f"{ratio:.2f}x {rival['variant']}, by {ours['variant']}", missing
-    )
+    figure = f"{ratio:.2f}x {rival['variant']}, by {ours['variant']}"
+    return _verdict(ratio >= least, figure, missing)
 
 
 def _matrix_share(record: Record) -> Judged:
@@ -257,18 +163,15 @@ def _matrix_share(record: Record) -> Judged:
 def _idle(record: Record) -> Judged:
     best = fastest(record, GRAPHS, "critic")
     if best is None:
-        return "not measured", "; ".join(f"{name}: {_missing(record, name)}" for name in GRAPHS)
+        return _unknown({name: _missing(record, name) for name in GRAPHS})
     by = keyed(record)
-    idle = {
-        p: m["idle_share"]
-        for p in ("critic", "generator")
-        if (m := by.get(("", p, best["variant"]))) and "idle_share" in m
-    }
-    missing = {p: _STOPPED for p in ("critic", "generator") if p not in idle}
+    phases = {phase: by.get(("", phase, best["variant"])) for phase in ("critic", "generator")}
+    idle = {phase: m["idle_share"] for phase, m in phases.items() if m and "idle_share" in m}
     if not idle:
         return "not measured", _STOPPED
-    said = ", ".join(f"{phase} {share:.1%}" for phase, share in idle.items())
-    return _verdict(max(idle.values()) < 0.05, f"{said}, of {best['variant']}", missing)
+    figure = ", ".join(f"{phase} {share:.1%}" for phase, share in idle.items())
+    missing = {phase: _STOPPED for phase in phases if phase not in idle}
+    return _verdict(max(idle.values()) < 0.05, f"{figure}, of {best['variant']}", missing)
 
 
 def _penalty_cost(record: Record, most: float) -> Judged:
@@ -289,7 +192,76 @@ def _ratio(record: Record, key: str, least: float = -math.inf, most: float = mat
 
 def _reached(record: Record) -> Judged:
     result = record["derived"]["result"]
-    said = f"{result['goal']}, " + (
-        f"in {result['seconds']:.1f} s" if result["reached"] else "not reached"
-    )
-    return _verdict(result["reached"], said, {})
+    end = f"in {result['seconds']:.1f} s" if result["reached"] else "not reached"
+    return _verdict(result["reached"], f"{result['goal']}, {end}", {})
+
+
+def _named(pattern: str) -> Callable[[Record], bool]:
+    return lambda record: fnmatchcase(record["name"], pattern)
+
+
+def _train(preset: str, size: int, width: int, batch: int) -> Callable[[Record], bool]:
+    setting = {"preset": preset, "size": size, "width": width, "batch": batch, "device": "cuda"}
+    return lambda r: r["kind"] == "train" and setting.items() <= r["conditions"].items()
+
+
+_KERNELS, _SAMPLER = _named("kernels-cuda"), _named("sampler-gpu")
+_MNIST, _CELEBA = _train("wgan-gp", 28, 64, 64), _train("wgan-gp", 64, 64, 128)
+_LARGE_CRITIC, _BOTH = _train("wgan-gp", 64, 128, 512), _train("rpgan", 64, 64, 128)
+
+_COLD = "at least 1.0x torch.compile, cold cache"
+_COPY = "at least 70% of a copy's rate"
+_LARGE_PICTURES = [f"gradient_penalty {shape}" for shape in ("4096x3x64x64", "512x3x256x256")]
+_GREY = "wgan-gp iteration, MNIST, batch 64, width 64: at least"
+_FACES = "wgan-gp iteration, CelebA-64, batch 128, width 64: at least"
+_REPLAYED = "the device idles less than 5% of a replayed phase"
+_STEP = "critic step at most"
+_CRITIC = "critic phase, CelebA-64, batch 512, width 128: at least 40% of the matrix peak"
+_WITHOUT = "the one without penalty"
+_RIVALS = ("compiled", *CAPTURED, "jax")
+_LARGE_BIAS_ACT = partial(_bandwidth, names=BIAS_ACT, above=_LARGE)
+_COST_OF_ONE, _COST_OF_BOTH = (partial(_penalty_cost, most=most) for most in (1.8, 1.45))
+
+# What each row asks for: the part of `make gpu`, the sentence, the record, the judge.
+_ITERATIONS: tuple[tuple[str, Callable[[Record], bool], tuple[str, ...], float], ...] = (
+    (f"{_GREY} 4x naive eager", _MNIST, ("naive",), 4.0),
+    (f"{_GREY} 4x tuned eager", _MNIST, ("tuned",), 4.0),
+    (f"{_GREY} 1.3x the best captured autograd", _MNIST, CAPTURED, 1.3),
+    (f"{_GREY} 1.3x JAX", _MNIST, ("jax",), 1.3),
+    (f"{_FACES} 5x naive eager", _CELEBA, ("naive",), 5.0),
+    (f"{_FACES} 1.3x the best of compiled, captured and JAX", _CELEBA, _RIVALS, 1.3),
+    (f"{_FACES} 1.3x JAX", _CELEBA, ("jax",), 1.3),
+)
+_SAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("batch 1: at most 100 us of GPU time", "GPU time of batch 1, us", {"most": 100.0}),
+    ("batch 1: at least 2x eager", "auto over the faster layout of eager, batch 1", {"least": 2.0}),
+    ("batch 512: at least 40% of the roof", "share of the roof", {"least": 0.4}),
+)
+TARGETS = (
+    *(
+        Target("kernels", f"{kernel} {_COLD}", _KERNELS, partial(_kernel, kernel=kernel))
+        for kernel in KERNELS
+    ),
+    Target("kernels", f"bias_act {_COPY} above 64 MB", _KERNELS, _LARGE_BIAS_ACT),
+    *(
+        Target("kernels", f"{case} {_COPY}", _KERNELS, partial(_bandwidth, names=(case,)))
+        for case in _LARGE_PICTURES
+    ),
+    *(
+        Target("bench", text, pick, partial(_faster, rivals=rivals, least=least))
+        for text, pick, rivals, least in _ITERATIONS
+    ),
+    Target("phases", _CRITIC, _LARGE_CRITIC, _matrix_share),
+    Target("bench", f"{_REPLAYED}, MNIST", _MNIST, _idle),
+    Target("bench", f"{_REPLAYED}, CelebA-64", _CELEBA, _idle),
+    Target("bench", f"WGAN-GP's {_STEP} 1.8x {_WITHOUT}", _CELEBA, _COST_OF_ONE),
+    Target("phases", f"R1 + R2's {_STEP} 1.45x {_WITHOUT}", _BOTH, _COST_OF_BOTH),
+    *(
+        Target("sampler", f"sampler, {text}", _SAMPLER, partial(_ratio, key=key, **bound))
+        for text, key, bound in _SAMPLES
+    ),
+    *(
+        Target("speed", f"{data} to its quality", _named(f"speed-{data}-*"), _reached)
+        for data in ("mnist", "stacked-mnist")
+    ),
+)

@@ -1,4 +1,7 @@
-"""Timers that cannot be fooled: the device is waited for before and after, first calls are apart, variants take turns."""
+"""Timers that cannot be fooled.
+
+The device is waited for before and after, first calls are kept apart, variants take turns.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +14,13 @@ Run = Callable[[], object]
 _AT_LEAST = 3  # calls before anything counts
 _AT_MOST = 20
 _STEADY = 1.2  # two calls in a row whose times differ by less than this factor end the warm-up
-_SAMPLE = (
-    0.01  # seconds that a sample lasts at least, so that the clock and the last wait do not count
-)
-STEADY_SAMPLE = 0.05  # of what trains for hours: several calls, as the first ones find the caches full of another variant's data
-_SHORT = 0.25  # seconds: behind other variants' turns, a call that takes less is made once before it counts
+# Seconds that a sample lasts at least, so that the clock and the last wait do not count.
+_SAMPLE = 0.01
+# The same for phases, which train for hours: several calls, because the first ones find the caches
+# full of another variant's data.
+STEADY_SAMPLE = 0.05
+# Seconds: behind the turns of other variants a call that takes less is made once, uncounted.
+_SHORT = 0.25
 
 
 class Clock(Protocol):
@@ -26,7 +31,7 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """The host's monotonic clock, behind everything that torch and what else was given have under way."""
+    """The host's monotonic clock, behind the work of torch and of all ``waits``."""
 
     def __init__(self, *waits: Callable[[], None]) -> None:
         self._waits = waits
@@ -88,12 +93,13 @@ def interleaved(
     compilations: Callable[[], int] = lambda: 0,
     rest: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Samples of every variant, taking turns (A B C, B C A, ...), so that a slow minute of the machine hits all of them alike.
+    """Samples of every variant, in turns: A B C, B C A, and so on.
 
-    What is measured is the steady state of each: short calls are made once before they count.
+    So a slow minute of the machine hits all of them alike. The steady state is measured: short
+    calls are made once before they count.
 
     Args:
-        warm: of each, from `warm_up`.
+        warm: of every variant, from `warm_up`.
         compilations: how many there have been; one more while timing would leak into the figures.
         rest: called between variants, so that threads of one do not spin while the next one runs.
 
@@ -110,7 +116,8 @@ def interleaved(
             seconds[name].append(sample(runs[name], warm[name].calls, clock))
     if compilations() != before:
         raise RunError(
-            f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: the figures are void"
+            f"{compilations() - before} graphs were compiled while {', '.join(names)} were timed: "
+            "the figures are void"
         )
     return seconds
 
@@ -121,7 +128,7 @@ _CACHE = 256 << 20  # bytes, more than any cache holds
 def device_times(
     runs: Mapping[str, Run], rounds: int, cold: bool, device: Any
 ) -> dict[str, list[float]]:
-    """Seconds on the device of every single call, variants taking turns, launching on a GPU left out.
+    """Seconds on the device of every single call, in turns, without launching on a GPU.
 
     Args:
         cold: the cache is overwritten before each call.
@@ -130,24 +137,20 @@ def device_times(
     import torch
 
     on_gpu, clock = device.type == "cuda", HostClock()
-    flush = (
-        torch.empty(_CACHE if on_gpu else _CACHE // 8, dtype=torch.uint8, device=device)
-        if cold
-        else None
-    )
+    size = (_CACHE if on_gpu else _CACHE // 8) if cold else 0
+    flush = torch.empty(size, dtype=torch.uint8, device=device)
     host = {name: [sample(run, 1, clock) for _ in range(3)][-1] for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            if flush is not None:
+            if cold:
                 flush.zero_()
             if not on_gpu:
                 seconds[name].append(sample(run, 1, clock))
                 continue
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(
-                int(2e9 * min(0.1, 2 * host[name]))
-            )  # in cycles: the host gets ahead, so launching is not measured
+            # In cycles: the host gets ahead, so launching is not measured.
+            torch.cuda._sleep(int(2e9 * min(0.1, 2 * host[name])))
             start.record()
             run()
             end.record()

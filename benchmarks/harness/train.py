@@ -2,9 +2,11 @@
 
 import gc
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import torch
 
 from ganfast.bench import calibrate, records
 from ganfast.bench.activity import device_activity
-from ganfast.bench.memory import peak_bytes
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
@@ -22,12 +23,10 @@ from ganfast.engine.compiled import graphs
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 
-PHASES = (
-    "draw",
-    "critic",
-    "generator",
-    "critic without penalty",
-)  # in the order in which a stop loses least
+# In the order in which a stop loses least.
+PHASES = ("draw", "critic", "generator", "critic without penalty")
+REST = 0.004  # seconds between variants: OpenMP's threads spin for about as long after their work
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -36,107 +35,95 @@ class Plan:
 
     variants: tuple[str, ...] = DEFAULT
     rounds: int = 30
-    memory: bool = False  # peak memory on a CPU too, every variant in a process of its own
-    rest_s: float = (
-        0.004  # between variants: OpenMP's threads spin for about as long after their work
-    )
 
 
 def measure(
     setting: Setting,
     plan: Plan,
-    said: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
     keep: Callable[[records.Record], object] = lambda _: None,
 ) -> records.Record:
-    """Prove, warm up and time every variant of a setting; one that cannot run is listed with its reason.
+    """Prove, warm up and time every variant of a setting; one that cannot run gets its reason.
 
     Args:
-        said: is told what a person should know.
+        say: is told what a person should know.
         keep: is given the record as it stands after every variant and every phase.
     """
     problem = Problem(setting)
-    on_gpu = problem.device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-        problem.autocast is not None
-    )
-    record = records.make("train", name_of(problem), _conditions(problem, plan), []) | {"ahead": {}}
+    tf32 = problem.autocast is not None
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    record = records.make("train", name_of(problem), _conditions(problem), []) | {"ahead": {}}
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
 
     def so_far() -> records.Record:
-        return records.updated(
-            record, [*measured, *iterations(measured, problem, record["ahead"])], failed
-        )
+        whole = iterations(measured, problem, record["ahead"])
+        return records.updated(record, [*measured, *whole], failed)
 
-    made: dict[str, Prepared] = {}
+    variants: dict[str, Prepared] = {}
     facts: dict[str, dict[str, Any]] = {}
     for name in plan.variants:
-        if VARIANTS[name].gpu and not on_gpu:
+        if VARIANTS[name].gpu and problem.device.type != "cuda":
             failed[name] = "needs an NVIDIA GPU"
-            said(f"  {name}: {failed[name]}")
-            continue
-        try:
-            made[name], facts[name] = _prepared(problem, name, plan.memory)
-        except Exception as error:  # a variant that cannot run is a result too
-            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            said(f"  {name}: {failed[name]}")
+        else:
+            try:
+                variants[name], facts[name] = _prepared(problem, name)
+            except Exception as error:  # a variant that cannot run is a result too
+                failed[name] = records.reason(error)
+        if name in failed:
+            say(f"  {name}: {failed[name]}")
         keep(so_far())
-    if not made:
-        raise RunError(
-            f"nothing was measured: {'; '.join(f'{name}: {why}' for name, why in failed.items())}"
-        )
-    record["ahead"] = {name: variant.ahead for name, variant in made.items()}
-    clock = HostClock(*(variant.wait for variant in made.values()))
+    if not variants:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise RunError(f"nothing was measured: {reasons}")
+    record["ahead"] = {name: variant.ahead for name, variant in variants.items()}
+    clock = HostClock(*(variant.wait for variant in variants.values()))
     peaks = calibrate.peaks(problem.device, problem.autocast or torch.float32, clock)
-    made_loop = calibrate.calibration_loop(problem.device)
-    loops: list[float] = []
+    loop, loops = calibrate.calibration_loop(problem.device), list[float]()
     record["calibration"] = peaks | {"loop_s": loops}
     for phase in PHASES:
-        runs = {
-            name: variant.phases[phase] for name, variant in made.items() if phase in variant.phases
-        }
-        runs |= {"calibration": made_loop}
+        runs = {name: v.phases[phase] for name, v in variants.items() if phase in v.phases}
+        runs["calibration"] = loop
         warm = {name: warm_up(run, clock, STEADY_SAMPLE) for name, run in runs.items()}
         rounds = plan.rounds if phase != "draw" else min(10, plan.rounds)  # once in many iterations
-        samples = interleaved(
-            runs, rounds, clock, warm, compilations, lambda: time.sleep(plan.rest_s)
-        )
+        rest = partial(time.sleep, REST)
+        samples = interleaved(runs, rounds, clock, warm, compilations, rest)
         loops += samples.pop("calibration")
         for name, seconds in samples.items():
-            one = _measured(phase, name, seconds, warm[name].calls, facts[name], peaks)
-            if on_gpu:
-                one |= device_activity(runs[name], made[name].wait, one["summary"]["median"])
+            more = _facts_of(phase, facts[name], float(np.median(seconds)), peaks)
+            more["calls_per_sample"] = warm[name].calls
+            one = records.measurement(phase, name, seconds, **more)
+            if problem.device.type == "cuda":
+                median = one["summary"]["median"]
+                one |= device_activity(runs[name], variants[name].wait, median)
             measured.append(one)
         keep(so_far())
     return so_far()
 
 
-def _conditions(problem: Problem, plan: Plan) -> dict[str, Any]:
+def _conditions(problem: Problem) -> dict[str, Any]:
     c = problem.config
     return {
         **problem.setting.asdict(),
-        "size": c.size,
-        "channels": c.channels,
+        **{name: getattr(c, name) for name in ("size", "channels", "batch", "precision")},
         "classes": problem.classes,
         "width": c.net.width,
-        "batch": c.batch,
         "latent": c.net.latent,
-        "precision": c.precision,
         "device": problem.device.type,
         "critic_steps": c.optim.critic_steps,
         "threads": torch.get_num_threads(),
-        "rest_s": plan.rest_s,
+        "rest_s": REST,
         "images": problem.images,
-        "load_1min": round(_load(), 2),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else math.nan,
         "proof": "without dropout" if c.net.critic_dropout else "of the timed callables",
     }
 
 
-def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict[str, Any]]:
+def _prepared(problem: Problem, name: str) -> tuple[Prepared, dict[str, Any]]:
     """The variant, proven, and what is known of it before it is timed."""
-    gc.collect()
     on_gpu = problem.device.type == "cuda"
+    gc.collect()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -148,11 +135,8 @@ def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict
         for run in variant.phases.values():  # once more: in the first calls Adam had no state yet
             run()
         variant.wait()
-        facts["peak_bytes"] = (
-            torch.cuda.max_memory_allocated() - before
-        )  # ahead of the proof, whose float64 lies there too
-    elif memory and not on_gpu:
-        facts["peak_bytes"] = peak_bytes(problem.setting, name)
+        # Read before the proof, whose float64 lies on the GPU too.
+        facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     if problem.config.net.critic_dropout:
         proof = Problem(problem.setting, proof=True)
         without = VARIANTS[name].prepare(proof)
@@ -166,50 +150,39 @@ def _prepared(problem: Problem, name: str, memory: bool) -> tuple[Prepared, dict
 
 
 def _flops(variant: Any, name: str) -> dict[str, float]:
-    """Executed by a call of each phase: by the counter where nothing is compiled, by XLA's own count; else not known."""
+    """Of a call of each phase: XLA's own count, or a count of what is not compiled."""
     if hasattr(variant, "flops"):
         return variant.flops()
-    if not VARIANTS[name].counted:
-        return {}
-    found = {}
-    for phase, run in variant.phases.items():
+    counts = {}
+    for phase, run in variant.phases.items() if VARIANTS[name].counted else ():
         with FlopCount() as count:
             run()
-        found[phase] = float(count.total)
-    return found
+        counts[phase] = float(count.total)
+    return counts
 
 
-def _measured(
-    phase: str,
-    name: str,
-    seconds: list[float],
-    calls: int,
-    facts: dict[str, Any],
-    peaks: dict[str, float],
+def _facts_of(
+    phase: str, facts: Mapping[str, Any], median: float, peaks: Mapping[str, float]
 ) -> dict[str, Any]:
+    """What a measurement of one phase tells besides its seconds."""
     more: dict[str, Any] = {
-        "calls_per_sample": calls,
         "error": facts["error"].get(phase),
         "first_call_s": facts["first_call_s"][phase],
         "prepare_s": facts["prepare_s"],
     }
     if "peak_bytes" in facts:
         more["peak_bytes"] = facts["peak_bytes"]
-    flops = facts["flops"].get(phase)
-    if flops:
-        rate = flops / float(np.median(seconds))
-        more |= {
-            "flops": flops,
-            "flops_per_s": rate,
-            "share_of_matrix_peak": rate / peaks["matrix_flops"],
-        }
-    return records.measurement(phase, name, seconds, **more)
+    if flops := facts["flops"].get(phase):
+        rate = flops / median
+        share = rate / peaks["matrix_flops"]
+        more |= {"flops": flops, "flops_per_s": rate, "share_of_matrix_peak": share}
+    return more
 
 
 def iterations(
     measured: list[dict[str, Any]], problem: Problem, ahead: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """A generator step with its critic steps and its share of what is drawn ahead, from samples of the phases, round by round."""
+    """A generator step, its critic steps, and its share of a draw: sums of phases, by rounds."""
     steps = problem.config.optim.critic_steps
     by = {(m["phase"], m["variant"]): m for m in measured}
     for (phase, name), critic in by.items():
@@ -219,133 +192,112 @@ def iterations(
             pairs = zip(critic["samples"], by["generator", name]["samples"], strict=True)
             seconds = [steps * c + g + share for c, g in pairs]
             rate = problem.images / float(np.median(seconds))
-            yield records.measurement(
-                "iteration", name, seconds, images_per_s=rate, seconds_per_kimg=1000 / rate
-            )
+            more: dict[str, Any] = {"images_per_s": rate, "seconds_per_kimg": 1000 / rate}
+            yield records.measurement("iteration", name, seconds, **more)
 
 
 def compilations() -> int:
-    """Graphs that torch.compile and ganfast's own recording have made so far in this process."""
+    """Graphs made so far in this process by torch.compile and by ganfast's own recording."""
     from torch._dynamo.utils import counters
 
-    return (
-        int(counters["stats"]["unique_graphs"])
-        + int(counters["inductor"]["fxgraph_cache_miss"])
-        + graphs.total()
-    )
+    unique, missed = counters["stats"]["unique_graphs"], counters["inductor"]["fxgraph_cache_miss"]
+    return int(unique) + int(missed) + graphs.total()
 
 
 def name_of(problem: Problem) -> str:
-    c = problem.config
-    where = (
-        f"cpu-t{torch.get_num_threads()}" if problem.device.type == "cpu" else problem.device.type
-    )
+    c, device = problem.config, problem.device.type
+    where = f"cpu-t{torch.get_num_threads()}" if device == "cpu" else device
     classes = f"-c{problem.classes}" if problem.setting.classes >= 0 else ""
-    return f"train-{c.preset}-{c.size}x{c.channels}{classes}-w{c.net.width}-b{c.batch}-{c.precision}-{where}"
-
-
-def _load() -> float:
-    import os
-
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    shape = f"{c.size}x{c.channels}{classes}-w{c.net.width}-b{c.batch}"
+    return f"train-{c.preset}-{shape}-{c.precision}-{where}"
 
 
 def fastest(
     record: records.Record, names: Sequence[str], phase: str = "iteration"
 ) -> dict[str, Any] | None:
     """The measurement with the least median among variants; None where none was measured."""
-    found = [m for m in record["measurements"] if m["phase"] == phase and m["variant"] in names]
-    return min(found, key=lambda m: m["summary"]["median"], default=None)
+    rows = [m for m in record["measurements"] if m["phase"] == phase and m["variant"] in names]
+    return min(rows, key=lambda m: m["summary"]["median"], default=None)
 
 
 def speed_over(rival: dict[str, Any], one: dict[str, Any]) -> float:
-    """How many times as fast ``one`` is: the median of the rounds, in each of which both took their turn."""
+    """How many times as fast ``one`` is: the median over rounds, in each of which both ran."""
     return float(np.median([a / b for a, b in zip(rival["samples"], one["samples"], strict=False)]))
 
 
 def table(record: records.Record) -> str:
     """Medians with percentiles, and ratios over naive, tuned and JAX, of one setting."""
-    lines = [
-        f"{record['name']}: {record['conditions']['threads']} threads{', NOISY' if record['noise']['noisy'] else ''}"
-    ]
+    noisy = ", NOISY" if record["noise"]["noisy"] else ""
+    lines = [f"{record['name']}: {record['conditions']['threads']} threads{noisy}"]
     by = records.keyed(record)
-    for phase in (*PHASES, "iteration"):
-        for (_, where, name), m in by.items():
-            if where != phase:
-                continue
-            s = m["summary"]
-            row = f"  {phase:24}{name:26}{s['median'] * 1e3:10.3f} ms [{s['p20'] * 1e3:.3f}, {s['p80'] * 1e3:.3f}]"
-            for base in ("naive", "tuned", "jax"):
-                other = by.get(("", phase, base))
-                if other is not None:
-                    row += f" {speed_over(other, m):6.2f}x {base}"
-            if "images_per_s" in m:
-                row += f"  {m['images_per_s']:,.0f} img/s"
-            if "share_of_matrix_peak" in m:
-                row += f"  {m['share_of_matrix_peak']:.0%} of the matrix peak"
-            lines.append(row)
+    order = (*PHASES, "iteration")
+    for (_, phase, name), m in sorted(by.items(), key=lambda item: order.index(item[0][1])):
+        low, median, high = (m["summary"][key] * 1e3 for key in ("p20", "median", "p80"))
+        row = f"  {phase:24}{name:26}{median:10.3f} ms [{low:.3f}, {high:.3f}]"
+        for base in ("naive", "tuned", "jax"):
+            if other := by.get(("", phase, base)):
+                row += f" {speed_over(other, m):6.2f}x {base}"
+        if "images_per_s" in m:
+            row += f"  {m['images_per_s']:,.0f} img/s"
+        if "share_of_matrix_peak" in m:
+            row += f"  {m['share_of_matrix_peak']:.0%} of the matrix peak"
+        lines.append(row)
     return "\n".join(lines)
 
 
 def run(
-    settings: Sequence[Setting],
-    plan: Plan,
-    out: Path | None,
-    again: bool,
-    said: Callable[[str], None],
+    settings: Sequence[Setting], plan: Plan, out: Path | None, again: bool, say: Say
 ) -> list[records.Record]:
-    """Measure settings, each written as soon as it is measured; what ``out`` already holds of this code is not measured again."""
-    done = {} if out is None or again else _done(settings, out, plan, said)
-    found: list[records.Record] = []
+    """Measure settings, and write each as soon as it is measured.
+
+    Unless ``again``, a record of this code that ``out`` already holds is taken as it is.
+    """
+    done = {} if out is None or again else _done(settings, out, plan, say)
+    all_records: list[records.Record] = []
     spent: list[float] = []
     for i, setting in enumerate(settings):
         name = name_of(Problem(setting))
+        place = f"{name} ({i + 1} of {len(settings)})"
         record = done.get(name)
         if record is None:
             left = sum(name_of(Problem(s)) not in done for s in settings[i:])
-            said(
-                f"{name} ({i + 1} of {len(settings)})"
-                + (f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else "")
-            )
+            hint = f", about {np.mean(spent) * left / 60:.0f} min to go" if spent else ""
+            say(place + hint)
             began = time.monotonic()
-            record = measure(setting, plan, said, records.keeper(out))
+            record = measure(setting, plan, say, records.keeper(out))
             spent.append(time.monotonic() - began)
             if out is not None:
-                said(f"wrote {records.write(record, out)} after {spent[-1]:.0f} s")
+                say(f"wrote {records.write(record, out)} after {spent[-1]:.0f} s")
         else:
-            said(f"{name} ({i + 1} of {len(settings)}): measured before with this code")
-        found.append(record)
-        said(table(record))
-    return found
+            say(f"{place}: measured before with this code")
+        all_records.append(record)
+        say(table(record))
+    return all_records
 
 
 def _done(
-    settings: Sequence[Setting], folder: Path, plan: Plan, said: Callable[[str], None]
+    settings: Sequence[Setting], folder: Path, plan: Plan, say: Say
 ) -> dict[str, records.Record]:
-    """Records by name that this code and these versions made of the same settings with the same plan."""
+    """Records by name that this code and these versions made of the same settings and plan."""
     from ganfast.environment import environment
 
     problems = [Problem(setting) for setting in settings]
-    wanted = {name_of(problem): records.lasting(_conditions(problem, plan)) for problem in problems}
-    here, found = environment(), {}
+    conditions = {name_of(p): records.lasting(_conditions(p)) for p in problems}
+    here, done = environment(), {}
     for path in sorted(folder.glob("*-train-*.json")):
         try:
             old = records.read(path)
         except InputError as error:
-            said(f"{error}: passed over")
+            say(f"{error}: passed over")
             continue
         names = {m["variant"] for m in old["measurements"]} | set(old["failed"])
         rounds = max((len(m["samples"]) for m in old["measurements"]), default=0)
         versions = all(old["environment"].get(k) == here[k] for k in ("torch", "jax", "cpu", "gpu"))
         whole = not old.get("partial") and rounds >= plan.rounds and names >= set(plan.variants)
-        if plan.memory:
-            whole = whole and all(
-                "peak_bytes" in m for m in old["measurements"] if m["phase"] == "critic"
-            )
-        same = records.lasting(old["conditions"]) == wanted.get(old["name"])
+        same = records.lasting(old["conditions"]) == conditions.get(old["name"])
         if whole and same and versions and old.get("code") == records.code():
-            found[old["name"]] = old
-    return found
+            done[old["name"]] = old
+    return done
 
 
 def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:
@@ -357,23 +309,18 @@ def swept(setting: Setting, name: str, values: Sequence[int]) -> list[Setting]:
     return [replace(setting, **{name: value}) for value in values]  # type: ignore[arg-type]
 
 
-def overview(found: Sequence[records.Record]) -> str:
-    """One line a setting: the best of ganfast against the best of each rival, whole iteration, as Markdown."""
-    lines = [
-        "| setting | ganfast img/s | over naive | over tuned | over JAX | noisy |",
-        "|---|---|---|---|---|---|",
-    ]
+def overview(all_records: Sequence[records.Record]) -> str:
+    """One line a setting: the best of ganfast against the best of each rival, as Markdown."""
+    lines = ["| setting | ganfast img/s | over naive | over tuned | over JAX | noisy |"]
+    lines.append("|---|---|---|---|---|---|")
     ours = [name for name, v in VARIANTS.items() if not v.baseline]
-    for record in found:
+    tuned = ("tuned", "tuned-graph", "compiled", "compiled-graph")
+    for record in all_records:
         best = fastest(record, ours)
         if best is None:
             continue
         cells = [record["name"].removeprefix("train-"), f"{best['images_per_s']:,.0f}"]
-        for family in (
-            ("naive",),
-            ("tuned", "tuned-graph", "compiled", "compiled-graph"),
-            ("jax",),
-        ):
+        for family in (("naive",), tuned, ("jax",)):
             rival = fastest(record, family)
             cells.append("-" if rival is None else f"{speed_over(rival, best):.2f}x")
         lines.append(f"| {' | '.join(cells)} | {'yes' if record['noise']['noisy'] else 'no'} |")

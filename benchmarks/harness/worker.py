@@ -1,6 +1,6 @@
-"""One side of `ganfast bench compare --base`: a process with one revision of ganfast, timed on request.
+"""One side of `ganfast bench compare --base`: a process with one revision, timed on request.
 
-It is started with that revision first on its path, and takes the measuring code from the checkout that compares.
+It has that revision first on its path, and the measuring code of the checkout that compares.
 """
 
 import json
@@ -15,7 +15,8 @@ from ganfast.errors import RunError
 _START = """
 import importlib.util as u, sys, ganfast
 here = sys.argv[1]
-spec = u.spec_from_file_location("ganfast.bench", here + "/__init__.py", submodule_search_locations=[here])
+init, name = here + "/__init__.py", "ganfast.bench"
+spec = u.spec_from_file_location(name, init, submodule_search_locations=[here])
 sys.modules["ganfast.bench"] = ganfast.bench = u.module_from_spec(spec)
 spec.loader.exec_module(ganfast.bench)
 from ganfast.bench.worker import serve
@@ -28,17 +29,10 @@ class Worker:
 
     def __init__(self, checkout: Path, setting: dict[str, Any], threads: int) -> None:
         self.checkout = checkout
-        command = [
-            sys.executable,
-            "-c",
-            _START,
-            str(Path(__file__).parent),
-            json.dumps(setting),
-            str(threads),
-        ]
+        arguments = str(Path(__file__).parent), json.dumps(setting), str(threads)
         environment = os.environ | {"PYTHONPATH": str(checkout)}
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -63,15 +57,13 @@ class Worker:
         assert self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._process.stderr.read().strip().splitlines()
-            raise RunError(
-                f"the benchmark of {self.checkout} ended: {said[-1] if said else 'it said nothing'}"
-            )
+            lines = self._process.stderr.read().strip().splitlines() or ["it said nothing"]
+            raise RunError(f"the benchmark of {self.checkout} ended: {lines[-1]}")
         return json.loads(line)
 
 
 def serve(setting: str, threads: int) -> None:
-    """Prepare, prove and warm up; then a line with a phase is answered with the seconds of one sample."""
+    """Prepare, prove and warm up; then answer each line, a phase, with the seconds of a sample."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed must not look like an answer
     import torch
@@ -83,10 +75,10 @@ def serve(setting: str, threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    asked, clock = Setting(**json.loads(setting)), HostClock()
+    clock = HostClock()
 
     def prepared(proof: bool) -> tuple[Any, Any]:
-        problem = Problem(asked, proof)
+        problem = Problem(Setting(**json.loads(setting)), proof)
         variant = VARIANTS["ganfast"].prepare(problem)
         first_calls(variant, clock.now)
         return problem, variant
@@ -94,12 +86,12 @@ def serve(setting: str, threads: int) -> None:
     errors = prove(*prepared(proof=True))
     _, variant = prepared(proof=False)  # with dropout, where the preset has it
     warm = {phase: warm_up(run, clock, STEADY_SAMPLE) for phase, run in variant.phases.items()}
-    print(json.dumps({"errors": errors}), file=out, flush=True)
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=out, flush=True)
+
+    answer(errors=errors)
     for line in sys.stdin:
         phase = line.strip()
         variant.phases[phase]()  # the other side had the processor's caches
-        print(
-            json.dumps({"seconds": sample(variant.phases[phase], warm[phase].calls, clock)}),
-            file=out,
-            flush=True,
-        )
+        answer(seconds=sample(variant.phases[phase], warm[phase].calls, clock))

@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
 
 
 class Net:
-    """A translated network: ``apply(params, buffers, x, ...)`` and how its parameters are laid out."""
+    """A translated network, and how its parameters are laid out."""
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...], dtype: Any) -> None:
         """``shape``: of one input, (C, H, W) or (latent,)."""
@@ -49,23 +49,17 @@ class Net:
                 )
 
     def params(self, net: nn.Module) -> Params:
-        given = {
-            self._short(n): p.detach().cpu().float().numpy() for n, p in net.named_parameters()
-        }
-        return {name: jnp.asarray(leaf.there(given[name])) for name, leaf in self.leaves.items()}
+        weights = {self._short(n): p.detach().cpu().float() for n, p in net.named_parameters()}
+        return {k: jnp.asarray(leaf.there(weights[k].numpy())) for k, leaf in self.leaves.items()}
 
     def buffers(self, net: nn.Module) -> Params:
-        given = {self._short(n): b.detach().cpu().numpy() for n, b in net.named_buffers()}
-        return {
-            name: jnp.asarray(leaf.there(given[name])) for name, leaf in self.buffer_leaves.items()
-        }
+        tensors = {self._short(n): b.detach().cpu().numpy() for n, b in net.named_buffers()}
+        return {k: jnp.asarray(leaf.there(tensors[k])) for k, leaf in self.buffer_leaves.items()}
 
     def back(self, params: Params, net: nn.Module) -> list[np.ndarray]:
         """In torch's layout and order."""
-        return [
-            self.leaves[self._short(n)].back(np.asarray(params[self._short(n)]))
-            for n, _ in net.named_parameters()
-        ]
+        names = [self._short(name) for name, _ in net.named_parameters()]
+        return [self.leaves[name].back(np.asarray(params[name])) for name in names]
 
     @staticmethod
     def _short(name: str) -> str:
@@ -73,19 +67,16 @@ class Net:
             ".parametrizations.weight.0.", "."
         )
 
-    def _add(self, name: str, leaf: Leaf) -> None:
-        self.leaves[name] = leaf
-
     def sequence(
         self, layers: nn.Sequential, prefix: str, shape: tuple[int, ...]
     ) -> tuple[Layer, tuple[int, ...]]:
-        made: list[Layer] = []
+        steps: list[Layer] = []
         for i, layer in enumerate(layers):
             step, shape = self.layer(layer, f"{prefix}{i}.", shape)
-            made.append(step)
+            steps.append(step)
 
         def run(p: Params, b: Params, new: Params, x: Array, key: Array) -> Array:
-            for i, step in enumerate(made):
+            for i, step in enumerate(steps):
                 x = step(p, b, new, x, None if key is None else jax.random.fold_in(key, i))
             return x
 
@@ -107,31 +98,20 @@ class Net:
                 return self._batch_norm(m, name), shape
             case nn.LeakyReLU() | nn.ReLU():
                 slope = getattr(m, "negative_slope", 0.0)
-                return (
-                    lambda p, b, new, x, key: jnp.where(x > 0, x, x * jnp.asarray(slope, x.dtype))
-                ), shape
+                return _of(lambda x, _: jnp.where(x > 0, x, x * jnp.asarray(slope, x.dtype))), shape
             case nn.Flatten():
-                return (lambda p, b, new, x, key: x.reshape(len(x), -1)), shape
+                return _of(lambda x, _: x.reshape(len(x), -1)), shape
             case nn.Unflatten():
                 c, h, w = m.unflattened_size
-                return (lambda p, b, new, x, key: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), (
-                    c,
-                    h,
-                    w,
-                )
+                return _of(lambda x, _: x.reshape(-1, c, h, w).transpose(0, 2, 3, 1)), (c, h, w)
             case nn.Dropout():
-                keep = 1 - m.p
-                return (
-                    lambda p, b, new, x, key: jnp.where(
-                        jax.random.bernoulli(key, keep, x.shape), x / jnp.asarray(keep, x.dtype), 0
-                    )
-                ), shape
+                return _of(lambda x, key: _dropout(x, key, 1 - m.p)), shape
         raise InputError(
             f"layer {name[:-1]} is a {type(m).__name__}, which the JAX variant does not know"
         )
 
     def weight(self, p: Params, b: Params, name: str) -> Array:
-        """With spectral normalisation divided by the largest singular value by its estimates (arXiv:1802.05957, eq. 11)."""
+        """With spectral norm, over the largest singular value (arXiv:1802.05957, eq. 11)."""
         w = p[f"{name}weight"]
         if name[:-1] in self._spectral:
             u, v = (lax.stop_gradient(b[f"{name}{which}"]) for which in ("_u", "_v"))
@@ -141,13 +121,14 @@ class Net:
     def linear(
         self, m: nn.Linear, name: str, shape: tuple[int, ...], out: tuple[int, ...] = ()
     ) -> Layer:
-        """``shape`` (C, H, W): the input is a flattened map; ``out`` likewise: the output becomes one."""
+        """A ``shape`` of (C, H, W) is that of a flattened map as input; ``out`` as output."""
         rows = _order(shape)
         columns = _order(out or (m.out_features,))
-        self._add(f"{name}weight", _permuted(rows, columns))
+        self.leaves[f"{name}weight"] = _permuted(rows, columns)
         self._spectral_buffers(name, rows, columns)
         if m.bias is not None:
-            self._add(f"{name}bias", Leaf(lambda x: x[columns], lambda x: x[np.argsort(columns)]))
+            back = np.argsort(columns)
+            self.leaves[f"{name}bias"] = Leaf(lambda x: x[columns], lambda x: x[back])
 
         def run(p: Params, b: Params, new: Params, x: Array, key: Array) -> Array:
             y = x.astype(self.dtype) @ self.weight(p, b, name)
@@ -162,17 +143,13 @@ class Net:
 
         Its kernel is that one's: HWIO, with I = the channels made here.
         """
-        self._add(
-            f"{name}weight",
-            Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
-        )
+        self.leaves[f"{name}weight"] = _KERNEL
         if m.bias is not None:
-            self._add(f"{name}bias", _SAME)
+            self.leaves[f"{name}bias"] = _SAME
         kernel, stride, pad = m.kernel_size[0], m.stride[0], int(m.padding[0])
         if isinstance(m, nn.Conv2d):
-            self._spectral_buffers(
-                name, _order((m.in_channels, kernel, kernel)), np.arange(m.out_channels)
-            )
+            rows = _order((m.in_channels, kernel, kernel))
+            self._spectral_buffers(name, rows, np.arange(m.out_channels))
             side = [(s + 2 * pad - kernel) // stride + 1 for s in shape[1:]]
             convolve, _ = _convolution(stride, kernel, pad, shape[1])
         else:
@@ -188,7 +165,7 @@ class Net:
 
     def _batch_norm(self, m: nn.Module, name: str) -> Layer:
         for which in ("weight", "bias"):
-            self._add(f"{name}{which}", _SAME)
+            self.leaves[f"{name}{which}"] = _SAME
         for which in ("running_mean", "running_var"):
             self.buffer_leaves[f"{name}{which}"] = _SAME
         momentum, eps = float(m.momentum), float(m.eps)  # type: ignore[arg-type]
@@ -198,15 +175,12 @@ class Net:
             exact = x.astype(jnp.float32)
             mean, var = exact.mean(axes), exact.var(axes)
             count = x.size // x.shape[-1]
-            for which, value in (
-                ("running_mean", mean),
-                ("running_var", var * (count / (count - 1))),
-            ):
+            unbiased = var * (count / (count - 1))
+            for which, value in (("running_mean", mean), ("running_var", unbiased)):
                 old = new.get(f"{name}{which}", b[f"{name}{which}"])
                 new[f"{name}{which}"] = lax.stop_gradient(old + momentum * (value - old))
-            return (
-                (exact - mean) * (lax.rsqrt(var + eps) * p[f"{name}weight"]) + p[f"{name}bias"]
-            ).astype(x.dtype)
+            y = (exact - mean) * (lax.rsqrt(var + eps) * p[f"{name}weight"]) + p[f"{name}bias"]
+            return y.astype(x.dtype)
 
         return run
 
@@ -230,12 +204,8 @@ class CriticNet(Net):
         super().__init__(net, shape, dtype)
         self.trunk, features = self.sequence(net.trunk, "trunk.", shape)
         self.head = self.linear(net.head, "head.", features)
-        self.projection = (
-            None if net.projection is None else self.linear(net.projection, "projection.", features)
-        )
-        self.classes = (
-            None if net.class_head is None else self.linear(net.class_head, "class_head.", features)
-        )
+        self.projection = net.projection and self.linear(net.projection, "projection.", features)
+        self.classes = net.class_head and self.linear(net.class_head, "class_head.", features)
 
     def __call__(
         self, p: Params, b: Params, new: Params, x: Array, labels: Array, key: Array
@@ -244,12 +214,10 @@ class CriticNet(Net):
         f = self.trunk(p, b, new, x, key)
         score = self.head(p, b, new, f, key)[:, 0]
         if self.projection is not None:
-            score = (
-                score
-                + jnp.take_along_axis(self.projection(p, b, new, f, key), labels[:, None], 1)[:, 0]
-            )
-        said = None if self.classes is None else self.classes(p, b, new, f, key).astype(jnp.float32)
-        return score.astype(jnp.float32), said
+            by_class = self.projection(p, b, new, f, key)
+            score = score + jnp.take_along_axis(by_class, labels[:, None], 1)[:, 0]
+        logits = self.classes and self.classes(p, b, new, f, key).astype(jnp.float32)
+        return score.astype(jnp.float32), logits
 
 
 class GeneratorNet(Net):
@@ -261,9 +229,8 @@ class GeneratorNet(Net):
         self.has_classes = net.classes is not None
         if self.has_classes:
             columns = _order(first)
-            self._add(
-                "classes.weight", Leaf(lambda w: w[:, columns], lambda w: w[:, np.argsort(columns)])
-            )
+            back = np.argsort(columns)
+            self.leaves["classes.weight"] = Leaf(lambda w: w[:, columns], lambda w: w[:, back])
         self.layers, _ = self.sequence(net.layers, "layers.", first)
 
     def __call__(self, p: Params, b: Params, new: Params, z: Array, labels: Array) -> Array:
@@ -271,58 +238,68 @@ class GeneratorNet(Net):
         hidden = self.project(p, b, new, z, None)
         if self.has_classes:
             hidden = hidden + p["classes.weight"].astype(self.dtype)[labels]
-        return jnp.tanh(self.layers(p, b, new, hidden.reshape(len(z), *self.first), None)).astype(
-            jnp.float32
-        )
+        pictures = self.layers(p, b, new, hidden.reshape(len(z), *self.first), None)
+        return jnp.tanh(pictures).astype(jnp.float32)
 
 
 @lru_cache
 def _convolution(
     stride: int, kernel: int, pad: int, side: int
 ) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """A convolution (x, w) -> y of square maps NHWC with this side, and its data gradient (y, w) -> x, both differentiable at will.
+    """A convolution (x, w) -> y of square maps NHWC, and its data gradient (y, w) -> x.
 
-    Convolution, data gradient and weight gradient are bilinear, and each one's derivatives are the other two. Said so, XLA gets
-    only shapes that it is quick at: left to jax.grad, on a CPU the weight gradient of a data gradient took 50 times as long as the
-    weight gradient of the convolution (32 -> 64 channels, 14 x 14), and the data gradient of an odd side 25 times.
+    ``side`` is that of x. Both are differentiable at will. Convolution, data gradient and weight
+    gradient are bilinear, and the derivatives of one are the other two. With these rules XLA gets
+    only shapes that it is quick at. Left to jax.grad, on a CPU the weight gradient of a data
+    gradient took 50 times as long as that of the convolution (32 -> 64 channels, 14 x 14), and the
+    data gradient of an odd side 25 times.
     """
     dims = ("NHWC", "HWIO", "NHWC")
     out = (side + 2 * pad - kernel) // stride + 1
-    pads = [
-        (pad, (out - 1) * stride + kernel - side - pad)
-    ] * 2  # no row that the kernel does not reach
+    pads = [(pad, (out - 1) * stride + kernel - side - pad)] * 2  # only rows that w reaches
     even = side + -(side + 2 * pad - kernel) % stride
     rows = (even + 2 * pad - kernel) // stride + 1 - out
 
-    def plain(x: Array, w: Array) -> Array:
+    def convolved(x: Array, w: Array, pads: Any) -> Array:
         return lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=dims)
+
+    def plain(x: Array, w: Array) -> Array:
+        return convolved(x, w, pads)
 
     def to_input(y: Array, w: Array) -> Array:
         y = jnp.pad(y, ((0, 0), (0, rows), (0, rows), (0, 0)))
-        whole = lambda x: lax.conv_general_dilated(
-            x, w, (stride, stride), [(pad, pad)] * 2, dimension_numbers=dims
-        )
         like = jax.ShapeDtypeStruct((len(y), even, even, w.shape[2]), y.dtype)
-        return jax.linear_transpose(whole, like)(y)[0][:, :side, :side]
+        whole = jax.linear_transpose(lambda x: convolved(x, w, [(pad, pad)] * 2), like)
+        return whole(y)[0][:, :side, :side]
 
     def to_weight(x: Array, y: Array) -> Array:
         like = jax.ShapeDtypeStruct((kernel, kernel, x.shape[-1], y.shape[-1]), x.dtype)
         return jax.linear_transpose(lambda w: plain(x, w), like)(y)[0]
 
     conv, data, weight = (jax.custom_vjp(f) for f in (plain, to_input, to_weight))
-    conv.defvjp(
-        lambda x, w: (conv(x, w), (x, w)), lambda given, g: (data(g, given[1]), weight(given[0], g))
-    )
-    data.defvjp(
-        lambda y, w: (data(y, w), (y, w)), lambda given, g: (conv(g, given[1]), weight(g, given[0]))
-    )
-    weight.defvjp(
-        lambda x, y: (weight(x, y), (x, y)), lambda given, g: (data(given[1], g), conv(given[0], g))
-    )
+    conv.defvjp(_saving(conv), lambda xw, g: (data(g, xw[1]), weight(xw[0], g)))
+    data.defvjp(_saving(data), lambda yw, g: (conv(g, yw[1]), weight(g, yw[0])))
+    weight.defvjp(_saving(weight), lambda xy, g: (data(xy[1], g), conv(xy[0], g)))
     return conv, data
 
 
+def _saving(f: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Array, Array]]]:
+    """The forward pass of a custom derivative, which needs both inputs again."""
+    return lambda a, b: (f(a, b), (a, b))
+
+
+def _of(f: Callable[[Array, Array], Array]) -> Layer:
+    """A layer without parameters, of its input and a random key."""
+    return lambda p, b, new, x, key: f(x, key)
+
+
+def _dropout(x: Array, key: Array, keep: float) -> Array:
+    mask = jax.random.bernoulli(key, keep, x.shape)
+    return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
+
+
 _SAME = Leaf(lambda x: x, lambda x: x)
+_KERNEL = Leaf(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # to HWIO
 
 
 def _order(shape: tuple[int, ...]) -> np.ndarray:
@@ -333,10 +310,8 @@ def _order(shape: tuple[int, ...]) -> np.ndarray:
 
 def _permuted(rows: np.ndarray, columns: np.ndarray) -> Leaf:
     """torch's (out, in) to (in, out) with both axes in the order of NHWC."""
-    return Leaf(
-        lambda w: w.T[np.ix_(rows, columns)],
-        lambda w: w[np.ix_(np.argsort(rows), np.argsort(columns))].T,
-    )
+    there, back = np.ix_(rows, columns), np.ix_(np.argsort(rows), np.argsort(columns))
+    return Leaf(lambda w: w.T[there], lambda w: w[back].T)
 
 
 def _matrix(w: Array) -> Array:

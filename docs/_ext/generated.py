@@ -87,10 +87,10 @@ def commands() -> str:
     """The --help of every command."""
     parts = [f"```text\n{HELP}```"]
     for command in COMMANDS:
-        said = _help(command)
-        parts.append(f"## ganfast {command}\n\n```text\n{said}```")
-        subs = dict.fromkeys(re.findall(rf"^  ganfast {command} (\w+) ", said, re.MULTILINE))
-        if not said.startswith("usage:"):
+        shown = _help(command)
+        parts.append(f"## ganfast {command}\n\n```text\n{shown}```")
+        subs = dict.fromkeys(re.findall(rf"^  ganfast {command} (\w+) ", shown, re.MULTILINE))
+        if not shown.startswith("usage:"):
             for sub in subs:
                 parts.append(f"### ganfast {command} {sub}\n\n```text\n{_help(command, sub)}```")
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""The run to a fixed quality: it stops where the goal is reached, and its clock stands still while pictures are scored."""
+"""The run to a fixed quality stops at its goal, and its clock stands still at scoring."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 speed = pytest.importorskip("speed")
 
 
-def told(answers: list[float], seconds: float):
+def scripted(answers: list[float], seconds: float):
     """A judge that takes its time and says what it is told."""
 
     def judge(plan):
@@ -26,23 +26,24 @@ GOAL = speed.Goal("dcgan", 100, lambda scores: scores["frechet"] <= 1, "Frechet 
 
 
 def test_it_stops_where_the_goal_is_reached_and_scoring_does_not_count():
-    found = speed.run(tiny("dcgan"), GOAL, told([3, 2, 1, 0], 2.0), looks=4, limit=600)
-    assert (found["reached"], found["images"]) == (
+    result = speed.run(tiny("dcgan"), GOAL, scripted([3, 2, 1, 0], 2.0), looks=4, limit=600)
+    assert (result["reached"], result["images"]) == (
         True,
         240,
     )  # the third of four looks at 320 images
-    assert [line["frechet"] for line in found["history"]] == [3, 2, 1]
-    assert found["scoring_seconds"] >= 6
-    assert found["seconds"] == found["history"][-1]["seconds"] <= found["trained_seconds"]
-    steps = [line["seconds"] for line in found["history"]]
+    assert [line["frechet"] for line in result["history"]] == [3, 2, 1]
+    assert result["scoring_seconds"] >= 6
+    assert result["seconds"] == result["history"][-1]["seconds"] <= result["trained_seconds"]
+    steps = [line["seconds"] for line in result["history"]]
     assert steps == sorted(steps)
 
 
 def test_a_goal_that_is_not_reached_is_said_to_be_so():
-    found = speed.run(tiny("dcgan"), GOAL, told([3, 3], 0.0), looks=2, limit=600)
-    assert (found["reached"], found["seconds"], len(found["history"])) == (False, None, 2)
+    result = speed.run(tiny("dcgan"), GOAL, scripted([3, 3], 0.0), looks=2, limit=600)
+    assert (result["reached"], result["seconds"], len(result["history"])) == (False, None, 2)
     assert (
-        len(speed.run(tiny("dcgan"), GOAL, told([3, 3], 0.2), looks=2, limit=0.1)["history"]) <= 1
+        len(speed.run(tiny("dcgan"), GOAL, scripted([3, 3], 0.2), looks=2, limit=0.1)["history"])
+        <= 1
     )
 
 

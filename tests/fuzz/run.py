@@ -1,4 +1,6 @@
-"""Fuzz one reader, guided by coverage: it raises ganfast's own errors only, writes into its folder only, and has a limit of memory.
+"""Fuzz one reader, guided by coverage.
+
+It must raise ganfast's own errors only, write into its folder only, and keep a limit of memory.
 
 A failure ends it and leaves the input, which the same command replays.
 
@@ -27,16 +29,15 @@ GUIDING = [
     "zipfile",
     "yaml",
 ]
-LATER = {
-    "checkpoint": "ganfast.runs.checkpoint",
-    "bundle": "ganfast.export.bundle.bundle",
-}  # what only these targets import
+# What only these targets import.
+LATER = {"checkpoint": "ganfast.runs.checkpoint", "bundle": "ganfast.export.bundle.bundle"}
 
 with atheris.instrument_imports(include=GUIDING):
     from tests.fuzz.targets import SEEDS, TARGETS, in_memory, refused
     from tests.fuzz.watch import only_inside
 
-# MB, with torch and libFuzzer's own. What libFuzzer looks at is the process's peak, which begins as that of whoever started it.
+# MB, with torch and libFuzzer's own. libFuzzer looks at the peak of the process, which begins as
+# that of the process that started it.
 MEMORY = 2048 + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 LONGEST = 30  # seconds for one input
 
@@ -50,10 +51,10 @@ def main() -> None:
         "--corpus", type=Path, help="folder where inputs that reach new code are kept"
     )
     parser.add_argument("--replay", type=Path, help="one input, in place of fuzzing")
-    asked = parser.parse_args()
-    if asked.target in LATER:
+    options = parser.parse_args()
+    if options.target in LATER:
         with atheris.instrument_imports(include=GUIDING):
-            importlib.import_module(LATER[asked.target])
+            importlib.import_module(LATER[options.target])
     warnings.simplefilter("ignore")
     logging.disable()
     with tempfile.TemporaryDirectory(dir=in_memory()) as top:
@@ -63,22 +64,22 @@ def main() -> None:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             with only_inside(place):
-                refused(TARGETS[asked.target], data, place)
+                refused(TARGETS[options.target], data, place)
 
-        if asked.replay:
-            once(asked.replay.read_bytes())
+        if options.replay:
+            once(options.replay.read_bytes())
             return
-        for seed in SEEDS[asked.target]:
+        for seed in SEEDS[options.target]:
             once(seed)
-        corpus = asked.corpus or Path(top) / "corpus"
+        corpus = options.corpus or Path(top) / "corpus"
         corpus.mkdir(parents=True, exist_ok=True)
-        for number, seed in enumerate(SEEDS[asked.target]):
+        for number, seed in enumerate(SEEDS[options.target]):
             (corpus / f"seed-{number}").write_bytes(seed)
         limits = [
-            f"-max_total_time={asked.seconds}",
+            f"-max_total_time={options.seconds}",
             f"-rss_limit_mb={MEMORY}",
             f"-timeout={LONGEST}",
-            f"-seed={asked.seed}",
+            f"-seed={options.seed}",
         ]
         atheris.Setup(
             [sys.argv[0], *limits, "-max_len=4000", "-print_final_stats=1", str(corpus)], once

@@ -1,7 +1,8 @@
-"""What is fuzzed: each target turns bytes into the files that a reader is given, which ends well or with an error of ganfast's own.
+"""Targets of the fuzzers: each turns bytes into files, and calls the reader of such files.
 
-A target takes (data, folder) and raises whatever else the reader raises; it writes into the folder only. `SEEDS` are honest inputs
-to begin with: mutated headers, counts, names and lengths lie nearer to them than noise does.
+The reader ends well or with an error of ganfast's own. A target takes (data, folder), raises any
+other error of the reader, and writes into the folder only. `SEEDS` are honest inputs to begin with:
+mutated headers, counts, names and lengths lie nearer to them than noise does.
 """
 
 import gzip
@@ -31,12 +32,12 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 def parts(data: bytes, count: int) -> list[bytes]:
     """The files in an input; those that it lacks are empty."""
-    found = data.split(CUT, count - 1)
-    return found + [b""] * (count - len(found))
+    files = data.split(CUT, count - 1)
+    return files + [b""] * (count - len(files))
 
 
 def idx(data: bytes, folder: Path) -> None:
-    """Pictures and labels of an IDX set, packed; gzipped here where the first byte is odd, so that the checksum is right."""
+    """Pictures and labels of an IDX set, gzipped and whole if the first byte is high."""
     packed = data[:1] > b"\x7f"
     for name, content in zip(
         ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), parts(data[1:], 2), strict=True
@@ -55,7 +56,10 @@ def gzipped_idx(data: bytes, folder: Path) -> None:
 
 
 def celeba(data: bytes, folder: Path) -> None:
-    """Both tables of a CelebA set with two pictures; by the first byte the split, and tables as text, .gz or .zip of any bytes."""
+    """Both tables of a CelebA set with two pictures.
+
+    The first byte chooses the split, and whether the tables are text, .gz or .zip of any bytes.
+    """
     (folder / "img_align_celeba").mkdir()
     for name in ("000001.png", "000002.png"):
         (folder / "img_align_celeba" / name).write_bytes(PICTURE)
@@ -95,7 +99,7 @@ def config(data: bytes, folder: Path) -> None:
 
 
 def checkpoint(data: bytes, folder: Path) -> None:
-    """state.json and a file of tensors; sealed with the right hashes here where the first byte is odd."""
+    """state.json and a file of tensors, sealed with right hashes if the first byte is high."""
     from ganfast.runs import checkpoint as checkpoints
 
     place = folder / "checkpoints" / "000000160"
@@ -129,7 +133,7 @@ def _resealed(state: bytes, tensors: bytes) -> bytes:
 
 
 def bundle(data: bytes, folder: Path) -> None:
-    """The manifest and the golden samples of a bundle; with the right hashes here where the first byte is odd."""
+    """Manifest and golden samples of a bundle, with right hashes if the first byte is high."""
     from ganfast.export.bundle.bundle import open_bundle
     from ganfast.export.bundle.manifest import _digest, _text
 
@@ -161,7 +165,7 @@ def in_memory() -> str | None:
 def refused(
     target: Callable[[bytes, Path], None], data: bytes, folder: Path
 ) -> InputError | RunError | None:
-    """Run a target; the error of ganfast's own that it ended with, if any. Everything else is raised."""
+    """Run a target; the error of ganfast's own that ended it, if any. Any other is raised."""
     try:
         target(data, folder)
     except (InputError, RunError) as error:
@@ -237,7 +241,8 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "config": [
         configfile.to_yaml(Config()).encode(),
-        b"kimg: 1e-4\noptim.beta1: 0.5\nnet: {width: 8, critic_norm: layer}\nattributes: [a, b]\nseed: 0x1F\n",
+        b"kimg: 1e-4\noptim.beta1: 0.5\nnet: {width: 8, critic_norm: layer}\n"
+        b"attributes: [a, b]\nseed: 0x1F\n",
         b"attributes: [&b b, *b]\nsize: 2001-01-01\nflip: !!bool no\n",
     ],
     "checkpoint": [

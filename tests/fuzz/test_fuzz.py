@@ -1,4 +1,6 @@
-"""Readers under inputs that nobody meant: mutated ones by hypothesis here, by a coverage-guided fuzzer in `accept` and `full`.
+"""Readers under inputs that nobody meant.
+
+They are mutated by hypothesis here, by a coverage-guided fuzzer in `accept` and `full`.
 
 GANFAST_FUZZ_SECONDS sets how long each target is fuzzed in `make accept-full`, 600 by default.
 """
@@ -78,11 +80,11 @@ def test_a_mutated_input_is_read_or_refused_in_one_sentence(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_honest_inputs_are_read(name, tmp_path):
     """Else nothing behind the first check is ever reached."""
-    said = []
+    errors = []
     for number, seed in enumerate(SEEDS[name]):
         (tmp_path / str(number)).mkdir()
-        said.append(refused(TARGETS[name], seed, tmp_path / str(number)))
-    assert None in said, said
+        errors.append(refused(TARGETS[name], seed, tmp_path / str(number)))
+    assert None in errors, errors
 
 
 def test_a_write_outside_is_seen(tmp_path):
@@ -107,7 +109,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "sentence"),
     [
         (LAUGHS, r"line 2 has the alias \*a: write the value out"),
         ("a: &a {b: *a}", "has the alias"),
@@ -118,9 +120,9 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=["laughs", "itself", "date", "digits", "deep", "long"],
 )
-def test_a_config_that_is_a_trap_is_refused_in_a_sentence(text, said, tmp_path):
+def test_a_config_that_is_a_trap_is_refused_in_a_sentence(text, sentence, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=sentence) as caught:
         configfile.read(tmp_path / "config.yaml")
     assert len(str(caught.value)) < 600
 
@@ -148,7 +150,8 @@ SECONDS = [pytest.param(3, marks=pytest.mark.accept), pytest.param(0, marks=pyte
 def test_fuzzed(name, seconds, tmp_path):
     if not find_spec("atheris"):
         pytest.skip(
-            "atheris is not installed: it exists for Linux and macOS and a few versions of Python (pip install atheris)"
+            "atheris is not installed: it exists for Linux and macOS and a few versions of Python "
+            "(pip install atheris)"
         )
     seconds = seconds or int(os.environ.get("GANFAST_FUZZ_SECONDS", "600"))
     command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds)]

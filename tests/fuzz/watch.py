@@ -1,4 +1,8 @@
-"""Who writes where: Python tells every open, rename, removal and new directory before it happens, and one outside is refused."""
+"""A folder that a reader may write into, and no other.
+
+Python tells every open, rename, removal and new directory before it happens; one outside is
+refused.
+"""
 
 import os
 import sys
@@ -30,7 +34,7 @@ class Outside(AssertionError):
 
 @contextmanager
 def only_inside(folder: Path) -> Iterator[None]:
-    """Raise `Outside` at the first attempt to change something that is not in ``folder``, which exists."""
+    """Raise `Outside` at the first attempt to change a file outside of ``folder``, which exists."""
     global _inside, _installed
     if not _installed:
         sys.addaudithook(_hook)  # for good: Python knows no way to take one back
@@ -42,27 +46,27 @@ def only_inside(folder: Path) -> Iterator[None]:
         _inside = None
 
 
-def _hook(event: str, given: tuple[Any, ...]) -> None:
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _inside is None:
         return
     if (
         event == "open"
-        and isinstance(given[0], str | bytes | os.PathLike)
-        and isinstance(given[2], int)
-        and given[2] & _WRITES
+        and isinstance(arguments[0], str | bytes | os.PathLike)
+        and isinstance(arguments[2], int)
+        and arguments[2] & _WRITES
     ):
-        _check(event, given[0])
+        _check(event, arguments[0])
     changed = _CHANGES.get(event, 0)
     at_folder = any(
-        isinstance(handle, int) and handle >= 0 for handle in given[changed:]
+        isinstance(handle, int) and handle >= 0 for handle in arguments[changed:]
     ) and event in ("os.remove", "os.rmdir")
-    for path in given[:changed]:
+    for path in arguments[:changed]:
         if (
             isinstance(path, str | bytes | os.PathLike) and not at_folder
         ):  # named within an open folder: by shutil.rmtree, itself seen
             _check(event, path)
     if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
-        raise Outside(f"{event}{given}")
+        raise Outside(f"{event}{arguments}")
 
 
 def _check(event: str, path: Any) -> None:

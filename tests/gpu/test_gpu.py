@@ -1,4 +1,7 @@
-"""What only an NVIDIA GPU can show. Needs torch, numpy, PyYAML, Pillow, rich, safetensors and pytest; no installed ganfast."""
+"""What only an NVIDIA GPU can show.
+
+Needs torch, numpy, PyYAML, Pillow, rich, safetensors and pytest; no installed ganfast.
+"""
 
 from dataclasses import replace
 
@@ -76,7 +79,10 @@ def test_pictures_agree_between_gpu_and_cpu(tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_the_same_optimizer_state(tmp_path):
-    """Stopped after the first checkpoint and resumed, against the run that was not: equal up to the order of GPU sums."""
+    """A run stopped after its first checkpoint and resumed, against one that was not stopped.
+
+    They are equal up to the order of GPU sums.
+    """
     whole = small_run(tmp_path / "a", "wgan-gp", precision="fp32")
     part = small_run(tmp_path / "b", "wgan-gp", precision="fp32")
     last = part.checkpoint_folder / part.latest().name
@@ -136,9 +142,9 @@ def test_what_cannot_be_captured_is_said_once_and_trained_all_the_same(
     real = Feed.critic
 
     def waits(self):
-        given = real(self)
-        given.rate.item()
-        return given
+        inputs = real(self)
+        inputs.rate.item()
+        return inputs
 
     monkeypatch.setattr(Feed, "critic", waits)
     run = small_run(tmp_path, "wgan-gp", precision="fp32", compile="off")

@@ -1,4 +1,7 @@
-"""The sampler's back ends on a GPU, by `make gpu PART=sampler`; each is skipped, with the reason, where its package is missing."""
+"""The sampler's back ends on a GPU, by `make gpu PART=sampler`.
+
+A back end is skipped, with the reason, where its package is missing.
+"""
 
 import numpy as np
 import pytest

@@ -27,7 +27,7 @@ See docs/guides/benchmark.md.
   ganfast bench compare --base main --preset wgan-gp
       this checkout against a commit, interleaved
   ganfast bench report benchmarks/results/*-train.jsonl
-      a Markdown table and plots as PNG and SVG
+      a Markdown table
 
 All but sample need a checkout of ganfast: the package holds no benchmarks/. Each has --help.
 """
@@ -74,7 +74,6 @@ def _train(args: list[str]) -> None:
     parser.flag(
         "--out", "", "folder for dated JSON records; what it has of this code is not repeated"
     )
-    parser.flag("--memory", False, "peak memory on a CPU too, in processes of their own")
     parser.flag("--again", False, "measure what --out already holds")
     arguments = parser.parse_args(args)
     if arguments.name and arguments.all_presets:
@@ -109,7 +108,7 @@ def _train(args: list[str]) -> None:
     wrong = [name for name in variants if name not in VARIANTS]
     if wrong:
         raise InputError(f"variant {wrong[0]!r} is unknown{meant(wrong[0], VARIANTS)}")
-    plan = train.Plan(variants, arguments.rounds, arguments.memory)
+    plan = train.Plan(variants, arguments.rounds)
     out = Path(arguments.out) if arguments.out else None
     print(train.overview(train.run(settings, plan, out, arguments.again, say)))
 
@@ -160,15 +159,10 @@ def _compare(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
-    parser = parser_for(
-        "ganfast bench report", "A Markdown table and plots (PNG and SVG) of records"
-    )
+    parser = parser_for("ganfast bench report", "A Markdown table of records")
     parser.add_argument("records", nargs="+", help="files that ganfast bench wrote, or campaigns")
-    parser.flag("--out", "report", "folder (default report)")
     arguments = parser.parse_args(args)
     from ganfast.bench.records import read_all
-    from ganfast.bench.report import write_report
+    from ganfast.bench.report import markdown
 
-    records = [record for name in arguments.records for record in read_all(Path(name))]
-    for path in write_report(records, Path(arguments.out)):
-        print(path)
+    print(markdown([record for name in arguments.records for record in read_all(Path(name))]))
