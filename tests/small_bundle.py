@@ -1,4 +1,4 @@
-"""A bundle made by hand in milliseconds, no torch and no training: latent 6, pictures of 8 pixels, random weights."""
+"""A bundle made in milliseconds without torch: latent 6, pictures of 8 pixels, random weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ LATENT, SIZE = 6, 8
 def small_model(
     seed: int = 0, classes: int = 0, channels: int = 1, hidden: int = 4, rename: str = ""
 ) -> bytes:
-    """ONNX: z psi -> linear (+ class row) -> ReLU -> transposed convolution -> tanh -> uint8, as `ganfast export` lays it out."""
+    """z psi -> linear (+ class) -> ReLU -> transposed convolution -> tanh -> uint8, as exported."""
     random = np.random.default_rng(seed)
     units = hidden * 16
     weights = {

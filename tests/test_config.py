@@ -1,4 +1,4 @@
-"""Configs: presets are valid, wrong values are refused by name, and YAML gives back what was written."""
+"""Configs: presets are valid, wrong values are refused by name, YAML gives back what it got."""
 
 import dataclasses
 import re

@@ -86,9 +86,10 @@ def test_a_critic_step_on_linear_layers_by_hand():
     # Reals and fakes: forward, data gradient of the second layer, weight gradients of both.
     loss = 2 * ((a + b) + b + (a + b))
     assert step_flops(critic, "none", (1, 4, 5)) == loss
-    # Interpolates: forward, data gradients down to the picture; then through that again: each of its two products has two
-    # factors to differentiate by, except that the second layer's incoming gradient is a constant 1; then the dead zeros that
-    # leaky ReLU's second derivative sends down as a weight gradient of the first layer.
+    # Interpolates: forward, data gradients down to the picture; then through that again: each of
+    # its two products has two factors to differentiate by, except that the second layer's incoming
+    # gradient is a constant 1; then the dead zeros that leaky ReLU's second derivative sends down
+    # as a weight gradient of the first layer.
     by_weight, by_gradient, dead = a + b, a, a
     assert (
         step_flops(critic, "wgan-gp", (1, 4, 5))
@@ -101,7 +102,7 @@ def test_a_critic_step_on_linear_layers_by_hand():
     [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)],
 )
 def test_a_textbook_step_costs_about_as_many_forwards_as_its_passes(penalty, forwards):
-    """Deep enough that the first layer, which needs no data gradient for its weights, hardly counts."""
+    """Deep enough that the first layer, whose input needs no gradient, hardly counts."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 16, 3, 1, 1, bias=False), nn.LeakyReLU(0.2)]
     for _ in range(6):

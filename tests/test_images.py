@@ -1,4 +1,4 @@
-"""Grids and PNG files on pictures small enough to write down, and the last step from floats to bytes."""
+"""Grids and PNG files of pictures small enough to write down; the last step, floats to bytes."""
 
 import numpy as np
 import pytest

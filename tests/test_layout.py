@@ -1,4 +1,4 @@
-"""The checkout and the package built from it hold the same modules; kernels and export appear as ganfast.kernels and .export."""
+"""The checkout and its package hold the same modules; kernels and export appear in ganfast."""
 
 import ast
 import os
@@ -74,7 +74,10 @@ def test_every_dependency_is_pinned_within_its_bounds():
 
 
 def test_checkout_runs_without_installing(tmp_path):
-    code = "import ganfast.kernels.latents, ganfast.export.drawing.rows; print(ganfast.kernels.__file__)"
+    code = (
+        "import ganfast.kernels.latents, ganfast.export.drawing.rows; "
+        "print(ganfast.kernels.__file__)"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-S", "-c", _with_site(code)],
@@ -88,10 +91,11 @@ def test_checkout_runs_without_installing(tmp_path):
 
 
 def _with_site(code: str) -> str:
-    """Site packages but no .pth files: an editable install must not be what makes the import work."""
+    """Site packages but no .pth files: an editable install must not make the import work."""
     import torch
 
-    return f"import sys; sys.path.append({str(Path(torch.__file__).parents[1])!r}); import ganfast; {code}"
+    site = str(Path(torch.__file__).parents[1])
+    return f"import sys; sys.path.append({site!r}); import ganfast; {code}"
 
 
 def test_wheel_holds_every_module_once(tmp_path):
@@ -123,7 +127,7 @@ def test_wheel_holds_every_module_once(tmp_path):
 
 
 def _without_harness(wheel: Path, folder: Path) -> None:
-    """In an installed package `bench sample` parses its arguments, and the others name what is missing."""
+    """Installed, `bench sample` parses its arguments, and the others name what is missing."""
     zipfile.ZipFile(wheel).extractall(folder / "installed")
     environment = os.environ | {"PYTHONPATH": str(folder / "installed")}
     for line, sentence in (
@@ -137,8 +141,9 @@ def _without_harness(wheel: Path, folder: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-# From the ground up: what a module imports when it is loaded stands on its own floor or below. A name stands for all that
-# begins with it, but for what has a longer name here. Functions may import from anywhere.
+# From the ground up: what a module imports when it is loaded stands on its own floor or below. A
+# name stands for all that begins with it, but for what has a longer name here. Functions may import
+# from anywhere.
 FLOORS = (
     "errors disk locks log latents images flops environment config configfile presets",
     "kernels tensors device export.session",

@@ -1,4 +1,4 @@
-"""Losses against their papers' formulas, written with probabilities and computed in float64 by Python."""
+"""Losses against their papers' formulas, in probabilities and float64, by plain Python."""
 
 import math
 from typing import get_args

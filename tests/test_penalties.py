@@ -1,7 +1,7 @@
-"""Gradient penalties by property: what other implementations got wrong is checked here, and wrong ones are shown to be caught.
+"""Gradient penalties by property: other implementations' mistakes are shown to be caught.
 
-A property check takes a penalty, ``penalty(critic, real, fake, eps) -> values (N,)``, and asserts one thing about it on a critic
-whose gradient is known: w . x has gradient w everywhere, a |x|^2 / 2 has gradient a x.
+A property check takes a penalty, ``penalty(critic, real, fake, eps) -> values (N,)``, and asserts
+one thing about it on a critic of known gradient: w . x has w everywhere, a |x|^2 / 2 has a x.
 """
 
 import math
@@ -354,7 +354,7 @@ def of_shape(numbers):
     return numbers.view(-1, 1, 1, 1)
 
 
-# The penalty of each kind at weight 10 for the critic 0.3 |x|^2 / 2, whose gradient is 0.3 x, per pair.
+# Each kind's penalty at weight 10 for the critic 0.3 |x|^2 / 2 with gradient 0.3 x, per pair.
 BY_HAND = {
     "wgan-gp": lambda r, f, eps, noise: norm_by_hand(of_shape(eps) * r + of_shape(1 - eps) * f),
     "dragan": lambda r, f, eps, noise: norm_by_hand(r + noise * r.flatten().std() / 2),

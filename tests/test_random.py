@@ -1,4 +1,4 @@
-"""Random numbers by (seed, purpose, index): NumPy's Philox bit for bit, normals that are normal, shuffles that shuffle."""
+"""Random numbers by (seed, purpose, index): NumPy's Philox bit for bit; normals; shuffles."""
 
 import numpy as np
 import pytest
@@ -306,14 +306,14 @@ def test_permute_is_a_permutation_for_every_seed_purpose_and_epoch(size):
 
 
 def test_a_known_shuffle():
-    """A resumed run goes on in the order it began with, also with a later version: these numbers must not change."""
+    """A resumed run goes on in its order, with later versions too: never change these numbers."""
     assert shuffled(10, seed=7, epoch=3).tolist() == [5, 4, 3, 0, 6, 2, 7, 1, 8, 9]
 
 
 @pytest.mark.parametrize("size", [1, 7, 60_000, 2**31 - 1, "each its own"])
 @pytest.mark.parametrize("epochs", [1, 2, 37])
 def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
-    """One in words of 32 bits, the other in int64: sizes up to the largest, more rows than are taken at once."""
+    """One in 32-bit words, the other in int64: the largest sizes, more rows than one go takes."""
     count, rng = 40_000, torch.Generator().manual_seed(epochs)
     sizes = (
         torch.randint(1, 2**31, (count,), generator=rng)

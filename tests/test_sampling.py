@@ -1,4 +1,4 @@
-"""Sampling: picture (seed, index) is one picture for good, however it is asked for; and what can be asked for."""
+"""Sampling: picture (seed, index) is one picture for good; what can be asked for, and refusals."""
 
 import shutil
 from dataclasses import replace
@@ -21,7 +21,7 @@ NAMES = ("circle", "7", "Square", "0")  # "7" is class 1 and "0" class 3: names 
 
 
 def trained(folder: Path, **changes) -> Run:
-    """A few steps on noise in four named classes: random pictures are as good as any to be told apart."""
+    """A few steps on noise in four named classes: random pictures are as easy to tell apart."""
     random = np.random.default_rng(0)
     for name in NAMES:
         for i in range(8):
@@ -467,7 +467,10 @@ def test_every_flag_of_the_command_reaches_the_request(monkeypatch):
         checkpoint="9",
         device="cpu",
     )
-    flags = "-n 3 --seed 4 --first 5 --labels 6 --balanced --psi 0.5 --interpolate 7 --out o.png --grid g.png --columns 8"
+    flags = (
+        "-n 3 --seed 4 --first 5 --labels 6 --balanced --psi 0.5 --interpolate 7 "
+        "--out o.png --grid g.png --columns 8"
+    )
     assert main(["sample", "r", *flags.split(), "--checkpoint", "9", "--device", "cpu"]) == 0
     assert main(["sample", "r"]) == 0
     assert asked == [wanted, Request(run="r")]

@@ -1,4 +1,4 @@
-"""Real trainings on MNIST, scored by the committed classifier. Fixed kimg: a slow machine changes the time only."""
+"""Real trainings on MNIST, scored by the committed classifier; kimg is fixed, time is not."""
 
 import subprocess
 import sys

@@ -40,7 +40,7 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run):
-    """Run a command line that must be refused: exit code 2, nothing on standard output, one sentence, nothing written."""
+    """Run a refused command line: exit code 2, one sentence, empty standard output, no files."""
 
     def refused(line: str) -> str:
         before = sorted(Path().rglob("*"))
@@ -60,7 +60,8 @@ def dry(out: str) -> tuple[Config, dict[str, float]]:
     found = re.search(
         rf"# generator +{number} parameters\n# critic +{number} parameters\n"
         rf"# work +{number} MFLOP per image, {number} TFLOP in all\n"
-        rf"# memory +about {number} MB: pictures {number}, weights and optimizers {number}, activations {number}",
+        rf"# memory +about {number} MB: "
+        rf"pictures {number}, weights and optimizers {number}, activations {number}",
         out,
     )
     assert found, out
@@ -89,7 +90,10 @@ def test_help_is_a_result(line, run):
 
 
 def test_help_needs_no_torch_and_no_second():
-    code = "import sys; from ganfast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from ganfast.cli import main; main(['--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
     )
@@ -112,12 +116,15 @@ def test_help_needs_no_torch_and_no_second():
     ],
 )
 def test_light_commands_and_refusals_load_no_torch(line):
-    code = f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); sys.exit('torch' in sys.modules)"
+    code = (
+        f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def commands_in_help() -> list[str]:
-    """Every command line that a help text shows, with optional parts dropped: "train", "data fetch mnist", ..."""
+    """Every command line of a help text without optional parts: "train", "data fetch mnist", ..."""
     from ganfast.commands.data import HELP as _DATA_HELP
 
     shown = re.findall(
@@ -270,7 +277,7 @@ def test_bad_input_is_one_sentence_with_the_value_and_the_way_out(line, said, re
     ],
 )
 def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encoding):
-    """tyro frames its messages, with lines or in ASCII as the encoding of standard output allows."""
+    """tyro frames its messages with lines, or in ASCII where standard output has no lines."""
     command = [sys.executable, "-m", "ganfast", *line.split()]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -359,11 +366,14 @@ def test_no_space_and_no_permission_are_bad_input_with_a_way_out(number, run, mo
 )
 def test_a_package_that_is_missing_is_one_sentence(module, package, line):
     code = (
-        f"import sys; sys.modules[{module!r}] = None\n"  # what importing it meets where it is not installed
+        f"import sys; sys.modules[{module!r}] = None\n"  # as where it is not installed
         f"from ganfast.cli import main; sys.exit(main({line.split()!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: pip install {package}\n"
+    said = (
+        f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: "
+        f"pip install {package}\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 

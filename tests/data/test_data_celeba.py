@@ -1,4 +1,4 @@
-"""CelebA: the official files, whole or in part, packed or not; attributes as classes; tables that do not fit."""
+"""CelebA: the official files, whole or in part, packed or not; attributes; bad tables."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ NAMES = ["000001.jpg", "000002.jpg", "000003.jpg", "000004.jpg", "000005.jpg"]
 FACES = np.random.default_rng(0).integers(
     0, 256, (5, 11, 9, 3), dtype=np.uint8
 )  # upright like the real ones
-# CRLF, a space after the names, one or two spaces between values, and two rows without pictures, as the original has.
+# Like the original: CRLF, a space after names, one or two before values, two rows without pictures.
 VALUES = [" 1 -1  1", "-1  1  1", "-1 -1 -1", " 1  1 -1", "-1 -1  1", "-1 -1 -1", "-1  1 -1"]
 ROWS = "".join(f"00000{i}.jpg {values}\r\n" for i, values in enumerate(VALUES, start=1))
 ATTRIBUTES = f"7\r\nBald Male Smiling \r\n{ROWS}"

@@ -273,7 +273,8 @@ def test_who_packs_what_another_process_packs_says_whose_it_is_and_waits(source,
 def test_a_process_killed_while_packing_leaves_no_pack_to_be_seen(source, tmp_path):
     code = (
         "import os, sys; from ganfast.data import open_data;"
-        "open_data(sys.argv[1], cache=sys.argv[2], progress=lambda what, done, total: done and os._exit(9))"
+        "open_data(sys.argv[1], cache=sys.argv[2],"
+        " progress=lambda what, done, total: done and os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path)]).returncode == 9
     assert [

@@ -1,4 +1,4 @@
-"""Folders, zips and CelebA: which pixels a picture keeps, which class it gets, and what is refused."""
+"""Folders, zips and CelebA: which pixels a picture keeps, its class, and what is refused."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def refusal(call, *args, **kwargs):
 COLOUR = RNG.integers(0, 256, (9, 9, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
 
-# ---- pixels ---------------------------------------------------------------------------------------------------------
+# ---- pixels ----
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_exif_turns_a_picture_upright():
     np.testing.assert_array_equal(upright, np.rot90(COLOUR[:8], -1))
 
 
-# ---- folders and zips -----------------------------------------------------------------------------------------------
+# ---- folders and zips ----
 
 
 @pytest.mark.parametrize("fill", [fill, fill_zip])
@@ -198,7 +198,7 @@ BAD = {"text": b"not a picture", "truncated": png(COLOUR)[:70], "empty": b""}
 def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
     tmp_path, make, bad, channels, caplog
 ):
-    """In the middle of a class of its own and at both ends, so that pictures and labels both close the gap."""
+    """In the middle of a class and at both ends, so that pictures and labels both close the gap."""
     names = ["a/0.png", "b/0.png", "b/1.png", "b/2.png", "c/0.png"]
     held = {
         name: BAD[bad]

@@ -1,4 +1,4 @@
-"""Names, the digits and IDX files: what is read is what was written, and what cannot be read says why."""
+"""Names, digits and IDX files: what is read is what was written; what cannot be read says why."""
 
 import contextlib
 import gzip
@@ -27,7 +27,7 @@ TRAIN_LABELS, TEST_LABELS = np.array([3, 0, 1, 1, 2, 0, 3], np.uint8), np.array(
 
 
 def idx_bytes(array):
-    """An IDX file by hand: two zeros, 8 for unsigned bytes, the number of dimensions, the dimensions, the values."""
+    """An IDX file: two zeros, 8 for unsigned bytes, number of dimensions, dimensions, values."""
     return (
         bytes([0, 0, 8, array.ndim])
         + struct.pack(f">{array.ndim}I", *array.shape)
@@ -52,11 +52,14 @@ def refusal(call, *args, **kwargs):
     return str(caught.value)
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------
+# ---- names ----
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    code = "import ganfast.data, sys; print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
+    code = (
+        "import ganfast.data, sys; "
+        "print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -127,7 +130,7 @@ def test_wrong_requests_name_the_value(tmp_path):
     assert "Smiling" in refusal(open_data, folder, attributes=["Smiling"], cache=tmp_path)
 
 
-# ---- digits ---------------------------------------------------------------------------------------------------------
+# ---- digits ----
 
 
 def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
@@ -144,7 +147,7 @@ def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
     assert open_data("digits", cache=tmp_path).images.shape == (1797, 1, 16, 16)
 
 
-# ---- IDX ------------------------------------------------------------------------------------------------------------
+# ---- IDX ----
 
 
 @pytest.mark.parametrize("gz", [True, False])

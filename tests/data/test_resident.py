@@ -1,4 +1,4 @@
-"""Training batches from a pack made by hand: which pictures come when, and that they are the pack's pictures."""
+"""Training batches from a handmade pack: which pictures come when, and that they are the pack's."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What the engines compute: operation counts of a step in forward passes of N pictures, and which convolutions they are made of."""
+"""What the engines compute: operations of a step in forward passes of N pictures; convolutions."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def deep_critic(between=lambda: nn.LeakyReLU(0.2), bias=False, groups=1, conditional="no"):
-    """Deep enough that the first layer, which needs no data gradient for its weights, hardly counts."""
+    """Deep enough that the first layer, whose input needs no gradient, hardly counts."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, WIDTH, 3, 1, 1, bias=bias), between()]
     for _ in range(6):
@@ -112,7 +112,7 @@ def test_a_step_without_its_penalty_costs_what_the_loss_does(engine):
 
 
 class Convolutions(TorchDispatchMode):
-    """Records every convolution while active: (name, operands that are used, shape of its filter, groups)."""
+    """Records every convolution while active: (name, used operands, filter's shape, groups)."""
 
     def __init__(self):
         super().__init__()
@@ -222,7 +222,7 @@ def test_a_grouped_transposed_backward_by_hand(mask):
 
 
 def shape(stride, padding, transposed=False, groups=1):
-    """The arguments of a backward convolution from its stride to its groups; between those of its bias and its mask."""
+    """Arguments of a backward convolution from stride to groups, between its bias and its mask."""
     return list(stride), list(padding), [1, 1], transposed, [0, 0], groups
 
 

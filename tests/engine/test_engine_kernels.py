@@ -1,6 +1,6 @@
-"""The explicit engine on the Triton kernels: the same gradients, and as many launches as there are layers.
+"""The explicit engine on Triton kernels: the same gradients, as many launches as there are layers.
 
-Runs on CUDA, and on a CPU under triton's interpreter, where `test_kernels_interpreted.py` starts it.
+Runs on CUDA, and under triton's interpreter, where `test_kernels_interpreted.py` starts it.
 """
 
 import pytest
@@ -96,7 +96,7 @@ def test_bf16_rounds_a_little(monkeypatch, penalty):
 
 
 def test_launches_are_counted_by_layers(monkeypatch):
-    """One forward and one delta kernel a layer for all rows together, one tangent kernel a layer, one for the penalty."""
+    """A forward, a delta and a tangent kernel a layer for all rows; one for the penalty."""
     _, _, counted, _, _ = steps(monkeypatch, "wgan-gp")
     assert counted == {
         "_forward_kernel": LAYERS,

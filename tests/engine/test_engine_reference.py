@@ -1,6 +1,7 @@
-"""The two steps against a textbook: one picture at a time, probabilities written out, bare square roots, float64."""
+"""The two steps against a textbook in float64: picture by picture, with bare square roots."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -263,7 +264,7 @@ def test_gradients_are_replaced_not_added_to(penalty):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_gradients_lie_in_memory_as_their_parameters_do(penalty, memory_format):
-    """Fused Adam walks both by address: another order of strides would give a weight its neighbour's gradient."""
+    """Fused Adam walks both by address: other strides give a weight its neighbour's gradient."""
     critic = small_critic(dtype=torch.float32).to(memory_format=memory_format)
     make_critic_step(critic, LossConfig(), PenaltyConfig(penalty))(**given(torch.float32))
     generator = small_generator(dtype=torch.float32).to(memory_format=memory_format)
@@ -551,7 +552,8 @@ def test_a_critic_step_makes_one_power_iteration(penalty):
     layers = [m for m in critic.modules() if hasattr(m, "parametrizations")]
     assert len(layers) == 4
     with torch.no_grad():
-        for layer in layers:  # as after a large update: the estimates are far off, so that two iterations differ from one
+        # As after a large update: the estimates are far off, so two iterations differ from one.
+        for layer in layers:
             layer.parametrizations.weight.original.normal_()
     expected = [one_power_iteration(layer) for layer in layers]
     started = [layer.parametrizations.weight[0]._v.clone() for layer in layers]
@@ -622,8 +624,7 @@ def test_a_batch_normalised_critic_scores_reals_and_fakes_apart():
 
 @pytest.mark.parametrize("penalty", PENALTIES[1:])
 def test_norms_within_a_picture_go_with_a_penalty(penalty):
-    norm = lambda channels: nn.GroupNorm(1, channels)
-    critic, config = small_critic(norm=norm), PenaltyConfig(penalty, weight=3.0)
+    critic, config = small_critic(norm=partial(nn.GroupNorm, 1)), PenaltyConfig(penalty, weight=3.0)
     expected, _ = textbook_critic_gradients(critic, LossConfig("hinge"), config, **given())
     make_critic_step(critic, LossConfig("hinge"), config)(**given())
     assert_gradients(critic, expected, 2e-6)

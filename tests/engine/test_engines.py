@@ -1,4 +1,4 @@
-"""Every engine of the critic step against the reference in float64, on critics of every kind that a user may bring."""
+"""Every engine of the critic step against the reference in float64, on every kind of critic."""
 
 import copy
 import functools
@@ -50,7 +50,7 @@ def pictures(shape=SHAPE, n=N, seed=0, dtype=torch.float64):
 
 
 def run(critic, engine, loss="non-saturating", penalty="wgan-gp", inputs=None, **kwargs):
-    """(flat gradient, statistics, the stepped copy) of one step; the critic itself stays as it is."""
+    """(flat gradient, statistics, stepped copy) of one step; ``critic`` itself does not change."""
     critic = copy.deepcopy(critic)
     step = make_critic_step(
         critic, loss, penalty, engine=engine, compile=False, check=False, **kwargs
@@ -61,7 +61,7 @@ def run(critic, engine, loss="non-saturating", penalty="wgan-gp", inputs=None, *
 
 
 def error(found, exact):
-    """Of the whole gradient; a gradient that vanishes but for rounding is not a unit to measure by."""
+    """Relative to the whole gradient; one that vanishes but for rounding is no unit."""
     return ((found.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-6)).item()
 
 
@@ -89,7 +89,7 @@ def assert_engines_agree(
 
 
 def loud(critic):
-    """In float64, with weights of twice the size, so that scores and gradient norms come to about 1."""
+    """In float64, with weights of twice the size, so that scores and gradient norms are about 1."""
     critic = critic.double()
     with torch.no_grad():
         for p in critic.parameters():
@@ -352,7 +352,7 @@ ROUNDED = {
 
 
 def away_from_kinks(make, inputs, penalties=("wgan-gp", "dragan")):
-    """The first critic whose pre-activations all stay clear of a kink, so that rounding does not pick the side."""
+    """The first critic with no pre-activation near a kink: rounding must not pick the side."""
     between = (
         inputs["eps"].view(-1, 1, 1, 1) * inputs["real"]
         + (1 - inputs["eps"].view(-1, 1, 1, 1)) * inputs["fake"]
@@ -360,10 +360,12 @@ def away_from_kinks(make, inputs, penalties=("wgan-gp", "dragan")):
     around = inputs["real"] + 0.5 * inputs["real"].std() * inputs["noise"]
     for seed in range(20):
         critic, distances = make(seed), []
+
+        def measure(_, x, __, distances=distances):
+            distances.append((x[0].abs().min() / x[0].abs().max()).item())
+
         hooks = [
-            m.register_forward_hook(
-                lambda _, x, __: distances.append((x[0].abs().min() / x[0].abs().max()).item())
-            )
+            m.register_forward_hook(measure)
             for m in critic.modules()
             if isinstance(m, nn.LeakyReLU | nn.ReLU)
         ]
@@ -437,7 +439,7 @@ CURVED = {
 
 
 def norm_critic(kind, seed=0):
-    """Convolution, the layer on maps, leaky ReLU; linear, the layer on units, leaky ReLU; linear."""
+    """Convolution, layer on maps, leaky ReLU; linear, layer on units, leaky ReLU; linear."""
     torch.manual_seed(seed)
     on_maps, on_units = (make() for make in CURVED[kind])
     critic = nn.Sequential(
@@ -503,12 +505,12 @@ def test_engines_agree_where_the_first_layer_has_no_weights(penalty, first):
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 @pytest.mark.parametrize("conditional", ["no", "projection"])
 def test_engines_agree_under_spectral_normalisation(conditional, penalty):
-    """Buffers agree too: one power iteration a step, which test_engine_reference.py compares with the paper's."""
+    """Buffers agree too: one power iteration a step; test_engine_reference.py has the paper's."""
     critic = spectral(plain_critic(conditional=conditional))
     with torch.no_grad():
         for name, p in critic.named_parameters():
             if name.endswith("original"):
-                p.normal_()  # the estimates are then far off, so that two iterations differ from one
+                p.normal_()  # far-off estimates: two iterations differ from one
     before = {name: b.clone() for name, b in critic.named_buffers()}
     labels = {"real_labels": LABELS} if conditional != "no" else {}
     assert_engines_agree(critic, "hinge", penalty, pictures() | labels)
@@ -617,7 +619,7 @@ def test_the_reference_judges_fakes_as_their_own_class():
 
 
 class Spread(nn.Module):
-    """Minibatch standard deviation (arXiv:1710.10196, section 3) as one more feature map: samples meet."""
+    """Minibatch standard deviation (arXiv:1710.10196, section 3) as one more map: samples meet."""
 
     def forward(self, x):
         spread = (x.var(0, correction=0) + 1e-8).sqrt().mean()
@@ -896,7 +898,7 @@ def assert_refused_or_agreed(critic, penalty="wgan-gp"):
 
 
 class Equalised(nn.Conv2d):
-    """Weights scaled when they are used (arXiv:1710.10196, section 4.1): a convolution by type, not by what it computes."""
+    """A convolution by type only: its weights are scaled in use (arXiv:1710.10196, section 4.1)."""
 
     def forward(self, x):
         return self._conv_forward(x, self.weight * 0.37, self.bias)
@@ -945,7 +947,7 @@ def test_engines_agree_on_activations_in_place(act):
 
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_what_an_activation_in_place_overwrites_is_overwritten_for_its_other_readers_too(penalty):
-    """The pre-activation block that is written most often: its shortcut carries the activated map."""
+    """The pre-activation block as it is mostly written: its shortcut carries the activated map."""
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Overwriting(), nn.Flatten(), nn.Linear(80, 1))
     assert_refused_or_agreed(loud(critic), penalty)
@@ -1046,7 +1048,7 @@ DROPPERS = {
 
 
 def dropping(first="torch's"):
-    """Two layers that draw, so that the order counts, the first of them on pictures in whatever layout comes there."""
+    """Two layers that draw, so that their order counts; the first draws in the pictures' layout."""
     torch.manual_seed(0)
     trunk = nn.Sequential(
         nn.Conv2d(3, 4, 4, 2, 1),
@@ -1199,7 +1201,7 @@ def test_batch_norm_scores_reals_and_fakes_apart_where_it_is_compiled(kind, comp
 
 
 def assert_batch_norm_right(kind, engine):
-    """Gradients, running statistics and counters are those of the definition, which takes reals first, then fakes."""
+    """Gradients, running statistics and counters of the definition: first reals, then fakes."""
     steps = []
     for critic, how in (
         (batch_normed(kind), ("reference", False)),
@@ -1670,7 +1672,7 @@ def test_engines_that_are_not_compiled_never_call_the_compiler(engine, monkeypat
     ids=["explicit", "autograd", "autograd without penalty"],
 )
 def test_a_compiled_engine_agrees_with_the_reference(engine, steps, caplog):
-    """Gradients, statistics and power iterations, with the penalty and without; another batch size compiles anew."""
+    """Gradients, statistics, power iterations, with and without penalty, for two batch sizes."""
     critic = spectral(plain_critic(conditional="projection"))
     twin = copy.deepcopy(critic)
     step = make_critic_step(critic, "hinge", "wgan-gp", engine=engine, compile=True, check=True)

@@ -1,4 +1,4 @@
-"""Compiled generator steps and drawings: one graph each that computes what the networks compute, in every step that follows."""
+"""Compiled generator steps and drawings: one graph each, right in every step that follows."""
 
 import copy
 import logging
@@ -499,7 +499,10 @@ def shared():
 )
 def test_members_are_those_of_torchs_walks(net):
     net = net()
-    same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]
+
+    def same(mine, theirs):
+        return [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]
+
     assert same(paths(net), net.named_modules(remove_duplicate=False))
     assert same(named_parameters(net), net.named_parameters(remove_duplicate=False))
     assert sorted(map(id, dict(named_tensors(net)).values())) == sorted(

@@ -1,4 +1,4 @@
-"""Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
+"""Scores against float64 definitions and closed cases; extractors; `ganfast eval`."""
 
 import json
 import shutil
@@ -187,7 +187,7 @@ def test_classes_are_drawn_as_often_as_asked():
     assert (classes_like(np.array([1, 0, 3]), 0, 500, 600) == drawn[500:600]).all()
 
 
-# ---- the whole evaluation on the embedded digits ----------------------------------------------------------------------
+# ---- the whole evaluation on the embedded digits ----
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_too_few_and_other_sizes_are_refused(digits):
         evaluation.score(stored(np.zeros((200, 1, 20, 20), np.uint8)))
 
 
-# ---- extractors -------------------------------------------------------------------------------------------------------
+# ---- extractors ----
 
 
 def test_committed_classifier_is_small_and_hashed():
@@ -517,7 +517,7 @@ def test_an_extractor_without_logits_gives_no_class_scores(digits):
     assert "modes" not in scores
 
 
-# ---- the reference ----------------------------------------------------------------------------------------------------
+# ---- the reference ----
 
 
 def idx_set(folder: Path, count: int, prefix: str) -> None:
@@ -574,7 +574,7 @@ def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_ar
         open_reference(str(tmp_path))
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
@@ -782,7 +782,7 @@ def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
     ]  # how a marker is written
 
 
-# ---- real data --------------------------------------------------------------------------------------------------------
+# ---- real data ----
 
 
 def test_committed_classifier_reaches_its_accuracy(real_data):
@@ -806,7 +806,7 @@ def test_squeezenet_distances_of_faces_have_floor_and_ceiling(real_data):
     assert 0 < evaluation.floor["frechet"] < evaluation.ceiling / 5
 
 
-# ---- StackedMNIST -----------------------------------------------------------------------------------------------------
+# ---- StackedMNIST ----
 
 
 def test_stacked_pictures_are_three_digits_and_the_device_makes_the_same(real_data):

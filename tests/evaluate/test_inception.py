@@ -34,7 +34,7 @@ def weights(net, tmp_path_factory):
 
 
 def test_it_has_the_published_size_and_the_names_of_the_file(net):
-    # 23,834,568 numbers with 1000 classes, without the auxiliary head; eight classes more are 8 * 2049.
+    # 23,834,568 numbers with 1000 classes, no auxiliary head; eight classes more are 8 * 2049.
     assert sum(p.numel() for p in net.parameters()) == 23_834_568 + 8 * 2049
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     assert shapes["Conv2d_4a_3x3.conv.weight"] == (192, 80, 3, 3)
@@ -79,7 +79,8 @@ def test_pictures_are_resized_without_aligned_corners_to_minus_one_to_one():
     x = PREPROCESSING(pictures)
     assert x.shape == (1, 3, 299, 299)
     assert (x[..., 0].mean(), x[..., -1].mean()) == pytest.approx((-1, 1))
-    # Pixel centres stay at (i + 0.5) / n: half way in the middle of the row, and the first pixel alone for a quarter of it.
+    # Pixel centres stay at (i + 0.5) / n: half way in the middle of the row, the first pixel alone
+    # for a quarter of it.
     assert x[0, 0, 0, 149] == pytest.approx(0, abs=1e-6)
     assert x[0, 0, 0, 74] == pytest.approx(-1, abs=0.01)
     assert x[0, 0, 0, 90] > -0.9
@@ -105,7 +106,8 @@ def test_files_that_are_not_it_are_refused(weights, tmp_path):
     pack = open_data("digits")
     with pytest.raises(
         InputError,
-        match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: another file, or a damaged one",
+        match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: "
+        "another file, or a damaged one",
     ):
         find_extractor(str(weights), pack, CPU)
     less = torch.load(weights, weights_only=True)
@@ -116,7 +118,8 @@ def test_files_that_are_not_it_are_refused(weights, tmp_path):
     for name, message in (
         (
             "less.pth",
-            r"not the Inception-v3 of the FID: it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)",
+            r"not the Inception-v3 of the FID: "
+            r"it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)",
         ),
         ("list.pth", "it has no Conv2d_1a_3x3.conv.weight"),
         ("text.pth", "text.pth is no readable file of weights"),

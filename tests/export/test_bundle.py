@@ -1,4 +1,4 @@
-"""Bundles on disk: whole or not there, every byte checked before use, one sentence for what is wrong. No torch, no ONNX needed."""
+"""Bundles on disk, without torch or ONNX: whole or absent, bytes checked, a sentence for faults."""
 
 import json
 import os
@@ -389,7 +389,8 @@ def test_exchange_says_so_where_it_cannot(tmp_path, monkeypatch):
 
 def test_a_kill_between_two_renames_leaves_the_old_bundle_and_says_where(bundle, monkeypatch):
     code = (
-        "import os, pathlib, sys; from ganfast import disk; from ganfast.export.bundle.bundle import open_bundle, write_bundle\n"
+        "import os, pathlib, sys; from ganfast import disk; "
+        "from ganfast.export.bundle.bundle import open_bundle, write_bundle\n"
         "disk.exchange = lambda a, b: False\n"
         "rename = pathlib.Path.rename\n"
         "def killed(self, to): rename(self, to); os._exit(9)\n"

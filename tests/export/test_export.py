@@ -1,4 +1,4 @@
-"""From a run to a bundle: the exported graph draws the run's own pictures; what cannot be exported is refused with its reason."""
+"""From a run to a bundle: the exported graph draws the run's pictures; refusals give the reason."""
 
 import shutil
 import sys
@@ -24,6 +24,7 @@ from ganfast.export.graph.deploy import deployable
 from ganfast.models import NetSpec, build_generator
 from ganfast.runs.run import Run
 
+# ruff: noqa: E402  what follows needs onnx
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -156,7 +157,7 @@ def test_parity_is_a_distance_to_either_side():
 
 
 class Skips(nn.Module):
-    """Takes features between convolution and norm, so that folding one into the other changes it."""
+    """Takes features between convolution and norm, so that folding the two would change it."""
 
     def __init__(self) -> None:
         super().__init__()

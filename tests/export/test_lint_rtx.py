@@ -1,10 +1,11 @@
-"""What `ganfast lint` says of TensorRT-RTX, and what its builder says, on one small graph for each statement; no GPU is needed."""
+"""What `ganfast lint` says of TensorRT-RTX, and its builder, on a small graph each; no GPU."""
 
 import numpy as np
 import pytest
 
 from ganfast.errors import InputError, RunError
 
+# ruff: noqa: E402  what follows needs onnx
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx")
 
@@ -74,7 +75,7 @@ def quantised(bias):
 
 
 def modulated(a_kernel_each):
-    """Kernels scaled by the mean of each picture (all pictures in one convolution of N groups), or by that of all pictures."""
+    """Kernels scaled by the mean of a picture (one convolution of N groups), or of all pictures."""
     if not a_kernel_each:
         mean = node("ReduceMean", ["x"], ["m"], axes=[0, 1, 2, 3])
         return graph(
@@ -136,7 +137,7 @@ REFUSED = {
     "fixed-batch": lambda: graph(node("Relu", ["x"], ["y"]), batch=1),
     "external-data": external,
 }
-# What it takes, and lint warns of: other numbers at each run, float32 in place of float64, an opset that nobody tried.
+# The builder takes these, lint warns: other numbers at each run, float32 for float64, a new opset.
 TAKEN_BUT_WRONG = {
     "random-op": lambda: graph(
         node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])

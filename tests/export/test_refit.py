@@ -1,4 +1,4 @@
-"""A bundle's graph with other weights is the bundle that an export of those weights gives; what does not fit is refused."""
+"""Refitting a bundle's graph equals exporting the new weights; what does not fit is refused."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`ganfast sample` and `ganfast bench sample` on bundles: the pictures of the run, and a table that chooses the back end."""
+"""`ganfast sample` and `ganfast bench sample` on bundles: the run's pictures, back ends."""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Bias and leaky ReLU, its delta and its tangent: kernels against float64, bits one by one, and the chain against autograd."""
+"""Bias and leaky ReLU, delta and tangent: kernels against float64, the chain against autograd."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from tests.kernels.test_kernels_interpreted import (
     run_kernel,
 )
 
-# Odd in every way: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
+# Odd: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
 SHAPES = [
     (1, 1),
     (5, 3),
@@ -68,7 +70,7 @@ def bits_of(positive: Tensor) -> Tensor:
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous"):
-    """x and a bias; an eighth of the sums is exactly 0, where the slope is that of the negative side."""
+    """x and a bias; an eighth of the sums is exactly 0, which has the negative side's slope."""
     x, bias = randn(*shape, dtype=dtype, layout=layout), randn(shape[1], seed=1)
     bias = bias.to(dtype).float()
     on_the_kink = torch.arange(x.numel()).view(shape) % 8 == 3
@@ -374,7 +376,7 @@ def leaky(x, bias, slope):
 def test_second_derivatives_pass_gradgradcheck(slope):
     x, bias = randn(2, 8, 3, 2, seed=1).double(), randn(8, seed=2).double()
     inputs = (x.requires_grad_(), bias.requires_grad_())
-    function = lambda x, b: biased_leaky_relu(x, b, slope)
+    function = partial(biased_leaky_relu, slope=slope)
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 

@@ -1,4 +1,4 @@
-"""From input gradients to values, norms and the direction: the kernels against float64, and against autograd's derivative."""
+"""From input gradients to values, norms and direction: kernels against float64 and autograd."""
 
 import pytest
 import torch

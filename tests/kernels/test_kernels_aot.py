@@ -1,6 +1,6 @@
-"""Every kernel compiles for NVIDIA GPUs on a machine that has none, and keeps its values in registers.
+"""Every kernel compiles for NVIDIA GPUs on a machine without one, and keeps values in registers.
 
-Types and constants are those that the launchers use. A kernel that spills would say so in its STACK or LOCAL bytes.
+Types and constants are the launchers'. A kernel that spills has STACK or LOCAL bytes.
 """
 
 import re
@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter is on: nothing is compiled", allow_module_level=True)
 
-from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
+from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8  # noqa: E402
 
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
 ARCHITECTURES = (80, 90, 100)

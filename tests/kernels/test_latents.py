@@ -1,4 +1,4 @@
-"""The kernel that draws: NumPy's Philox bit for bit, uniforms to the bit of the reference, normals to its last place."""
+"""The kernel that draws: NumPy's Philox and uniforms bit for bit, normals to their last place."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def numpy_words(seed, stream, index, count):
 
 
 def assert_numpys_uniforms(seed, stream, count):
-    """The upper 53 bits of a word, exactly: any wrong bit of key, counter or product reaches them."""
+    """The upper 53 bits of a word, exactly: a wrong bit of key, counter or product reaches them."""
     words = np.stack([numpy_words(seed, stream, int(i), count) for i in INDEX])
     found = draw(seed, stream, INDEX, count, False)
     assert found.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Networks: pictures and scores of the right kind for every size and condition; users' own classes found, or refused in words."""
+"""Networks: right pictures and scores for every size and condition; users' classes, or refusals."""
 
 import dataclasses
 import itertools
@@ -438,7 +438,8 @@ class MyGenerator(nn.Module):
         self.layer = nn.Linear(spec.latent, spec.channels * spec.size**2)
 
     def forward(self, z, labels=None):
-        return torch.tanh(self.layer(z)).view(-1, self.spec.channels, self.spec.size, self.spec.size)
+        spec = self.spec
+        return torch.tanh(self.layer(z)).view(-1, spec.channels, spec.size, spec.size)
 
 class Flat(nn.Module):
     """(N,)"""

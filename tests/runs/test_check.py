@@ -1,4 +1,4 @@
-"""`ganfast run check`: every kind of damage is found and named, a sound run is called so, and nothing is touched."""
+"""`ganfast run check` names every kind of damage, passes a sound run, and touches nothing."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ganfast import locks
 from ganfast.cli import main
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, data, files, tiny
+from tests.small_runs import STEADY, files, tiny
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,8 @@ def test_what_is_no_run_is_refused(name, run, check):
 def test_a_directory_without_a_config_is_refused_before_torch_is_imported(tmp_path):
     code = (
         "import sys; from ganfast.cli import main\n"
-        "for line in (['run', 'check', 'nowhere'], ['run', 'chekc'], ['sample', 'nowhere']): assert main(line) == 2\n"
+        "for line in (['run', 'check', 'nowhere'], ['run', 'chekc'], ['sample', 'nowhere']):\n"
+        "    assert main(line) == 2\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
@@ -220,8 +221,8 @@ def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     assert main(["run", "check", "other"]) == 0
     out = capsys.readouterr().out
     assert (
-        f": fork of {Path('run').resolve()}, checkpoint 000000320 (kimg was 0.32, now 0.336; ema_kimg was"
-        in out
+        f": fork of {Path('run').resolve()}, checkpoint 000000320 "
+        "(kimg was 0.32, now 0.336; ema_kimg was" in out
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory that is there whole or not at all, and that brings back networks and Adam to the bit."""
+"""Checkpoints: a directory is whole or not there, and brings networks and Adam back to the bit."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ FILES = {
 
 
 def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    """A convolution, a batch norm and a spectral norm: weights, statistics and power iterations are all state."""
+    """Convolution, batch norm, spectral norm: weights, statistics and iterations are state."""
     generator = nn.Sequential(
         nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3)
     )
@@ -306,11 +306,11 @@ OPERATIONS = ("open", "write", "fsync", "close", "rename", "mkdir", "remove_tree
 def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
     trained, tmp_path, monkeypatch
 ):
-    """The n-th operation fails, for every n: with an error, and as a short write does. The next save is whole again."""
+    """The n-th operation fails, for every n, by error or short write; the next save is whole."""
     count = 0
 
     def saves(at: int, folder, short: bool = False) -> bool:
-        """Save the second of two checkpoints with a fault at one operation; whether it came to that."""
+        """Save the second of two checkpoints with a fault at one operation; was it reached?"""
         nonlocal count
         count = 0
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Going back, forking and forcing: what is later is set aside, what is different is listed, and all of it is written down."""
+"""Going back, forking, forcing: later files are set aside, differences listed, all recorded."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from ganfast.runs.logfile import read_log
 from ganfast.runs.resume import history
 from ganfast.runs.run import Run
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, assert_same_run, data, files, newest, tiny
+from tests.small_runs import STEADY, assert_same_run, files, newest, tiny
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,8 @@ def test_a_forced_change_is_trained_with_and_written_down(run, caplog):
     changed = config_of(run, kimg=0.4, optim=replace(STEADY, lr_critic=0.5), ema_kimg=2.0)
     with pytest.raises(
         InputError,
-        match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; --force .*--fork NEWDIR",
+        match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; "
+        r"--force .*--fork NEWDIR",
     ):
         train(changed, quiet=True)
     assert history(run) == []
@@ -345,7 +346,10 @@ def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert main(command) == 2
-        said = rf"ganfast: run is in use by process {first.pid} on .* since .*; wait for it to end, or stop it\n"
+        said = (
+            rf"ganfast: run is in use by process {first.pid} on .* since .*; "
+            "wait for it to end, or stop it\n"
+        )
         assert re.fullmatch(said, capsys.readouterr().err)
         first.terminate()
         _, said = first.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Run directories that earlier versions wrote: they draw, and go on, for ever. tests/fixtures/make_run.py made them, each once."""
+"""Runs of earlier versions draw and go on, for ever. tests/fixtures/make_run.py made them."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A run that cannot be lost: it goes on to the bit after a signal, a kill at any moment, and a fault of any file operation.
+"""A run that cannot be lost: it goes on to the bit after a signal, a kill, and any file fault.
 
 A sample of each runs in `make test`, more in `make accept`, all of it in `make accept-full`.
 """
@@ -23,7 +23,7 @@ from ganfast.runs import saving
 from ganfast.runs import train as training
 from ganfast.runs.logfile import read_log
 from ganfast.runs.train import train
-from tests.runs.test_training import assert_same_run, few_digits, files, newest, stop_at, tiny
+from tests.small_runs import assert_same_run, few_digits, newest, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ KILLS = [
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     name, kills, kinds, pictures, tmp_path
 ):
-    """See tests/runs/kill_often.py; the seed of the moments is fixed, though a moment is not the same step on another machine."""
+    """See kill_often.py; a fixed seed gives the moments, not the steps."""
     configs = []
     for kind in kinds:
         preset, _, precision = kind.rpartition("-")
@@ -138,7 +138,7 @@ def short_run(pictures: str, out: Path):
 
 
 class Faulty:
-    """File operations that fail from the n-th on: once, for ever like a full disk, or by writing half of what was asked."""
+    """File operations that fail from the n-th on: once, for ever (a full disk), or half written."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, kind: str) -> None:
         self.at, self.kind, self.count = at, kind, 0
@@ -173,7 +173,7 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def unharmed(pictures, tmp_path_factory) -> tuple[Path, range, int]:
-    """A run without faults, the numbers of its file operations, and how many of them come before it trains."""
+    """A run without faults, the numbers of its file operations, and those before it trains."""
     out, began = tmp_path_factory.mktemp("runs") / "whole", 0
     with pytest.MonkeyPatch.context() as patch:
         counted, loop = Faulty(patch, 0, ""), training.train_loop
@@ -204,7 +204,7 @@ FAULTS = [
 def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(
     kind, every, unharmed, pictures, tmp_path, monkeypatch
 ):
-    """What a fault did not end, and what the same command made of it afterwards, equals the run without faults."""
+    """The run that survived a fault, or was started again after it, equals the run without."""
     whole, operations, first = unharmed
     assert len(operations) - first > 4 * 6 * SAVES + 2 * SAVES, (
         "open, write, fsync and close of every file; the log"

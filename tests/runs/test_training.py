@@ -18,22 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from ganfast import configfile, locks
 from ganfast.cli import main
-from ganfast.config import (
-    Config,
-    GuardConfig,
-    LogConfig,
-    LossConfig,
-    NetConfig,
-    OptimConfig,
-    PenaltyConfig,
-)
+from ganfast.config import GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
-from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import train as training
 from ganfast.runs import writer
@@ -43,100 +33,15 @@ from ganfast.runs.train import Interrupted, train
 from ganfast.training import feed, loop
 from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
+from tests.small_runs import STEADY, assert_same_run, files, mathematics, newest, tensors, tiny
 
-CONDITIONAL = {
-    "acgan": {},
-    "wgan-gp": {"conditional": "projection"},
-}  # the two ways in which classes are learnt
-STEADY = OptimConfig(
-    critic_steps=1
-)  # no rate that falls towards the end: a longer run begins like a shorter one
-
-
-def few_digits(path: Path) -> str:
-    """150 labelled digits: a short run goes through them more than once, so that the order of a second epoch counts too."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = np.rint(digits.images[:150] * (255 / 16)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
-    np.savez(path, images=pictures, labels=digits.target[:150])
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return few_digits(tmp_path_factory.mktemp("data") / "few.npz")
-
-
-def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **changes) -> Config:
-    """A run of 20 critic steps (16 pictures each, 320 in all) by a preset's mathematics in networks of width 4."""
-    config = preset_config(preset, "digits")
-    log = LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False)
-    small = {
-        "kimg": 0.32,
-        "batch": 16,
-        "size": 16,
-        "net": replace(config.net, width=4, latent=8),
-        "log": log,
-    }
-    return replace(config, data=data, out=str(out), **small | changes)
-
-
-def newest(folder: Path) -> Path:
-    return checkpoints.listed(folder / "checkpoints")[-1]
-
-
-def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / f"{part}.safetensors")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def mathematics(folder: Path) -> list[dict]:
-    """The log without what a clock says."""
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
-        for line in read_log(folder / "log.jsonl")
-    ]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, average, statistics, Adam and every logged number, to the bit."""
-    assert newest(one).name == newest(other).name
-    first, second = files(newest(one)), files(newest(other))
-    assert len(first) == 6
-    assert [name for name in first if first[name] != second.get(name)] == []
-    assert mathematics(one) == mathematics(other)
-    sheet = f"samples/{newest(one).name}.png"
-    assert (one / sheet).read_bytes() == (other / sheet).read_bytes()
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Send this process a signal when that many images are shown, as a scheduler would."""
-
-    def arm(images: int, number: int = signal.SIGTERM) -> None:
-        on_step = writer.Writer.on_step
-
-        def hooked(self, state, *stats):
-            on_step(self, state, *stats)
-            if state.images == images:
-                signal.raise_signal(number)
-
-        monkeypatch.setattr(writer.Writer, "on_step", hooked)
-
-    return arm
+# The two ways in which classes are learnt.
+CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}
 
 
 @pytest.fixture
 def steps(monkeypatch) -> list[tuple[str, dict]]:
-    """What the loop asks of the engine, call by call: ("critic", {"labels": ..., "with_penalty": ...}) or ("generator", ...)."""
+    """What the loop asks of the engine: ("critic", {"labels": ..., ...}) or ("generator", ...)."""
     calls: list[tuple[str, dict]] = []
 
     def recorded(name, make):
@@ -170,9 +75,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(preset, data, whole), quiet=True)
-    stop_at(
-        160
-    )  # in the second epoch, and for presets with five critic steps after the second of four generator steps
+    # In the second epoch; with five critic steps, after the second of four generator steps.
+    stop_at(160)
     with pytest.raises(Interrupted) as stopped:
         train(tiny(preset, data, parts), quiet=True)
     assert stopped.value.exit_code == 143
@@ -309,7 +213,7 @@ ENDED = [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.ma
 def test_a_process_told_to_end_saves_and_the_same_command_finishes(
     number, code, data, uninterrupted, tmp_path
 ):
-    """At a step that nobody chose, unlike in the tests above; the numbers still come out as if it had not happened."""
+    """At a step that nobody chose; the numbers still come out as if it had not happened."""
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -345,7 +249,8 @@ def test_a_second_signal_ends_the_process_at_once():
     code = (
         "import signal, time; from ganfast.runs.train import signals\n"
         "with signals() as received:\n"
-        "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]; print('alive', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]\n"
+        "    print('alive', flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM); print('still alive')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -354,7 +259,10 @@ def test_a_second_signal_ends_the_process_at_once():
 
 @pytest.mark.parametrize("ending", ["done", "interrupted", "failed"])
 def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, stop_at, monkeypatch):
-    mine = lambda *_: None
+
+    def mine(*_):
+        pass
+
     before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
     inside = []
     monkeypatch.setattr(
@@ -681,7 +589,7 @@ def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
 
 @pytest.mark.parametrize("every", [1, 3, 4])
 def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_path):
-    """Whatever the two rhythms are: a penalty every 4 steps and a log line every 4 never meet by themselves."""
+    """Whatever the rhythms: a penalty and a log line, both every 4, never meet by themselves."""
     log = LogConfig(every=every, save_kimg=1, sample_kimg=1, tensorboard=False)
     config = tiny(
         "r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4), log=log
@@ -692,7 +600,7 @@ def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_pa
 
 @pytest.mark.parametrize("preset", EACH_PRESET)
 def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_path, monkeypatch):
-    """Fused Adam walks memory and believes that weight, gradient and moments lie in it alike; plain Adam goes by index."""
+    """Fused Adam takes weight, gradient and moments to lie in memory alike; plain Adam indexes."""
     shadows = []
 
     def shadowed(name, state, config, net, optimizer, rate, clip):
@@ -739,8 +647,11 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
             config.optim.lr_generator,
             0,
         )
-        critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]
-        generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]
+
+        def then(step, follow):
+            return lambda *a, **k: (step(*a, **k), follow())[0]
+
+        critic, generator = then(critic_step, follow_critic), then(generator_step, follow_generator)
         loop.train_loop(state, pictures, config, critic, generator, *rest)
 
     monkeypatch.setattr(training, "train_loop", followed)
@@ -922,7 +833,10 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
     times = (
         3 if every == 1 else 1
     )  # a look at every line, or only at the saves at 240 and 320, the end
-    said = f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"
+    said = (
+        f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}"
+        ".*lower --optim.lr-critic.*another --out"
+    )
     with pytest.raises(RunError, match=said):
         train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
     kept = checkpoints.listed(tmp_path / "run" / "checkpoints")
@@ -997,7 +911,8 @@ def test_a_second_process_on_a_run_is_told_who_holds_it(data, tmp_path):
     out = tmp_path / "run"
     code = (
         "import sys; from pathlib import Path; from ganfast.locks import NAME, locked\n"
-        "with locked(Path(sys.argv[1]) / NAME, sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+        "with locked(Path(sys.argv[1]) / NAME, sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
     out.mkdir()
     command = [sys.executable, "-c", code, str(out)]
@@ -1058,7 +973,10 @@ def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
     )  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
     train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
     assert newest(tmp_path / "run").name == "000000320"
-    said = r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: back to the state of 0.192 kimg.*1 of 2 times"
+    said = (
+        r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: "
+        r"back to the state of 0.192 kimg.*1 of 2 times"
+    )
     assert re.search(said, caplog.text)
     assert all(
         value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values()

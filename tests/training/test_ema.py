@@ -1,4 +1,4 @@
-"""The moving average against its closed form and torch's own, and its BatchNorm statistics against float64."""
+"""The moving average against its closed form and torch's; its BatchNorm statistics in float64."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_early_in_a_run_the_half_life_is_a_fraction_of_the_images_seen():
 
 
 def test_the_ramp_forgets_the_initial_weights():
-    """The untrained generator weighs nothing after a few thousand images, whatever the half-life."""
+    """The untrained generator has no weight after a few thousand images, whatever the half-life."""
     average, target, images = average_of(net(1.0)), net(0.0), 0
     while images < 20_000:
         images += 64
@@ -222,7 +222,7 @@ def test_weights_momenta_and_gradients_are_left_alone():
 
 
 def test_the_average_then_draws_normalised_activations():
-    """What it is for: in evaluation mode the norm's output has mean 0 and deviation 1 over fresh latents."""
+    """Its purpose: in evaluation the norm gives mean 0 and deviation 1 over fresh latents."""
     net = two_norms()
     reestimate_batchnorm(net, 7, 5, 0)
     drawn = net(torch.from_numpy(latents(1, torch.arange(20_000).numpy(), 5)))

@@ -17,7 +17,8 @@ from ganfast.training.host_memory import give_back_freed_memory, keep_freed_memo
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        blocks = [torch.empty(10_000_000).fill_(1.0) for _ in range(2)]  # 40 MB each: always mapped by default
+        # 40 MB each: always mapped by default.
+        blocks = [torch.empty(10_000_000).fill_(1.0) for _ in range(2)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

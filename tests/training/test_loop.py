@@ -1,4 +1,4 @@
-"""The schedule, the optimizers and the lazy penalty of the loop, against numbers worked out by hand."""
+"""The loop's schedule, optimizers and lazy penalty, against numbers worked out by hand."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_warm_up_and_decay_multiply():
 
 
 def test_adam_takes_two_steps_as_worked_out_by_hand():
-    """p = 1; gradients 0.5, then -0.25; rate 0.1, betas 0.5 and 0.75 (kept unequal: swapped ones must show in the second step)."""
+    """p = 1; gradients 0.5, -0.25; rate 0.1, betas 0.5 and 0.75: swapped they show in step two."""
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(net.weight)
     optimizer = FlatAdam(net, 0.1, OptimConfig(beta1=0.5, beta2=0.75))
