@@ -62,9 +62,8 @@ def test_the_kind_of_data_is_read_off_its_name(data, kind):
 
 
 def test_presets_are_what_their_papers_say():
-    made = {
-        name: preset_config(name, "faces.zip") for name in PRESETS
-    }  # small grey pictures have rates of their own
+    # Small grey pictures have rates of their own.
+    made = {name: preset_config(name, "faces.zip") for name in PRESETS}
     wgan_gp = made["wgan-gp"]
     assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == (
         "wasserstein",
@@ -170,9 +169,8 @@ def test_batch_norm_under_a_penalty_is_refused_with_the_alternatives(kind):
     message = refusal(Config, net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind))
     for part in ("batch", kind, "layer", "instance", "spectral", "penalty none"):
         assert part in message
-    Config(
-        net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0)
-    )  # an inactive one disturbs nothing
+    # An inactive one disturbs nothing.
+    Config(net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0))
     for norm in ("none", "layer", "instance", "spectral"):
         Config(net=NetConfig(critic_norm=norm), penalty=PenaltyConfig(kind))
 
@@ -381,19 +379,7 @@ def run_without(blocked, code):
 
 
 def test_configs_and_presets_need_the_standard_library_only():
-    blocked = [
-        "torch",
-        "tyro",
-        "cattrs",
-        "cattr",
-        "attrs",
-        "attr",
-        "yaml",
-        "numpy",
-        "rich",
-        "PIL",
-        "triton",
-    ]
+    blocked = "torch tyro cattrs cattr attrs attr yaml numpy rich PIL triton".split()
     code = """
         import ganfast, ganfast.config, ganfast.presets
         print(ganfast.preset_config("wgan-gp", data="mnist").penalty.kind, ganfast.Config().model)

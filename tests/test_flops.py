@@ -31,9 +31,8 @@ def test_a_convolution_by_hand():
 
 def test_a_transposed_convolution_by_hand():
     layer = nn.ConvTranspose2d(3, 4, 4, 2, 1)
-    assert (
-        flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4
-    )  # every input meets the whole kernel
+    # Every input meets the whole kernel.
+    assert flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4
 
 
 def test_backward_costs_two_forwards_and_one_without_an_input_gradient():
@@ -62,10 +61,8 @@ class PlainCritic(nn.Module):
 
     def __init__(self, inputs, hidden):
         super().__init__()
-        self.first, self.second = (
-            nn.Linear(inputs, hidden, bias=False),
-            nn.Linear(hidden, 1, bias=False),
-        )
+        self.first = nn.Linear(inputs, hidden, bias=False)
+        self.second = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, x):
         return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))[:, 0]
@@ -141,9 +138,8 @@ def test_peak_bytes_of_a_backward_pass_are_what_it_keeps():
     assert peak.total == 4 * 2 * 30 * 50  # a layer's input and output
     with PeakBytes() as peak:
         net(x)
-    assert (
-        peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50
-    )  # tanh keeps its output only: the first layer's is let go
+    # Tanh keeps its output only: the first layer's is let go.
+    assert peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50
 
 
 def test_peak_bytes_change_no_result():

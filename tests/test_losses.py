@@ -18,10 +18,8 @@ from ganfast.losses import (
 )
 
 KINDS = list(LOSSES)
-REAL, FAKE = (
-    [2.0, -1.5, 0.25, 1.0],
-    [-0.5, 1.75, 0.0, -3.0],
-)  # both sides of 0 and of the margins, pairs in either order
+# Both sides of 0 and of the margins, pairs in either order.
+REAL, FAKE = ([2.0, -1.5, 0.25, 1.0], [-0.5, 1.75, 0.0, -3.0])
 
 
 def p(score):
@@ -109,10 +107,8 @@ def test_losses_of_a_critic_that_knows_nothing(kind, critic, generator):
 def test_descent_raises_reals_and_lowers_fakes_in_the_critic_and_raises_fakes_in_the_generator(
     kind,
 ):
-    real, fake = (
-        scores(0.2, -0.4),
-        scores(0.3, 0.1),
-    )  # inside the hinge's margins, between the targets of least squares
+    # Inside the hinge's margins, between the targets of least squares.
+    real, fake = (scores(0.2, -0.4), scores(0.3, 0.1))
     by_real, by_fake = torch.autograd.grad(
         critic_loss(LossConfig(kind), real, fake).sum(), (real, fake)
     )
@@ -192,11 +188,9 @@ def test_label_smoothing_is_refused_where_the_loss_has_no_probabilities(kind):
 
 def test_relativistic_losses_see_only_differences_within_pairs():
     config = LossConfig("relativistic")
-    real, fake, shift = (
-        scores(*REAL),
-        scores(*FAKE),
-        torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64),
-    )
+    real = scores(*REAL)
+    fake = scores(*FAKE)
+    shift = torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64)
     torch.testing.assert_close(
         critic_loss(config, real + shift, fake + shift), critic_loss(config, real, fake)
     )

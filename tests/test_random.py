@@ -11,16 +11,8 @@ from ganfast.kernels.latents import latents_reference, philox_words, uniforms_re
 from ganfast.latents import Purpose
 from ganfast.random import noise, normal, permute, scalar_seed, uniform
 
-SEEDS = [
-    0,
-    1,
-    42,
-    2**32 - 1,
-    2**32,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]  # halves and sign of a 64-bit word
+# Halves and sign of a 64-bit word.
+SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 INDEX = [0, 1, 2, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1]
 
 # np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0]).random_raw(4), NumPy 2.4
@@ -194,9 +186,8 @@ def test_uniforms_are_uniform_and_never_one():
     assert u.min() >= 0
     assert u.max() < 1
     observed = torch.histc(u, 50, 0, 1)
-    assert (
-        20 < ((observed - 2000).square() / 2000).sum() < 95
-    )  # chi-square with 49 degrees of freedom
+    # Chi-square with 49 degrees of freedom.
+    assert 20 < ((observed - 2000).square() / 2000).sum() < 95
 
 
 def test_a_uniform_close_to_one_is_not_rounded_up_to_it(monkeypatch):
@@ -328,11 +319,9 @@ def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
 
 def test_permute_is_elementwise():
     """Sizes and epochs may differ from position to position; nothing depends on the neighbours."""
-    size, epoch, position = (
-        torch.tensor([5, 97, 5, 2]),
-        torch.tensor([0, 3, 1, 0]),
-        torch.tensor([4, 90, 4, 1]),
-    )
+    size = torch.tensor([5, 97, 5, 2])
+    epoch = torch.tensor([0, 3, 1, 0])
+    position = torch.tensor([4, 90, 4, 1])
     together = permute(position, size, 9, Purpose.ORDER, epoch)
     alone = [
         shuffled(int(n), 9, epoch=int(e))[int(x)].item()
@@ -348,9 +337,8 @@ def test_permute_makes_every_order_of_three_equally_often():
     )
     _, counts = order.unique(dim=0, return_counts=True)
     assert len(counts) == 6
-    assert (
-        0.1 < ((counts - 2000).square() / 2000).sum() < 25
-    )  # chi-square with 5 degrees of freedom
+    # Chi-square with 5 degrees of freedom.
+    assert 0.1 < ((counts - 2000).square() / 2000).sum() < 25
 
 
 @pytest.mark.parametrize("size", [2, 10, 31])

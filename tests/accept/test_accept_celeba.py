@@ -43,19 +43,7 @@ def untrained(run: Run) -> Generated:
 def test_faces_start_resume_and_improve(real_data, tmp_path):
     out = tmp_path / "faces"
     data = real_data / "celeba-half"
-    flags = [
-        "wgan-gp",
-        "--data",
-        str(data),
-        "--size",
-        "64",
-        "--attributes",
-        "Smiling",
-        "--kimg",
-        "60",
-        "--out",
-        str(out),
-    ]
+    flags = f"wgan-gp --data {data} --size 64 --attributes Smiling --kimg 60 --out {out}".split()
 
     first = subprocess.Popen([*TRAIN, *flags], stderr=subprocess.PIPE, text=True)
     while not list(out.glob("checkpoints/0*/state.json")):

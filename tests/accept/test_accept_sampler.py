@@ -77,9 +77,8 @@ def test_ten_thousand_requests_of_eight_threads_lose_nothing_mix_nothing_up_and_
         f"after each fifth {[round(each, 1) for each in held]} MB"
     )
     assert (stats["requests"], stats["pictures"]) == (REQUESTS, pictures)
-    assert held[-1] - held[0] < 0.02 * held[0], (
-        f"{held} MB"
-    )  # the first fifth fills arenas and caches
+    # The first fifth fills arenas and caches.
+    assert held[-1] - held[0] < 0.02 * held[0], f"{held} MB"
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -12,9 +12,8 @@ from ganfast.data import open_data, recognise
 from ganfast.errors import InputError
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg", "000004.jpg", "000005.jpg"]
-FACES = np.random.default_rng(0).integers(
-    0, 256, (5, 11, 9, 3), dtype=np.uint8
-)  # upright like the real ones
+# Upright like the real ones.
+FACES = np.random.default_rng(0).integers(0, 256, (5, 11, 9, 3), dtype=np.uint8)
 # Like the original: CRLF, a space after names, one or two before values, two rows without pictures.
 VALUES = [" 1 -1  1", "-1  1  1", "-1 -1 -1", " 1  1 -1", "-1 -1  1", "-1 -1 -1", "-1  1 -1"]
 ROWS = "".join(f"00000{i}.jpg {values}\r\n" for i, values in enumerate(VALUES, start=1))
@@ -26,9 +25,8 @@ PARTITION = "".join(
 
 def jpg(face):
     file = io.BytesIO()
-    Image.fromarray(face).save(
-        file, "PNG"
-    )  # lossless, so that pixels can be compared; the name does not matter
+    # Lossless, so that pixels can be compared; the name does not matter.
+    Image.fromarray(face).save(file, "PNG")
     return file.getvalue()
 
 
@@ -61,9 +59,8 @@ def refusal(call, *args, **kwargs):
 def test_faces_are_cut_to_the_full_width_in_file_name_order(tmp_path, zipped):
     path = celeba(tmp_path / "celeba", zipped=zipped)
     pack = open_data(path, size=9, split="all", cache=tmp_path)
-    np.testing.assert_array_equal(
-        pack.images, FACES[:, 1:10].transpose(0, 3, 1, 2)
-    )  # (11 - 9) // 2 = 1
+    # (11 - 9) // 2 = 1.
+    np.testing.assert_array_equal(pack.images, FACES[:, 1:10].transpose(0, 3, 1, 2))
     assert (pack.info.kind, pack.info.name, pack.info.flip, pack.labels) == (
         "celeba",
         "celeba",

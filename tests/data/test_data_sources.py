@@ -19,9 +19,8 @@ from ganfast.data.lookup import recognise_path
 from ganfast.errors import InputError
 
 RNG = np.random.default_rng(0)
-TRAIN = RNG.integers(
-    0, 256, (7, 11, 11), dtype=np.uint8
-)  # odd counts and sizes, so that no two axes can be confused
+# Odd counts and sizes, so that no two axes can be confused.
+TRAIN = RNG.integers(0, 256, (7, 11, 11), dtype=np.uint8)
 TEST = RNG.integers(0, 256, (3, 11, 11), dtype=np.uint8)
 TRAIN_LABELS, TEST_LABELS = np.array([3, 0, 1, 1, 2, 0, 3], np.uint8), np.array([1, 0, 2], np.uint8)
 
@@ -257,9 +256,8 @@ def test_real_mnist_has_its_published_counts_and_mean(real_data, tmp_path):
     assert test.images.shape == (10_000, 1, 28, 28)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert len(train.info.classes) == 10
-    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[
-        16:
-    ]  # a second way to the same mean
+    # A second way to the same mean.
+    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[16:]
     assert (
         train.images.mean()
         == pytest.approx(33.318, abs=1e-3)

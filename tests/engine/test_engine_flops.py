@@ -65,9 +65,8 @@ LIMITS = {  # of a piecewise-linear critic
 )
 def test_a_step_costs_no_more_forwards_than_it_has_to(engine, penalty, bias):
     found = forwards(deep_critic(bias=bias), penalty, engine)
-    assert (
-        LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]
-    )  # far fewer would be passes that were not counted
+    # Far fewer would be passes that were not counted.
+    assert LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +123,8 @@ class Convolutions(TorchDispatchMode):
             self.calls.append(("convolution", args[:2], args[1].shape, args[8]))
         elif func.overloadpacket is aten.convolution_backward:
             dy, x, weight, mask = *args[:3], args[10]
-            used = [
-                dy,
-                *([weight] if mask[0] else []),
-                *([x] if mask[1] else []),
-            ]  # the other tells a shape only
+            # The other tells a shape only.
+            used = [dy, *([weight] if mask[0] else []), *([x] if mask[1] else [])]
             self.calls.append(("backward", used, weight.shape, args[9]))
         elif "conv" in func.name() and func.overloadpacket in (
             aten._convolution,
@@ -164,9 +160,8 @@ CRITICS = {
 def test_no_convolution_multiplies_zeros_or_filters_by_an_activation_map(made, penalty, engine):
     critic = CRITICS[made]()
     calls = recorded(critic, penalty, engine)
-    assert (
-        len(calls) >= 20
-    )  # forward, data and weight gradients of 7 layers, but no gradient of the pictures
+    # Forward, data and weight gradients of 7 layers, but no gradient of the pictures.
+    assert len(calls) >= 20
     for name, operands, filter_, _ in calls:
         assert all(x.any() for x in operands), (name, filter_)
         assert tuple(filter_[2:]) == (3, 3), (name, filter_)
@@ -206,9 +201,8 @@ def test_a_grouped_backward_by_hand(mask):
     assert convolution_backward_flops(
         dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
     ) == each * sum(mask[:2])
-    aten.convolution_backward(
-        dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
-    )  # the shapes do fit
+    # The shapes do fit.
+    aten.convolution_backward(dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)

@@ -52,9 +52,8 @@ def steps(
     stats = ours(**given)
     gradients, counted = [view.clone() for view in ours.gradients.views], dict(launches)
     monkeypatch.setenv("GANFAST_KERNELS", "reference")
-    reference = make_critic_step(
-        critic.eval(), "hinge", penalty, None, "reference"
-    )  # eval: no second power iteration
+    # Eval: no second power iteration.
+    reference = make_critic_step(critic.eval(), "hinge", penalty, None, "reference")
     return gradients, stats, counted, reference, reference(**given)
 
 
@@ -90,9 +89,8 @@ def test_normalised_critics_too(monkeypatch, penalty, norm):
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_bf16_rounds_a_little(monkeypatch, penalty):
     gradients, _, _, reference, _ = steps(monkeypatch, penalty, autocast=torch.bfloat16)
-    assert (
-        1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
-    )  # the interpreter cuts bits off where hardware rounds
+    # The interpreter cuts bits off where hardware rounds.
+    assert 1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
 
 
 def test_launches_are_counted_by_layers(monkeypatch):

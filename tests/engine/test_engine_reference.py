@@ -224,9 +224,8 @@ def test_in_float32_the_critic_step_is_as_accurate_as_float32_allows(penalty):
         + (1 - exact["eps"].view(-1, 1, 1, 1)) * exact["fake"]
     )
     around = exact["real"] + 0.5 * exact["real"].std() * exact["noise"]
-    assert (
-        distance_from_kinks(critic, exact["real"], exact["fake"], between, around) > 1e-5
-    )  # else rounding picks the side
+    # Else rounding picks the side.
+    assert distance_from_kinks(critic, exact["real"], exact["fake"], between, around) > 1e-5
     expected, _ = textbook_critic_gradients(critic, loss, penalty, **exact)
     critic = critic.float()
     make_critic_step(critic, loss, penalty)(**given(torch.float32))
@@ -288,9 +287,8 @@ def test_the_optimizer_moves_every_weight_by_its_own_gradient(penalty, memory_fo
     optimizer.step()
     for name, parameter in critic.named_parameters():
         g = gradients[name]
-        expected = before[name] - 0.01 * g / (
-            g.abs() + 1
-        )  # Adam's first step: both moments are corrected to g and g^2
+        # Adam's first step: both moments are corrected to g and g^2.
+        expected = before[name] - 0.01 * g / (g.abs() + 1)
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-6, atol=1e-6, msg=name)
 
 
@@ -316,12 +314,9 @@ def test_statistics_are_detached_scalars_of_this_step():
     assert stats["real_score"].item() == pytest.approx(real, rel=1e-6)
     assert stats["fake_score"].item() == pytest.approx(fake, rel=1e-6)
     assert stats["wasserstein"].item() == pytest.approx(real - fake, rel=1e-5)
-    assert make_critic_step(critic, LossConfig(), PenaltyConfig("none"))(**inputs).keys() == {
-        "loss",
-        "wasserstein",
-        "real_score",
-        "fake_score",
-    }
+    assert make_critic_step(critic, LossConfig(), PenaltyConfig("none"))(**inputs).keys() == set(
+        "loss wasserstein real_score fake_score".split()
+    )
 
 
 @pytest.mark.parametrize("penalty", ["wgan-gp", "dragan"])
@@ -464,10 +459,8 @@ def textbook_generator_gradients(generator, critic, loss, z, real, labels=None):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("conditional", ["no", "projection", "auxiliary"])
 def test_the_generator_step_is_the_textbooks(conditional, loss):
-    critic, generator = (
-        small_critic(conditional),
-        small_generator(CLASSES if conditional != "no" else 0),
-    )
+    critic = small_critic(conditional)
+    generator = small_generator(CLASSES if conditional != "no" else 0)
     labels = LABELS if conditional != "no" else None
     loss = LossConfig(loss, class_weight=9.0, class_weight_generator=0.4)
     expected, total, named = textbook_generator_gradients(
@@ -494,16 +487,13 @@ def test_the_generator_step_is_the_textbooks(conditional, loss):
 def test_the_generator_step_fills_the_gradients_of_the_generator_and_changes_nothing_else(loss):
     critic, generator = small_critic(dtype=torch.float32), small_generator(dtype=torch.float32)
     before = copy.deepcopy([*critic.state_dict().values(), *generator.state_dict().values()])
-    step, inputs = (
-        make_generator_step(generator, critic, LossConfig(loss)),
-        (latents(torch.float32), None, given(torch.float32)["real"]),
-    )
+    step = make_generator_step(generator, critic, LossConfig(loss))
+    inputs = (latents(torch.float32), None, given(torch.float32)["real"])
     step(*inputs)
     once = [p.grad.clone() for p in generator.parameters()]
     step(*inputs)
-    assert all(
-        torch.equal(p.grad, g) for p, g in zip(generator.parameters(), once, strict=True)
-    )  # replaced, not added to
+    # Replaced, not added to.
+    assert all(torch.equal(p.grad, g) for p, g in zip(generator.parameters(), once, strict=True))
     assert all(p.grad is None for p in critic.parameters())
     assert all(p.requires_grad for p in critic.parameters())
     after = [*critic.state_dict().values(), *generator.state_dict().values()]
@@ -571,10 +561,8 @@ def test_a_critic_step_makes_one_power_iteration(penalty):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_generator_step_makes_no_power_iteration(loss):
-    critic, generator = (
-        spectral(small_critic(dtype=torch.float32)),
-        small_generator(dtype=torch.float32),
-    )
+    critic = spectral(small_critic(dtype=torch.float32))
+    generator = small_generator(dtype=torch.float32)
     with torch.no_grad():
         critic.trunk[0].parametrizations.weight.original.normal_()
     before = copy.deepcopy(critic.state_dict())
@@ -614,9 +602,8 @@ def test_a_batch_normalised_critic_scores_reals_and_fakes_apart():
     fresh = small_critic(norm=nn.BatchNorm2d)
     make_critic_step(fresh, LossConfig("hinge"), PenaltyConfig("none"))(**given())
     assert_gradients(fresh, expected, 2e-6)
-    torch.testing.assert_close(
-        fresh.trunk[3].running_mean, critic.trunk[3].running_mean
-    )  # reals first, then fakes
+    # Reals first, then fakes.
+    torch.testing.assert_close(fresh.trunk[3].running_mean, critic.trunk[3].running_mean)
     _, joint = gradients(joined=True)
     with pytest.raises(AssertionError):  # the comparison tells the two apart
         assert_gradients(fresh, joint, 1e-2)
@@ -644,9 +631,8 @@ def test_under_bf16_the_critic_step_is_close_and_its_gradients_float32(penalty):
     a, b = (torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (exact, mixed))
     assert {p.grad.dtype for p in mixed.parameters()} == {torch.float32}
     assert {value.dtype for value in stats.values()} == {torch.float32}
-    assert (
-        1e-4 < (a - b).norm() / a.norm() < 0.05
-    )  # bfloat16 keeps 8 bits: not equal, else it was not used
+    # bfloat16 keeps 8 bits: not equal, else it was not used.
+    assert 1e-4 < (a - b).norm() / a.norm() < 0.05
     for name, value in wanted.items():
         assert stats[name].item() == pytest.approx(value.item(), rel=0.05, abs=0.05), name
 

@@ -52,10 +52,8 @@ def pair(preset):
 
 def fed(config, n=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    z, real = (
-        torch.randn(n, config.net.latent, generator=g),
-        torch.rand(n, 1, 16, 16, generator=g) * 2 - 1,
-    )
+    z = torch.randn(n, config.net.latent, generator=g)
+    real = torch.rand(n, 1, 16, 16, generator=g) * 2 - 1
     return z, torch.arange(n) % 3, real if config.loss.kind == "relativistic" else None
 
 
@@ -225,10 +223,8 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
 
     found = []
     for compile in (True, False):
-        generator, critic = (
-            net(nn.Unflatten(1, (3, 9, 7)), 189),
-            nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1)),
-        )
+        generator = net(nn.Unflatten(1, (3, 9, 7)), 189)
+        critic = nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1))
         own = [
             *generator.parameters(),
             *generator.buffers(),
@@ -286,10 +282,8 @@ def test_held_tensors_are_taken_back_after_an_error():
 
 @rarely_compiled
 def test_a_callers_mistake_costs_no_graph(caplog, compiler):
-    generator, critic = (
-        small_generator(CLASSES, torch.float32),
-        small_critic("projection", torch.float32),
-    )
+    generator = small_generator(CLASSES, torch.float32)
+    critic = small_critic("projection", torch.float32)
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     z, real = latents(torch.float32), given(torch.float32)["real"]
     with pytest.raises(ValueError, match="relativistic"):
@@ -426,10 +420,8 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
         raise RuntimeError("no C++ compiler\nanywhere")
 
     monkeypatch.setattr(torch._inductor, "compile", fail)
-    generator, critic = (
-        small_generator(CLASSES, torch.float32),
-        small_critic("projection", torch.float32),
-    )
+    generator = small_generator(CLASSES, torch.float32)
+    critic = small_critic("projection", torch.float32)
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     for _ in range(2):
         step(latents(torch.float32), LABELS, given(torch.float32)["real"])

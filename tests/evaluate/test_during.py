@@ -50,9 +50,8 @@ class First(torch.nn.Module):
 
 def test_logged_scores_are_those_of_ganfast_eval_on_the_same_checkpoints(data, tmp_path, capsys):
     out = tmp_path / "run"
-    train(
-        tiny("dcgan", data, out, score=SCORED), quiet=True
-    )  # its batch norm must have the statistics the checkpoint has
+    # Its batch norm must have the statistics the checkpoint has.
+    train(tiny("dcgan", data, out, score=SCORED), quiet=True)
     logged = scores_of(out)
     assert [line["images"] for line in logged] == [160, 320]
     assert main(["eval", str(out), "--checkpoint", "all", "-n", "150", "--json", "-"]) == 0

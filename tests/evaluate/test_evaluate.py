@@ -112,9 +112,8 @@ def test_kernel_distance_equals_the_unbiased_definition_in_float64():
 
     off = ~np.eye(60, dtype=bool)
     expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
-    mean, deviation = kernel_distance(
-        torch.from_numpy(x), torch.from_numpy(y), subsets=2
-    )  # a subset is all there is
+    # A subset is all there is.
+    mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)
     assert mean == pytest.approx(expected, rel=1e-6)
     assert deviation is None
     assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y[:59]), subsets=5)[1] > 0
@@ -214,11 +213,9 @@ class Asked:
     name, labels, count, facts = "asked", None, None, {}
 
     def __init__(self, pack: Pack, classes: tuple[str, ...]) -> None:
-        self.pack, self.classes, self.shape = (
-            pack,
-            classes,
-            (pack.info.size, pack.info.size, pack.info.channels),
-        )
+        self.pack = pack
+        self.classes = classes
+        self.shape = (pack.info.size, pack.info.size, pack.info.channels)
         self.asked: list[int] = []
 
     def pictures(self, start, stop, labels):
@@ -292,9 +289,8 @@ def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_t
     assert result.scores["modes"] == 10
     assert result.scores["label_accuracy"] > 0.95
     assert result.protocol["drawn"]["shuffled"] == 0
-    whole = stored(
-        np.asarray(pack.images)
-    )  # the reference's own set: not its half, picture by picture
+    # The reference's own set: not its half, picture by picture.
+    whole = stored(np.asarray(pack.images))
     assert np.isin(whole.order[:300], evaluation.positions).mean() == pytest.approx(0.5, abs=0.15)
 
 
@@ -322,9 +318,8 @@ def test_floor_and_ceiling_are_made_of_as_many_pictures_as_are_scored(digits):
     pack, evaluation = digits
     few, many = (evaluation.score(stored(np.asarray(pack.images[:count]))) for count in (150, 600))
     assert (few.to_json()["floor_pictures"], many.to_json()["floor_pictures"]) == (150, 600)
-    reals = evaluation.score(
-        stored(np.asarray(pack.images[evaluation.held_out[:150]]))
-    )  # the same pictures in another order
+    # The same pictures in another order.
+    reals = evaluation.score(stored(np.asarray(pack.images[evaluation.held_out[:150]])))
     assert few.floor["frechet"] == pytest.approx(reals.scores["frechet"], rel=1e-4)
     assert few.floor["frechet"] > 1.5 * many.floor["frechet"]
     assert few.ceiling > many.ceiling
@@ -580,14 +575,7 @@ def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_ar
 def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     pack = open_data("digits")
     np.savez(tmp_path / "drawn.npz", images=pack.images[:400, 0], labels=pack.labels[:400])
-    arguments = [
-        "eval",
-        str(tmp_path / "drawn.npz"),
-        "--data",
-        "digits",
-        "--sheet",
-        str(tmp_path / "s.png"),
-    ]
+    arguments = f"eval {tmp_path / 'drawn.npz'} --data digits --sheet {tmp_path / 's.png'}".split()
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
     for word in (
@@ -699,22 +687,7 @@ def test_a_bundle_is_scored_at_several_psi_under_different_names(tmp_path, capsy
 
     small_bundle(tmp_path / "bundle", classes=12)
     assert (
-        main(
-            [
-                "eval",
-                str(tmp_path / "bundle"),
-                "--data",
-                "digits",
-                "--size",
-                "8",
-                "-n",
-                "120",
-                "--psi",
-                "1",
-                "0.5",
-            ]
-        )
-        == 0
+        main(f"eval {tmp_path / 'bundle'} --data digits --size 8 -n 120 --psi 1 0.5".split()) == 0
     )
     shown = capsys.readouterr().out
     assert "bundle psi 1  bundle psi 0.5" in shown
@@ -776,10 +749,8 @@ def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
         '{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n'
     )
     two = draw_curves([str(tmp_path)], str(tmp_path / "two.svg")).read_text()
-    assert ["<g clip-path" in text for text in (one, two)] == [
-        True,
-        False,
-    ]  # how a marker is written
+    # How a marker is written.
+    assert ["<g clip-path" in text for text in (one, two)] == [True, False]
 
 
 # ---- real data ----

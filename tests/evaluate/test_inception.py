@@ -87,9 +87,8 @@ def test_pictures_are_resized_without_aligned_corners_to_minus_one_to_one():
     fine = (
         torch.arange(600 * 2, dtype=torch.uint8).view(1, 1, 600, 2)[..., :1].expand(1, 600, 600, 1)
     )
-    assert not torch.allclose(
-        PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1
-    )  # that one is antialiased
+    # That one is antialiased.
+    assert not torch.allclose(PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1)
 
 
 def test_as_an_extractor_it_is_known_by_its_hash(net, weights):

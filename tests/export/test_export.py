@@ -56,9 +56,8 @@ def run(request, tmp_path_factory) -> Run:
     return trained(tmp_path_factory.mktemp("run") / "r", request.param, classes)
 
 
-one_model = pytest.mark.parametrize(
-    "run", ["dcgan"], indirect=True
-)  # where nothing depends on the architecture
+# Where nothing depends on the architecture.
+one_model = pytest.mark.parametrize("run", ["dcgan"], indirect=True)
 PRECISIONS = [("dcgan", precision) for precision in GATES] + [("mlp", "fp32"), ("mlp", "int8")]
 PRECISIONS += [
     pytest.param("mlp", each, marks=pytest.mark.accept)

@@ -93,9 +93,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, mon
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
-    monkeypatch.setattr(
-        "ganfast.export.refit.network", lambda run: bundle.manifest.network
-    )  # as of a user's: nothing is known
+    # As of a user's: nothing is known.
+    monkeypatch.setattr("ganfast.export.refit.network", lambda run: bundle.manifest.network)
     assert main(["refit", folder, "--from", str(tmp_path / "wide"), *new]) == 2
     assert "of the shape that" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -30,25 +30,7 @@ def arrays(path):
 def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "a.npz"
-    assert (
-        main(
-            [
-                "sample",
-                "b",
-                "-n",
-                "7",
-                "--seed",
-                "3",
-                "--labels",
-                "class2,0",
-                "--first",
-                "1",
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    assert main(f"sample b -n 7 --seed 3 --labels class2,0 --first 1 --out {out}".split()) == 0
     found = arrays(out)
     assert found["labels"].tolist() == [0, 2, 0, 2, 0, 2, 0], "in turn by index, which begins at 1"
     source = BundleSource(bundle.folder)
@@ -60,30 +42,12 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     assert arrays(out)["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     assert main(["sample", "b", "-n", "4", "--seed", "9"]) == 0
     assert (tmp_path / "b-seed9.png").exists()
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {
-        "manifest.json",
-        "model.onnx",
-        "golden.safetensors",
-    }
+    assert {path.name for path in (tmp_path / "b").iterdir()} == set(
+        "manifest.json model.onnx golden.safetensors".split()
+    )
     open_bundle(bundle.folder)
     assert (
-        main(
-            [
-                "sample",
-                "b",
-                "-n",
-                "2",
-                "--interpolate",
-                "3",
-                "--labels",
-                "1",
-                "--out",
-                str(out),
-                "--backend",
-                "torch",
-            ]
-        )
-        == 0
+        main(f"sample b -n 2 --interpolate 3 --labels 1 --out {out} --backend torch".split()) == 0
     )
     assert arrays(out)["images"].shape == (6, 8, 8, 3)
     assert main(["sample", "b", "--digest", bundle.manifest.digest, "-n", "1"]) == 0
@@ -132,16 +96,7 @@ def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys
         own.manifest,
         {path: own.read(path) for path in own.manifest.files} | {GOLDEN: wrong},
     )
-    ask = [
-        "sample",
-        str(mixed.folder),
-        "-n",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "x.npz"),
-    ]
+    ask = f"sample {mixed.folder} -n 1 --device cpu --out {tmp_path / 'x.npz'}".split()
     assert main(ask) == 2
     said = capsys.readouterr().err
     assert "onnxruntime-cpu" in said
@@ -156,20 +111,7 @@ def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys
 
 def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     assert (
-        main(
-            [
-                "bench",
-                "sample",
-                str(bundle.folder),
-                "--device",
-                "cpu",
-                "--threads",
-                "1",
-                "--seconds",
-                "0.02",
-            ]
-        )
-        == 0
+        main(f"bench sample {bundle.folder} --device cpu --threads 1 --seconds 0.02".split()) == 0
     )
     said = capsys.readouterr().out
     table = bundle.latency()
@@ -193,18 +135,7 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     }
     assert bucket_costs(bundle, "torch-cpu") == alone
     before = (bundle.folder / "latency.json").read_bytes()
-    arguments = [
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--seconds",
-        "0.01",
-        "--backend",
-        "onnxruntime",
-        "--batches",
-        "3",
-    ]
+    arguments = "--device cpu --threads 1 --seconds 0.01 --backend onnxruntime --batches 3".split()
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--keep"]) == 0
     assert (bundle.folder / "latency.json").read_bytes() == before
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--concurrency", "1"]) == 0

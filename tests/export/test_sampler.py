@@ -332,18 +332,8 @@ def test_the_parts_of_a_request_that_failed_are_over_before_it_is(plain):
 # Threads
 
 
-SIZES = (
-    *[1] * 8,
-    *[2] * 4,
-    3,
-    3,
-    3,
-    5,
-    5,
-    8,
-    17,
-    33,
-)  # pictures a request, the buckets and what lies beside them
+# Pictures a request, the buckets and what lies beside them.
+SIZES = (*[1] * 8, *[2] * 4, 3, 3, 3, 5, 5, 8, 17, 33)
 
 
 def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
@@ -544,9 +534,8 @@ def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plai
                 sampler.close()
             told.append(caught)
 
-        later = sampler.submit(
-            3
-        )  # it waits for a lane, so that the callback comes on the sampler's own thread
+        # It waits for a lane, so that the callback comes on the sampler's own thread.
+        later = sampler.submit(3)
         later.add_done_callback(close)
         for lane in lanes:
             sampler._lanes.put(lane)

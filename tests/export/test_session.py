@@ -87,9 +87,8 @@ def test_16_bits_would_cut_the_products_off():
     assert exact(largest) == 127
     assert in_16_bits(largest) == 1
     assert in_16_bits(largest) * 64 / 127 == pytest.approx(0.504, abs=1e-3)
-    small = np.full(
-        64, -100
-    )  # small bytes do not overflow: the model is right where nothing is cut off
+    # Small bytes do not overflow: the model is right where nothing is cut off.
+    small = np.full(64, -100)
     assert in_16_bits(small) == exact(small) == -100
 
 

@@ -86,10 +86,8 @@ def assert_right(numel, betas, average=True, low=True, eps=EPS):
     with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
         found = State.start(numel, average, low, guards.copy)
         for step in range(1, STEPS + 1):
-            g, rates = (
-                guards.copy(gradient(numel, step).to(DEVICE)),
-                guards.copy(rates_of(step, betas)),
-            )
+            g = guards.copy(gradient(numel, step).to(DEVICE))
+            rates = guards.copy(rates_of(step, betas))
             given = g.clone(), rates.clone()
             found.step(module.adam_ema_triton, g, rates, betas, eps)
             assert torch.equal(g, given[0])

@@ -45,12 +45,8 @@ CASES = [
     if layout == "contiguous" or len(shape) == 4
 ]
 SLOPES = [0.2, 0.0]
-TYPES = [
-    (torch.float32, 0.2),
-    (torch.float32, 0.0),
-    (torch.bfloat16, 0.2),
-    (torch.float16, 0.2),
-]  # and slopes
+# And slopes.
+TYPES = [(torch.float32, 0.2), (torch.float32, 0.0), (torch.bfloat16, 0.2), (torch.float16, 0.2)]
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
@@ -360,9 +356,8 @@ def doubly(x, bias, slope, function):
     x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
     y = function(x, bias, slope)
     scale = torch.linspace(-2, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
-    curved = (
-        scale * y**2
-    ).sum()  # its gradient depends on y, so that the second derivative is none of zeros
+    # Its gradient depends on y, so that the second derivative is none of zeros.
+    curved = (scale * y**2).sum()
     dx, db = torch.autograd.grad(curved, (x, bias), create_graph=True)
     ddx, ddb = torch.autograd.grad((dx**2).sum() + (db**2).sum(), (x, bias))
     return {"y": y, "dx": dx, "db": db, "ddx": ddx, "ddb": ddb}
@@ -384,10 +379,8 @@ def test_second_derivatives_pass_gradgradcheck(slope):
 @on_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_second_derivatives_through_the_kernels_are_those_of_float64(memory_format):
-    x, bias = (
-        randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format),
-        randn(8, seed=2).to(DEVICE),
-    )
+    x = randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format)
+    bias = randn(8, seed=2).to(DEVICE)
     truth = doubly(x.double(), bias.double(), 0.2, leaky)
     own = doubly(x, bias, 0.2, leaky)
     before = dict(launches)

@@ -183,9 +183,8 @@ def test_norms_lie_between_the_layers_but_not_on_pictures(norm):
     assert isinstance(critic.trunk[1], nn.LeakyReLU)  # no norm right after the picture
     assert convolutions[0].bias is not None
     for convolution in convolutions[1:]:
-        assert (convolution.bias is None) == (
-            norm == "batch"
-        )  # a batch norm subtracts any bias again
+        # A batch norm subtracts any bias again.
+        assert (convolution.bias is None) == (norm == "batch")
     kinds = [type(m) for m in generator.modules() if isinstance(m, NORMS)]
     assert kinds == [LAYERS[norm]] * (0 if norm == "none" else len(convolutions))
     assert isinstance(generator.layers[-1], nn.ConvTranspose2d)  # no norm right before the picture
@@ -220,9 +219,8 @@ def test_layer_norm_is_over_a_whole_picture(model):
                 assert abs(picture.mean()) < 1e-5
                 assert picture.std(correction=0).item() == pytest.approx(1, abs=1e-2)
                 if model == "dcgan":
-                    assert (
-                        picture.mean((1, 2)).abs().max() > 0.01
-                    )  # of all channels together, not of each
+                    # Of all channels together, not of each.
+                    assert picture.mean((1, 2)).abs().max() > 0.01
             return
     pytest.fail("no norm found")
 

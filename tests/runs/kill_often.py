@@ -94,9 +94,8 @@ def killed_until_done(
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return deaths
-        expected = (
-            (128 + number, -number) if number != signal.SIGKILL else (-number,)
-        )  # before it listens, a signal just ends it
+        # Before it listens, a signal just ends it.
+        expected = (128 + number, -number) if number != signal.SIGKILL else (-number,)
         assert code in expected, f"a victim ended with {code}"
         now, lines = newest(out), read_log(out / "log.jsonl")
         assert now >= before, f"the newest checkpoint was {before} and is {now}"

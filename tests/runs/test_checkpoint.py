@@ -380,13 +380,8 @@ def test_networks_of_another_shape_are_refused_by_name(saved):
 
 
 def test_listed_goes_by_number_and_sees_what_is_named_like_a_checkpoint(trained, saved, tmp_path):
-    many = [
-        0,
-        99_999,
-        999_999_999,
-        1_000_000_000,
-        20_000_000_000,
-    ]  # past 10**9 the names grow longer
+    # Past 10**9 the names grow longer.
+    many = [0, 99_999, 999_999_999, 1_000_000_000, 20_000_000_000]
     for images in reversed(many):
         shutil.copytree(saved, tmp_path / f"{images:09d}")
     (tmp_path / ".000099999.part").mkdir()

@@ -154,9 +154,8 @@ class Faulty:
                 if name == "close":
                     real(*given)
                 if name == "write" and self.kind == "short":
-                    return real(
-                        given[0], given[1][: len(given[1]) // 2]
-                    )  # as the system may: no error, fewer bytes
+                    # As the system may: no error, fewer bytes.
+                    return real(given[0], given[1][: len(given[1]) // 2])
                 if name == "write" and self.kind == "full":
                     real(given[0], given[1][: len(given[1]) // 2])
                 if self.kind != "short":
@@ -230,9 +229,8 @@ def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(
         assert {path.name for path in (out / "checkpoints").iterdir()} == {newest(whole).name}, (
             f"operation {at}"
         )
-    while_training = [
-        at for at in ended if at > first
-    ]  # the first files of a run are not tried again
+    # The first files of a run are not tried again.
+    while_training = [at for at in ended if at > first]
     assert bool(while_training) == (kind == "full"), (
         "a single fault and a short write are got over, a full disk is not"
     )

@@ -437,11 +437,9 @@ def test_a_fractional_length_ends_with_the_step_that_reaches_it(left):
 
 
 def test_the_last_three_checkpoints_are_kept(left):
-    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == [
-        "000000320",
-        "000000400",
-        "000000480",
-    ]
+    assert [
+        path.name for path in checkpoints.listed(left / "checkpoints")
+    ] == "000000320 000000400 000000480".split()
 
 
 def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_ends(left):
@@ -460,9 +458,8 @@ def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change
         .repeat(3, 1)
     )
     assert first.shape == last.shape == drawn.shape
-    np.testing.assert_allclose(
-        last.astype(int), drawn.astype(int), atol=1
-    )  # another batch size rounds otherwise
+    # Another batch size rounds otherwise.
+    np.testing.assert_allclose(last.astype(int), drawn.astype(int), atol=1)
     assert np.abs(first.astype(int) - drawn).max() > 3, "the run stood still"
 
 
@@ -511,9 +508,8 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
             line["critic/real_score"] - line["critic/fake_score"], abs=1e-4
         )
         assert line["critic/gradient_norm_max"] >= line["critic/gradient_norm"] > 0
-        assert (
-            line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
-        )  # Jensen: lambda is 10, target 1
+        # Jensen: lambda is 10, target 1.
+        assert line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
     assert lines[0]["seconds"] < lines[1]["seconds"] < lines[2]["seconds"]
 
 
@@ -538,16 +534,7 @@ def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
 
 def test_a_config_file_of_a_run_repeats_it_to_the_bit(left, tmp_path):
     assert (
-        main(
-            [
-                "train",
-                "--config",
-                str(left / "config.yaml"),
-                "--out",
-                str(tmp_path / "again"),
-                "--quiet",
-            ]
-        )
+        main(f"train --config {left / 'config.yaml'} --out {tmp_path / 'again'} --quiet".split())
         == 0
     )
     assert_same_run(left, tmp_path / "again")
@@ -616,9 +603,8 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
 
         def follow():
             whole = config.batch * config.optim.critic_steps
-            began = (
-                (state.images - (name == "generator")) // whole * whole
-            )  # the counter stands at the end of a generator step's turns
+            # The counter stands at the end of a generator step's turns.
+            began = (state.images - (name == "generator")) // whole * whole
             plain.param_groups[0]["lr"] = rate * feed.schedule(config, torch.tensor(began)).item()
             for copy, parameter in zip(copies, net.parameters(), strict=True):
                 copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
@@ -830,9 +816,8 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
         feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34)
     )
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
-    times = (
-        3 if every == 1 else 1
-    )  # a look at every line, or only at the saves at 240 and 320, the end
+    # A look at every line, or only at the saves at 240 and 320, the end.
+    times = 3 if every == 1 else 1
     said = (
         f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}"
         ".*lower --optim.lr-critic.*another --out"
@@ -847,24 +832,12 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
                 f"{path} {part}"
             )
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
-        json.loads(
-            line, parse_constant=pytest.fail
-        )  # JSON has no NaN: other programs would stumble over it
+        # JSON has no NaN: other programs would stumble over it.
+        json.loads(line, parse_constant=pytest.fail)
 
 
 def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, capsys):
-    flags = [
-        "--batch",
-        "16",
-        "--net.width",
-        "4",
-        "--kimg",
-        "0.32",
-        "--log.every",
-        "1",
-        "--optim.lr-critic",
-        "1e30",
-    ]
+    flags = "--batch 16 --net.width 4 --kimg 0.32 --log.every 1 --optim.lr-critic 1e30".split()
     assert (
         main(
             [
@@ -968,9 +941,8 @@ def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
     where, data, tmp_path, planted, caplog
 ):
     planted(where, {208})
-    every = (
-        1 if where == "gradient" else 3
-    )  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
+    # The next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160.
+    every = 1 if where == "gradient" else 3
     train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
     assert newest(tmp_path / "run").name == "000000320"
     said = (

@@ -92,10 +92,8 @@ def test_no_half_life_copies(half_life, images):
 def test_it_is_torchs_own_average_at_the_same_decay():
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
-    ours, theirs = (
-        average_of(generator),
-        AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000))),
-    )
+    ours = average_of(generator)
+    theirs = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000)))
     theirs.update_parameters(generator)  # its first update copies
     for _ in range(20):
         with torch.no_grad():

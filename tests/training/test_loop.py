@@ -45,9 +45,8 @@ def test_decay_falls_linearly_to_zero_at_the_end(images, factor):
     ("images", "factor"), [(0, 0.01), (4_900, 0.5), (9_900, 1.0), (40_000, 1.0)]
 )
 def test_warm_up_rises_linearly_and_the_first_step_moves(images, factor):
-    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(
-        factor
-    )  # a step shows 100 images
+    # A step shows 100 images.
+    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(factor)
 
 
 def test_warm_up_and_decay_multiply():
@@ -116,14 +115,8 @@ def test_a_lazy_penalty_is_due_every_so_many_critic_steps_and_its_value_reaches_
     calls, seen, _ = run_steps(tmp_path, config, 6)
     due = [with_penalty for kind, _, with_penalty in calls if kind == "critic"]
     assert due == [step % 3 == 0 for step in range(12)]
-    assert ["penalty" in stats for stats in seen] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        False,
-    ]  # critic steps 0-1, 2-3, 4-5, ...
+    # Critic steps 0-1, 2-3, 4-5, ...
+    assert ["penalty" in stats for stats in seen] == [True, True, False, True, True, False]
 
 
 def test_the_generator_draws_the_classes_last_shown_to_the_critic_beside_the_reals_of_those_classes(

@@ -177,10 +177,8 @@ def test_under_a_real_limit_the_batch_that_is_named_trains(tmp_path):
 
     def under_limit(*flags: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", _UNDER_A_LIMIT, *flags]
-        environment = os.environ | {
-            "MALLOC_ARENA_MAX": "1",
-            "OMP_NUM_THREADS": "1",
-        }  # each thread reserves address space
+        # Each thread reserves address space.
+        environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path, env=environment
         )

@@ -51,9 +51,8 @@ def plan_of(folder, preset: str, **changes) -> Plan:
         labels=np.arange(50) % 4,
     )
     config = preset_config(preset, str(path))
-    optim = replace(
-        config.optim, warmup_kimg=0.2, decay_from=0.3
-    )  # rates that change with every step
+    # Rates that change with every step.
+    optim = replace(config.optim, warmup_kimg=0.2, decay_from=0.3)
     net = replace(config.net, width=4, latent=8)
     config = replace(
         config,
@@ -142,9 +141,8 @@ def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_pat
     """To the bit: a rate, step, seed or index kept from the recording, or a read, would show."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr(
-        "ganfast.training.feed._NUMBERS", 0
-    )  # the tables are filled for every step, so that filling them is played too
+    # The tables are filled for every step, so that filling them is played too.
+    monkeypatch.setattr("ganfast.training.feed._NUMBERS", 0)
     stepped, seen = trained(plan_of(tmp_path / "a", preset, **changes))
     monkeypatch.setattr(loop, "Phase", Played)
     played, seen_again = trained(plan_of(tmp_path / "b", preset, **changes))
