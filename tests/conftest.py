@@ -57,6 +57,18 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def run_tiny(data, tmp_path):
+    """Train a tiny run into ``tmp_path / name`` and return it."""
+    from ganfast.runs.train import train
+    from tests.small_runs import tiny
+
+    def run(preset: str = "dcgan", name: str = "run", **changes):
+        return train(tiny(preset, data, tmp_path / name, **changes), quiet=True)
+
+    return run
+
+
+@pytest.fixture
 def stop_at(monkeypatch):
     """Send this process a signal when that many images are shown, as a scheduler would."""
     from ganfast.runs import writer

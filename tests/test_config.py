@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ganfast.config import (
 )
 from ganfast.errors import InputError
 from ganfast.presets import PRESETS, data_kind, preset_config
+from tests.programs import python
 
 DATA = ["digits", "mnist", "celeba", "my/folder", "pictures.zip", "/data/celeba-half/"]
 
@@ -371,9 +370,7 @@ sys.meta_path.insert(0, Blocker())
 
 def run_without(blocked, code):
     script = BLOCKER.format(blocked=blocked) + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.programs import python
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, MAPPING = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
@@ -79,13 +81,7 @@ def test_checkout_runs_without_installing(tmp_path):
         "print(ganfast.kernels.__file__)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", _with_site(code)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = python("-S", "-c", _with_site(code), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("ganfast/kernels/__init__.py")
 
@@ -232,7 +228,7 @@ def test_what_a_sampler_imports_is_without_torch():
         "from ganfast.export.drawing import run_onnxruntime, run_tensorrt, source, bench_sample\n"
         "from ganfast.export.engines import cuda, engines"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

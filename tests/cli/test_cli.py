@@ -19,6 +19,7 @@ from ganfast import Config, __version__, configfile, preset_config
 from ganfast.cli import HELP, main
 from ganfast.errors import RunError
 from ganfast.presets import PRESETS
+from tests.programs import python
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,7 @@ def test_help_needs_no_torch_and_no_second():
         "import sys; from ganfast.cli import main; main(['--help']); "
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
-    )
+    done = python("-X", "importtime", "-c", code, check=True)
     imports = [line.split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
     assert sum(int(own.rsplit(":", 1)[1]) for own, _, _ in imports[1:]) < 1_000_000, (
         "microseconds spent importing"
@@ -365,7 +364,7 @@ def test_a_package_that_is_missing_is_one_sentence(module, package, line):
         f"import sys; sys.modules[{module!r}] = None\n"  # as where it is not installed
         f"from ganfast.cli import main; sys.exit(main({line.split()!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     said = (
         f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: "
         f"pip install {package}\n"
@@ -405,9 +404,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 def test_the_module_gives_the_process_its_exit_code():
-    done = subprocess.run(
-        [sys.executable, "-m", "ganfast", "train", "wgan-pg"], capture_output=True, text=True
-    )
+    done = python("-m", "ganfast", "train", "wgan-pg")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ganfast: unknown preset 'wgan-pg': did you mean wgan-gp?\n"
 

@@ -4,8 +4,6 @@ import contextlib
 import gzip
 import os
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from ganfast.data import open_data, recognise
 from ganfast.data.idx import read_idx
 from ganfast.data.lookup import recognise_path
 from ganfast.errors import InputError
+from tests.programs import python
 
 RNG = np.random.default_rng(0)
 # Odd counts and sizes, so that no two axes can be confused.
@@ -59,9 +58,7 @@ def test_importing_the_package_loads_no_heavy_library():
         "import ganfast.data, sys; "
         "print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = python("-c", code, check=True)
     assert result.stdout.strip() == "[]"
 
 

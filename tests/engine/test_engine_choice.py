@@ -9,18 +9,9 @@ from ganfast.engine import choose
 from ganfast.models import NetSpec, build_critic
 from ganfast.presets import PRESETS, preset_config
 
-CHOSEN = {
-    "gan": "explicit",
-    "dcgan": "explicit",
-    "acgan": "explicit",
-    "wgan": "explicit",
-    "wgan-gp": "explicit",
-    "dragan": "explicit",
-    "hinge": "explicit",
-    "lsgan": "explicit",
-    "r1": "explicit",
-    "rpgan": "explicit",
-}
+CHOSEN = dict.fromkeys(
+    "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan".split(), "explicit"
+)
 
 
 def preset_critic(name, classes):

@@ -1,6 +1,7 @@
 """Scores against float64 definitions and closed cases; extractors; `ganfast eval`."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -592,55 +593,34 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     assert (tmp_path / "s.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["x.npz"], "give --data"),
-        (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
-        (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
-        (["few.npy", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
-        (
-            ["few.npy", "--data", "digits"],
-            "50 pictures (few.npy) are too few: with 64 features scores need 100 or more",
-        ),
-        (["large.npy", "--data", "digits"], "20x20x1 and digits of 16x16x1: give --size 16"),
-        (
-            ["bundle", "--data", "digits"],
-            "bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8",
-        ),
-        (
-            ["bundle", "--data", "digits", "--size", "20"],
-            "bundle has pictures of 8x8x1 and digits of 20x20x1",
-        ),
-        (
-            ["few.npy", "--data", "large.npy", "--need-labels"],
-            "large has no classes, which scores of labels need: sub-folders",
-        ),
-        (
-            ["large.npy", "--data", "large.npy"],
-            "large has no classes to train a feature network on: give one with --extractor",
-        ),
-        (
-            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"],
-            "expected 00000000: another file, or a",
-        ),
-        (
-            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "no hash"],
-            "is 'no hash'; expected the 64 hex digits",
-        ),
-        (
-            ["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"],
-            "names no classes of digits",
-        ),
-        (
-            ["few.npz", "few.npy", "--data", "digits", "--need-labels"],
-            "few.npy has no labels with the classes of digits",
-        ),
-        (["x.npz", "--json", "few.npy/r.json"], "few.npy/r.json cannot be written"),
-        (["x.npz", "--json", "."], "it is a folder"),
-    ],
-)
-def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+# A command line | what must be in the sentence.
+REFUSED = """
+x.npz | give --data
+x.npz --data digits | no data named 'x.npz'
+x.npz --sheet a.jpg | written as FILE.png
+few.npy --data digits --extractor vgg | unknown extractor 'vgg'
+few.npy --data digits | 50 pictures (few.npy) are too few: with 64 features scores need 100 or more
+large.npy --data digits | 20x20x1 and digits of 16x16x1: give --size 16
+bundle --data digits | bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8
+bundle --data digits --size 20 | bundle has pictures of 8x8x1 and digits of 20x20x1
+few.npy --data large.npy --need-labels |
+ large has no classes, which scores of labels need: sub-folders
+large.npy --data large.npy |
+ large has no classes to train a feature network on: give one with --extractor
+few.npy --data digits --extractor s.npz --sha256 00000000 | expected 00000000: another file, or a
+few.npy --data digits --extractor s.npz --sha256 'no hash' |
+ is 'no hash'; expected the 64 hex digits
+few.npz --data digits --extractor s.npz --need-labels | names no classes of digits
+few.npz few.npy --data digits --need-labels | few.npy has no labels with the classes of digits
+x.npz --json few.npy/r.json | few.npy/r.json cannot be written
+x.npz --json . | it is a folder
+"""
+
+
+@pytest.mark.parametrize("row", REFUSED.replace("|\n", "|").strip().splitlines())
+def test_eval_refuses_in_one_sentence(row, capsys, tmp_path, monkeypatch):
+    line, message = row.split(" | ")
+    arguments = shlex.split(line)
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
     np.savez(

@@ -31,6 +31,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from ganfast.export.graph.lint import RULES, TARGETS, lint
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import verify_bundle
+from tests.programs import ganfast
 
 f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
 
@@ -422,22 +423,7 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
     pytest.importorskip("tensorrt_rtx")
     out = str(tmp_path / "b")
     targets = ["--target", "onnx", "--target", "rtx:8.6,8.9"]
-    assert (
-        main(
-            [
-                "export",
-                str(run.folder),
-                "--out",
-                out,
-                "--precision",
-                "fp16",
-                "--buckets",
-                "1,4",
-                *targets,
-            ]
-        )
-        == 0
-    )
+    assert ganfast(f"export {run.folder} --out {out} --precision fp16 --buckets 1,4", *targets) == 0
     bundle = open_bundle(out)
     engines = bundle.manifest.engines
     assert sorted(facts["capability"] for facts in engines.values()) == ["8.6", "8.9"]

@@ -17,6 +17,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.export import export_bundle, refit_bundle
+from tests.programs import ganfast
 
 
 @pytest.fixture(scope="module", params=["dcgan", "mlp"])
@@ -40,21 +41,8 @@ def test_refitted_is_exported(run, precision, tmp_path):
     exported = export_bundle(run, tmp_path / "exported", precision, (1, 4), "320", "mine")
     assert old.model_bytes() != exported.model_bytes()
     before = old.manifest.digest
-    assert (
-        main(
-            [
-                "refit",
-                str(old.folder),
-                "--from",
-                str(run.folder),
-                "--checkpoint",
-                "320",
-                "--out",
-                str(tmp_path / "new"),
-            ]
-        )
-        == 0
-    )
+    line = f"refit {old.folder} --from {run.folder} --checkpoint 320 --out {tmp_path / 'new'}"
+    assert ganfast(line) == 0
     new = open_bundle(tmp_path / "new")
     assert new.model_bytes() == exported.model_bytes()
     assert new.read(GOLDEN) == exported.read(GOLDEN) != old.read(GOLDEN)

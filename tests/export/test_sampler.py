@@ -2,8 +2,6 @@
 
 import itertools
 import logging
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCu
 from ganfast.export.drawing.run_torch import TorchBackend
 from ganfast.export.drawing.sampler import Sampler
 from ganfast.latents import latents, random_classes
+from tests.programs import python
 from tests.small_bundle import LATENT, small_bundle, small_model
 
 CLASSES = 3
@@ -96,17 +95,8 @@ def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, req
         "pictures that are all different, or nothing is proven"
     )
     with Sampler(source, backends(source)[name], []) as sampler:
-        for first, n in (
-            (0, 1),
-            (3, 2),
-            (0, 4),
-            (5, 5),
-            (0, 16),
-            (2, 17),
-            (1, 33),
-            (0, 64),
-            (0, 70),
-        ):
+        for request in "0:1 3:2 0:4 5:5 0:16 2:17 1:33 0:64 0:70".split():
+            first, n = map(int, request.split(":"))
             drawn = sampler.sample(n, seed=7, first=first)
             assert drawn.shape == (n, *source.manifest.shape)
             assert drawn.dtype == np.uint8
@@ -233,12 +223,7 @@ expected = sampler.sample(40)
 
 
 def said_by(plain, program):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + program, str(plain.folder)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = python("-c", PROGRAM + program, str(plain.folder), timeout=60)
     return done.stdout.split("\n"), done.stderr
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("onnxruntime")
 from ganfast.export import load_sampler
 from ganfast.export.bundle.bundle import write_bundle
 from ganfast.export.bundle.manifest import GOLDEN, MODEL
+from tests.programs import python
 from tests.small_bundle import small_bundle, small_model
 
 ROOT = Path(__file__).parents[2]
@@ -213,5 +214,5 @@ def test_importing_the_package_costs_nothing():
         "import sys, ganfast.export, ganfast.export.drawing.sampler; "
         "print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -197,19 +197,9 @@ def test_no_parameters_launch_nothing():
 def test_the_operation_keeps_its_schema_and_its_fake(given):
     state = State.start(70, *given)
     g = gradient(70, 1).to(DEVICE)
-    assert_op(
-        module._op,
-        state.p,
-        g,
-        state.m,
-        state.v,
-        rates_of(1, (0.5, 0.9)),
-        0.5,
-        0.9,
-        EPS,
-        state.average,
-        state.low,
-    )
+    rates = rates_of(1, (0.5, 0.9))
+    parameters = state.p, g, state.m, state.v
+    assert_op(module._op, *parameters, rates, 0.5, 0.9, EPS, state.average, state.low)
 
 
 # Rates, the reference, and which of the two runs.

@@ -25,19 +25,8 @@ from tests.kernels.test_kernels_interpreted import (
 )
 
 # Odd: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
-SHAPES = [
-    (1, 1),
-    (5, 3),
-    (4, 70),
-    (2, 5, 11),
-    (1, 1, 1, 1),
-    (1, 70, 1, 1),
-    (2, 3, 3, 3),
-    (3, 5, 7, 6),
-    (2, 70, 9, 7),
-    (4, 1, 9, 7),
-    (2, 3, 40, 33),
-]
+SHAPES = "1x1 5x3 4x70 2x5x11 1x1x1x1 1x70x1x1 2x3x3x3 3x5x7x6 2x70x9x7 4x1x9x7 2x3x40x33"
+SHAPES = [tuple(map(int, shape.split("x"))) for shape in SHAPES.split()]
 CASES = [
     (shape, layout)
     for shape in SHAPES

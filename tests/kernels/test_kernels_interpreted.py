@@ -6,8 +6,6 @@ and what decides between a kernel and its reference.
 
 import os
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ganfast.kernels._triton import (
     same_layout,
     use_triton,
 )
+from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = _triton.interpreted()
@@ -205,21 +204,8 @@ def test_every_kernel_test_passes_under_the_interpreter_and_none_is_skipped(dept
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name not in _OWN}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            depth,
-            *(str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files),
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    paths = (str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files)
+    done = python("-m", "pytest", "-q", "-m", depth, *paths, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = {
         what: int(number)
@@ -308,9 +294,7 @@ def test_files_of_kernels_import_where_triton_is_not_installed():
         "print(t.triton, t.tl.constexpr)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("None ")
 

@@ -377,24 +377,11 @@ def test_initial_weights_follow_torchs_seed():
 # What an engine walks.
 
 WALKABLE = {
-    "Critic",
-    "Sequential",
-    "Conv2d",
-    "Linear",
-    "LeakyReLU",
-    "Flatten",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "GroupNorm",
-    "LayerNorm",
-    "InstanceNorm2d",
+    *"Critic Sequential Conv2d Linear LeakyReLU Flatten".split(),
+    *"BatchNorm1d BatchNorm2d GroupNorm LayerNorm InstanceNorm2d".split(),
 }
 PARAMETRISED = {
-    "ParametrizedConv2d",
-    "ParametrizedLinear",
-    "ModuleDict",
-    "ParametrizationList",
-    "_SpectralNorm",
+    *"ParametrizedConv2d ParametrizedLinear ModuleDict ParametrizationList _SpectralNorm".split()
 }
 
 

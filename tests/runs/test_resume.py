@@ -6,8 +6,6 @@ A sample of each runs in `make test`, more in `make accept`, all of it in `make 
 import errno
 import json
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from ganfast.runs import saving
 from ganfast.runs import train as training
 from ganfast.runs.logfile import read_log
 from ganfast.runs.train import train
+from tests.programs import python
 from tests.small_runs import assert_same_run, few_digits, newest, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -103,20 +102,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
         log = LogConfig(every=1, sample_kimg=99, save_kimg=4 * step, keep=2, tensorboard=False)
         configs.append(tmp_path / f"{kind}.yaml")
         configfile.write(replace(config, kimg=60 * step, log=log), configs[-1])
-    command = [
-        sys.executable,
-        "-m",
-        "tests.runs.kill_often",
-        "--kills",
-        str(kills),
-        "--seed",
-        "0",
-        "--signal",
-        name,
-    ]
-    done = subprocess.run(
-        [*command, str(tmp_path), *map(str, configs)], cwd=ROOT, capture_output=True, text=True
-    )
+    flags = f"-m tests.runs.kill_often --kills {kills} --seed 0 --signal {name}".split()
+    done = python(*flags, str(tmp_path), *map(str, configs), cwd=ROOT)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

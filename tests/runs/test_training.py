@@ -33,6 +33,7 @@ from ganfast.runs.train import Interrupted, train
 from ganfast.training import feed, loop
 from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
+from tests.programs import ganfast, python
 from tests.small_runs import STEADY, assert_same_run, files, mathematics, newest, tensors, tiny
 
 # The two ways in which classes are learnt.
@@ -111,13 +112,13 @@ def test_resume_is_exact_for_every_option_that_draws_or_counts(options, data, tm
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(data, tmp_path, stop_at):
-    train(tiny("wgan-gp", data, tmp_path / "whole"), quiet=True)
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(run_tiny, tmp_path, stop_at):
+    run_tiny("wgan-gp", "whole")
     for images in range(80, 320, 80):
         stop_at(images)
         with pytest.raises(Interrupted):
-            train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
-    train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
+            run_tiny("wgan-gp", "parts")
+    run_tiny("wgan-gp", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -130,8 +131,8 @@ def test_another_seed_is_another_run(data, tmp_path):
     ).read_bytes()
 
 
-def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatch):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_a_signal_before_the_first_step_loses_nothing(run_tiny, tmp_path, monkeypatch):
+    run_tiny("dcgan", "whole")
     train_loop = training.train_loop
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -140,14 +141,16 @@ def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatc
             lambda *a: (signal.raise_signal(signal.SIGINT), train_loop(*a))[1],
         )
         with pytest.raises(Interrupted):
-            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+            run_tiny("dcgan", "parts")
     assert newest(tmp_path / "parts").name == "000000000"
-    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    run_tiny("dcgan", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_path, monkeypatch):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(
+    run_tiny, tmp_path, monkeypatch
+):
+    run_tiny("dcgan", "whole")
     on_step = writer.Writer.on_step
 
     def crash(self, state, *stats):
@@ -158,10 +161,10 @@ def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(writer.Writer, "on_step", crash)
         with pytest.raises(ZeroDivisionError):
-            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+            run_tiny("dcgan", "parts")
     assert newest(tmp_path / "parts").name == "000000160"
     assert read_log(tmp_path / "parts" / "log.jsonl")[-1]["images"] == 208
-    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    run_tiny("dcgan", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -176,11 +179,11 @@ def test_a_complete_run_is_left_as_it_is_and_a_longer_one_goes_on(data, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_run_that_was_moved_goes_on(data, tmp_path, stop_at):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_a_run_that_was_moved_goes_on(run_tiny, data, tmp_path, stop_at):
+    run_tiny("dcgan", "whole")
     stop_at(160)
     with pytest.raises(Interrupted):
-        train(tiny("dcgan", data, tmp_path / "before"), quiet=True)
+        run_tiny("dcgan", "before")
     (tmp_path / "before").rename(tmp_path / "after")
     moved = shutil.copy(data, tmp_path / "elsewhere.npz")
     train(tiny("dcgan", str(moved), tmp_path / "after"), quiet=True)
@@ -253,12 +256,12 @@ def test_a_second_signal_ends_the_process_at_once():
         "    print('alive', flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM); print('still alive')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\n")
 
 
 @pytest.mark.parametrize("ending", ["done", "interrupted", "failed"])
-def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, stop_at, monkeypatch):
+def test_the_handlers_of_the_program_around_come_back(ending, run_tiny, stop_at, monkeypatch):
 
     def mine(*_):
         pass
@@ -276,7 +279,7 @@ def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, st
         if ending == "failed":
             monkeypatch.setattr(writer.Writer, "on_step", lambda *_: 1 / 0)
         with suppress(Interrupted, ZeroDivisionError):
-            train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+            run_tiny()
         assert inside[0] is not mine, "training did not listen at all"
         assert signal.getsignal(signal.SIGINT) is mine
         assert signal.getsignal(signal.SIGTERM) is mine
@@ -327,14 +330,14 @@ def test_other_mathematics_in_the_same_directory_is_refused_and_listed(
     assert files(tmp_path / "run") == before
 
 
-def test_every_difference_is_listed(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_every_difference_is_listed(run_tiny):
+    run_tiny()
     with pytest.raises(InputError, match="seed was 0, now 1; .*penalty.kind was 'none', now 'r1'"):
-        train(tiny("r1", data, tmp_path / "run", seed=1), quiet=True)
+        run_tiny("r1", seed=1)
 
 
-def test_other_pictures_under_the_same_run_are_refused(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_other_pictures_under_the_same_run_are_refused(run_tiny, data, tmp_path):
+    run_tiny()
     before = files(tmp_path / "run")
     with np.load(data) as few:
         np.savez(tmp_path / "other.npz", images=few["images"][::-1], labels=few["labels"][::-1])
@@ -384,12 +387,12 @@ def test_an_empty_directory_and_one_that_is_not_there_are_welcome(data, tmp_path
         assert newest(out).name == "000000016"
 
 
-def test_a_run_whose_config_was_damaged_is_refused_and_kept(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_a_run_whose_config_was_damaged_is_refused_and_kept(run_tiny, tmp_path):
+    run_tiny()
     (tmp_path / "run" / "config.yaml").write_text("preset: [")
     before = files(tmp_path / "run")
     with pytest.raises(InputError, match=r"config\.yaml is not YAML"):
-        train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+        run_tiny()
     assert files(tmp_path / "run") == before
 
 
@@ -524,9 +527,9 @@ def test_tensorboard_gets_the_numbers_of_the_log_and_the_grids(left):
     assert [event.step for event in events.Images("samples")][-1] == 480
 
 
-def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
+def test_keep_zero_keeps_every_checkpoint(run_tiny, tmp_path):
     log = LogConfig(save_kimg=0.064, keep=0, tensorboard=False)
-    train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+    run_tiny(log=log)
     kept = [int(path.name) for path in checkpoints.listed(tmp_path / "run" / "checkpoints")]
     assert kept == [64, 128, 192, 256, 320]
     assert not (tmp_path / "run" / "tensorboard").exists(), "asked for none"
@@ -552,9 +555,9 @@ def test_quiet_prints_nothing(data, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(("critic_steps", "generator_steps"), [(1, 20), (2, 10), (3, 7), (5, 4)])
-def test_critic_steps_per_generator_step(critic_steps, generator_steps, data, tmp_path, steps):
+def test_critic_steps_per_generator_step(critic_steps, generator_steps, run_tiny, tmp_path, steps):
     optim = OptimConfig(critic_steps=critic_steps)
-    train(tiny("dcgan", data, tmp_path / "run", optim=optim), quiet=True)
+    run_tiny(optim=optim)
     turn = ["critic"] * critic_steps + ["generator"]
     assert [name for name, _ in steps] == turn * generator_steps
     assert newest(tmp_path / "run").name == f"{generator_steps * critic_steps * 16:09d}"
@@ -696,8 +699,8 @@ def test_the_average_lags_behind_the_generator_unless_its_half_life_is_zero(data
 
 
 @pytest.mark.parametrize("preset", CONDITIONAL)
-def test_a_conditional_run_draws_its_classes_differently(preset, data, tmp_path, steps):
-    run = train(tiny(preset, data, tmp_path / "run", **CONDITIONAL[preset]), quiet=True)
+def test_a_conditional_run_draws_its_classes_differently(preset, run_tiny, tmp_path, steps):
+    run = run_tiny(preset, **CONDITIONAL[preset])
     assert run.classes == tuple("0123456789")
     assert all(call["labels"] is not None and len(call["labels"]) == 16 for _, call in steps)
     one, other = (run.sample(1, labels=[label]) for label in (0, 1))
@@ -707,8 +710,8 @@ def test_a_conditional_run_draws_its_classes_differently(preset, data, tmp_path,
     assert all(("generator/class_loss" in line) == (preset == "acgan") for line in lines)
 
 
-def test_a_run_without_classes_sees_no_labels(data, tmp_path, steps):
-    run = train(tiny("wgan-gp", data, tmp_path / "run", conditional="no"), quiet=True)
+def test_a_run_without_classes_sees_no_labels(run_tiny, steps):
+    run = run_tiny("wgan-gp", conditional="no")
     assert run.classes == ()
     assert all(call["labels"] is None for _, call in steps)
 
@@ -722,28 +725,19 @@ def shown(steps) -> list[int]:
 
 
 def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_equally(
-    data, tmp_path, steps
+    run_tiny, steps
 ):
-    train(tiny("acgan", data, tmp_path / "long-tailed", imbalance=7.0), quiet=True)
+    run_tiny("acgan", "long-tailed", imbalance=7.0)
     tail = shown(steps)
     assert tail[0] > 4 * tail[9] > 0, "the first class has 7 times the pictures of the last"
     steps.clear()
-    train(tiny("acgan", data, tmp_path / "balanced", imbalance=7.0, balanced=True), quiet=True)
+    run_tiny("acgan", "balanced", imbalance=7.0, balanced=True)
     assert shown(steps) == [32] * 10
 
 
 @pytest.mark.parametrize("option", ["balanced", "imbalance"])
-def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, data, tmp_path):
-    run = train(
-        tiny(
-            "wgan-gp",
-            data,
-            tmp_path / "run",
-            kimg=0.016,
-            **{option: {"balanced": True, "imbalance": 5.0}[option]},
-        ),
-        quiet=True,
-    )
+def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, run_tiny):
+    run = run_tiny("wgan-gp", kimg=0.016, **{option: {"balanced": True, "imbalance": 5.0}[option]})
     assert run.config.conditional == "projection"
     assert len(run.classes) == 10
 
@@ -762,22 +756,14 @@ def test_classes_asked_of_data_without_any_are_refused(option, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (21, 3)])
-def test_size_and_channels_of_the_pictures_are_those_of_the_generator(
-    size, channels, data, tmp_path
-):
-    run = train(
-        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=size, channels=channels),
-        quiet=True,
-    )
+def test_size_and_channels_of_the_pictures_are_those_of_the_generator(size, channels, run_tiny):
+    run = run_tiny("wgan-gp", kimg=0.016, size=size, channels=channels)
     assert run.sample(3).shape == (3, size, size, channels)
     assert (run.config.size, run.config.channels) == (size, channels)
 
 
-def test_automatic_values_are_recorded_as_what_they_became(data, tmp_path):
-    train(
-        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=0, net=NetConfig(latent=8)),
-        quiet=True,
-    )
+def test_automatic_values_are_recorded_as_what_they_became(run_tiny, tmp_path):
+    run_tiny("wgan-gp", kimg=0.016, size=0, net=NetConfig(latent=8))
     recorded = configfile.read(tmp_path / "run" / "config.yaml")
     assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (
         16,
@@ -788,9 +774,9 @@ def test_automatic_values_are_recorded_as_what_they_became(data, tmp_path):
     assert recorded.net.width > 0
 
 
-def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
+def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(run_tiny, tmp_path):
     for precision in ("bf16", "fp32"):
-        train(tiny("wgan-gp", data, tmp_path / precision, precision=precision), quiet=True)
+        run_tiny("wgan-gp", precision, precision=precision)
     low, full = (mathematics(tmp_path / precision) for precision in ("bf16", "fp32"))
     assert low != full
     for one, other in zip(low, full, strict=True):
@@ -809,7 +795,7 @@ def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
 
 @pytest.mark.parametrize("every", [1, 1000], ids=["seen in the log", "seen when saving"])
 def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
-    every, data, tmp_path, monkeypatch
+    every, run_tiny, tmp_path, monkeypatch
 ):
     schedule = feed.schedule
     monkeypatch.setattr(
@@ -823,7 +809,7 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
         ".*lower --optim.lr-critic.*another --out"
     )
     with pytest.raises(RunError, match=said):
-        train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+        run_tiny(log=log)
     kept = checkpoints.listed(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["000000080", "000000160"]
     for path in kept:
@@ -837,23 +823,11 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
 
 
 def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, capsys):
-    flags = "--batch 16 --net.width 4 --kimg 0.32 --log.every 1 --optim.lr-critic 1e30".split()
-    assert (
-        main(
-            [
-                "train",
-                "dcgan",
-                "--data",
-                data,
-                "--out",
-                str(tmp_path / "run"),
-                *flags,
-                "--optim.lr-generator",
-                "1e30",
-            ]
-        )
-        == 1
+    line = (
+        f"train dcgan --data {data} --out {tmp_path / 'run'} --batch 16 --net.width 4 --kimg 0.32"
     )
+    rates = "--log.every 1 --optim.lr-critic 1e30 --optim.lr-generator 1e30"
+    assert ganfast(f"{line} {rates}") == 1
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("ganfast: ")] == said[-1:]
     assert "not a finite number" in said[-1]
@@ -938,12 +912,12 @@ GUARDED = GuardConfig(every=1, tries=2)
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
 def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
-    where, data, tmp_path, planted, caplog
+    where, run_tiny, tmp_path, planted, caplog
 ):
     planted(where, {208})
     # The next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160.
     every = 1 if where == "gradient" else 3
-    train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
+    run_tiny(guard=replace(GUARDED, every=every))
     assert newest(tmp_path / "run").name == "000000320"
     said = (
         r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: "
@@ -959,7 +933,7 @@ def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
 
 
 def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
-    data, tmp_path, planted, monkeypatch
+    run_tiny, planted, monkeypatch
 ):
     planted("weight", {208})
     on_step, seen = writer.Writer.on_step, {}
@@ -971,7 +945,7 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
         seen[state.images] = copy.contents
 
     monkeypatch.setattr(writer.Writer, "on_step", watched)
-    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    run_tiny(guard=GUARDED)
     assert seen[208].keys() == seen[192].keys()
     for part, before in seen[192].items():
         assert all(torch.equal(seen[208][part][name], value) for name, value in before.items()), (
@@ -985,11 +959,11 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
 
 @pytest.mark.parametrize("again", [224, 240])
 def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_between(
-    again, data, tmp_path, planted, caplog
+    again, run_tiny, tmp_path, planted, caplog
 ):
     """A state that survives a look may be ill already."""
     planted("weight", {208, again})
-    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    run_tiny(guard=GUARDED)
     assert re.findall(r"at (0.2\d+) kimg: back to the state of (0.1\d+) kimg", caplog.text) == [
         ("0.208", "0.192"),
         (f"{again / 1000:g}", "0.16"),
@@ -997,7 +971,7 @@ def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_betw
     assert newest(tmp_path / "run").name == "000000320"
 
 
-def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch):
+def test_a_sample_folder_that_was_deleted_comes_back(run_tiny, tmp_path, monkeypatch):
     samples = writer.Writer.samples
 
     def spoiled(self):
@@ -1005,19 +979,19 @@ def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch
         samples(self)
 
     monkeypatch.setattr(writer.Writer, "samples", spoiled)
-    train(tiny("dcgan", data, tmp_path / "run", kimg=0.032), quiet=True)
+    run_tiny(kimg=0.032)
     assert (tmp_path / "run" / "samples" / "000000032.png").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
-def test_a_training_that_fails_early_leaves_no_file_open(data, tmp_path, monkeypatch):
+def test_a_training_that_fails_early_leaves_no_file_open(run_tiny, monkeypatch):
     def broken(*given):
         raise ValueError("broken")
 
     monkeypatch.setattr(training, "_make_steps", broken)
     for name in ("a", "b"):
         with pytest.raises(ValueError, match="broken"):
-            train(tiny("dcgan", data, tmp_path / name), quiet=True)
+            run_tiny("dcgan", name)
     assert not [
         path
         for path in Path("/proc/self/fd").iterdir()
@@ -1041,13 +1015,15 @@ def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_a
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
-def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tmp_path, planted):
+def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(
+    where, run_tiny, tmp_path, planted
+):
     planted(where, set(range(208, 336)))
     with pytest.raises(
         RunError,
         match=r"of the \w+ is not a finite number.* at 0.24 kimg, after going back 2 times",
     ):
-        train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+        run_tiny(guard=GUARDED)
     assert newest(tmp_path / "run").name == "000000160"
 
 
@@ -1055,14 +1031,14 @@ def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tm
 
 
 @pytest.mark.accept
-def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
+def test_compiled_steps_give_the_losses_of_eager_ones(run_tiny, tmp_path):
     from ganfast.engine.compiled import graphs as made
 
     graphs = []
     for compiled in (False, True):
         made.clear()
         compile = "on" if compiled else "off"
-        train(tiny("dcgan", data, tmp_path / compile, compile=compile, kimg=0.064), quiet=True)
+        run_tiny("dcgan", compile, compile=compile, kimg=0.064)
         graphs.append(made.total())
     assert graphs[0] == 0
     assert graphs[1] == 3, "the critic's step, the generator's, and what draws for the critic"
@@ -1073,8 +1049,8 @@ def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
 
 
 @pytest.mark.accept
-def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
-    train(tiny("wgan-gp", data, tmp_path / "run", compile="on", kimg=0.16), quiet=True)
+def test_compiled_steps_pass_their_check_and_say_so(run_tiny, tmp_path, caplog):
+    run_tiny("wgan-gp", compile="on", kimg=0.16)
     record = json.loads((tmp_path / "run" / "engine.json").read_text())
     assert (record["engine"], record["compiled"]) == ("explicit", True)
     assert not [r for r in caplog.records if r.name == "ganfast"]  # a failed check would be one

@@ -2,12 +2,12 @@
 
 import ctypes
 import json
-import subprocess
 import sys
 
 import pytest
 
 from ganfast.training.host_memory import _of_libc
+from tests.programs import python
 
 PROGRAM = """
 import json, resource, sys
@@ -38,9 +38,7 @@ print(json.dumps({"plain": plain, "kept": kept, "given_back": held - resident()}
 
 @pytest.mark.skipif(_of_libc("mallopt") is None, reason="the C library is not glibc")
 def test_kept_memory_is_used_again_and_given_back_when_asked():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
-    )
+    done = python("-c", PROGRAM, check=True)
     found = json.loads(done.stdout)
     assert found["plain"] > 1000, "every page of the blocks each time"
     assert found["kept"] < found["plain"] / 20

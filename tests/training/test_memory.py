@@ -128,7 +128,7 @@ def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathemat
     assert files(tmp_path / "run" / "checkpoints") == before
 
 
-def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
+def test_networks_that_do_not_fit_are_one_sentence(run_tiny, tmp_path, monkeypatch):
     def full(*_):
         raise ERRORS["cpu"]
 
@@ -137,7 +137,7 @@ def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
         InputError,
         match="networks and pictures do not fit into memory: lower --net.width or --size",
     ):
-        train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+        run_tiny()
     assert not (tmp_path / "run").exists()
 
 
