@@ -81,15 +81,8 @@ def test_enlarging_repeats_pixels(tmp_path, channels):
 
 
 def test_small_pictures_are_enlarged_to_a_comfortable_size():
-    assert [comfortable_scale(size) for size in (8, 16, 28, 56, 64, 128, 1024)] == [
-        7,
-        3,
-        2,
-        1,
-        1,
-        1,
-        1,
-    ]
+    scales = {8: 7, 16: 3, 28: 2, 56: 1, 64: 1, 128: 1, 1024: 1}
+    assert {size: comfortable_scale(size) for size in scales} == scales
 
 
 # Floats to bytes.

@@ -66,20 +66,14 @@ def dry(out: str) -> tuple[Config, dict[str, float]]:
         out,
     )
     assert found, out
-    names = (
-        "generator",
-        "critic",
-        "per image",
-        "in all",
-        "memory",
-        "pictures",
-        "state",
-        "activations",
+    names = tuple(
+        ("generator | critic | per image | in all | memory | pictures | state | activations").split(
+            " | "
+        )
     )
     config = configfile.overlay(Config(), yaml.safe_load(out), "--dry-run")
-    return config, dict(
-        zip(names, (float(text.replace(",", "")) for text in found.groups()), strict=True)
-    )
+    numbers = (float(text.replace(",", "")) for text in found.groups())
+    return config, dict(zip(names, numbers, strict=True))
 
 
 # Help
@@ -105,14 +99,10 @@ def test_help_needs_no_torch_and_no_second():
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "train bogus",
-        "train --kimg x",
-        "train --config none.yaml",
-        "presets",
-        "presets show wgan",
-        "data info digits",
-    ],
+    (
+        "train bogus | train --kimg x | train --config none.yaml | presets | "
+        "presets show wgan | data info digits"
+    ).split(" | "),
 )
 def test_light_commands_and_refusals_load_no_torch(line):
     code = (
@@ -276,10 +266,8 @@ def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encodin
     command = [sys.executable, "-m", "ganfast", *line.split()]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n",
-    )
+    said = f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize("line", ["train --config bad.yaml", "train --config bad.yaml --dry-run"])
@@ -312,12 +300,9 @@ def test_places_that_cannot_be_written_are_bad_input(refused):
     Path("file").write_text("mine")
     Path("full").mkdir()
     Path("full/thesis.txt").write_text("mine")
-    assert "file exists and is not a run directory; choose another --out" in refused(
-        "train --out file"
-    )
-    assert "full exists and is not a run directory; choose another --out" in refused(
-        "train --out full"
-    )
+    for name in ("file", "full"):
+        said = f"{name} exists and is not a run directory; choose another --out"
+        assert said in refused(f"train --out {name}")
     assert "file/run cannot be written" in refused("train --out file/run")
     assert "file/sheet.png cannot be written" in refused("data preview digits --out file/sheet.png")
 
@@ -329,14 +314,12 @@ def test_what_goes_wrong_while_running_is_one_sentence_too_and_exit_code_1(run, 
 
         return fail
 
-    monkeypatch.setattr(
-        "ganfast.runs.train.train", fails(RunError("the loss is\nnot a number; lower the rate"))
-    )
-    assert run("train") == (1, "", "ganfast: the loss is not a number; lower the rate\n")
-    monkeypatch.setattr(
-        "ganfast.runs.train.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl"))
-    )
-    assert run("train") == (1, "", "ganfast: runs/x/log.jsonl: Input/output error\n")
+    for error, said in (
+        (RunError("the loss is\nnot a number; lower it"), "the loss is not a number; lower it"),
+        (OSError(5, "Input/output error", "runs/x"), "runs/x: Input/output error"),
+    ):
+        monkeypatch.setattr("ganfast.runs.train.train", fails(error))
+        assert run("train") == (1, "", f"ganfast: {said}\n")
 
 
 @pytest.mark.parametrize(
@@ -485,11 +468,10 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))
-    for line in (
-        "--out runs/mine",
-        "runs/mine",
-        "--out=runs/mine",
-        "--config runs/mine/config.yaml",
+    for line in tuple(
+        "--out runs/mine | runs/mine | --out=runs/mine | --config runs/mine/config.yaml".split(
+            " | "
+        )
     ):
         assert run(f"train {line}")[0] == 0
     Path("runs/mine").rename("runs/moved")
@@ -499,14 +481,8 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_config_survives_yaml_to_the_bit(preset):
-    config = replace(
-        preset_config(preset, "celeba"),
-        attributes=("Smiling", "No_Beard"),
-        kimg=1 / 3,
-        data="no",
-        out="1e3",
-        seed=2**62,
-    )
+    changes = {"attributes": ("Smiling", "No_Beard"), "kimg": 1 / 3, "data": "no", "out": "1e3"}
+    config = replace(preset_config(preset, "celeba"), seed=2**62, **changes)
     configfile.write(config, Path("config.yaml"))
     assert configfile.read(Path("config.yaml")) == config
     assert list(Path().iterdir()) == [Path("config.yaml")], "written beside, then renamed"
@@ -591,9 +567,8 @@ def test_presets_lists_all_ten_with_their_papers(run):
     code, out, err = run("presets")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [
-        line.split()[0] for line in lines
-    ] == "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan".split()
+    names = "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan".split()
+    assert [line.split()[0] for line in lines] == names
     for line in lines:
         assert re.search(r" [A-Z][a-z]+ 20\d\d, arXiv:\d{4}\.\d{4,5}$", line), line
         assert len(line) <= 120

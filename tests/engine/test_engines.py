@@ -135,8 +135,8 @@ def net(*layers):
             row.append(nn.Flatten())
             row.append(nn.Linear(row(torch.zeros(2, *SHAPE)).shape[1], 1))
         elif isinstance(layer, str):
-            name, *numbers = layer.split()
-            row.append(NAMED[name](*map(int, numbers)) if numbers else nn.LeakyReLU(0.2))
+            name, *numbers = ("leak 0.2" if layer == "leak" else layer).split()
+            row.append(NAMED[name](*(float(x) if "." in x else int(x) for x in numbers)))
         else:
             row.append(layer)
     return row
@@ -144,8 +144,8 @@ def net(*layers):
 
 def plain_critic(seed=0, conditional="no", slope=LEAK):
     torch.manual_seed(seed)
-    act = nn.LeakyReLU(slope)
-    trunk = net("conv 3 4 4 2 1", act, "conv 4 6 3 2 1", act, nn.Flatten())
+    leak = f"leak {float(slope)}"
+    trunk = net("conv 3 4 4 2 1", leak, "conv 4 6 3 2 1", leak, nn.Flatten())
     return loud(Critic(trunk, 6 * 2 * 2, CLASSES, conditional))
 
 
@@ -972,8 +972,8 @@ DROPPERS = {
 def dropping(first="torch's"):
     """Two layers that draw, so that their order counts; the first draws in the pictures' layout."""
     torch.manual_seed(0)
-    act, drop = nn.LeakyReLU(LEAK), DROPPERS[first]()
-    trunk = net("conv 3 4 4 2 1", act, drop, "conv 4 6 3 2 1", act, nn.Flatten(), nn.Dropout(0.5))
+    leak, drop = f"leak {LEAK}", DROPPERS[first]()
+    trunk = net("conv 3 4 4 2 1", leak, drop, "conv 4 6 3 2 1", leak, nn.Flatten(), nn.Dropout(0.5))
     critic = loud(Critic(trunk, 6 * 2 * 2, CLASSES, "auxiliary"))
     return critic.to(memory_format=torch.channels_last)
 

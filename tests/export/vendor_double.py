@@ -336,14 +336,12 @@ class Member(int):
         return made
 
 
-_ENUMS = {
-    "BuilderFlag",
-    "ComputeCapability",
-    "DynamicShapesKernelSpecializationStrategy",
-    "ExecutionContextAllocationStrategy",
-    "NetworkDefinitionCreationFlag",
-    "TensorIOMode",
-}
+_ENUMS = set(
+    (
+        "BuilderFlag ComputeCapability DynamicShapesKernelSpecializationStrategy "
+        "ExecutionContextAllocationStrategy NetworkDefinitionCreationFlag TensorIOMode"
+    ).split()
+)
 
 
 class FakeDriver:

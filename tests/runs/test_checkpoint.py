@@ -17,14 +17,12 @@ from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.optim import FlatAdam
 from ganfast.training.state import load_module, optimizer_tensors, restore_optimizer
 
-FILES = {
-    "generator.safetensors",
-    "critic.safetensors",
-    "ema.safetensors",
-    "optimizer_generator.safetensors",
-    "optimizer_critic.safetensors",
-    "state.json",
-}
+FILES = set(
+    (
+        "generator.safetensors critic.safetensors ema.safetensors "
+        "optimizer_generator.safetensors optimizer_critic.safetensors state.json"
+    ).split()
+)
 
 
 def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:

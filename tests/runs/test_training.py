@@ -196,16 +196,8 @@ def test_a_run_that_was_moved_goes_on(run_tiny, data, tmp_path, stop_at):
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(
-        tiny(
-            "dcgan",
-            data,
-            out,
-            kimg=1.6,
-            log=LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False),
-        ),
-        quiet=True,
-    )
+    log = LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False)
+    train(tiny("dcgan", data, out, kimg=1.6, log=log), quiet=True)
     return out
 
 
@@ -218,16 +210,8 @@ def test_a_process_told_to_end_saves_and_the_same_command_finishes(
 ):
     """At a step that nobody chose; the numbers still come out as if it had not happened."""
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "ganfast",
-        "train",
-        "--config",
-        str(uninterrupted / "config.yaml"),
-        "--out",
-        str(out),
-    ]
+    line = f"train --config {uninterrupted / 'config.yaml'} --out {out}"
+    command = [sys.executable, "-m", "ganfast", *line.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while (
@@ -244,7 +228,7 @@ def test_a_process_told_to_end_saves_and_the_same_command_finishes(
     assert 0 < checkpoints.read_record(newest(out)).images < 1600, (
         "the signal came too late to show anything"
     )
-    assert main(command[3:]) == 0
+    assert ganfast(line) == 0
     assert_same_run(uninterrupted, out)
 
 
@@ -415,15 +399,9 @@ def left(data, tmp_path_factory) -> Path:
 
 
 def test_a_run_directory_holds_what_is_documented(left, data):
-    assert {path.name for path in left.iterdir()} == {
-        "config.yaml",
-        "data.json",
-        "engine.json",
-        "log.jsonl",
-        "samples",
-        "tensorboard",
-        "checkpoints",
-    }
+    assert {path.name for path in left.iterdir()} == set(
+        "config.yaml data.json engine.json log.jsonl samples tensorboard checkpoints".split()
+    )
     assert json.loads((left / "engine.json").read_text())["engine"] == "explicit"
     described = json.loads((left / "data.json").read_text())
     assert (described["count"], described["size"], described["channels"], described["name"]) == (
@@ -487,21 +465,15 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
         for line in (left / "log.jsonl").read_text().splitlines()
     ]
     assert [line["images"] for line in lines] == [160, 320, 480], "every second of 6 steps"
-    named = {
-        "images",
-        "seconds",
-        "images_per_second",
-        "critic/loss",
-        "generator/loss",
-        "critic/wasserstein",
-        "critic/real_score",
-    }
-    named |= {
-        "critic/fake_score",
-        "critic/penalty",
-        "critic/gradient_norm",
-        "critic/gradient_norm_max",
-    }
+    named = set(
+        (
+            "images seconds images_per_second critic/loss generator/loss critic/wasserstein "
+            "critic/real_score"
+        ).split()
+    )
+    named |= set(
+        "critic/fake_score critic/penalty critic/gradient_norm critic/gradient_norm_max".split()
+    )
     for line in lines:
         assert line.keys() >= named
         assert all(
