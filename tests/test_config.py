@@ -64,11 +64,8 @@ def test_presets_are_what_their_papers_say():
     # Small grey pictures have rates of their own.
     made = {name: preset_config(name, "faces.zip") for name in PRESETS}
     wgan_gp = made["wgan-gp"]
-    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == (
-        "wasserstein",
-        "wgan-gp",
-        10.0,
-    )
+    expected = ("wasserstein", "wgan-gp", 10.0)
+    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == expected
     assert (wgan_gp.optim.beta1, wgan_gp.optim.beta2, wgan_gp.optim.critic_steps) == (0.0, 0.9, 5)
     assert wgan_gp.penalty.target == 1
     assert not wgan_gp.penalty.one_sided

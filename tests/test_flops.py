@@ -88,10 +88,8 @@ def test_a_critic_step_on_linear_layers_by_hand():
     # gradient is a constant 1; then the dead zeros that leaky ReLU's second derivative sends down
     # as a weight gradient of the first layer.
     by_weight, by_gradient, dead = a + b, a, a
-    assert (
-        step_flops(critic, "wgan-gp", (1, 4, 5))
-        == loss + (a + b) + (a + b) + by_weight + by_gradient + dead
-    )
+    expected = loss + (a + b) + (a + b) + by_weight + by_gradient + dead
+    assert step_flops(critic, "wgan-gp", (1, 4, 5)) == expected
 
 
 @pytest.mark.parametrize(

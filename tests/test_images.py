@@ -28,12 +28,8 @@ def test_a_grid_by_hand():
 
 def test_a_grid_of_oblong_pictures_keeps_height_and_width_apart():
     picture = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3, 1)
-    assert grid(picture, gap=1)[..., 0].tolist() == [
-        [0] * 5,
-        [0, 1, 2, 3, 0],
-        [0, 4, 5, 6, 0],
-        [0] * 5,
-    ]
+    expected = [[0] * 5, [0, 1, 2, 3, 0], [0, 4, 5, 6, 0], [0] * 5]
+    assert grid(picture, gap=1)[..., 0].tolist() == expected
     two = grid(np.concatenate([picture, picture + 10]), columns=1, gap=0)[..., 0]
     assert two.tolist() == [[1, 2, 3], [4, 5, 6], [11, 12, 13], [14, 15, 16]]
 

@@ -236,9 +236,8 @@ def test_a_folder_gets_one_png_a_picture_named_by_seed_index_and_class(condition
         conditional, n=3, seed=5, first=20, labels="1,3", out=str(tmp_path / "pictures")
     ) == [tmp_path / "pictures"]
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert (
-        names == "seed5_000020_class1.png seed5_000021_class3.png seed5_000022_class1.png".split()
-    )
+    expected = "seed5_000020_class1.png seed5_000021_class3.png seed5_000022_class1.png".split()
+    assert names == expected
     for i, name in enumerate(names):
         alone = conditional.sample(1, seed=5, first=20 + i, labels=[1, 3])
         np.testing.assert_array_equal(

@@ -45,13 +45,8 @@ def run(request, tmp_path_factory) -> Run:
 )
 def test_every_preset_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    assert [(each.batch, each.pictures) for each in bundle.manifest.parity] == [
-        (1, 64),
-        (3, 64),
-        (8, 64),
-        (64, 64),
-        (64, 64),
-    ]
+    expected = [(1, 64), (3, 64), (8, 64), (64, 64), (64, 64)]
+    assert [(each.batch, each.pictures) for each in bundle.manifest.parity] == expected
     assert not any(each.missed(GATES[precision]) for each in bundle.manifest.parity)
     assert bool(bundle.manifest.lint["onnxruntime-cpu"]) == (precision == "bf16")
     name = "torch-cpu" if precision == "bf16" else "onnxruntime-cpu"

@@ -137,9 +137,8 @@ def test_every_command_that_help_shows_exists(line, run):
 def test_help_shows_every_command():
     lines = commands_in_help()
     assert {line.split()[0] for line in lines} == {"train", "sample", "presets", "data", "env"}
-    assert {line.split()[1] for line in lines if line.startswith("data")} == set(
-        "info pack preview fetch --help".split()
-    )
+    expected = set("info pack preview fetch --help".split())
+    assert {line.split()[1] for line in lines if line.startswith("data")} == expected
 
 
 @pytest.mark.parametrize("preset", ["wgan-gp", "dcgan"])
@@ -530,9 +529,8 @@ def test_dry_run_figures_scale_as_they_must(figures):
     assert bare["per image"] < base["per image"]
     assert bare["critic"] == base["critic"]
     for found in (base, batch, length, wide, bare):
-        assert found["memory"] == pytest.approx(
-            found["pictures"] + found["state"] + found["activations"], abs=2
-        )
+        expected = pytest.approx(found["pictures"] + found["state"] + found["activations"], abs=2)
+        assert found["memory"] == expected
 
 
 def test_small_figures_of_a_dry_run_are_not_rounded_to_nothing(figures):

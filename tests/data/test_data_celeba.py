@@ -61,12 +61,8 @@ def test_faces_are_cut_to_the_full_width_in_file_name_order(tmp_path, zipped):
     pack = open_data(path, size=9, split="all", cache=tmp_path)
     # (11 - 9) // 2 = 1.
     np.testing.assert_array_equal(pack.images, FACES[:, 1:10].transpose(0, 3, 1, 2))
-    assert (pack.info.kind, pack.info.name, pack.info.flip, pack.labels) == (
-        "celeba",
-        "celeba",
-        True,
-        None,
-    )
+    expected = ("celeba", "celeba", True, None)
+    assert (pack.info.kind, pack.info.name, pack.info.flip, pack.labels) == expected
     assert open_data("celeba", root=tmp_path, cache=tmp_path).images.shape == (3, 3, 64, 64)
 
 

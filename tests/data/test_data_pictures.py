@@ -162,9 +162,8 @@ def test_a_set_is_grey_when_every_picture_is(tmp_path, kinds, channels):
     files = {f"{i}.png": png(Image.fromarray(GREY).convert(kind)) for i, kind in enumerate(kinds)}
     path = fill(tmp_path / "set", files)
     assert open_data(path, cache=tmp_path).images.shape == (len(kinds), channels, 64, 64)
-    assert (
-        open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == 4 - channels
-    )
+    expected = 4 - channels
+    assert open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == expected
 
 
 def test_a_circle_of_links_ends_and_a_broken_link_is_named(tmp_path):
@@ -211,9 +210,8 @@ def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
         open_data(path, channels=channels, cache=tmp_path)
     pack = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
     assert (pack.info.count, pack.info.channels, len(pack.info.skipped)) == (2, 3, 3)
-    assert [
-        name.split(" in ")[0] for name in pack.info.skipped
-    ] == "a/0.png b/1.png c/0.png".split()
+    expected = "a/0.png b/1.png c/0.png".split()
+    assert [name.split(" in ")[0] for name in pack.info.skipped] == expected
     assert pack.labels.tolist() == [1, 1]
     clean = make(tmp_path / "clean.zip", {name: held[name] for name in ("b/0.png", "b/2.png")})
     np.testing.assert_array_equal(pack.images, open_data(clean, channels=3, cache=tmp_path).images)

@@ -225,23 +225,14 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
     for compile in (True, False):
         generator = net(nn.Unflatten(1, (3, 9, 7)), 189)
         critic = nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1))
-        own = [
-            *generator.parameters(),
-            *generator.buffers(),
-            *critic.parameters(),
-            *critic.buffers(),
-        ]
+        nets = generator, critic
+        own = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
         z = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
         pictures = make_drawing(generator, compile=compile)(z, None)
         step = make_generator_step(generator, critic, LossConfig(), compile=compile)
         step(z)
         assert step.compiled == compile
-        now = [
-            *generator.parameters(),
-            *generator.buffers(),
-            *critic.parameters(),
-            *critic.buffers(),
-        ]
+        now = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
         assert [*map(id, now)] == [*map(id, own)]
         found.append(of(generator, critic))
         found[-1][1].append(pictures)
@@ -399,18 +390,10 @@ def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, 
         generators.append(generator)
     drawing, exact = make_drawing(generator, compile=True), make_drawing(generator)
     assert torch.equal(drawing(latents(torch.float32), None), exact(latents(torch.float32), None))
-    assert (
-        caplog.text.count(
-            "drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)"
-        )
-        == 1
-    )
-    assert (
-        caplog.text.count(
-            "generator step: not compiled (what a graph gives is 0.01 off what it should)"
-        )
-        == 1
-    )
+    said = "drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)"
+    assert caplog.text.count(said) == 1
+    said = "generator step: not compiled (what a graph gives is 0.01 off what it should)"
+    assert caplog.text.count(said) == 1
     for p, q in zip(*(g.parameters() for g in generators), strict=True):
         assert torch.equal(p.grad, q.grad)
 
@@ -435,12 +418,8 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
             draw(latents(torch.float32), LABELS),
             make_drawing(generator)(latents(torch.float32), LABELS),
         )
-    assert (
-        caplog.text.count(
-            "drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)"
-        )
-        == 1
-    )
+    said = "drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)"
+    assert caplog.text.count(said) == 1
     assert all(p.grad is not None for p in generator.parameters())
 
 

@@ -65,12 +65,12 @@ def test_frechet_distance_of_gaussians_that_commute_is_the_closed_form():
 
 
 def test_frechet_distance_equals_a_float64_computation_and_forgets_what_it_scored():
-    reals = torch.from_numpy(
-        RNG.standard_normal((500, 17)) @ RNG.standard_normal((17, 17)) + 100
-    ).float()
-    fakes = torch.from_numpy(
-        RNG.standard_normal((301, 17)) @ RNG.standard_normal((17, 17)) + 101
-    ).float()
+    reals, fakes = (
+        torch.from_numpy(
+            RNG.standard_normal((n, 17)) @ RNG.standard_normal((17, 17)) + mean
+        ).float()
+        for n, mean in ((500, 100), (301, 101))
+    )
     (ma, ca), (mb, cb) = (
         (x.double().numpy().mean(0), np.cov(x.double().numpy().T)) for x in (reals, fakes)
     )
@@ -127,9 +127,8 @@ def test_kernel_distance_leaves_torch_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    "shapes", [(40, 33), (1500, 60)], ids=str
-)  # the second is more than one block of rows
+# The second is more than one block of rows.
+@pytest.mark.parametrize("shapes", [(40, 33), (1500, 60)], ids=str)
 def test_neighbourhoods_equal_their_definitions(shapes):
     reals, fakes = RNG.standard_normal((shapes[0], 3)), RNG.standard_normal((shapes[1], 3)) + 0.7
     k = 3
@@ -149,9 +148,8 @@ def test_neighbourhoods_equal_their_definitions(shapes):
 
 def test_nearest_finds_copies_across_chunks():
     stored = torch.from_numpy(RNG.standard_normal((50, 4)))
-    found, where = nearest(
-        stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]]), stored.split(9)
-    )
+    moved = stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]])
+    found, where = nearest(moved, stored.split(9))
     expected = cdist(stored[[3]].numpy() + 0.5, stored.numpy())[0]
     assert where.tolist() == [49, int(expected.argmin()), 20]
     assert found.tolist() == pytest.approx([0, expected.min(), 0], abs=1e-6)
@@ -431,12 +429,8 @@ def test_onnx_with_its_preprocessing(digits, tmp_path):
     mean = onnx.helper.make_node("ReduceMean", ["pictures", "axes"], ["rows"], keepdims=0)
     graph = onnx.helper.make_graph([mean], "rows", [given], [made], [axes])
     path = tmp_path / "rows.onnx"
-    onnx.save(
-        onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
-        ),
-        path,
-    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     found = find_extractor(
         str(path), digits[0], CPU, preprocessing="size=8,channels=3,mean=100/110/120,std=50"
     )
@@ -579,12 +573,8 @@ def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     arguments = f"eval {tmp_path / 'drawn.npz'} --data digits --sheet {tmp_path / 's.png'}".split()
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
-    for word in tuple(
-        (
-            "Frechet distance | floor: 400 held-out reals, which were trained on, too | ceiling | "
-            "label accuracy | this machine only | 400 fakes"
-        ).split(" | ")
-    ):
+    said = "Frechet distance | floor: 400 held-out reals, which were trained on, too | ceiling"
+    for word in f"{said} | label accuracy | this machine only | 400 fakes".split(" | "):
         assert word in shown
     (record,) = json.loads((tmp_path / "r.json").read_text())
     assert record["scores"]["label_accuracy"] > 0.95
@@ -632,10 +622,7 @@ def test_eval_refuses_in_one_sentence(row, capsys, tmp_path, monkeypatch):
     if "s.npz" in arguments:
         np.savez(
             "s.npz",
-            **{
-                name.replace(".", "/"): value.numpy()
-                for name, value in SqueezeNet().state_dict().items()
-            },
+            **{name.replace(".", "/"): x.numpy() for name, x in SqueezeNet().state_dict().items()},
         )
     if "bundle" in arguments:
         from tests.small_bundle import small_bundle
@@ -653,10 +640,8 @@ def test_a_folder_of_pictures_gets_the_size_of_the_reference_and_results_a_folde
     for number, picture in enumerate(open_data("digits").images[:120]):
         Image.fromarray(picture[0]).save(drawn / f"{number}.png")
     assert main(["eval", str(drawn), str(drawn), "--data", "digits", "--json", str(out)]) == 0
-    assert [record["name"] for record in json.loads(out.read_text())] == [
-        str(drawn),
-        f"{drawn} (2)",
-    ]
+    expected = [str(drawn), f"{drawn} (2)"]
+    assert [record["name"] for record in json.loads(out.read_text())] == expected
     assert "120 fakes" in capsys.readouterr().out
 
 

@@ -59,11 +59,8 @@ def test_maps_have_their_published_sizes(net):
     for hook in hooks:
         hook.remove()
     assert (features.shape, logits.shape) == ((1, 2048), (1, 1008))
-    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == (
-        (288, 35, 35),
-        (768, 17, 17),
-        (2048, 8, 8),
-    )
+    expected = ((288, 35, 35), (768, 17, 17), (2048, 8, 8))
+    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == expected
 
 
 def test_average_pools_leave_the_padding_out_and_the_last_block_pools_by_maximum(net):

@@ -446,9 +446,8 @@ def test_places_that_cannot_be_renamed_are_refused(bundle, tmp_path, monkeypatch
 def test_latency_is_kept_beside_the_manifest_and_ignored_where_damaged(bundle):
     assert bundle.latency() == {}
     bundle.write_latency({"cpu": {"1": 0.5}})
-    assert open_bundle(bundle.folder, digest=bundle.manifest.digest).latency() == {
-        "cpu": {"1": 0.5}
-    }
+    expected = {"cpu": {"1": 0.5}}
+    assert open_bundle(bundle.folder, digest=bundle.manifest.digest).latency() == expected
     path = bundle.folder / "latency.json"
     for text in (
         path.read_text().replace("0.5", "0.6"),

@@ -289,9 +289,8 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
 def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
     bundle = export_bundle(run, tmp_path / "b", "bf16")
     assert {each.back_end.partition(" ")[0] for each in bundle.manifest.parity} == {"torch-cpu"}
-    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {
-        t: t == "onnxruntime-cpu" for t in TARGETS
-    }
+    expected = {t: t == "onnxruntime-cpu" for t in TARGETS}
+    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == expected
     model = onnx.load_model_from_string(bundle.model_bytes())
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     transposed = {
@@ -458,10 +457,8 @@ def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_wh
     assert said("--buckets", "1,4") == "from the cache"
     again = open_bundle(tmp_path / "b")
     assert again.manifest.digest == first.manifest.digest
-    assert (
-        said("--buckets", "1,8")
-        == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
-    )
+    expected = f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    assert said("--buckets", "1,8") == expected
     (kept,) = [path for path in cache.iterdir() if path.name in first.manifest.engines]
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert said("--buckets", "1,4") == f"built, engine {kept.name} in {cache} is damaged"

@@ -42,9 +42,8 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     assert arrays(out)["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     assert main(["sample", "b", "-n", "4", "--seed", "9"]) == 0
     assert (tmp_path / "b-seed9.png").exists()
-    assert {path.name for path in (tmp_path / "b").iterdir()} == set(
-        "manifest.json model.onnx golden.safetensors".split()
-    )
+    expected = set("manifest.json model.onnx golden.safetensors".split())
+    assert {path.name for path in (tmp_path / "b").iterdir()} == expected
     open_bundle(bundle.folder)
     assert (
         main(f"sample b -n 2 --interpolate 3 --labels 1 --out {out} --backend torch".split()) == 0
@@ -143,13 +142,11 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     assert [row for row in more["rows"] if row["batch"] != 3] == table["rows"], (
         "what was measured before stays"
     )
-    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == [
-        ("onnxruntime-cpu", 1)
-    ]
+    expected = [("onnxruntime-cpu", 1)]
+    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == expected
     store(bundle, {**table, "rows": [{**table["rows"][0], "p50": 7.0}]})
-    assert bundle.latency()["rows"] == [
-        {**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]
-    ]
+    expected = [{**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]]
+    assert bundle.latency()["rows"] == expected
     store(bundle, {**table, "threads": 2, "rows": table["rows"][:1]})
     assert bundle.latency() == {**table, "threads": 2, "rows": table["rows"][:1]}, (
         "other threads are another table"

@@ -307,17 +307,8 @@ def test_an_empty_grid_launches_nothing():
 
 def test_blocks_cover_and_powers_of_two_are_the_next():
     assert [blocks(count, 8) for count in (0, 1, 8, 9, 16, 17)] == [0, 1, 1, 2, 2, 3]
-    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [
-        1,
-        1,
-        2,
-        4,
-        4,
-        8,
-        1024,
-        1024,
-        2048,
-    ]
+    expected = [1, 1, 2, 4, 4, 8, 1024, 1024, 2048]
+    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == expected
 
 
 def test_dense_keeps_what_is_dense_and_copies_the_rest():

@@ -259,11 +259,8 @@ def test_spectral_norm_reaches_convolutions_and_linear_layers_of_any_module():
     net = spectral(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Linear(4, 4)), nn.BatchNorm2d(2))
     )
-    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == [
-        True,
-        True,
-        False,
-    ]
+    expected = [True, True, False]
+    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == expected
 
 
 # Initial weights.

@@ -56,12 +56,8 @@ def test_a_sound_run_is_called_so_with_what_can_be_resumed(run, check):
     assert "best        000000240\nlog         20 lines\n" in out
     assert out.endswith("resume      complete at 0.32 kimg\n")
     facts = json.loads(check("--json")[1])
-    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == (
-        True,
-        "000000320",
-        None,
-        [],
-    )
+    expected = (True, "000000320", None, [])
+    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == expected
 
 
 def edit(path: str, change) -> None:

@@ -357,9 +357,8 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
 
 def test_the_checkpoint_of_the_best_score_survives_pruning(trained, tmp_path):
     for images, score in ((10, 5.0), (20, 3.0), (30, 4.0)):
-        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == (
-            score != 4.0
-        )
+        expected = score != 4.0
+        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == expected
     save(tmp_path, 40, *trained)
     checkpoints.prune(tmp_path, 1)
     assert [path.name for path in checkpoints.listed(tmp_path)] == ["000000020", "000000040"]

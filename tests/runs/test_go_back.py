@@ -29,9 +29,8 @@ def straight(data, tmp_path_factory) -> Path:
     """A run of 320 pictures with checkpoints at 80, 160, 240 and 320, never stopped. Only read."""
     out = tmp_path_factory.mktemp("straight") / "run"
     train(tiny("dcgan", data, out, optim=STEADY, log=replace(tiny().log, keep=0)), quiet=True)
-    assert [
-        p.name for p in checkpoints.listed(out / "checkpoints")
-    ] == "000000080 000000160 000000240 000000320".split()
+    expected = "000000080 000000160 000000240 000000320".split()
+    assert [p.name for p in checkpoints.listed(out / "checkpoints")] == expected
     return out
 
 
@@ -62,20 +61,16 @@ def test_from_an_earlier_checkpoint_the_same_run_is_trained_again_and_the_old_en
     assert_same_run(straight, run)
     aside = run / "checkpoints" / "set-aside"
     assert files(aside / "000000320") == old
-    assert {p.name for p in aside.iterdir()} == set(
-        "000000240 000000320 000000320.png log-after-000000160.jsonl".split()
-    )
+    expected = set("000000240 000000320 000000320.png log-after-000000160.jsonl".split())
+    assert {p.name for p in aside.iterdir()} == expected
     assert (aside / "log-after-000000160.jsonl").read_text().splitlines() == line[10:]
     assert (
         "back at 0.16 kimg: later checkpoints (000000240, 000000320), 1 sample grids and 10 lines"
         in caplog.text
     )
     (event,) = history(run)
-    assert (event["event"], event["images"], event["set_aside"]) == (
-        "return",
-        160,
-        ["000000240", "000000320"],
-    )
+    expected = ("return", 160, ["000000240", "000000320"])
+    assert (event["event"], event["images"], event["set_aside"]) == expected
 
 
 def test_the_newest_by_its_name_is_what_happens_anyway(run):
@@ -392,11 +387,8 @@ def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_p
     train(decaying, quiet=True)
     train(replace(decaying, kimg=0.16), quiet=True)
     (event,) = history(tmp_path / "run")
-    assert (event["event"], event["images"], event["changed"]) == (
-        "length",
-        80,
-        {"kimg": [0.08, 0.16]},
-    )
+    expected = ("length", 80, {"kimg": [0.08, 0.16]})
+    assert (event["event"], event["images"], event["changed"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -233,11 +233,8 @@ def test_a_step_is_recorded_with_its_speed_since_the_last(tmp_path, clock, no_te
     third = run.step(850, {})
     run.close()
     assert (first["seconds"], first["images_per_second"], first["critic/loss"]) == (2, 100, 0.5)
-    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == (
-        6,
-        100,
-        -0.25,
-    )
+    expected = (6, 100, -0.25)
+    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == expected
     assert third["images_per_second"] == 50, "a pause counts once"
     assert images(tmp_path / "log.jsonl") == [700, 800, 850]
 

@@ -41,7 +41,5 @@ def test_an_old_run_goes_on_where_it_ended(name, tmp_path):
     train(replace(Run.open(out).config, out=str(out), kimg=0.224), quiet=True)
     assert (out / "log.jsonl").read_text().startswith(before), "no line is lost, none written anew"
     assert [line["images"] for line in read_log(out / "log.jsonl")][-2:] == [192, 224]
-    assert (
-        checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema
-        == checkpoints.SCHEMA
-    )
+    expected = checkpoints.SCHEMA
+    assert checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema == expected

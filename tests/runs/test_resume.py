@@ -71,11 +71,8 @@ def test_40_steps_and_40_more_equal_80_from_the_command_line(
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     trained = configfile.read(tmp_path / "parts" / "config.yaml")
-    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == (
-        precision,
-        True,
-        True,
-    )
+    expected = (precision, True, True)
+    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == expected
 
 
 # Killed

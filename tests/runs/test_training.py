@@ -335,9 +335,8 @@ def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
     train(replace(config, kimg=0.16), quiet=True)
     other = LogConfig(every=3, sample_kimg=0.1, save_kimg=0.1, keep=1, tensorboard=True)
     train(replace(config, device="cpu", log=other), quiet=True)
-    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == [
-        "000000320"
-    ]
+    expected = ["000000320"]
+    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == expected
     train(replace(config, out=str(tmp_path / "whole")), quiet=True)
     one, whole = files(newest(tmp_path / "run")), files(newest(tmp_path / "whole"))
     assert [name for name in one if one[name] != whole[name]] == ["state.json"], (
@@ -418,9 +417,8 @@ def test_a_fractional_length_ends_with_the_step_that_reaches_it(left):
 
 
 def test_the_last_three_checkpoints_are_kept(left):
-    assert [
-        path.name for path in checkpoints.listed(left / "checkpoints")
-    ] == "000000320 000000400 000000480".split()
+    expected = "000000320 000000400 000000480".split()
+    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == expected
 
 
 def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_ends(left):
@@ -479,9 +477,8 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
         assert all(
             isinstance(value, int | float) and math.isfinite(value) for value in line.values()
         )
-        assert line["critic/wasserstein"] == pytest.approx(
-            line["critic/real_score"] - line["critic/fake_score"], abs=1e-4
-        )
+        expected = pytest.approx(line["critic/real_score"] - line["critic/fake_score"], abs=1e-4)
+        assert line["critic/wasserstein"] == expected
         assert line["critic/gradient_norm_max"] >= line["critic/gradient_norm"] > 0
         # Jensen: lambda is 10, target 1.
         assert line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
@@ -538,12 +535,8 @@ def test_critic_steps_per_generator_step(critic_steps, generator_steps, run_tiny
 def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
     config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4))
     train(config, quiet=True)
-    assert [call["with_penalty"] for name, call in steps if name == "critic"] == [
-        True,
-        False,
-        False,
-        False,
-    ] * 5
+    expected = [True, False, False, False] * 5
+    assert [call["with_penalty"] for name, call in steps if name == "critic"] == expected
     assert all(
         math.isfinite(line["critic/loss"]) for line in read_log(tmp_path / "run" / "log.jsonl")
     )
@@ -590,24 +583,13 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
         return follow
 
     def followed(state, pictures, config, critic_step, generator_step, *rest):
+        optim, clip = config.optim, config.loss.clip
+        adam = state.optimizer_critic, state.optimizer_generator
         follow_critic = shadowed(
-            "critic",
-            state,
-            config,
-            state.critic,
-            state.optimizer_critic,
-            config.optim.lr_critic,
-            config.loss.clip,
+            "critic", state, config, state.critic, adam[0], optim.lr_critic, clip
         )
-        follow_generator = shadowed(
-            "generator",
-            state,
-            config,
-            state.generator,
-            state.optimizer_generator,
-            config.optim.lr_generator,
-            0,
-        )
+        rate = optim.lr_generator
+        follow_generator = shadowed("generator", state, config, state.generator, adam[1], rate, 0)
 
         def then(step, follow):
             return lambda *a, **k: (step(*a, **k), follow())[0]
@@ -737,12 +719,8 @@ def test_size_and_channels_of_the_pictures_are_those_of_the_generator(size, chan
 def test_automatic_values_are_recorded_as_what_they_became(run_tiny, tmp_path):
     run_tiny("wgan-gp", kimg=0.016, size=0, net=NetConfig(latent=8))
     recorded = configfile.read(tmp_path / "run" / "config.yaml")
-    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (
-        16,
-        1,
-        "projection",
-        "fp32",
-    )
+    expected = (16, 1, "projection", "fp32")
+    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == expected
     assert recorded.net.width > 0
 
 

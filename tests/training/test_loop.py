@@ -50,9 +50,8 @@ def test_warm_up_rises_linearly_and_the_first_step_moves(images, factor):
 
 
 def test_warm_up_and_decay_multiply():
-    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == pytest.approx(
-        0.5 * (1 - 0.399)
-    )
+    expected = pytest.approx(0.5 * (1 - 0.399))
+    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == expected
 
 
 def test_adam_takes_two_steps_as_worked_out_by_hand():
