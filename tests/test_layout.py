@@ -140,13 +140,22 @@ def _without_harness(wheel: Path, folder: Path) -> None:
 # From the ground up: what a module imports when it is loaded stands on its own floor or below. A
 # name stands for all that begins with it, but for what has a longer name here. Functions may import
 # from anywhere.
-FLOORS = tuple(
-    (
-        "errors disk locks log latents images flops environment config configfile presets | "
-        "kernels tensors device export.session | random losses models | penalties data | "
-        "engine | training | evaluate | runs | export.bundle | export.graph | export.engines | "
-        "export.drawing | export sampling | commands | cli __main__"
-    ).split(" | ")
+FLOORS = (
+    "errors disk locks log latents images flops environment config configfile presets",
+    "kernels tensors device export.session",
+    "random losses models",
+    "penalties data",
+    "engine",
+    "training",
+    "evaluate",
+    "runs",
+    "export.bundle",
+    "export.graph",
+    "export.engines",
+    "export.drawing",
+    "export sampling",
+    "commands",
+    "cli __main__",
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()} | {"": 0}
 

@@ -66,11 +66,7 @@ def dry(out: str) -> tuple[Config, dict[str, float]]:
         out,
     )
     assert found, out
-    names = tuple(
-        ("generator | critic | per image | in all | memory | pictures | state | activations").split(
-            " | "
-        )
-    )
+    names = "generator, critic, per image, in all, memory, pictures, state, activations".split(", ")
     config = configfile.overlay(Config(), yaml.safe_load(out), "--dry-run")
     numbers = (float(text.replace(",", "")) for text in found.groups())
     return config, dict(zip(names, numbers, strict=True))
@@ -467,11 +463,8 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))
-    for line in tuple(
-        "--out runs/mine | runs/mine | --out=runs/mine | --config runs/mine/config.yaml".split(
-            " | "
-        )
-    ):
+    lines = "--out runs/mine | runs/mine | --out=runs/mine | --config runs/mine/config.yaml"
+    for line in lines.split(" | "):
         assert run(f"train {line}")[0] == 0
     Path("runs/mine").rename("runs/moved")
     assert run("train runs/moved --kimg 4")[0] == 0

@@ -336,12 +336,10 @@ class Member(int):
         return made
 
 
-_ENUMS = set(
-    (
-        "BuilderFlag ComputeCapability DynamicShapesKernelSpecializationStrategy "
-        "ExecutionContextAllocationStrategy NetworkDefinitionCreationFlag TensorIOMode"
-    ).split()
-)
+_ENUMS = {
+    *"BuilderFlag ComputeCapability DynamicShapesKernelSpecializationStrategy".split(),
+    *"ExecutionContextAllocationStrategy NetworkDefinitionCreationFlag TensorIOMode".split(),
+}
 
 
 class FakeDriver:

@@ -17,12 +17,8 @@ from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.optim import FlatAdam
 from ganfast.training.state import load_module, optimizer_tensors, restore_optimizer
 
-FILES = set(
-    (
-        "generator.safetensors critic.safetensors ema.safetensors "
-        "optimizer_generator.safetensors optimizer_critic.safetensors state.json"
-    ).split()
-)
+PARTS = "generator critic ema optimizer_generator optimizer_critic".split()
+FILES = {"state.json", *(f"{part}.safetensors" for part in PARTS)}
 
 
 def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:

@@ -403,12 +403,8 @@ def test_a_run_directory_holds_what_is_documented(left, data):
     )
     assert json.loads((left / "engine.json").read_text())["engine"] == "explicit"
     described = json.loads((left / "data.json").read_text())
-    assert (described["count"], described["size"], described["channels"], described["name"]) == (
-        150,
-        16,
-        1,
-        "few",
-    )
+    facts = [described[name] for name in ("count", "size", "channels", "name")]
+    assert facts == [150, 16, 1, "few"]
     assert len(list((left / "tensorboard").glob("events.*"))) == 1
 
 
@@ -463,15 +459,11 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
         for line in (left / "log.jsonl").read_text().splitlines()
     ]
     assert [line["images"] for line in lines] == [160, 320, 480], "every second of 6 steps"
-    named = set(
-        (
-            "images seconds images_per_second critic/loss generator/loss critic/wasserstein "
-            "critic/real_score"
-        ).split()
-    )
-    named |= set(
-        "critic/fake_score critic/penalty critic/gradient_norm critic/gradient_norm_max".split()
-    )
+    named = {
+        *"images seconds images_per_second critic/loss generator/loss critic/wasserstein".split(),
+        *"critic/real_score critic/fake_score critic/penalty".split(),
+        *"critic/gradient_norm critic/gradient_norm_max".split(),
+    }
     for line in lines:
         assert line.keys() >= named
         assert all(

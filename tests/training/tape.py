@@ -12,9 +12,9 @@ from ganfast import random
 from ganfast.kernels import latents
 
 # A captured stream may not wait for the device: these give the host a value, or a size.
-HOST_READS = set(
-    ("_local_scalar_dense nonzero is_nonzero equal masked_select unique_dim _unique2 item").split()
-)
+HOST_READS = {
+    *"_local_scalar_dense nonzero is_nonzero equal masked_select unique_dim _unique2 item".split()
+}
 
 
 class Tape(TorchDispatchMode):
