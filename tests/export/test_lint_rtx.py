@@ -18,7 +18,7 @@ T = onnx.TensorProto
 
 
 def nodes(text):
-    """Nodes as "Op input ... -> output attribute=value ...", between semicolons; "." is no input."""
+    """Nodes as "Op input ... -> output attribute=value ..."; "." is no input."""
     for line in text.split("; "):
         (op, *inputs), (output, *attributes) = map(str.split, line.split(" -> "))
         inputs = [name.strip(".") for name in inputs]
