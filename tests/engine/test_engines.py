@@ -1325,7 +1325,7 @@ def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
-def checked_step(critic, engine, penalty="wgan-gp", check="auto", **kwargs):
+def checked_step(critic, engine, penalty="wgan-gp", check=True, **kwargs):
     return unchecked(critic, "non-saturating", penalty, engine, check=check, **kwargs)
 
 
