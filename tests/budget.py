@@ -69,7 +69,8 @@ class Meter:
         test = max(self.seconds, key=self.seconds.__getitem__, default="")
         longest = self.seconds.get(test, 0.0)
         terminalreporter.write_line(
-            f"make test took {total:.0f} of {BUDGET} processor seconds; its longest test {longest:.0f} of {LONGEST}: {test}",
+            f"make test took {total:.0f} of {BUDGET} processor seconds; "
+            f"its longest test {longest:.0f} of {LONGEST}: {test}",
             red=total > BUDGET or longest > LONGEST,
         )
         kept = {"total": total, "longest": longest, "test": test, "tree": self.tree}

@@ -1,6 +1,7 @@
 """Fixtures that every test may use, and the rule that data which is there is used."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,45 @@ def compiler(request, monkeypatch):
     return request.param
 
 
-_skipped: list[
-    str
-] = []  # data tests, told by the reports, which also reach a process that only hands out work
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    from tests.small_runs import few_digits
+
+    return few_digits(tmp_path_factory.mktemp("data") / "few.npz")
+
+
+@pytest.fixture
+def run_tiny(data, tmp_path):
+    """Train a tiny run into ``tmp_path / name`` and return it."""
+    from ganfast.runs.train import train
+    from tests.small_runs import tiny
+
+    def run(preset: str = "dcgan", name: str = "run", **changes):
+        return train(tiny(preset, data, tmp_path / name, **changes), quiet=True)
+
+    return run
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send this process a signal when that many images are shown, as a scheduler would."""
+    from ganfast.runs import writer
+
+    def arm(images: int, number: int = signal.SIGTERM) -> None:
+        on_step = writer.Writer.on_step
+
+        def hooked(self, state, *stats):
+            on_step(self, state, *stats)
+            if state.images == images:
+                signal.raise_signal(number)
+
+        monkeypatch.setattr(writer.Writer, "on_step", hooked)
+
+    return arm
+
+
+# Data tests, told by the reports, which also reach a process that only hands out work.
+_skipped: list[str] = []
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""A bundle made by hand in milliseconds, no torch and no training: latent 6, pictures of 8 pixels, random weights."""
+"""A bundle made in milliseconds without torch: latent 6, pictures of 8 pixels, random weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ LATENT, SIZE = 6, 8
 def small_model(
     seed: int = 0, classes: int = 0, channels: int = 1, hidden: int = 4, rename: str = ""
 ) -> bytes:
-    """ONNX: z psi -> linear (+ class row) -> ReLU -> transposed convolution -> tanh -> uint8, as `ganfast export` lays it out."""
+    """z psi -> linear (+ class) -> ReLU -> transposed convolution -> tanh -> uint8, as exported."""
     random = np.random.default_rng(seed)
     units = hidden * 16
     weights = {
@@ -42,29 +42,16 @@ def small_model(
         numpy_helper.from_array(np.array([1]), "one"),
         numpy_helper.from_array(np.array([-1, hidden, 4, 4]), "map"),
     ]
-    node = helper.make_node
+    node, window = helper.make_node, {"strides": [2] * 2, "pads": [1] * 4, "kernel_shape": [4] * 2}
     nodes = [
         node("Unsqueeze", ["psi", "one"], ["psi_"]),
         node("Mul", ["z", "psi_"], ["scaled"]),
         node("Gemm", ["scaled", "project.weight", rename or "project.bias"], ["units"], transB=1),
-        *(
-            [
-                node("Gather", ["classes.weight", "labels"], ["row"]),
-                node("Add", ["units", "row"], ["both"]),
-            ]
-            if classes
-            else []
-        ),
+        node("Gather", ["classes.weight", "labels"], ["row"]),
+        node("Add", ["units", "row"], ["both"]),
         node("Relu", ["both" if classes else "units"], ["positive"]),
         node("Reshape", ["positive", "map"], ["first"]),
-        node(
-            "ConvTranspose",
-            ["first", "last.weight", "last.bias"],
-            ["drawn"],
-            strides=[2, 2],
-            pads=[1] * 4,
-            kernel_shape=[4, 4],
-        ),
+        node("ConvTranspose", ["first", "last.weight", "last.bias"], ["drawn"], **window),
         node("Tanh", ["drawn"], ["pictures"]),
         node("Transpose", ["pictures"], ["nhwc"], perm=[0, 2, 3, 1]),
         node("Mul", ["nhwc", "half"], ["wide"]),
@@ -73,6 +60,8 @@ def small_model(
         node("Clip", ["rounded", "low", "high"], ["clipped"]),
         node("Cast", ["clipped"], ["images"], to=TensorProto.UINT8),
     ]
+    if not classes:
+        nodes = [step for step in nodes if step.output[0] not in ("row", "both")]
     inputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", LATENT])]
     inputs += [helper.make_tensor_value_info("labels", TensorProto.INT64, ["N"])] if classes else []
     inputs += [helper.make_tensor_value_info("psi", TensorProto.FLOAT, ["N"])]

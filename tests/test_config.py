@@ -1,9 +1,7 @@
-"""Configs: presets are valid, wrong values are refused by name, and YAML gives back what was written."""
+"""Configs: presets are valid, wrong values are refused by name, YAML gives back what it got."""
 
 import dataclasses
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ganfast.config import (
 )
 from ganfast.errors import InputError
 from ganfast.presets import PRESETS, data_kind, preset_config, suited_kimg
+from tests.programs import python
 
 DATA = ["digits", "mnist", "celeba", "my/folder", "pictures.zip", "/data/celeba-half/"]
 PATHS = DATA[3:]
@@ -95,15 +94,11 @@ def test_the_kind_of_data_is_read_off_its_name(data, kind):
 
 
 def test_presets_are_what_their_papers_say():
-    made = {
-        name: preset_config(name, "faces.zip") for name in PRESETS
-    }  # small grey pictures have rates of their own
+    # Small grey pictures have rates of their own.
+    made = {name: preset_config(name, "faces.zip") for name in PRESETS}
     wgan_gp = made["wgan-gp"]
-    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == (
-        "wasserstein",
-        "wgan-gp",
-        10.0,
-    )
+    expected = ("wasserstein", "wgan-gp", 10.0)
+    assert (wgan_gp.loss.kind, wgan_gp.penalty.kind, wgan_gp.penalty.weight) == expected
     assert (wgan_gp.optim.beta1, wgan_gp.optim.beta2, wgan_gp.optim.critic_steps) == (0.0, 0.9, 5)
     assert wgan_gp.penalty.target == 1
     assert not wgan_gp.penalty.one_sided
@@ -203,9 +198,8 @@ def test_batch_norm_under_a_penalty_is_refused_with_the_alternatives(kind):
     message = refusal(Config, net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind))
     for part in ("batch", kind, "layer", "instance", "spectral", "penalty none"):
         assert part in message
-    Config(
-        net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0)
-    )  # an inactive one disturbs nothing
+    # An inactive one disturbs nothing.
+    Config(net=NetConfig(critic_norm="batch"), penalty=PenaltyConfig(kind, weight=0.0))
     for norm in ("none", "layer", "instance", "spectral"):
         Config(net=NetConfig(critic_norm=norm), penalty=PenaltyConfig(kind))
 
@@ -406,27 +400,13 @@ sys.meta_path.insert(0, Blocker())
 
 def run_without(blocked, code):
     script = BLOCKER.format(blocked=blocked) + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_configs_and_presets_need_the_standard_library_only():
-    blocked = [
-        "torch",
-        "tyro",
-        "cattrs",
-        "cattr",
-        "attrs",
-        "attr",
-        "yaml",
-        "numpy",
-        "rich",
-        "PIL",
-        "triton",
-    ]
+    blocked = "torch tyro cattrs cattr attrs attr yaml numpy rich PIL triton".split()
     code = """
         import ganfast, ganfast.config, ganfast.presets
         print(ganfast.preset_config("wgan-gp", data="mnist").penalty.kind, ganfast.Config().model)

@@ -31,9 +31,8 @@ def test_a_convolution_by_hand():
 
 def test_a_transposed_convolution_by_hand():
     layer = nn.ConvTranspose2d(3, 4, 4, 2, 1)
-    assert (
-        flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4
-    )  # every input meets the whole kernel
+    # Every input meets the whole kernel.
+    assert flops(lambda: layer(torch.randn(2, 3, 5, 6))) == 2 * 2 * 3 * 5 * 6 * 4 * 4 * 4
 
 
 def test_backward_costs_two_forwards_and_one_without_an_input_gradient():
@@ -62,10 +61,8 @@ class PlainCritic(nn.Module):
 
     def __init__(self, inputs, hidden):
         super().__init__()
-        self.first, self.second = (
-            nn.Linear(inputs, hidden, bias=False),
-            nn.Linear(hidden, 1, bias=False),
-        )
+        self.first = nn.Linear(inputs, hidden, bias=False)
+        self.second = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, x):
         return self.second(nn.functional.leaky_relu(self.first(x.flatten(1)), 0.2))[:, 0]
@@ -86,14 +83,13 @@ def test_a_critic_step_on_linear_layers_by_hand():
     # Reals and fakes: forward, data gradient of the second layer, weight gradients of both.
     loss = 2 * ((a + b) + b + (a + b))
     assert step_flops(critic, "none", (1, 4, 5)) == loss
-    # Interpolates: forward, data gradients down to the picture; then through that again: each of its two products has two
-    # factors to differentiate by, except that the second layer's incoming gradient is a constant 1; then the dead zeros that
-    # leaky ReLU's second derivative sends down as a weight gradient of the first layer.
+    # Interpolates: forward, data gradients down to the picture; then through that again: each of
+    # its two products has two factors to differentiate by, except that the second layer's incoming
+    # gradient is a constant 1; then the dead zeros that leaky ReLU's second derivative sends down
+    # as a weight gradient of the first layer.
     by_weight, by_gradient, dead = a + b, a, a
-    assert (
-        step_flops(critic, "wgan-gp", (1, 4, 5))
-        == loss + (a + b) + (a + b) + by_weight + by_gradient + dead
-    )
+    expected = loss + (a + b) + (a + b) + by_weight + by_gradient + dead
+    assert step_flops(critic, "wgan-gp", (1, 4, 5)) == expected
 
 
 @pytest.mark.parametrize(
@@ -101,7 +97,7 @@ def test_a_critic_step_on_linear_layers_by_hand():
     [("none", 6), ("wgan-gp", 12), ("dragan", 12), ("r1", 9), ("r1+r2", 12)],
 )
 def test_a_textbook_step_costs_about_as_many_forwards_as_its_passes(penalty, forwards):
-    """Deep enough that the first layer, which needs no data gradient for its weights, hardly counts."""
+    """Deep enough that the first layer, whose input needs no gradient, hardly counts."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 16, 3, 1, 1, bias=False), nn.LeakyReLU(0.2)]
     for _ in range(6):
@@ -140,9 +136,8 @@ def test_peak_bytes_of_a_backward_pass_are_what_it_keeps():
     assert peak.total == 4 * 2 * 30 * 50  # a layer's input and output
     with PeakBytes() as peak:
         net(x)
-    assert (
-        peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50
-    )  # tanh keeps its output only: the first layer's is let go
+    # Tanh keeps its output only: the first layer's is let go.
+    assert peak.total == 4 * (3 * 30 * 50 + 30) - 4 * 30 * 50
 
 
 def test_peak_bytes_change_no_result():

@@ -1,4 +1,4 @@
-"""Grids and PNG files on pictures small enough to write down, and the last step from floats to bytes."""
+"""Grids and PNG files of pictures small enough to write down; the last step, floats to bytes."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,8 @@ def test_a_grid_by_hand():
 
 def test_a_grid_of_oblong_pictures_keeps_height_and_width_apart():
     picture = np.arange(1, 7, dtype=np.uint8).reshape(1, 2, 3, 1)
-    assert grid(picture, gap=1)[..., 0].tolist() == [
-        [0] * 5,
-        [0, 1, 2, 3, 0],
-        [0, 4, 5, 6, 0],
-        [0] * 5,
-    ]
+    expected = [[0] * 5, [0, 1, 2, 3, 0], [0, 4, 5, 6, 0], [0] * 5]
+    assert grid(picture, gap=1)[..., 0].tolist() == expected
     two = grid(np.concatenate([picture, picture + 10]), columns=1, gap=0)[..., 0]
     assert two.tolist() == [[1, 2, 3], [4, 5, 6], [11, 12, 13], [14, 15, 16]]
 
@@ -81,15 +77,8 @@ def test_enlarging_repeats_pixels(tmp_path, channels):
 
 
 def test_small_pictures_are_enlarged_to_a_comfortable_size():
-    assert [comfortable_scale(size) for size in (8, 16, 28, 56, 64, 128, 1024)] == [
-        7,
-        3,
-        2,
-        1,
-        1,
-        1,
-        1,
-    ]
+    scales = {8: 7, 16: 3, 28: 2, 56: 1, 64: 1, 128: 1, 1024: 1}
+    assert {size: comfortable_scale(size) for size in scales} == scales
 
 
 # Floats to bytes.

@@ -1,4 +1,4 @@
-"""The checkout and the package built from it hold the same modules; kernels and export appear as ganfast.kernels and .export."""
+"""The checkout and its package hold the same modules; kernels and export appear in ganfast."""
 
 import ast
 import os
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.programs import python
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,24 +76,22 @@ def test_every_dependency_is_pinned_within_its_bounds():
 
 
 def test_checkout_runs_without_installing(tmp_path):
-    code = "import ganfast.kernels.latents, ganfast.export.drawing.rows; print(ganfast.kernels.__file__)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", _with_site(code)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+    code = (
+        "import ganfast.kernels.latents, ganfast.export.drawing.rows; "
+        "print(ganfast.kernels.__file__)"
     )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = python("-S", "-c", _with_site(code), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("ganfast/kernels/__init__.py")
 
 
 def _with_site(code: str) -> str:
-    """Site packages but no .pth files: an editable install must not be what makes the import work."""
+    """Site packages but no .pth files: an editable install must not make the import work."""
     import torch
 
-    return f"import sys; sys.path.append({str(Path(torch.__file__).parents[1])!r}); import ganfast; {code}"
+    site = str(Path(torch.__file__).parents[1])
+    return f"import sys; sys.path.append({site!r}); import ganfast; {code}"
 
 
 def test_wheel_holds_every_module_once(tmp_path):
@@ -123,7 +123,7 @@ def test_wheel_holds_every_module_once(tmp_path):
 
 
 def _without_harness(wheel: Path, folder: Path) -> None:
-    """In an installed package `bench sample` parses its arguments, and the others name what is missing."""
+    """Installed, `bench sample` parses its arguments, and the others name what is missing."""
     zipfile.ZipFile(wheel).extractall(folder / "installed")
     environment = os.environ | {"PYTHONPATH": str(folder / "installed")}
     for line, sentence in (
@@ -137,8 +137,9 @@ def _without_harness(wheel: Path, folder: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-# From the ground up: what a module imports when it is loaded stands on its own floor or below. A name stands for all that
-# begins with it, but for what has a longer name here. Functions may import from anywhere.
+# From the ground up: what a module imports when it is loaded stands on its own floor or below. A
+# name stands for all that begins with it, but for what has a longer name here. Functions may import
+# from anywhere.
 FLOORS = (
     "errors disk locks log latents images flops environment config configfile presets",
     "kernels tensors device export.session",
@@ -227,7 +228,7 @@ def test_what_a_sampler_imports_is_without_torch():
         "from ganfast.export.drawing import run_onnxruntime, run_tensorrt, source, bench_sample\n"
         "from ganfast.export.engines import cuda, engines"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

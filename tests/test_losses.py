@@ -1,4 +1,4 @@
-"""Losses against their papers' formulas, written with probabilities and computed in float64 by Python."""
+"""Losses against their papers' formulas, in probabilities and float64, by plain Python."""
 
 import math
 from typing import get_args
@@ -18,10 +18,8 @@ from ganfast.losses import (
 )
 
 KINDS = list(LOSSES)
-REAL, FAKE = (
-    [2.0, -1.5, 0.25, 1.0],
-    [-0.5, 1.75, 0.0, -3.0],
-)  # both sides of 0 and of the margins, pairs in either order
+# Both sides of 0 and of the margins, pairs in either order.
+REAL, FAKE = ([2.0, -1.5, 0.25, 1.0], [-0.5, 1.75, 0.0, -3.0])
 
 
 def p(score):
@@ -100,19 +98,16 @@ def test_every_loss_is_its_formula_for_each_pair(kind):
 def test_losses_of_a_critic_that_knows_nothing(kind, critic, generator):
     zero = scores(0.0)
     assert critic_loss(LossConfig(kind), zero, zero).item() == pytest.approx(critic, abs=1e-15)
-    assert generator_loss(LossConfig(kind), zero, zero).item() == pytest.approx(
-        generator, abs=1e-15
-    )
+    expected = pytest.approx(generator, abs=1e-15)
+    assert generator_loss(LossConfig(kind), zero, zero).item() == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_descent_raises_reals_and_lowers_fakes_in_the_critic_and_raises_fakes_in_the_generator(
     kind,
 ):
-    real, fake = (
-        scores(0.2, -0.4),
-        scores(0.3, 0.1),
-    )  # inside the hinge's margins, between the targets of least squares
+    # Inside the hinge's margins, between the targets of least squares.
+    real, fake = (scores(0.2, -0.4), scores(0.3, 0.1))
     by_real, by_fake = torch.autograd.grad(
         critic_loss(LossConfig(kind), real, fake).sum(), (real, fake)
     )
@@ -192,11 +187,9 @@ def test_label_smoothing_is_refused_where_the_loss_has_no_probabilities(kind):
 
 def test_relativistic_losses_see_only_differences_within_pairs():
     config = LossConfig("relativistic")
-    real, fake, shift = (
-        scores(*REAL),
-        scores(*FAKE),
-        torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64),
-    )
+    real = scores(*REAL)
+    fake = scores(*FAKE)
+    shift = torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64)
     torch.testing.assert_close(
         critic_loss(config, real + shift, fake + shift), critic_loss(config, real, fake)
     )

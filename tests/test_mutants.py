@@ -335,7 +335,7 @@ def make(mutant: Mutant) -> None:
         kept = FunctionType(right.__code__, right.__globals__, symbol, right.__defaults__)
         kept.__kwdefaults__ = right.__kwdefaults__
         right.__globals__["_mutant"] = or_exit(partial(mutant.wrong, kept))
-        right.__code__ = (lambda *given, **named: _mutant(*given, **named)).__code__
+        right.__code__ = (lambda *given, **named: _mutant(*given, **named)).__code__  # noqa: F821
 
 
 def outcome(tests: list[str], mutant: Mutant | None = None) -> tuple[int, str]:

@@ -1,7 +1,7 @@
-"""Gradient penalties by property: what other implementations got wrong is checked here, and wrong ones are shown to be caught.
+"""Gradient penalties by property: other implementations' mistakes are shown to be caught.
 
-A property check takes a penalty, ``penalty(critic, real, fake, eps) -> values (N,)``, and asserts one thing about it on a critic
-whose gradient is known: w . x has gradient w everywhere, a |x|^2 / 2 has gradient a x.
+A property check takes a penalty, ``penalty(critic, real, fake, eps) -> values (N,)``, and asserts
+one thing about it on a critic of known gradient: w . x has w everywhere, a |x|^2 / 2 has a x.
 """
 
 import math
@@ -88,10 +88,8 @@ def one_norm_per_picture_over_all_its_pixels(penalty):
 
 
 def pictures_do_not_mix(penalty):
-    real, a = (
-        pictures(3, 1) * torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64).view(3, 1, 1, 1),
-        0.7,
-    )
+    real = pictures(3, 1) * torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64).view(3, 1, 1, 1)
+    a = 0.7
     values = penalty(QuadraticCritic(a), real, pictures(3, 2), torch.ones(3, dtype=torch.float64))
     assert values.shape == (3,)
     assert torch.allclose(values.double(), 10 * (a * lengths(real) - 1) ** 2, rtol=1e-5)
@@ -354,7 +352,7 @@ def of_shape(numbers):
     return numbers.view(-1, 1, 1, 1)
 
 
-# The penalty of each kind at weight 10 for the critic 0.3 |x|^2 / 2, whose gradient is 0.3 x, per pair.
+# Each kind's penalty at weight 10 for the critic 0.3 |x|^2 / 2 with gradient 0.3 x, per pair.
 BY_HAND = {
     "wgan-gp": lambda r, f, eps, noise: norm_by_hand(of_shape(eps) * r + of_shape(1 - eps) * f),
     "dragan": lambda r, f, eps, noise: norm_by_hand(r + noise * r.flatten().std() / 2),
@@ -477,10 +475,8 @@ def arguments(n=3, dtype=torch.float64):
     ("kind", "one_sided"), [*((kind, False) for kind in KINDS), ("wgan-gp", True), ("dragan", True)]
 )
 def test_the_parameter_gradient_of_the_penalised_loss_matches_finite_differences(kind, one_sided):
-    critic, penalty = (
-        smooth_critic(),
-        PenaltyConfig(kind, weight=3.0, target=0.2, one_sided=one_sided, interval=2),
-    )
+    critic = smooth_critic()
+    penalty = PenaltyConfig(kind, weight=3.0, target=0.2, one_sided=one_sided, interval=2)
     step = make_critic_step(critic, LossConfig("non-saturating"), penalty)
 
     def whole_loss():
@@ -499,9 +495,8 @@ def test_the_parameter_gradient_of_the_penalised_loss_matches_finite_differences
                 flat[i] = value + k * h
                 around[k] = whole_loss()
             flat[i] = value
-            difference = (8 * (around[1] - around[-1]) - (around[2] - around[-2])) / (
-                12 * h
-            )  # error O(h^4)
+            # Error O(h^4).
+            difference = (8 * (around[1] - around[-1]) - (around[2] - around[-2])) / (12 * h)
             assert gradients[name].reshape(-1)[i].item() == pytest.approx(
                 difference, abs=1e-4 * scale
             ), (name, i)

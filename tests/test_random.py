@@ -1,4 +1,4 @@
-"""Random numbers by (seed, purpose, index): NumPy's Philox bit for bit, normals that are normal, shuffles that shuffle."""
+"""Random numbers by (seed, purpose, index): NumPy's Philox bit for bit; normals; shuffles."""
 
 import numpy as np
 import pytest
@@ -11,35 +11,20 @@ from ganfast.kernels.latents import latents_reference, philox_words, uniforms_re
 from ganfast.latents import Purpose
 from ganfast.random import noise, normal, permute, scalar_seed, uniform
 
-SEEDS = [
-    0,
-    1,
-    42,
-    2**32 - 1,
-    2**32,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]  # halves and sign of a 64-bit word
+# Halves and sign of a 64-bit word.
+SEEDS = [0, 1, 42, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 INDEX = [0, 1, 2, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1]
 
 # np.random.Philox(key=[seed, stream], counter=[0, index, 0, 0]).random_raw(4), NumPy 2.4
-KNOWN = [
-    (0, 0, 0, [0x02F4BA6408E4D89B, 0x3DD62B0B9CA8C5B2, 0x1C8667A55D902E79, 0x907D7A052FD5B4DC]),
-    (42, 0, 7, [0x7344A9DBBBA9C04D, 0x4E54F097A868198D, 0x8DF50C8B929A196D, 0x08FF86AAEC6906F8]),
-    (
-        9223372036854775808,
-        13,
-        1099511627777,
-        [0x550A69C2383BEB17, 0xBC42F3831368A663, 0x4B75042BDDB0983F, 0xEB964D57ACB7D233],
-    ),
-    (
-        18446744073709551615,
-        18446744073709551615,
-        9223372036854775807,
-        [0x6B8C62CED006A2A1, 0x9E0B5FBE9B544330, 0x0B1FBD1A099BFCC6, 0x82CE24A19B581EDE],
-    ),
-]
+KNOWN = """
+0 0 0  02F4BA6408E4D89B 3DD62B0B9CA8C5B2 1C8667A55D902E79 907D7A052FD5B4DC
+2A 0 7  7344A9DBBBA9C04D 4E54F097A868198D 8DF50C8B929A196D 08FF86AAEC6906F8
+8000000000000000 D 10000000001  550A69C2383BEB17 BC42F3831368A663 4B75042BDDB0983F EB964D57ACB7D233
+FFFFFFFFFFFFFFFF FFFFFFFFFFFFFFFF 7FFFFFFFFFFFFFFF
+ 6B8C62CED006A2A1 9E0B5FBE9B544330 0B1FBD1A099BFCC6 82CE24A19B581EDE
+""".replace("\n ", " ")
+KNOWN = [[int(word, 16) for word in line.split()] for line in KNOWN.strip().splitlines()]
+KNOWN = [(seed, stream, index, words) for seed, stream, index, *words in KNOWN]
 
 
 def numpy_words(seed, stream, index, count):
@@ -116,25 +101,12 @@ def test_noise_is_thirteen_bits_at_a_time_of_numpys_words_from_the_top(count):
 
 def test_known_latents():
     """The pictures of a (seed, index) are promised for good: these numbers must never change."""
-    expected = np.array(
-        [
-            [
-                -0.5702505111694336,
-                1.9461275339126587,
-                -0.8648582696914673,
-                0.5846463441848755,
-                -0.136850968003273,
-            ],
-            [
-                0.38319846987724304,
-                0.972558856010437,
-                0.5566105842590332,
-                -1.804815411567688,
-                -0.7397736310958862,
-            ],
-        ],
-        np.float32,
-    )
+    expected = """
+        -0.5702505111694336 1.9461275339126587 -0.8648582696914673 0.5846463441848755
+        -0.136850968003273 0.38319846987724304 0.972558856010437 0.5566105842590332
+        -1.804815411567688 -0.7397736310958862
+    """
+    expected = np.array(expected.split(), np.float32).reshape(2, 5)
     np.testing.assert_array_max_ulp(
         latents_reference(7, 0, torch.tensor([0, 5]), 5).numpy(), expected, 1
     )
@@ -194,9 +166,8 @@ def test_uniforms_are_uniform_and_never_one():
     assert u.min() >= 0
     assert u.max() < 1
     observed = torch.histc(u, 50, 0, 1)
-    assert (
-        20 < ((observed - 2000).square() / 2000).sum() < 95
-    )  # chi-square with 49 degrees of freedom
+    # Chi-square with 49 degrees of freedom.
+    assert 20 < ((observed - 2000).square() / 2000).sum() < 95
 
 
 def test_a_uniform_close_to_one_is_not_rounded_up_to_it(monkeypatch):
@@ -232,33 +203,18 @@ def test_seeds_purposes_and_images_each_draw_their_own():
         for purpose in Purpose
     }
     assert len(drawn) == 2 * len(Purpose)
-    assert len(
-        torch.cat(
-            [
-                philox_words(seed, purpose, torch.arange(50), 4)
-                for seed in (0, 1)
-                for purpose in Purpose
-            ]
-        ).unique()
-    ) == (2 * len(Purpose) * 50 * 4)
+    words = [philox_words(n, kind, torch.arange(50), 4) for n in (0, 1) for kind in Purpose]
+    assert len(torch.cat(words).unique()) == 2 * len(Purpose) * 50 * 4
 
 
 def test_purposes_are_streams_of_their_own_and_never_renumbered():
     assert len({*Purpose}) == len(Purpose.__members__)  # an alias would share its stream
-    assert {p.name: int(p) for p in Purpose}.items() >= {
-        "SAMPLE": 0,
-        "CRITIC_LATENT": 1,
-        "GENERATOR_LATENT": 2,
-        "EPSILON": 4,
-        "NOISE": 5,
-        "FLIP": 6,
-        "ORDER": 7,
-        "BALANCED_ORDER": 8,
-        "BATCHNORM": 9,
-        "INIT": 10,
-        "IMBALANCE": 11,
-        "SAMPLE_CLASS": 13,
-    }.items()
+    numbers = """
+        0 SAMPLE 1 CRITIC_LATENT 2 GENERATOR_LATENT 4 EPSILON 5 NOISE 6 FLIP 7 ORDER
+        8 BALANCED_ORDER 9 BATCHNORM 10 INIT 11 IMBALANCE 13 SAMPLE_CLASS
+    """.split()
+    for number, name in zip(numbers[::2], numbers[1::2], strict=True):
+        assert Purpose[name] == int(number)
     np.testing.assert_array_equal(
         host.latents(3, np.arange(4), 6), normal(3, Purpose.SAMPLE, torch.arange(4), 6).numpy()
     )
@@ -306,14 +262,14 @@ def test_permute_is_a_permutation_for_every_seed_purpose_and_epoch(size):
 
 
 def test_a_known_shuffle():
-    """A resumed run goes on in the order it began with, also with a later version: these numbers must not change."""
+    """A resumed run goes on in its order, with later versions too: never change these numbers."""
     assert shuffled(10, seed=7, epoch=3).tolist() == [5, 4, 3, 0, 6, 2, 7, 1, 8, 9]
 
 
 @pytest.mark.parametrize("size", [1, 7, 60_000, 2**31 - 1, "each its own"])
 @pytest.mark.parametrize("epochs", [1, 2, 37])
 def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
-    """One in words of 32 bits, the other in int64: sizes up to the largest, more rows than are taken at once."""
+    """One in 32-bit words, the other in int64: the largest sizes, more rows than one go takes."""
     count, rng = 40_000, torch.Generator().manual_seed(epochs)
     sizes = (
         torch.randint(1, 2**31, (count,), generator=rng)
@@ -328,11 +284,9 @@ def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
 
 def test_permute_is_elementwise():
     """Sizes and epochs may differ from position to position; nothing depends on the neighbours."""
-    size, epoch, position = (
-        torch.tensor([5, 97, 5, 2]),
-        torch.tensor([0, 3, 1, 0]),
-        torch.tensor([4, 90, 4, 1]),
-    )
+    size = torch.tensor([5, 97, 5, 2])
+    epoch = torch.tensor([0, 3, 1, 0])
+    position = torch.tensor([4, 90, 4, 1])
     together = permute(position, size, 9, Purpose.ORDER, epoch)
     alone = [
         shuffled(int(n), 9, epoch=int(e))[int(x)].item()
@@ -348,9 +302,8 @@ def test_permute_makes_every_order_of_three_equally_often():
     )
     _, counts = order.unique(dim=0, return_counts=True)
     assert len(counts) == 6
-    assert (
-        0.1 < ((counts - 2000).square() / 2000).sum() < 25
-    )  # chi-square with 5 degrees of freedom
+    # Chi-square with 5 degrees of freedom.
+    assert 0.1 < ((counts - 2000).square() / 2000).sum() < 25
 
 
 @pytest.mark.parametrize("size", [2, 10, 31])

@@ -1,4 +1,4 @@
-"""Faces at 64x64 on the real half-size set: a run starts, stops, resumes and comes near the reals; a recipe beats the Gaussian."""
+"""Real CelebA faces at 64x64: a run stops, resumes, nears the reals; a recipe beats a Gaussian."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ TRAIN = [sys.executable, "-m", "ganfast", "train"]
 
 
 class Thumbnails(Extractor):
-    """Pictures averaged down to 8 x 8: colours and poses, long before there is any texture to speak of."""
+    """Pictures averaged down to 8 x 8 show colours and poses long before there is any texture."""
 
     name, sha256, preprocessing, dim = "thumbnails", "0" * 64, "8 x 8 means", 192
 
@@ -43,19 +43,7 @@ def untrained(run: Run) -> Generated:
 def test_faces_start_resume_and_improve(real_data, tmp_path):
     out = tmp_path / "faces"
     data = real_data / "celeba-half"
-    flags = [
-        "wgan-gp",
-        "--data",
-        str(data),
-        "--size",
-        "64",
-        "--attributes",
-        "Smiling",
-        "--kimg",
-        "60",
-        "--out",
-        str(out),
-    ]
+    flags = f"wgan-gp --data {data} --size 64 --attributes Smiling --kimg 60 --out {out}".split()
 
     first = subprocess.Popen([*TRAIN, *flags], stderr=subprocess.PIPE, text=True)
     while not list(out.glob("checkpoints/0*/state.json")):
@@ -80,7 +68,8 @@ def test_faces_start_resume_and_improve(real_data, tmp_path):
     )
     floor = evaluation.floor["frechet"]
     print(
-        f"Frechet distance of thumbnails: untrained {start:,.0f}, after 60 kimg {end:,.0f}, other reals {floor:,.0f}"
+        f"Frechet distance of thumbnails: untrained {start:,.0f}, after 60 kimg {end:,.0f}, "
+        f"other reals {floor:,.0f}"
     )
     assert floor < end < start / 4
     assert run.sample(2000, seed=1).std(0).mean() > 20  # faces differ from one another
@@ -103,7 +92,8 @@ def test_faces_of_a_recipe_are_closer_to_reals_than_the_pixel_gaussian(real_data
     ]
     floor, ceiling = evaluation.floor["frechet"], evaluation.ceiling
     print(
-        f"Frechet distance of SqueezeNet's features: {found:,.0f}, floor {floor:,.0f}, ceiling {ceiling:,.0f}"
+        f"Frechet distance of SqueezeNet's features: {found:,.0f}, "
+        f"floor {floor:,.0f}, ceiling {ceiling:,.0f}"
     )
     assert floor < ceiling / 5  # else it measures nothing
     assert floor < found < ceiling

@@ -1,4 +1,4 @@
-"""Engines train alike: what tells their loss curves apart is rounding, as it tells apart two runs from weights one ulp apart."""
+"""Engines train alike: loss curves differ by rounding, as do two runs from weights an ulp apart."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ STEPS = 200  # generator steps
 
 
 def curve(real_data, engine: str, moved: bool = False) -> torch.Tensor:
-    """Critic losses (STEPS,) of wgan-gp on MNIST from seed 0; ``moved``: every critic weight starts one ulp away."""
+    """Critic losses (STEPS,) of wgan-gp on MNIST; ``moved``: critic weights start an ulp away."""
     config = replace(preset_config("wgan-gp", "mnist"), data_root=str(real_data))
     config = replace(config, kimg=STEPS * config.batch * config.optim.critic_steps / 1000)
     plan = make_plan(config)
@@ -46,6 +46,7 @@ def test_loss_curves_of_engines_part_no_further_than_rounding_makes_them(real_da
     for engine in ("explicit", "autograd"):
         gap = (curve(real_data, engine) - reference).abs().max()
         print(
-            f"{engine}: largest difference {gap:.3g}, of the moved reference {rounding:.3g}, losses {reference.abs().mean():.3g}"
+            f"{engine}: largest difference {gap:.3g}, of the moved reference {rounding:.3g}, "
+            f"losses {reference.abs().mean():.3g}"
         )
         assert 0 < gap <= 3 * rounding

@@ -1,7 +1,5 @@
-"""Real trainings on MNIST, scored by the committed classifier. Fixed kimg: a slow machine changes the time only."""
+"""Real trainings on MNIST, scored by the committed classifier; kimg is fixed, time is not."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractors import committed
 from ganfast.runs.run import Run
 from ganfast.runs.source import of_run
+from tests.programs import python
 
 SAMPLES = 2000
 GATES = {  # preset -> most Frechet distance, least precision, recall and label accuracy
@@ -31,9 +30,7 @@ def evaluation(real_data):
 def train(real_data: Path, out: Path, *flags: str) -> Run:
     """As its user would: from the command line, with the preset's own values."""
     where = ["--data", "mnist", "--data-root", str(real_data), "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "ganfast", "train", *flags, *where], capture_output=True, text=True
-    )
+    done = python("-m", "ganfast", "train", *flags, *where)
     print(done.stderr)
     assert done.returncode == 0, done.stderr
     return Run.open(out)

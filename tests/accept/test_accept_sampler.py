@@ -1,4 +1,4 @@
-"""The sampler on a net of real size, DCGAN-64 of width 64: 10,000 requests of 8 threads, and every batch size on every back end."""
+"""The sampler on DCGAN-64 of width 64: 10,000 requests of 8 threads, every batch and back end."""
 
 import numpy as np
 import pytest
@@ -73,12 +73,12 @@ def test_ten_thousand_requests_of_eight_threads_lose_nothing_mix_nothing_up_and_
             held.append(psutil.Process().memory_info().rss / 1e6)
         stats = sampler.stats
     print(
-        f"{stats['requests']} requests, {pictures} pictures; after each fifth {[round(each, 1) for each in held]} MB"
+        f"{stats['requests']} requests, {pictures} pictures; "
+        f"after each fifth {[round(each, 1) for each in held]} MB"
     )
     assert (stats["requests"], stats["pictures"]) == (REQUESTS, pictures)
-    assert held[-1] - held[0] < 0.02 * held[0], (
-        f"{held} MB"
-    )  # the first fifth fills arenas and caches
+    # The first fifth fills arenas and caches.
+    assert held[-1] - held[0] < 0.02 * held[0], f"{held} MB"
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -19,6 +19,7 @@ from ganfast import Config, __version__, configfile, preset_config
 from ganfast.cli import HELP, main
 from ganfast.errors import RunError
 from ganfast.presets import PRESETS
+from tests.programs import python
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run):
-    """Run a command line that must be refused: exit code 2, nothing on standard output, one sentence, nothing written."""
+    """Run a refused command line: exit code 2, one sentence, empty standard output, no files."""
 
     def refused(line: str) -> str:
         before = sorted(Path().rglob("*"))
@@ -60,24 +61,15 @@ def dry(out: str) -> tuple[Config, dict[str, float]]:
     found = re.search(
         rf"# generator +{number} parameters\n# critic +{number} parameters\n"
         rf"# work +{number} MFLOP per image, {number} TFLOP in all\n"
-        rf"# memory +about {number} MB: pictures {number}, weights and optimizers {number}, activations {number}",
+        rf"# memory +about {number} MB: "
+        rf"pictures {number}, weights and optimizers {number}, activations {number}",
         out,
     )
     assert found, out
-    names = (
-        "generator",
-        "critic",
-        "per image",
-        "in all",
-        "memory",
-        "pictures",
-        "state",
-        "activations",
-    )
+    names = "generator, critic, per image, in all, memory, pictures, state, activations".split(", ")
     config = configfile.overlay(Config(), yaml.safe_load(out), "--dry-run")
-    return config, dict(
-        zip(names, (float(text.replace(",", "")) for text in found.groups()), strict=True)
-    )
+    numbers = (float(text.replace(",", "")) for text in found.groups())
+    return config, dict(zip(names, numbers, strict=True))
 
 
 # Help
@@ -89,10 +81,11 @@ def test_help_is_a_result(line, run):
 
 
 def test_help_needs_no_torch_and_no_second():
-    code = "import sys; from ganfast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
+    code = (
+        "import sys; from ganfast.cli import main; main(['--help']); "
+        "sys.exit('torch' in sys.modules)"
     )
+    done = python("-X", "importtime", "-c", code, check=True)
     imports = [line.split("|") for line in done.stderr.splitlines() if line.count("|") == 2]
     assert sum(int(own.rsplit(":", 1)[1]) for own, _, _ in imports[1:]) < 1_000_000, (
         "microseconds spent importing"
@@ -102,22 +95,21 @@ def test_help_needs_no_torch_and_no_second():
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "train bogus",
-        "train --kimg x",
-        "train --config none.yaml",
-        "presets",
-        "presets show wgan",
-        "data info digits",
-    ],
+    (
+        "train bogus | train --kimg x | train --config none.yaml | presets | "
+        "presets show wgan | data info digits"
+    ).split(" | "),
 )
 def test_light_commands_and_refusals_load_no_torch(line):
-    code = f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); sys.exit('torch' in sys.modules)"
+    code = (
+        f"import sys; from ganfast.cli import main; main({shlex.split(line)!r}); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def commands_in_help() -> list[str]:
-    """Every command line that a help text shows, with optional parts dropped: "train", "data fetch mnist", ..."""
+    """Every command line of a help text without optional parts: "train", "data fetch mnist", ..."""
     from ganfast.commands.data import HELP as _DATA_HELP
 
     shown = re.findall(
@@ -141,13 +133,8 @@ def test_every_command_that_help_shows_exists(line, run):
 def test_help_shows_every_command():
     lines = commands_in_help()
     assert {line.split()[0] for line in lines} == {"train", "sample", "presets", "data", "env"}
-    assert {line.split()[1] for line in lines if line.startswith("data")} == {
-        "info",
-        "pack",
-        "preview",
-        "fetch",
-        "--help",
-    }
+    expected = set("info pack preview fetch --help".split())
+    assert {line.split()[1] for line in lines if line.startswith("data")} == expected
 
 
 @pytest.mark.parametrize("preset", ["wgan-gp", "dcgan"])
@@ -277,14 +264,12 @@ def test_bad_input_is_one_sentence_with_the_value_and_the_way_out(line, said, re
     ],
 )
 def test_a_sentence_is_the_same_wherever_the_output_goes(line, sentence, encoding):
-    """tyro frames its messages, with lines or in ASCII as the encoding of standard output allows."""
+    """tyro frames its messages with lines, or in ASCII where standard output has no lines."""
     command = [sys.executable, "-m", "ganfast", *line.split()]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n",
-    )
+    said = f"ganfast: {sentence} (see ganfast train wgan-gp --help)\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize("line", ["train --config bad.yaml", "train --config bad.yaml --dry-run"])
@@ -317,12 +302,9 @@ def test_places_that_cannot_be_written_are_bad_input(refused):
     Path("file").write_text("mine")
     Path("full").mkdir()
     Path("full/thesis.txt").write_text("mine")
-    assert "file exists and is not a run directory; choose another --out" in refused(
-        "train --out file"
-    )
-    assert "full exists and is not a run directory; choose another --out" in refused(
-        "train --out full"
-    )
+    for name in ("file", "full"):
+        said = f"{name} exists and is not a run directory; choose another --out"
+        assert said in refused(f"train --out {name}")
     assert "file/run cannot be written" in refused("train --out file/run")
     assert "file/sheet.png cannot be written" in refused("data preview digits --out file/sheet.png")
 
@@ -334,14 +316,12 @@ def test_what_goes_wrong_while_running_is_one_sentence_too_and_exit_code_1(run, 
 
         return fail
 
-    monkeypatch.setattr(
-        "ganfast.runs.train.train", fails(RunError("the loss is\nnot a number; lower the rate"))
-    )
-    assert run("train") == (1, "", "ganfast: the loss is not a number; lower the rate\n")
-    monkeypatch.setattr(
-        "ganfast.runs.train.train", fails(OSError(5, "Input/output error", "runs/x/log.jsonl"))
-    )
-    assert run("train") == (1, "", "ganfast: runs/x/log.jsonl: Input/output error\n")
+    for error, said in (
+        (RunError("the loss is\nnot a number; lower it"), "the loss is not a number; lower it"),
+        (OSError(5, "Input/output error", "runs/x"), "runs/x: Input/output error"),
+    ):
+        monkeypatch.setattr("ganfast.runs.train.train", fails(error))
+        assert run("train") == (1, "", f"ganfast: {said}\n")
 
 
 @pytest.mark.parametrize(
@@ -366,11 +346,14 @@ def test_no_space_and_no_permission_are_bad_input_with_a_way_out(number, run, mo
 )
 def test_a_package_that_is_missing_is_one_sentence(module, package, line):
     code = (
-        f"import sys; sys.modules[{module!r}] = None\n"  # what importing it meets where it is not installed
+        f"import sys; sys.modules[{module!r}] = None\n"  # as where it is not installed
         f"from ganfast.cli import main; sys.exit(main({line.split()!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: pip install {package}\n"
+    done = python("-c", code)
+    said = (
+        f"ganfast: `ganfast {line.split()[0]}` needs {package}, which is not installed: "
+        f"pip install {package}\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
@@ -406,9 +389,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 def test_the_module_gives_the_process_its_exit_code():
-    done = subprocess.run(
-        [sys.executable, "-m", "ganfast", "train", "wgan-pg"], capture_output=True, text=True
-    )
+    done = python("-m", "ganfast", "train", "wgan-pg")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ganfast: unknown preset 'wgan-pg': did you mean wgan-gp?\n"
 
@@ -489,12 +470,8 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
     config = replace(preset_config("acgan"), seed=5, kimg=3.0, out="runs/mine")
     Path("runs/mine").mkdir(parents=True)
     configfile.write(config, Path("runs/mine/config.yaml"))
-    for line in (
-        "--out runs/mine",
-        "runs/mine",
-        "--out=runs/mine",
-        "--config runs/mine/config.yaml",
-    ):
+    lines = "--out runs/mine | runs/mine | --out=runs/mine | --config runs/mine/config.yaml"
+    for line in lines.split(" | "):
         assert run(f"train {line}")[0] == 0
     Path("runs/mine").rename("runs/moved")
     assert run("train runs/moved --kimg 4")[0] == 0
@@ -503,14 +480,8 @@ def test_a_run_directory_is_its_own_config(run, monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_config_survives_yaml_to_the_bit(preset):
-    config = replace(
-        preset_config(preset, "celeba"),
-        attributes=("Smiling", "No_Beard"),
-        kimg=1 / 3,
-        data="no",
-        out="1e3",
-        seed=2**62,
-    )
+    changes = {"attributes": ("Smiling", "No_Beard"), "kimg": 1 / 3, "data": "no", "out": "1e3"}
+    config = replace(preset_config(preset, "celeba"), seed=2**62, **changes)
     configfile.write(config, Path("config.yaml"))
     assert configfile.read(Path("config.yaml")) == config
     assert list(Path().iterdir()) == [Path("config.yaml")], "written beside, then renamed"
@@ -541,10 +512,8 @@ def figures(run):
 
 def test_dry_run_figures_scale_as_they_must(figures):
     base = figures("wgan-gp --batch 256 --kimg 1000")
-    batch, length = (
-        figures("wgan-gp --batch 512 --kimg 1000"),
-        figures("wgan-gp --batch 256 --kimg 2000"),
-    )
+    batch = figures("wgan-gp --batch 512 --kimg 1000")
+    length = figures("wgan-gp --batch 256 --kimg 2000")
     wide = figures("wgan-gp --batch 256 --kimg 1000 --net.width 64")
     bare = figures("wgan-gp --batch 256 --kimg 1000 --penalty.kind none")
     assert base["activations"] > 10
@@ -560,9 +529,8 @@ def test_dry_run_figures_scale_as_they_must(figures):
     assert bare["per image"] < base["per image"]
     assert bare["critic"] == base["critic"]
     for found in (base, batch, length, wide, bare):
-        assert found["memory"] == pytest.approx(
-            found["pictures"] + found["state"] + found["activations"], abs=2
-        )
+        expected = pytest.approx(found["pictures"] + found["state"] + found["activations"], abs=2)
+        assert found["memory"] == expected
 
 
 def test_small_figures_of_a_dry_run_are_not_rounded_to_nothing(figures):
@@ -597,18 +565,8 @@ def test_presets_lists_all_ten_with_their_papers(run):
     code, out, err = run("presets")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "gan",
-        "dcgan",
-        "acgan",
-        "wgan",
-        "wgan-gp",
-        "dragan",
-        "hinge",
-        "lsgan",
-        "r1",
-        "rpgan",
-    ]
+    names = "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan".split()
+    assert [line.split()[0] for line in lines] == names
     for line in lines:
         assert re.search(r" [A-Z][a-z]+ 20\d\d, arXiv:\d{4}\.\d{4,5}$", line), line
         assert len(line) <= 120

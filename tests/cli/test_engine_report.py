@@ -44,9 +44,8 @@ def test_it_names_every_layer_and_what_each_engine_costs(engines):
 
 def test_the_flops_of_a_layer_are_counted_by_hand(engines):
     out = engines("r1 --batch 4 --net.width 8")
-    assert re.search(
-        rf"^trunk.0 +Conv +yes +{2 * 8 * 8 * 8 * 16 / 1e6:.3f}$", out, re.M
-    )  # 8 channels of 8 x 8 from 4 x 4 x 1
+    # 8 channels of 8 x 8 from 4 x 4 x 1.
+    assert re.search(rf"^trunk.0 +Conv +yes +{2 * 8 * 8 * 8 * 16 / 1e6:.3f}$", out, re.M)
     assert 6 < costs(out)["explicit"][1] < 7
 
 

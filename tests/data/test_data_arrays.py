@@ -1,4 +1,4 @@
-"""NumPy files: every layout and range gives the same pictures, and what is no pictures is refused by what it is."""
+"""NumPy files: every layout and range gives the same pictures; other contents are refused."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Downloads: the right bytes from any mirror that has them, and nothing else, whatever a mirror serves."""
+"""Downloads: the right bytes from any mirror that has them, no others, whatever a mirror serves."""
 
 import hashlib
 import http.server

@@ -81,12 +81,8 @@ def test_a_cached_pack_is_used_without_reading_the_source_again(source, tmp_path
     for _ in range(2):
         open_data(str(source), cache=tmp_path, progress=lambda *call: calls.append(call))
     assert calls[0] == ("packing set", 0, COUNT)
-    assert [done for _, done, _ in calls] == [
-        0,
-        BATCH,
-        2 * BATCH,
-        COUNT,
-    ]  # in order, and from one packing only
+    # In order, and from one packing only.
+    assert [done for _, done, _ in calls] == [0, BATCH, 2 * BATCH, COUNT]
 
 
 def test_a_moved_source_is_the_same_pack_with_its_new_place_in_words(source, tmp_path):
@@ -114,9 +110,8 @@ def test_a_picture_replaced_in_a_folder_makes_another_pack(tmp_path):
     (tmp_path / "set").mkdir()
     for value in (10, 20):
         Image.new("L", (8, 8), value).save(tmp_path / "set" / "a.png")
-        os.utime(
-            tmp_path / "set" / "a.png", ns=(0, value)
-        )  # the same size in bytes: the time has to tell
+        # The same size in bytes: the time has to tell.
+        os.utime(tmp_path / "set" / "a.png", ns=(0, value))
         assert set(open_data(str(tmp_path / "set"), cache=tmp_path).images.ravel()) == {value}
 
 
@@ -210,9 +205,8 @@ def test_what_a_killed_process_left_is_swept_after_a_day(source, tmp_path):
         stamp = (tmp_path / "packs").stat().st_mtime - age
         os.utime(tmp_path / "packs" / name, (stamp, stamp))
     open_data(str(source), cache=tmp_path)
-    assert [p.name for p in (tmp_path / "packs").glob(".*")] == [
-        ".new.partial"
-    ]  # it may still be at work
+    # It may still be at work.
+    assert [p.name for p in (tmp_path / "packs").glob(".*")] == [".new.partial"]
 
 
 def test_who_packs_at_the_same_time_gets_the_same_pack(source, tmp_path):
@@ -262,9 +256,8 @@ def test_who_packs_what_another_process_packs_says_whose_it_is_and_waits(source,
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "held\n"
-        threading.Timer(
-            0.3, other.kill
-        ).start()  # the kernel lets go for it: the file it leaves holds nobody up
+        # The kernel lets go for it: the file it leaves holds nobody up.
+        threading.Timer(0.3, other.kill).start()
         assert open_data(str(source), cache=tmp_path).info.count == COUNT
     assert f"is in use by process {other.pid} on " in caplog.text
     assert caplog.text.count("waiting for it") == 1
@@ -273,7 +266,8 @@ def test_who_packs_what_another_process_packs_says_whose_it_is_and_waits(source,
 def test_a_process_killed_while_packing_leaves_no_pack_to_be_seen(source, tmp_path):
     code = (
         "import os, sys; from ganfast.data import open_data;"
-        "open_data(sys.argv[1], cache=sys.argv[2], progress=lambda what, done, total: done and os._exit(9))"
+        "open_data(sys.argv[1], cache=sys.argv[2],"
+        " progress=lambda what, done, total: done and os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path)]).returncode == 9
     assert [

@@ -1,4 +1,4 @@
-"""Folders, zips and CelebA: which pixels a picture keeps, which class it gets, and what is refused."""
+"""Folders, zips and CelebA: which pixels a picture keeps, its class, and what is refused."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def refusal(call, *args, **kwargs):
 COLOUR = RNG.integers(0, 256, (9, 9, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (9, 9), dtype=np.uint8)
 
-# ---- pixels ---------------------------------------------------------------------------------------------------------
+# ---- pixels ----
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_exif_turns_a_picture_upright():
     np.testing.assert_array_equal(upright, np.rot90(COLOUR[:8], -1))
 
 
-# ---- folders and zips -----------------------------------------------------------------------------------------------
+# ---- folders and zips ----
 
 
 @pytest.mark.parametrize("fill", [fill, fill_zip])
@@ -162,9 +162,8 @@ def test_a_set_is_grey_when_every_picture_is(tmp_path, kinds, channels):
     files = {f"{i}.png": png(Image.fromarray(GREY).convert(kind)) for i, kind in enumerate(kinds)}
     path = fill(tmp_path / "set", files)
     assert open_data(path, cache=tmp_path).images.shape == (len(kinds), channels, 64, 64)
-    assert (
-        open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == 4 - channels
-    )
+    expected = 4 - channels
+    assert open_data(path, channels=4 - channels, size=8, cache=tmp_path).info.channels == expected
 
 
 def test_a_circle_of_links_ends_and_a_broken_link_is_named(tmp_path):
@@ -198,7 +197,7 @@ BAD = {"text": b"not a picture", "truncated": png(COLOUR)[:70], "empty": b""}
 def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
     tmp_path, make, bad, channels, caplog
 ):
-    """In the middle of a class of its own and at both ends, so that pictures and labels both close the gap."""
+    """In the middle of a class and at both ends, so that pictures and labels both close the gap."""
     names = ["a/0.png", "b/0.png", "b/1.png", "b/2.png", "c/0.png"]
     held = {
         name: BAD[bad]
@@ -211,11 +210,8 @@ def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
         open_data(path, channels=channels, cache=tmp_path)
     pack = open_data(path, channels=channels, cache=tmp_path, skip_corrupt=True)
     assert (pack.info.count, pack.info.channels, len(pack.info.skipped)) == (2, 3, 3)
-    assert [name.split(" in ")[0] for name in pack.info.skipped] == [
-        "a/0.png",
-        "b/1.png",
-        "c/0.png",
-    ]
+    expected = "a/0.png b/1.png c/0.png".split()
+    assert [name.split(" in ")[0] for name in pack.info.skipped] == expected
     assert pack.labels.tolist() == [1, 1]
     clean = make(tmp_path / "clean.zip", {name: held[name] for name in ("b/0.png", "b/2.png")})
     np.testing.assert_array_equal(pack.images, open_data(clean, channels=3, cache=tmp_path).images)
@@ -269,9 +265,8 @@ def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
 def test_a_damaged_zip_is_refused(tmp_path):
     path = fill_zip(tmp_path / "set.zip", {"a.png": png(GREY)})
     data = (tmp_path / "set.zip").read_bytes()
-    (tmp_path / "set.zip").write_bytes(
-        data[:60] + bytes([data[60] ^ 1]) + data[61:]
-    )  # a changed pixel: the CRC tells
+    # A changed pixel: the CRC tells.
+    (tmp_path / "set.zip").write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])
     assert "a.png" in refusal(open_data, path, cache=tmp_path)
     (tmp_path / "set.zip").write_bytes(b"<html>Quota exceeded</html>")
     assert "a saved web page (HTML)" in refusal(open_data, path, cache=tmp_path)

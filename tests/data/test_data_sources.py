@@ -1,11 +1,9 @@
-"""Names, the digits and IDX files: what is read is what was written, and what cannot be read says why."""
+"""Names, digits and IDX files: what is read is what was written; what cannot be read says why."""
 
 import contextlib
 import gzip
 import os
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,17 +15,17 @@ from ganfast.data import open_data, recognise
 from ganfast.data.idx import read_idx
 from ganfast.data.lookup import recognise_path
 from ganfast.errors import InputError
+from tests.programs import python
 
 RNG = np.random.default_rng(0)
-TRAIN = RNG.integers(
-    0, 256, (7, 11, 11), dtype=np.uint8
-)  # odd counts and sizes, so that no two axes can be confused
+# Odd counts and sizes, so that no two axes can be confused.
+TRAIN = RNG.integers(0, 256, (7, 11, 11), dtype=np.uint8)
 TEST = RNG.integers(0, 256, (3, 11, 11), dtype=np.uint8)
 TRAIN_LABELS, TEST_LABELS = np.array([3, 0, 1, 1, 2, 0, 3], np.uint8), np.array([1, 0, 2], np.uint8)
 
 
 def idx_bytes(array):
-    """An IDX file by hand: two zeros, 8 for unsigned bytes, the number of dimensions, the dimensions, the values."""
+    """An IDX file: two zeros, 8 for unsigned bytes, number of dimensions, dimensions, values."""
     return (
         bytes([0, 0, 8, array.ndim])
         + struct.pack(f">{array.ndim}I", *array.shape)
@@ -52,14 +50,15 @@ def refusal(call, *args, **kwargs):
     return str(caught.value)
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------
+# ---- names ----
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    code = "import ganfast.data, sys; print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    code = (
+        "import ganfast.data, sys; "
+        "print(sorted({'torch', 'PIL', 'sklearn', 'rich'} & set(sys.modules)))"
     )
+    result = python("-c", code, check=True)
     assert result.stdout.strip() == "[]"
 
 
@@ -127,7 +126,7 @@ def test_wrong_requests_name_the_value(tmp_path):
     assert "Smiling" in refusal(open_data, folder, attributes=["Smiling"], cache=tmp_path)
 
 
-# ---- digits ---------------------------------------------------------------------------------------------------------
+# ---- digits ----
 
 
 def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
@@ -144,7 +143,7 @@ def test_digits_keep_their_values_scaled_to_bytes(tmp_path):
     assert open_data("digits", cache=tmp_path).images.shape == (1797, 1, 16, 16)
 
 
-# ---- IDX ------------------------------------------------------------------------------------------------------------
+# ---- IDX ----
 
 
 @pytest.mark.parametrize("gz", [True, False])
@@ -254,9 +253,8 @@ def test_real_mnist_has_its_published_counts_and_mean(real_data, tmp_path):
     assert test.images.shape == (10_000, 1, 28, 28)
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert len(train.info.classes) == 10
-    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[
-        16:
-    ]  # a second way to the same mean
+    # A second way to the same mean.
+    raw = gzip.decompress((real_data / "mnist" / IMAGES).read_bytes())[16:]
     assert (
         train.images.mean()
         == pytest.approx(33.318, abs=1e-3)

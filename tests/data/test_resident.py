@@ -1,4 +1,4 @@
-"""Training batches from a pack made by hand: which pictures come when, and that they are the pack's pictures."""
+"""Training batches from a handmade pack: which pictures come when, and that they are the pack's."""
 
 import itertools
 
@@ -86,9 +86,8 @@ def test_a_stretch_of_the_run_is_the_same_however_it_is_split(balanced, imbalanc
     options = {"seed": 5, "flip": True, "balanced": balanced, "imbalance": imbalance}
     pictures, labels = ResidentData(pack, CPU, **options).batch(7, 200)
     data = ResidentData(pack, CPU, **options)
-    parts = [
-        data.batch(a, b - a) for a, b in ((150, 207), (7, 8), (8, 60), (60, 150))
-    ]  # in any order
+    # In any order.
+    parts = [data.batch(a, b - a) for a, b in ((150, 207), (7, 8), (8, 60), (60, 150))]
     parts = [*parts[1:], parts[0]]
     assert torch.equal(torch.cat([x for x, _ in parts]), pictures)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
@@ -120,9 +119,8 @@ def test_labels_belong_to_their_pictures():
 
 def test_flip_mirrors_about_half_from_left_to_right_only():
     pack = pack_of(40)
-    shown = which(
-        pack, ResidentData(pack, CPU, seed=2, flip=True).batch(0, 2000)[0]
-    )  # finds all: nothing else changed
+    # Finds all: nothing else changed.
+    shown = which(pack, ResidentData(pack, CPU, seed=2, flip=True).batch(0, 2000)[0])
     mirrored = [m for _, m in shown]
     assert abs(sum(mirrored) - 1000) < 5 * 500**0.5
     pairs = sum(a and b for a, b in itertools.pairwise(mirrored))

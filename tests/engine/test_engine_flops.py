@@ -1,4 +1,4 @@
-"""What the engines compute: operation counts of a step in forward passes of N pictures, and which convolutions they are made of."""
+"""What the engines compute: operations of a step in forward passes of N pictures; convolutions."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def deep_critic(between=lambda: nn.LeakyReLU(0.2), bias=False, groups=1, conditional="no"):
-    """Deep enough that the first layer, which needs no data gradient for its weights, hardly counts."""
+    """Deep enough that the first layer, whose input needs no gradient, hardly counts."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, WIDTH, 3, 1, 1, bias=bias), between()]
     for _ in range(6):
@@ -65,9 +65,8 @@ LIMITS = {  # of a piecewise-linear critic
 )
 def test_a_step_costs_no_more_forwards_than_it_has_to(engine, penalty, bias):
     found = forwards(deep_critic(bias=bias), penalty, engine)
-    assert (
-        LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]
-    )  # far fewer would be passes that were not counted
+    # Far fewer would be passes that were not counted.
+    assert LIMITS[engine][penalty] - 0.5 < found <= LIMITS[engine][penalty]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_a_step_without_its_penalty_costs_what_the_loss_does(engine):
 
 
 class Convolutions(TorchDispatchMode):
-    """Records every convolution while active: (name, operands that are used, shape of its filter, groups)."""
+    """Records every convolution while active: (name, used operands, filter's shape, groups)."""
 
     def __init__(self):
         super().__init__()
@@ -124,11 +123,8 @@ class Convolutions(TorchDispatchMode):
             self.calls.append(("convolution", args[:2], args[1].shape, args[8]))
         elif func.overloadpacket is aten.convolution_backward:
             dy, x, weight, mask = *args[:3], args[10]
-            used = [
-                dy,
-                *([weight] if mask[0] else []),
-                *([x] if mask[1] else []),
-            ]  # the other tells a shape only
+            # The other tells a shape only.
+            used = [dy, *([weight] if mask[0] else []), *([x] if mask[1] else [])]
             self.calls.append(("backward", used, weight.shape, args[9]))
         elif "conv" in func.name() and func.overloadpacket in (
             aten._convolution,
@@ -164,9 +160,8 @@ CRITICS = {
 def test_no_convolution_multiplies_zeros_or_filters_by_an_activation_map(made, penalty, engine):
     critic = CRITICS[made]()
     calls = recorded(critic, penalty, engine)
-    assert (
-        len(calls) >= 20
-    )  # forward, data and weight gradients of 7 layers, but no gradient of the pictures
+    # Forward, data and weight gradients of 7 layers, but no gradient of the pictures.
+    assert len(calls) >= 20
     for name, operands, filter_, _ in calls:
         assert all(x.any() for x in operands), (name, filter_)
         assert tuple(filter_[2:]) == (3, 3), (name, filter_)
@@ -206,9 +201,8 @@ def test_a_grouped_backward_by_hand(mask):
     assert convolution_backward_flops(
         dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
     ) == each * sum(mask[:2])
-    aten.convolution_backward(
-        dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask
-    )  # the shapes do fit
+    # The shapes do fit.
+    aten.convolution_backward(dy, x, weight, [4], *shape((2, 2), (1, 0), groups=2), mask)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -222,7 +216,7 @@ def test_a_grouped_transposed_backward_by_hand(mask):
 
 
 def shape(stride, padding, transposed=False, groups=1):
-    """The arguments of a backward convolution from its stride to its groups; between those of its bias and its mask."""
+    """Arguments of a backward convolution from stride to groups, between its bias and its mask."""
     return list(stride), list(padding), [1, 1], transposed, [0, 0], groups
 
 

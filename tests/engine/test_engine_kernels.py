@@ -1,6 +1,6 @@
-"""The explicit engine on the Triton kernels: the same gradients, and as many launches as there are layers.
+"""The explicit engine on Triton kernels: the same gradients, as many launches as there are layers.
 
-Runs on CUDA, and on a CPU under triton's interpreter, where `test_kernels_interpreted.py` starts it.
+Runs on CUDA, and under triton's interpreter, where `test_kernels_interpreted.py` starts it.
 """
 
 import pytest
@@ -52,9 +52,8 @@ def steps(
     stats = ours(**given)
     gradients, counted = [view.clone() for view in ours.gradients.views], dict(launches)
     monkeypatch.setenv("GANFAST_KERNELS", "reference")
-    reference = make_critic_step(
-        critic.eval(), "hinge", penalty, None, "reference"
-    )  # eval: no second power iteration
+    # Eval: no second power iteration.
+    reference = make_critic_step(critic.eval(), "hinge", penalty, None, "reference")
     return gradients, stats, counted, reference, reference(**given)
 
 
@@ -90,13 +89,12 @@ def test_normalised_critics_too(monkeypatch, penalty, norm):
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_bf16_rounds_a_little(monkeypatch, penalty):
     gradients, _, _, reference, _ = steps(monkeypatch, penalty, autocast=torch.bfloat16)
-    assert (
-        1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
-    )  # the interpreter cuts bits off where hardware rounds
+    # The interpreter cuts bits off where hardware rounds.
+    assert 1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
 
 
 def test_launches_are_counted_by_layers(monkeypatch):
-    """One forward and one delta kernel a layer for all rows together, one tangent kernel a layer, one for the penalty."""
+    """A forward, a delta and a tangent kernel a layer for all rows; one for the penalty."""
     _, _, counted, _, _ = steps(monkeypatch, "wgan-gp")
     assert counted == {
         "_forward_kernel": LAYERS,

@@ -1,4 +1,4 @@
-"""Compiled generator steps and drawings: one graph each that computes what the networks compute, in every step that follows."""
+"""Compiled generator steps and drawings: one graph each, right in every step that follows."""
 
 import copy
 import logging
@@ -52,10 +52,8 @@ def pair(preset):
 
 def fed(config, n=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    z, real = (
-        torch.randn(n, config.net.latent, generator=g),
-        torch.rand(n, 1, 16, 16, generator=g) * 2 - 1,
-    )
+    z = torch.randn(n, config.net.latent, generator=g)
+    real = torch.rand(n, 1, 16, 16, generator=g) * 2 - 1
     return z, torch.arange(n) % 3, real if config.loss.kind == "relativistic" else None
 
 
@@ -225,27 +223,16 @@ def test_a_module_with_two_paths_is_computed_with_and_left_as_it_was(caplog, com
 
     found = []
     for compile in (True, False):
-        generator, critic = (
-            net(nn.Unflatten(1, (3, 9, 7)), 189),
-            nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1)),
-        )
-        own = [
-            *generator.parameters(),
-            *generator.buffers(),
-            *critic.parameters(),
-            *critic.buffers(),
-        ]
+        generator = net(nn.Unflatten(1, (3, 9, 7)), 189)
+        critic = nn.Sequential(nn.Flatten(), nn.Linear(189, 8), net(nn.Identity(), 1))
+        nets = generator, critic
+        own = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
         z = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
         pictures = make_drawing(generator, compile=compile)(z, None)
         step = make_generator_step(generator, critic, LossConfig(), compile=compile)
         step(z)
         assert step.compiled == compile
-        now = [
-            *generator.parameters(),
-            *generator.buffers(),
-            *critic.parameters(),
-            *critic.buffers(),
-        ]
+        now = [tensor for net in nets for tensor in (*net.parameters(), *net.buffers())]
         assert [*map(id, now)] == [*map(id, own)]
         found.append(of(generator, critic))
         found[-1][1].append(pictures)
@@ -286,10 +273,8 @@ def test_held_tensors_are_taken_back_after_an_error():
 
 @rarely_compiled
 def test_a_callers_mistake_costs_no_graph(caplog, compiler):
-    generator, critic = (
-        small_generator(CLASSES, torch.float32),
-        small_critic("projection", torch.float32),
-    )
+    generator = small_generator(CLASSES, torch.float32)
+    critic = small_critic("projection", torch.float32)
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     z, real = latents(torch.float32), given(torch.float32)["real"]
     with pytest.raises(ValueError, match="relativistic"):
@@ -405,18 +390,10 @@ def test_a_graph_with_wrong_gradients_is_refused_at_its_first_step(monkeypatch, 
         generators.append(generator)
     drawing, exact = make_drawing(generator, compile=True), make_drawing(generator)
     assert torch.equal(drawing(latents(torch.float32), None), exact(latents(torch.float32), None))
-    assert (
-        caplog.text.count(
-            "drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)"
-        )
-        == 1
-    )
-    assert (
-        caplog.text.count(
-            "generator step: not compiled (what a graph gives is 0.01 off what it should)"
-        )
-        == 1
-    )
+    said = "drawing for the critic: not compiled (what a graph gives is 0.01 off what it should)"
+    assert caplog.text.count(said) == 1
+    said = "generator step: not compiled (what a graph gives is 0.01 off what it should)"
+    assert caplog.text.count(said) == 1
     for p, q in zip(*(g.parameters() for g in generators), strict=True):
         assert torch.equal(p.grad, q.grad)
 
@@ -426,10 +403,8 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
         raise RuntimeError("no C++ compiler\nanywhere")
 
     monkeypatch.setattr(torch._inductor, "compile", fail)
-    generator, critic = (
-        small_generator(CLASSES, torch.float32),
-        small_critic("projection", torch.float32),
-    )
+    generator = small_generator(CLASSES, torch.float32)
+    critic = small_critic("projection", torch.float32)
     step = make_generator_step(generator, critic, LossConfig("relativistic"), compile=True)
     for _ in range(2):
         step(latents(torch.float32), LABELS, given(torch.float32)["real"])
@@ -443,12 +418,8 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_taken_all_the_same(monk
             draw(latents(torch.float32), LABELS),
             make_drawing(generator)(latents(torch.float32), LABELS),
         )
-    assert (
-        caplog.text.count(
-            "drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)"
-        )
-        == 1
-    )
+    said = "drawing for the critic: not compiled (RuntimeError: no C++ compiler anywhere)"
+    assert caplog.text.count(said) == 1
     assert all(p.grad is not None for p in generator.parameters())
 
 
@@ -499,7 +470,10 @@ def shared():
 )
 def test_members_are_those_of_torchs_walks(net):
     net = net()
-    same = lambda mine, theirs: [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]
+
+    def same(mine, theirs):
+        return [(n, id(x)) for n, x in mine] == [(n, id(x)) for n, x in theirs]
+
     assert same(paths(net), net.named_modules(remove_duplicate=False))
     assert same(named_parameters(net), net.named_parameters(remove_duplicate=False))
     assert sorted(map(id, dict(named_tensors(net)).values())) == sorted(

@@ -1,4 +1,4 @@
-"""Spectral normalisation without autograd, against torch's own in float64: weights, estimates and gradients."""
+"""Spectral normalisation without autograd against torch's own in float64, with its gradients."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Convolutions of pictures as a matrix product with overlaps summed, against torch's own in float64, and all their derivatives."""
+"""Convolutions as a matrix product with summed overlaps, with derivatives, against torch."""
 
 import copy
 import itertools
@@ -172,7 +172,7 @@ def test_no_pictures_are_drawn_as_none():
 
 
 def test_results_of_single_channel_pictures_stay_channels_last():
-    """Whose strides do not tell; a layout that changes on the way made every later operation several times slower."""
+    """Strides do not tell it; a layout that changes made later operations several times slower."""
     w = torch.randn(4, 1, 4, 4)
     shape = Convolution((2, 2), (1, 1), (1, 1), 1, last=True)
     h = shape.forward(torch.tanh(torch.randn(2, 1, 8, 8)), w)

@@ -1,4 +1,4 @@
-"""Scores while training: what `ganfast eval` says of the same checkpoint, no trace in the weights; the best checkpoint is kept."""
+"""Scores while training: those of `ganfast eval`, no trace in weights; the best is kept."""
 
 import json
 from dataclasses import replace
@@ -18,14 +18,14 @@ from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
 from ganfast.runs.train import Interrupted, train
-from tests.runs.test_training import assert_same_run, stop_at, tensors, tiny
+from tests.small_runs import assert_same_run, tensors, tiny
 
 SCORED = ScoreConfig(every_kimg=0.16, count=150)  # of 320 images: two scorings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    """400 labelled digits, half of which are the reference: more than the 64 features of a picture."""
+    """400 labelled digits; half are the reference, more than the 64 features of a picture."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -50,9 +50,8 @@ class First(torch.nn.Module):
 
 def test_logged_scores_are_those_of_ganfast_eval_on_the_same_checkpoints(data, tmp_path, capsys):
     out = tmp_path / "run"
-    train(
-        tiny("dcgan", data, out, score=SCORED), quiet=True
-    )  # its batch norm must have the statistics the checkpoint has
+    # Its batch norm must have the statistics the checkpoint has.
+    train(tiny("dcgan", data, out, score=SCORED), quiet=True)
     logged = scores_of(out)
     assert [line["images"] for line in logged] == [160, 320]
     assert main(["eval", str(out), "--checkpoint", "all", "-n", "150", "--json", "-"]) == 0

@@ -1,6 +1,7 @@
-"""Scores against float64 definitions and closed cases; extractors and their refusals; `ganfast eval` as its user runs it."""
+"""Scores against float64 definitions and closed cases; extractors; `ganfast eval`."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -64,12 +65,12 @@ def test_frechet_distance_of_gaussians_that_commute_is_the_closed_form():
 
 
 def test_frechet_distance_equals_a_float64_computation_and_forgets_what_it_scored():
-    reals = torch.from_numpy(
-        RNG.standard_normal((500, 17)) @ RNG.standard_normal((17, 17)) + 100
-    ).float()
-    fakes = torch.from_numpy(
-        RNG.standard_normal((301, 17)) @ RNG.standard_normal((17, 17)) + 101
-    ).float()
+    reals, fakes = (
+        torch.from_numpy(
+            RNG.standard_normal((n, 17)) @ RNG.standard_normal((17, 17)) + mean
+        ).float()
+        for n, mean in ((500, 100), (301, 101))
+    )
     (ma, ca), (mb, cb) = (
         (x.double().numpy().mean(0), np.cov(x.double().numpy().T)) for x in (reals, fakes)
     )
@@ -112,9 +113,8 @@ def test_kernel_distance_equals_the_unbiased_definition_in_float64():
 
     off = ~np.eye(60, dtype=bool)
     expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
-    mean, deviation = kernel_distance(
-        torch.from_numpy(x), torch.from_numpy(y), subsets=2
-    )  # a subset is all there is
+    # A subset is all there is.
+    mean, deviation = kernel_distance(torch.from_numpy(x), torch.from_numpy(y), subsets=2)
     assert mean == pytest.approx(expected, rel=1e-6)
     assert deviation is None
     assert kernel_distance(torch.from_numpy(x), torch.from_numpy(y[:59]), subsets=5)[1] > 0
@@ -127,9 +127,8 @@ def test_kernel_distance_leaves_torch_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    "shapes", [(40, 33), (1500, 60)], ids=str
-)  # the second is more than one block of rows
+# The second is more than one block of rows.
+@pytest.mark.parametrize("shapes", [(40, 33), (1500, 60)], ids=str)
 def test_neighbourhoods_equal_their_definitions(shapes):
     reals, fakes = RNG.standard_normal((shapes[0], 3)), RNG.standard_normal((shapes[1], 3)) + 0.7
     k = 3
@@ -149,9 +148,8 @@ def test_neighbourhoods_equal_their_definitions(shapes):
 
 def test_nearest_finds_copies_across_chunks():
     stored = torch.from_numpy(RNG.standard_normal((50, 4)))
-    found, where = nearest(
-        stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]]), stored.split(9)
-    )
+    moved = stored[[49, 3, 20]] + torch.tensor([[0.0], [0.5], [0.0]])
+    found, where = nearest(moved, stored.split(9))
     expected = cdist(stored[[3]].numpy() + 0.5, stored.numpy())[0]
     assert where.tolist() == [49, int(expected.argmin()), 20]
     assert found.tolist() == pytest.approx([0, expected.min(), 0], abs=1e-6)
@@ -187,7 +185,7 @@ def test_classes_are_drawn_as_often_as_asked():
     assert (classes_like(np.array([1, 0, 3]), 0, 500, 600) == drawn[500:600]).all()
 
 
-# ---- the whole evaluation on the embedded digits ----------------------------------------------------------------------
+# ---- the whole evaluation on the embedded digits ----
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +212,9 @@ class Asked:
     name, labels, count, facts = "asked", None, None, {}
 
     def __init__(self, pack: Pack, classes: tuple[str, ...]) -> None:
-        self.pack, self.classes, self.shape = (
-            pack,
-            classes,
-            (pack.info.size, pack.info.size, pack.info.channels),
-        )
+        self.pack = pack
+        self.classes = classes
+        self.shape = (pack.info.size, pack.info.size, pack.info.channels)
         self.asked: list[int] = []
 
     def pictures(self, start, stop, labels):
@@ -292,9 +288,8 @@ def test_pictures_on_disk_are_scored_in_no_order_of_classes_and_not_in_that_of_t
     assert result.scores["modes"] == 10
     assert result.scores["label_accuracy"] > 0.95
     assert result.protocol["drawn"]["shuffled"] == 0
-    whole = stored(
-        np.asarray(pack.images)
-    )  # the reference's own set: not its half, picture by picture
+    # The reference's own set: not its half, picture by picture.
+    whole = stored(np.asarray(pack.images))
     assert np.isin(whole.order[:300], evaluation.positions).mean() == pytest.approx(0.5, abs=0.15)
 
 
@@ -322,9 +317,8 @@ def test_floor_and_ceiling_are_made_of_as_many_pictures_as_are_scored(digits):
     pack, evaluation = digits
     few, many = (evaluation.score(stored(np.asarray(pack.images[:count]))) for count in (150, 600))
     assert (few.to_json()["floor_pictures"], many.to_json()["floor_pictures"]) == (150, 600)
-    reals = evaluation.score(
-        stored(np.asarray(pack.images[evaluation.held_out[:150]]))
-    )  # the same pictures in another order
+    # The same pictures in another order.
+    reals = evaluation.score(stored(np.asarray(pack.images[evaluation.held_out[:150]])))
     assert few.floor["frechet"] == pytest.approx(reals.scores["frechet"], rel=1e-4)
     assert few.floor["frechet"] > 1.5 * many.floor["frechet"]
     assert few.ceiling > many.ceiling
@@ -358,7 +352,7 @@ def test_too_few_and_other_sizes_are_refused(digits):
         evaluation.score(stored(np.zeros((200, 1, 20, 20), np.uint8)))
 
 
-# ---- extractors -------------------------------------------------------------------------------------------------------
+# ---- extractors ----
 
 
 def test_committed_classifier_is_small_and_hashed():
@@ -435,12 +429,8 @@ def test_onnx_with_its_preprocessing(digits, tmp_path):
     mean = onnx.helper.make_node("ReduceMean", ["pictures", "axes"], ["rows"], keepdims=0)
     graph = onnx.helper.make_graph([mean], "rows", [given], [made], [axes])
     path = tmp_path / "rows.onnx"
-    onnx.save(
-        onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
-        ),
-        path,
-    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     found = find_extractor(
         str(path), digits[0], CPU, preprocessing="size=8,channels=3,mean=100/110/120,std=50"
     )
@@ -517,7 +507,7 @@ def test_an_extractor_without_logits_gives_no_class_scores(digits):
     assert "modes" not in scores
 
 
-# ---- the reference ----------------------------------------------------------------------------------------------------
+# ---- the reference ----
 
 
 def idx_set(folder: Path, count: int, prefix: str) -> None:
@@ -574,85 +564,51 @@ def test_faces_without_any_in_the_test_split_are_not_divided_and_damaged_ones_ar
         open_reference(str(tmp_path))
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command ----
 
 
 def test_eval_compares_pictures_on_disk_with_digits(tmp_path, capsys):
     pack = open_data("digits")
     np.savez(tmp_path / "drawn.npz", images=pack.images[:400, 0], labels=pack.labels[:400])
-    arguments = [
-        "eval",
-        str(tmp_path / "drawn.npz"),
-        "--data",
-        "digits",
-        "--sheet",
-        str(tmp_path / "s.png"),
-    ]
+    arguments = f"eval {tmp_path / 'drawn.npz'} --data digits --sheet {tmp_path / 's.png'}".split()
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     shown = capsys.readouterr().out
-    for word in (
-        "Frechet distance",
-        "floor: 400 held-out reals, which were trained on, too",
-        "ceiling",
-        "label accuracy",
-        "this machine only",
-        "400 fakes",
-    ):
+    said = "Frechet distance | floor: 400 held-out reals, which were trained on, too | ceiling"
+    for word in f"{said} | label accuracy | this machine only | 400 fakes".split(" | "):
         assert word in shown
     (record,) = json.loads((tmp_path / "r.json").read_text())
     assert record["scores"]["label_accuracy"] > 0.95
     assert (tmp_path / "s.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["x.npz"], "give --data"),
-        (["x.npz", "--data", "digits"], "no data named 'x.npz'"),
-        (["x.npz", "--sheet", "a.jpg"], "written as FILE.png"),
-        (["few.npy", "--data", "digits", "--extractor", "vgg"], "unknown extractor 'vgg'"),
-        (
-            ["few.npy", "--data", "digits"],
-            "50 pictures (few.npy) are too few: with 64 features scores need 100 or more",
-        ),
-        (["large.npy", "--data", "digits"], "20x20x1 and digits of 16x16x1: give --size 16"),
-        (
-            ["bundle", "--data", "digits"],
-            "bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8",
-        ),
-        (
-            ["bundle", "--data", "digits", "--size", "20"],
-            "bundle has pictures of 8x8x1 and digits of 20x20x1",
-        ),
-        (
-            ["few.npy", "--data", "large.npy", "--need-labels"],
-            "large has no classes, which scores of labels need: sub-folders",
-        ),
-        (
-            ["large.npy", "--data", "large.npy"],
-            "large has no classes to train a feature network on: give one with --extractor",
-        ),
-        (
-            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "00000000"],
-            "expected 00000000: another file, or a",
-        ),
-        (
-            ["few.npy", "--data", "digits", "--extractor", "s.npz", "--sha256", "no hash"],
-            "is 'no hash'; expected the 64 hex digits",
-        ),
-        (
-            ["few.npz", "--data", "digits", "--extractor", "s.npz", "--need-labels"],
-            "names no classes of digits",
-        ),
-        (
-            ["few.npz", "few.npy", "--data", "digits", "--need-labels"],
-            "few.npy has no labels with the classes of digits",
-        ),
-        (["x.npz", "--json", "few.npy/r.json"], "few.npy/r.json cannot be written"),
-        (["x.npz", "--json", "."], "it is a folder"),
-    ],
-)
-def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+# A command line | what must be in the sentence.
+REFUSED = """
+x.npz | give --data
+x.npz --data digits | no data named 'x.npz'
+x.npz --sheet a.jpg | written as FILE.png
+few.npy --data digits --extractor vgg | unknown extractor 'vgg'
+few.npy --data digits | 50 pictures (few.npy) are too few: with 64 features scores need 100 or more
+large.npy --data digits | 20x20x1 and digits of 16x16x1: give --size 16
+bundle --data digits | bundle has pictures of 8x8x1 and digits of 16x16x1: give --size 8
+bundle --data digits --size 20 | bundle has pictures of 8x8x1 and digits of 20x20x1
+few.npy --data large.npy --need-labels |
+ large has no classes, which scores of labels need: sub-folders
+large.npy --data large.npy |
+ large has no classes to train a feature network on: give one with --extractor
+few.npy --data digits --extractor s.npz --sha256 00000000 | expected 00000000: another file, or a
+few.npy --data digits --extractor s.npz --sha256 'no hash' |
+ is 'no hash'; expected the 64 hex digits
+few.npz --data digits --extractor s.npz --need-labels | names no classes of digits
+few.npz few.npy --data digits --need-labels | few.npy has no labels with the classes of digits
+x.npz --json few.npy/r.json | few.npy/r.json cannot be written
+x.npz --json . | it is a folder
+"""
+
+
+@pytest.mark.parametrize("row", REFUSED.replace("|\n", "|").strip().splitlines())
+def test_eval_refuses_in_one_sentence(row, capsys, tmp_path, monkeypatch):
+    line, message = row.split(" | ")
+    arguments = shlex.split(line)
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", RNG.integers(0, 256, (50, 16, 16), dtype=np.uint8))
     np.savez(
@@ -666,10 +622,7 @@ def test_eval_refuses_in_one_sentence(arguments, message, capsys, tmp_path, monk
     if "s.npz" in arguments:
         np.savez(
             "s.npz",
-            **{
-                name.replace(".", "/"): value.numpy()
-                for name, value in SqueezeNet().state_dict().items()
-            },
+            **{name.replace(".", "/"): x.numpy() for name, x in SqueezeNet().state_dict().items()},
         )
     if "bundle" in arguments:
         from tests.small_bundle import small_bundle
@@ -687,10 +640,8 @@ def test_a_folder_of_pictures_gets_the_size_of_the_reference_and_results_a_folde
     for number, picture in enumerate(open_data("digits").images[:120]):
         Image.fromarray(picture[0]).save(drawn / f"{number}.png")
     assert main(["eval", str(drawn), str(drawn), "--data", "digits", "--json", str(out)]) == 0
-    assert [record["name"] for record in json.loads(out.read_text())] == [
-        str(drawn),
-        f"{drawn} (2)",
-    ]
+    expected = [str(drawn), f"{drawn} (2)"]
+    assert [record["name"] for record in json.loads(out.read_text())] == expected
     assert "120 fakes" in capsys.readouterr().out
 
 
@@ -699,22 +650,7 @@ def test_a_bundle_is_scored_at_several_psi_under_different_names(tmp_path, capsy
 
     small_bundle(tmp_path / "bundle", classes=12)
     assert (
-        main(
-            [
-                "eval",
-                str(tmp_path / "bundle"),
-                "--data",
-                "digits",
-                "--size",
-                "8",
-                "-n",
-                "120",
-                "--psi",
-                "1",
-                "0.5",
-            ]
-        )
-        == 0
+        main(f"eval {tmp_path / 'bundle'} --data digits --size 8 -n 120 --psi 1 0.5".split()) == 0
     )
     shown = capsys.readouterr().out
     assert "bundle psi 1  bundle psi 0.5" in shown
@@ -776,13 +712,11 @@ def test_a_single_logged_line_is_drawn_as_a_point(tmp_path, monkeypatch):
         '{"images": 3000, "critic/loss": 1}\n{"images": 4000, "critic/loss": 1}\n'
     )
     two = draw_curves([str(tmp_path)], str(tmp_path / "two.svg")).read_text()
-    assert ["<g clip-path" in text for text in (one, two)] == [
-        True,
-        False,
-    ]  # how a marker is written
+    # How a marker is written.
+    assert ["<g clip-path" in text for text in (one, two)] == [True, False]
 
 
-# ---- real data --------------------------------------------------------------------------------------------------------
+# ---- real data ----
 
 
 def test_committed_classifier_reaches_its_accuracy(real_data):
@@ -806,7 +740,7 @@ def test_squeezenet_distances_of_faces_have_floor_and_ceiling(real_data):
     assert 0 < evaluation.floor["frechet"] < evaluation.ceiling / 5
 
 
-# ---- StackedMNIST -----------------------------------------------------------------------------------------------------
+# ---- StackedMNIST ----
 
 
 def test_stacked_pictures_are_three_digits_and_the_device_makes_the_same(real_data):

@@ -34,7 +34,7 @@ def weights(net, tmp_path_factory):
 
 
 def test_it_has_the_published_size_and_the_names_of_the_file(net):
-    # 23,834,568 numbers with 1000 classes, without the auxiliary head; eight classes more are 8 * 2049.
+    # 23,834,568 numbers with 1000 classes, no auxiliary head; eight classes more are 8 * 2049.
     assert sum(p.numel() for p in net.parameters()) == 23_834_568 + 8 * 2049
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     assert shapes["Conv2d_4a_3x3.conv.weight"] == (192, 80, 3, 3)
@@ -59,11 +59,8 @@ def test_maps_have_their_published_sizes(net):
     for hook in hooks:
         hook.remove()
     assert (features.shape, logits.shape) == ((1, 2048), (1, 1008))
-    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == (
-        (288, 35, 35),
-        (768, 17, 17),
-        (2048, 8, 8),
-    )
+    expected = ((288, 35, 35), (768, 17, 17), (2048, 8, 8))
+    assert (seen["Mixed_5d"], seen["Mixed_6e"], seen["Mixed_7c"]) == expected
 
 
 def test_average_pools_leave_the_padding_out_and_the_last_block_pools_by_maximum(net):
@@ -79,16 +76,16 @@ def test_pictures_are_resized_without_aligned_corners_to_minus_one_to_one():
     x = PREPROCESSING(pictures)
     assert x.shape == (1, 3, 299, 299)
     assert (x[..., 0].mean(), x[..., -1].mean()) == pytest.approx((-1, 1))
-    # Pixel centres stay at (i + 0.5) / n: half way in the middle of the row, and the first pixel alone for a quarter of it.
+    # Pixel centres stay at (i + 0.5) / n: half way in the middle of the row, the first pixel alone
+    # for a quarter of it.
     assert x[0, 0, 0, 149] == pytest.approx(0, abs=1e-6)
     assert x[0, 0, 0, 74] == pytest.approx(-1, abs=0.01)
     assert x[0, 0, 0, 90] > -0.9
     fine = (
         torch.arange(600 * 2, dtype=torch.uint8).view(1, 1, 600, 2)[..., :1].expand(1, 600, 600, 1)
     )
-    assert not torch.allclose(
-        PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1
-    )  # that one is antialiased
+    # That one is antialiased.
+    assert not torch.allclose(PREPROCESSING(fine), type(PREPROCESSING)(299, 3)(fine), atol=0.1)
 
 
 def test_as_an_extractor_it_is_known_by_its_hash(net, weights):
@@ -105,7 +102,8 @@ def test_files_that_are_not_it_are_refused(weights, tmp_path):
     pack = open_data("digits")
     with pytest.raises(
         InputError,
-        match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: another file, or a damaged one",
+        match=f"random.pth has sha256 [0-9a-f]{{64}}; expected {SHA256}: "
+        "another file, or a damaged one",
     ):
         find_extractor(str(weights), pack, CPU)
     less = torch.load(weights, weights_only=True)
@@ -116,7 +114,8 @@ def test_files_that_are_not_it_are_refused(weights, tmp_path):
     for name, message in (
         (
             "less.pth",
-            r"not the Inception-v3 of the FID: it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)",
+            r"not the Inception-v3 of the FID: "
+            r"it has no Mixed_6a.branch3x3dbl_2.bn.bias of shape \(96,\)",
         ),
         ("list.pth", "it has no Conv2d_1a_3x3.conv.weight"),
         ("text.pth", "text.pth is no readable file of weights"),

@@ -1,4 +1,4 @@
-"""From a run to a bundle: the exported graph draws the run's own pictures; what cannot be exported is refused with its reason."""
+"""From a run to a bundle: the exported graph draws the run's pictures; refusals give the reason."""
 
 import shutil
 import sys
@@ -24,12 +24,14 @@ from ganfast.export.graph.deploy import deployable
 from ganfast.models import NetSpec, build_generator
 from ganfast.runs.run import Run
 
+# ruff: noqa: E402  what follows needs onnx
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from ganfast.export.graph.lint import RULES, TARGETS, lint
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import verify_bundle
+from tests.programs import ganfast
 
 f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
 
@@ -55,9 +57,8 @@ def run(request, tmp_path_factory) -> Run:
     return trained(tmp_path_factory.mktemp("run") / "r", request.param, classes)
 
 
-one_model = pytest.mark.parametrize(
-    "run", ["dcgan"], indirect=True
-)  # where nothing depends on the architecture
+# Where nothing depends on the architecture.
+one_model = pytest.mark.parametrize("run", ["dcgan"], indirect=True)
 PRECISIONS = [("dcgan", precision) for precision in GATES] + [("mlp", "fp32"), ("mlp", "int8")]
 PRECISIONS += [
     pytest.param("mlp", each, marks=pytest.mark.accept)
@@ -156,7 +157,7 @@ def test_parity_is_a_distance_to_either_side():
 
 
 class Skips(nn.Module):
-    """Takes features between convolution and norm, so that folding one into the other changes it."""
+    """Takes features between convolution and norm, so that folding the two would change it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,27 +195,22 @@ def test_a_generator_that_fixes_the_batch_is_refused():
 
 @one_model
 def test_bad_input_gets_one_sentence(run, tmp_path, capsys):
+    to = f"export {run.folder} --out {tmp_path / 'b'}"
     cases = [
-        (["export", str(tmp_path), "--out", str(tmp_path / "b")], "is not a run directory"),
+        (f"export {tmp_path} --out {tmp_path / 'b'}", "is not a run directory"),
+        (f"{to} --precision fp4", "expected one of fp32"),
+        (f"{to} --buckets 8,1", "expected ascending batch sizes"),
+        (f"export {run.folder} --out {run.folder}", "exists and is not a bundle"),
+        (f"verify {tmp_path}", "is not a bundle"),
+        (f"inspect {tmp_path}", "is not a bundle"),
+        (f"lint {tmp_path / 'no.onnx'}", "cannot be read as ONNX"),
         (
-            ["export", str(run.folder), "--out", str(tmp_path / "b"), "--precision", "fp4"],
-            "expected one of fp32",
-        ),
-        (
-            ["export", str(run.folder), "--out", str(tmp_path / "b"), "--buckets", "8,1"],
-            "expected ascending batch sizes",
-        ),
-        (["export", str(run.folder), "--out", str(run.folder)], "exists and is not a bundle"),
-        (["verify", str(tmp_path)], "is not a bundle"),
-        (["inspect", str(tmp_path)], "is not a bundle"),
-        (["lint", str(tmp_path / "no.onnx")], "cannot be read as ONNX"),
-        (
-            ["lint", str(tmp_path / "no.onnx"), "--target", "tpu"],
+            f"lint {tmp_path / 'no.onnx'} --target tpu",
             "target is 'tpu'; expected one of onnxruntime-cpu",
         ),
     ]
-    for args, sentence in cases:
-        assert main(args) == 2
+    for line, sentence in cases:
+        assert ganfast(line) == 2
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
@@ -293,9 +289,8 @@ def test_a_missed_gate_writes_nothing_and_gives_the_numbers(run, tmp_path, monke
 def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path, caplog):
     bundle = export_bundle(run, tmp_path / "b", "bf16")
     assert {each.back_end.partition(" ")[0] for each in bundle.manifest.parity} == {"torch-cpu"}
-    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == {
-        t: t == "onnxruntime-cpu" for t in TARGETS
-    }
+    expected = {t: t == "onnxruntime-cpu" for t in TARGETS}
+    assert {target: bool(found) for target, found in bundle.manifest.lint.items()} == expected
     model = onnx.load_model_from_string(bundle.model_bytes())
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     transposed = {
@@ -422,22 +417,7 @@ def test_engines_are_built_from_the_very_graph_of_the_bundle_and_stored_with_the
     pytest.importorskip("tensorrt_rtx")
     out = str(tmp_path / "b")
     targets = ["--target", "onnx", "--target", "rtx:8.6,8.9"]
-    assert (
-        main(
-            [
-                "export",
-                str(run.folder),
-                "--out",
-                out,
-                "--precision",
-                "fp16",
-                "--buckets",
-                "1,4",
-                *targets,
-            ]
-        )
-        == 0
-    )
+    assert ganfast(f"export {run.folder} --out {out} --precision fp16 --buckets 1,4", *targets) == 0
     bundle = open_bundle(out)
     engines = bundle.manifest.engines
     assert sorted(facts["capability"] for facts in engines.values()) == ["8.6", "8.9"]
@@ -477,10 +457,8 @@ def test_an_engine_that_was_built_before_comes_from_the_cache_and_a_miss_says_wh
     assert said("--buckets", "1,4") == "from the cache"
     again = open_bundle(tmp_path / "b")
     assert again.manifest.digest == first.manifest.digest
-    assert (
-        said("--buckets", "1,8")
-        == f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
-    )
+    expected = f"built, no engine in {cache} for this: buckets is [1, 8], there [1, 4]"
+    assert said("--buckets", "1,8") == expected
     (kept,) = [path for path in cache.iterdir() if path.name in first.manifest.engines]
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert said("--buckets", "1,4") == f"built, engine {kept.name} in {cache} is damaged"

@@ -1,4 +1,4 @@
-"""Bundles that earlier versions wrote: they open, and draw the pictures they were exported with, for ever. Never regenerate one."""
+"""Bundles of earlier versions open and draw their pictures, for ever. Never regenerate one."""
 
 from pathlib import Path
 

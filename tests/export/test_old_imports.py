@@ -1,4 +1,4 @@
-"""Names of `ganfast.export.<module>` before its modules went into rooms: found for one version more, with a warning."""
+"""Old names of `ganfast.export.<module>`: importable for one version more, with a warning."""
 
 import subprocess
 import sys
@@ -35,7 +35,10 @@ RUN = [sys.executable, "-W", "always::DeprecationWarning", "-c"]
 )
 def test_an_old_name_is_the_same_thing_and_says_so(statement, same):
     for code in (f"{statement}; {same}", f"{same}; {statement}"):  # whichever comes first
-        code += "; assert old is new; assert getattr(new, '__spec__', None) is None or new.__spec__.name == new.__name__"
+        code += (
+            "; assert old is new; assert getattr(new, '__spec__', None) is None "
+            "or new.__spec__.name == new.__name__"
+        )
         done = subprocess.run([*RUN, code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "<string>:1: DeprecationWarning" in done.stderr, "the warning points at the import"
@@ -43,10 +46,13 @@ def test_an_old_name_is_the_same_thing_and_says_so(statement, same):
 
 def test_new_names_warn_of_nothing_and_unknown_ones_are_unknown():
     code = (
-        "from ganfast.export import load_sampler; from ganfast.export.bundle import bundle, manifest\n"
+        "from ganfast.export import load_sampler\n"
+        "from ganfast.export.bundle import bundle, manifest\n"
         "from ganfast.export.engines import vendor\n"
-        "try:\n    import ganfast.export.nowhere\nexcept ModuleNotFoundError as error:\n    print(error)\n"
-        "try:\n    from ganfast.export.bundle import nothing\nexcept ImportError as error:\n    print(error)\n"
+        "try:\n    import ganfast.export.nowhere\n"
+        "except ModuleNotFoundError as error:\n    print(error)\n"
+        "try:\n    from ganfast.export.bundle import nothing\n"
+        "except ImportError as error:\n    print(error)\n"
     )
     done = subprocess.run([*RUN, code], capture_output=True, text=True, check=True)
     assert "DeprecationWarning" not in done.stderr

@@ -1,4 +1,4 @@
-"""A bundle's graph with other weights is the bundle that an export of those weights gives; what does not fit is refused."""
+"""Refitting a bundle's graph equals exporting the new weights; what does not fit is refused."""
 
 import sys
 from dataclasses import replace
@@ -17,6 +17,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from ganfast.export import export_bundle, refit_bundle
+from tests.programs import ganfast
 
 
 @pytest.fixture(scope="module", params=["dcgan", "mlp"])
@@ -40,21 +41,8 @@ def test_refitted_is_exported(run, precision, tmp_path):
     exported = export_bundle(run, tmp_path / "exported", precision, (1, 4), "320", "mine")
     assert old.model_bytes() != exported.model_bytes()
     before = old.manifest.digest
-    assert (
-        main(
-            [
-                "refit",
-                str(old.folder),
-                "--from",
-                str(run.folder),
-                "--checkpoint",
-                "320",
-                "--out",
-                str(tmp_path / "new"),
-            ]
-        )
-        == 0
-    )
+    line = f"refit {old.folder} --from {run.folder} --checkpoint 320 --out {tmp_path / 'new'}"
+    assert ganfast(line) == 0
     new = open_bundle(tmp_path / "new")
     assert new.model_bytes() == exported.model_bytes()
     assert new.read(GOLDEN) == exported.read(GOLDEN) != old.read(GOLDEN)
@@ -93,9 +81,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, mon
         said = capsys.readouterr().err
         assert sentence in said
         assert said.count("\n") == 1
-    monkeypatch.setattr(
-        "ganfast.export.refit.network", lambda run: bundle.manifest.network
-    )  # as of a user's: nothing is known
+    # As of a user's: nothing is known.
+    monkeypatch.setattr("ganfast.export.refit.network", lambda run: bundle.manifest.network)
     assert main(["refit", folder, "--from", str(tmp_path / "wide"), *new]) == 2
     assert "of the shape that" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

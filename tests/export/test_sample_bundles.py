@@ -1,4 +1,4 @@
-"""`ganfast sample` and `ganfast bench sample` on bundles: the pictures of the run, and a table that chooses the back end."""
+"""`ganfast sample` and `ganfast bench sample` on bundles: the run's pictures, back ends."""
 
 import json
 
@@ -30,25 +30,7 @@ def arrays(path):
 def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "a.npz"
-    assert (
-        main(
-            [
-                "sample",
-                "b",
-                "-n",
-                "7",
-                "--seed",
-                "3",
-                "--labels",
-                "class2,0",
-                "--first",
-                "1",
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    assert main(f"sample b -n 7 --seed 3 --labels class2,0 --first 1 --out {out}".split()) == 0
     found = arrays(out)
     assert found["labels"].tolist() == [0, 2, 0, 2, 0, 2, 0], "in turn by index, which begins at 1"
     source = BundleSource(bundle.folder)
@@ -60,30 +42,11 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
     assert arrays(out)["labels"].tolist() == [0, 1, 2, 0, 1, 2]
     assert main(["sample", "b", "-n", "4", "--seed", "9"]) == 0
     assert (tmp_path / "b-seed9.png").exists()
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {
-        "manifest.json",
-        "model.onnx",
-        "golden.safetensors",
-    }
+    expected = set("manifest.json model.onnx golden.safetensors".split())
+    assert {path.name for path in (tmp_path / "b").iterdir()} == expected
     open_bundle(bundle.folder)
     assert (
-        main(
-            [
-                "sample",
-                "b",
-                "-n",
-                "2",
-                "--interpolate",
-                "3",
-                "--labels",
-                "1",
-                "--out",
-                str(out),
-                "--backend",
-                "torch",
-            ]
-        )
-        == 0
+        main(f"sample b -n 2 --interpolate 3 --labels 1 --out {out} --backend torch".split()) == 0
     )
     assert arrays(out)["images"].shape == (6, 8, 8, 3)
     assert main(["sample", "b", "--digest", bundle.manifest.digest, "-n", "1"]) == 0
@@ -132,16 +95,7 @@ def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys
         own.manifest,
         {path: own.read(path) for path in own.manifest.files} | {GOLDEN: wrong},
     )
-    ask = [
-        "sample",
-        str(mixed.folder),
-        "-n",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "x.npz"),
-    ]
+    ask = f"sample {mixed.folder} -n 1 --device cpu --out {tmp_path / 'x.npz'}".split()
     assert main(ask) == 2
     said = capsys.readouterr().err
     assert "onnxruntime-cpu" in said
@@ -156,20 +110,7 @@ def test_strict_refuses_where_the_first_back_end_cannot_be_used(tmp_path, capsys
 
 def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     assert (
-        main(
-            [
-                "bench",
-                "sample",
-                str(bundle.folder),
-                "--device",
-                "cpu",
-                "--threads",
-                "1",
-                "--seconds",
-                "0.02",
-            ]
-        )
-        == 0
+        main(f"bench sample {bundle.folder} --device cpu --threads 1 --seconds 0.02".split()) == 0
     )
     said = capsys.readouterr().out
     table = bundle.latency()
@@ -193,18 +134,7 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     }
     assert bucket_costs(bundle, "torch-cpu") == alone
     before = (bundle.folder / "latency.json").read_bytes()
-    arguments = [
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--seconds",
-        "0.01",
-        "--backend",
-        "onnxruntime",
-        "--batches",
-        "3",
-    ]
+    arguments = "--device cpu --threads 1 --seconds 0.01 --backend onnxruntime --batches 3".split()
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--keep"]) == 0
     assert (bundle.folder / "latency.json").read_bytes() == before
     assert main(["bench", "sample", str(bundle.folder), *arguments, "--concurrency", "1"]) == 0
@@ -212,13 +142,11 @@ def test_bench_sample_writes_what_load_sampler_reads(bundle, capsys):
     assert [row for row in more["rows"] if row["batch"] != 3] == table["rows"], (
         "what was measured before stays"
     )
-    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == [
-        ("onnxruntime-cpu", 1)
-    ]
+    expected = [("onnxruntime-cpu", 1)]
+    assert [(r["back_end"], r["concurrency"]) for r in more["rows"] if r["batch"] == 3] == expected
     store(bundle, {**table, "rows": [{**table["rows"][0], "p50": 7.0}]})
-    assert bundle.latency()["rows"] == [
-        {**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]
-    ]
+    expected = [{**row, "p50": 7.0} if row == table["rows"][0] else row for row in more["rows"]]
+    assert bundle.latency()["rows"] == expected
     store(bundle, {**table, "threads": 2, "rows": table["rows"][:1]})
     assert bundle.latency() == {**table, "threads": 2, "rows": table["rows"][:1]}, (
         "other threads are another table"

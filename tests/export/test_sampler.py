@@ -1,9 +1,7 @@
-"""The sampler: one picture for (seed, index) however it is asked for, from many threads, on every back end; and what it refuses."""
+"""The sampler: one picture for (seed, index) on every back end, from many threads; and refusals."""
 
 import itertools
 import logging
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from ganfast.export.drawing.run_onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCu
 from ganfast.export.drawing.run_torch import TorchBackend
 from ganfast.export.drawing.sampler import Sampler
 from ganfast.latents import latents, random_classes
+from tests.programs import python
 from tests.small_bundle import LATENT, small_bundle, small_model
 
 CLASSES = 3
@@ -96,17 +95,8 @@ def test_a_picture_is_the_same_in_every_batch_on_every_back_end(name, which, req
         "pictures that are all different, or nothing is proven"
     )
     with Sampler(source, backends(source)[name], []) as sampler:
-        for first, n in (
-            (0, 1),
-            (3, 2),
-            (0, 4),
-            (5, 5),
-            (0, 16),
-            (2, 17),
-            (1, 33),
-            (0, 64),
-            (0, 70),
-        ):
+        for request in "0:1 3:2 0:4 5:5 0:16 2:17 1:33 0:64 0:70".split():
+            first, n = map(int, request.split(":"))
             drawn = sampler.sample(n, seed=7, first=first)
             assert drawn.shape == (n, *source.manifest.shape)
             assert drawn.dtype == np.uint8
@@ -233,12 +223,7 @@ expected = sampler.sample(40)
 
 
 def said_by(plain, program):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + program, str(plain.folder)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = python("-c", PROGRAM + program, str(plain.folder), timeout=60)
     return done.stdout.split("\n"), done.stderr
 
 
@@ -247,7 +232,11 @@ def test_a_thread_that_outlives_the_main_one_still_draws(plain):
 def serve():
     while not thread._shutdown:  # from when on no pool takes more work
         pass
-    for draw in (lambda: sampler.sample(40), lambda: sampler.submit(40).result(), lambda: next(sampler.stream(40, chunk=40))):
+    for draw in (
+        lambda: sampler.sample(40),
+        lambda: sampler.submit(40).result(),
+        lambda: next(sampler.stream(40, chunk=40)),
+    ):
         print((draw() == expected).all(), flush=True)
 threading.Thread(target=serve).start()
 """
@@ -259,7 +248,11 @@ def test_a_forked_process_is_told_to_load_its_own(plain):
     program = """
 child = os.fork()
 if not child:
-    for draw in (lambda: sampler.sample(4), lambda: sampler.submit(4), lambda: sampler.refit(sys.argv[1])):
+    for draw in (
+        lambda: sampler.sample(4),
+        lambda: sampler.submit(4),
+        lambda: sampler.refit(sys.argv[1]),
+    ):
         try:
             draw()
         except RunError as error:
@@ -273,8 +266,8 @@ sampler.close()
     lines, errors = said_by(plain, program)
     assert len(lines) == 5, errors
     assert all(
-        "was loaded before this process was forked from another, where its threads stayed; load it here"
-        in x
+        "was loaded before this process was forked from another, "
+        "where its threads stayed; load it here" in x
         for x in lines[:3]
     )
     assert lines[3] == "True"
@@ -324,23 +317,14 @@ def test_the_parts_of_a_request_that_failed_are_over_before_it_is(plain):
 # Threads
 
 
-SIZES = (
-    *[1] * 8,
-    *[2] * 4,
-    3,
-    3,
-    3,
-    5,
-    5,
-    8,
-    17,
-    33,
-)  # pictures a request, the buckets and what lies beside them
+# Pictures a request, the buckets and what lies beside them.
+SIZES = (*[1] * 8, *[2] * 4, 3, 3, 3, 5, 5, 8, 17, 33)
 
 
 def mixed_requests(sampler, expected, seed, count, threads=8, sizes=SIZES):
-    """Requests of any of ``sizes``, anywhere, by sample, by submit and by indices; each answer is compared with its pictures
-    drawn alone, ``expected`` of seed 7. Returns how many pictures were drawn."""
+    """Requests of any of ``sizes``, anywhere, by sample, submit and indices; their count.
+
+    ``expected``: the pictures of seed 7, drawn alone, which every answer equals."""
     random = np.random.default_rng(seed)
     asked = [
         (
@@ -425,7 +409,7 @@ def test_a_request_beside_another_keeps_to_its_own_thread_and_one_by_itself_take
 def test_threads_wait_awake_only_where_one_can_say_how_long(
     version, threads, expected, monkeypatch
 ):
-    """Before 1.26 ONNX Runtime does not know the second entry: its threads would keep the cores of other processes busy."""
+    """ONNX Runtime before 1.26 ignores the second entry: its threads would hold the cores busy."""
     import onnxruntime
 
     class Session:
@@ -535,9 +519,8 @@ def test_a_callback_of_its_own_future_cannot_close_a_sampler_and_is_told_so(plai
                 sampler.close()
             told.append(caught)
 
-        later = sampler.submit(
-            3
-        )  # it waits for a lane, so that the callback comes on the sampler's own thread
+        # It waits for a lane, so that the callback comes on the sampler's own thread.
+        later = sampler.submit(3)
         later.add_done_callback(close)
         for lane in lanes:
             sampler._lanes.put(lane)
@@ -616,7 +599,7 @@ def test_an_interrupt_while_lanes_are_collected_loses_none(what, plain, monkeypa
 
 
 def test_close_waits_for_requests_that_other_threads_are_drawing(plain):
-    """They finish, or are told that the sampler is closed; nothing hangs and nothing is drawn afterwards."""
+    """They finish, or learn that the sampler is closed; nothing hangs or is drawn afterwards."""
     for _ in range(10):
         sampler = load_sampler(plain.folder, threads=1)
         drawn, refused = [], []
@@ -678,7 +661,7 @@ def test_refit_that_misses_the_golden_rows_puts_the_weights_back(name, bundle, t
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["second session", "golden rows"])
 def test_refit_goes_back_whatever_raises_wherever(where, error, plain, tmp_path, monkeypatch):
-    """Two sessions draw small requests and large ones: both must have the old weights, or pictures depend on the load."""
+    """Two sessions draw small and large requests: with two weights pictures depend on the load."""
     import ganfast.export.drawing.run_onnxruntime as module
     import ganfast.export.drawing.sampler as sampler_module
 
@@ -745,7 +728,7 @@ def test_golden_rows_are_drawn_in_every_way_that_requests_may_take(plain, monkey
 
 
 def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
-    """The usual way to deploy: a new bundle takes the place of the old one, and the sampler is told."""
+    """The usual way to deploy: a new bundle replaces the old one, and the sampler learns of it."""
     first = small_bundle(tmp_path / "b")
     with load_sampler(first.folder, threads=1) as sampler:
         expected = sampler.sample(20, seed=7)
@@ -831,7 +814,8 @@ def test_a_changed_bundle_is_refused(bundle, plain, tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB.*torch-cpu: .*golden samples differ",
+        match=r"onnxruntime-cpu: .*golden samples differ: .*max \d+ LSB"
+        r".*torch-cpu: .*golden samples differ",
     ):
         load_sampler(mixed.folder)
     with pytest.raises(InputError, match=r"onnxruntime-cpu: .*golden samples differ") as caught:
@@ -1045,7 +1029,7 @@ def test_the_plan_of_many_uses_the_bucket_that_is_cheapest_for_each():
 
 
 def test_filling_follows_measured_costs(tmp_path):
-    """Five pictures: 4 + 1 where large batches cost their size, one batch of 16 where a batch costs the same at any size."""
+    """Five pictures: 4 + 1 where a batch costs its size, one of 16 where all cost the same."""
     own = small_bundle(tmp_path / "own")
     for costs, filled in (((1, 4, 16), 0), ((1, 1, 1), 11)):
         rows = [

@@ -1,8 +1,9 @@
-"""int8 products are exact integer arithmetic on every processor, whatever kernels ONNX Runtime has for it."""
+"""int8 products are exact integers on every processor, whatever kernels ONNX Runtime has for it."""
 
 import numpy as np
 import pytest
 
+# ruff: noqa: E402  what follows needs onnx
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -16,7 +17,7 @@ KINDS = ("MatMul", "Gemm", "Conv")
 
 
 def product(kind: str, terms: int = 64) -> bytes:
-    """A graph whose output is the product of ``terms`` values and as many weights, between Q/DQ pairs.
+    """A graph that outputs the product of ``terms`` values and weights, between Q/DQ pairs.
 
     Weights are 127 steps of 1/127; the output's step is terms / 127, so 127 steps are the largest.
     """
@@ -55,7 +56,7 @@ def exact(steps: np.ndarray) -> int:
 
 
 def in_16_bits(steps: np.ndarray) -> int:
-    """The same as x86 without VNNI computes it: bytes without sign, pairs of products cut off at 32767."""
+    """As x86 without VNNI computes it: unsigned bytes, pairs of products cut off at 32767."""
     shifted = steps.astype(np.int64) + 128  # what makes int8 a byte without sign
     pairs = np.minimum(shifted.reshape(-1, 2).sum(1) * 127, 32767)
     total = int(pairs.sum()) - 128 * 127 * len(steps)
@@ -81,14 +82,13 @@ def test_products_of_the_samplers_sessions_equal_integer_arithmetic(kind, thread
 
 
 def test_16_bits_would_cut_the_products_off():
-    """So the test above fails wherever the session computes in 16 bits: the probe's 64 becomes 0.5."""
+    """So the test above fails where the session computes in 16 bits: the probe's 64 becomes 0.5."""
     largest = np.full(64, 127)
     assert exact(largest) == 127
     assert in_16_bits(largest) == 1
     assert in_16_bits(largest) * 64 / 127 == pytest.approx(0.504, abs=1e-3)
-    small = np.full(
-        64, -100
-    )  # small bytes do not overflow: the model is right where nothing is cut off
+    # Small bytes do not overflow: the model is right where nothing is cut off.
+    small = np.full(64, -100)
     assert in_16_bits(small) == exact(small) == -100
 
 
@@ -98,7 +98,8 @@ def test_the_probe_is_the_graph_that_it_says_it_is():
     assert session._PROBE_ANSWER == 64.0
 
 
-ANSWERS = {  # what the probe answers by default, in the exact kernels, in float32 -> what is taken, and said
+# What the probe answers by default, in the exact kernels, in float32 -> what is taken, and said.
+ANSWERS = {
     "exact": ([64.0], {}, ""),
     "overflows": ([0.5, 64.0], {"session.x64quantprecision": "1"}, "exact kernels"),
     "overflows there too": ([0.5, 0.5, 64.0], session.AS_FLOAT, "float32 products"),
@@ -135,7 +136,7 @@ def test_a_processor_without_any_exact_way_is_refused(monkeypatch):
 
 
 def test_float32_products_are_those_of_the_quantised_values():
-    """The second row of parity: 0.3 and 0.3 + half a step are the same int8 value, so equal products."""
+    """The second row of parity: 0.3 and half a step more are one int8 value: equal products."""
     graph = session.cpu_session(product("MatMul"), 1, as_float=True)
     step = 38 / 127
     near, same = (np.full((1, 64), step + part / 127, np.float32) for part in (0.0, 0.4))

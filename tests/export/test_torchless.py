@@ -18,6 +18,7 @@ pytest.importorskip("onnxruntime")
 from ganfast.export import load_sampler
 from ganfast.export.bundle.bundle import write_bundle
 from ganfast.export.bundle.manifest import GOLDEN, MODEL
+from tests.programs import python
 from tests.small_bundle import small_bundle, small_model
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def empty_environment(tmp_path_factory):
 
 
 def run(site, code, *arguments):
-    """A program in the empty environment: neither the site packages nor the checkout are on its path."""
+    """A program in the empty environment: its path has no site packages and no checkout."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
     }
@@ -80,7 +81,8 @@ def test_the_wheel_draws_with_numpy_and_onnxruntime_only(bundle, empty_environme
         "import numpy as np\n"
         "with load_sampler(sys.argv[1], digest=sys.argv[2]) as sampler:\n"
         "    np.save(sys.argv[3], sampler.sample(20, seed=7, labels=[1, 2] * 10, psi=0.7))\n"
-        "    print(json.dumps([sampler.backend_name, sorted({name.split('.')[0] for name in sys.modules})]))\n"
+        "    modules = {name.split('.')[0] for name in sys.modules}\n"
+        "    print(json.dumps([sampler.backend_name, sorted(modules)]))\n"
     )
     done = run(
         empty_environment, code, bundle.folder, bundle.manifest.digest, tmp_path / "drawn.npy"
@@ -155,7 +157,7 @@ def test_verify_and_inspect_need_no_torch_either(bundle, empty_environment):
 
 @pytest.mark.accept
 def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path):
-    """As a user of a bundle does it: venv, pip, a picture. NumPy and ONNX Runtime come from the index."""
+    """As a bundle's user does it: venv, pip, a picture. NumPy and ONNX Runtime are downloaded."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -174,7 +176,9 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
     )
     code = (
         "import importlib.util, sys\n"
-        "assert not any(importlib.util.find_spec(name) for name in ('torch', 'onnx', 'PIL', 'safetensors')), 'not empty'\n"
+        "names = ('torch', 'onnx', 'PIL', 'safetensors')\n"
+        "wrong = [name for name in names if importlib.util.find_spec(name)]\n"
+        "assert not wrong, 'not empty'\n"
         "from ganfast.export import load_sampler\n"
         "import ganfast, numpy as np\n"
         "assert ganfast.__file__.startswith(sys.prefix), ganfast.__file__\n"
@@ -206,6 +210,9 @@ def test_the_wheel_installs_into_an_empty_environment_and_draws(bundle, tmp_path
 
 
 def test_importing_the_package_costs_nothing():
-    code = "import sys, ganfast.export, ganfast.export.drawing.sampler; print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, ganfast.export, ganfast.export.drawing.sampler; "
+        "print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
+    done = python("-c", code, check=True)
     assert done.stdout.split() == ["False", "False"]

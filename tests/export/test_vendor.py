@@ -393,7 +393,8 @@ def test_rtx_engines_are_built_and_are_equal_every_time():
     assert {engine.plan[:4] for engine in first} == {b"vtrt"}
     assert {engine.facts["version"] for engine in first} == {rtx.__version__}
     code = (
-        "import hashlib, tests.export.test_vendor as t; model = t.small_model(classes=3, channels=3);"
+        "import hashlib, tests.export.test_vendor as t;"
+        "model = t.small_model(classes=3, channels=3);"
         "(e,) = t.build_engines(model, 'rtx', t.Build(t.BUCKETS), ['8.6']);"
         "print(e.key, hashlib.sha256(e.plan).hexdigest())"
     )

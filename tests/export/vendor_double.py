@@ -1,9 +1,9 @@
 """Stand-ins for `tensorrt` 10 and 11, `tensorrt_rtx` and the CUDA driver, where there is no GPU.
 
-A stand-in has exactly the names that the real module has: tests/export/vendor_names.json was read off the
-real modules. To read or write any other name raises AttributeError. Behind the names it keeps the
-rules that matter. An engine draws only when a stream runs, through bound addresses and in the
-shapes of the profile that was chosen; what it draws, ONNX Runtime computes.
+A stand-in has exactly the names of the real module, which tests/export/vendor_names.json lists.
+To read or write any other name raises AttributeError. Behind the names it keeps the rules that
+matter. An engine draws only when a stream runs, through bound addresses and in the shapes of the
+chosen profile; ONNX Runtime computes what it draws.
 """
 
 import base64
@@ -337,12 +337,8 @@ class Member(int):
 
 
 _ENUMS = {
-    "BuilderFlag",
-    "ComputeCapability",
-    "DynamicShapesKernelSpecializationStrategy",
-    "ExecutionContextAllocationStrategy",
-    "NetworkDefinitionCreationFlag",
-    "TensorIOMode",
+    *"BuilderFlag ComputeCapability DynamicShapesKernelSpecializationStrategy".split(),
+    *"ExecutionContextAllocationStrategy NetworkDefinitionCreationFlag TensorIOMode".split(),
 }
 
 

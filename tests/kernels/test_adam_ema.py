@@ -1,4 +1,4 @@
-"""Adam, the average and the short copy in one kernel: five steps against torch's optimizer in float64."""
+"""Adam, average and short copy in one kernel: five steps against torch's optimizer in float64."""
 
 from dataclasses import dataclass
 
@@ -74,7 +74,7 @@ def exact_steps(numel, betas, eps=EPS):
 
 
 def assert_moments(state, m, v):
-    """Each element for itself: one may be 10^-10 of another. A mean of both signs is as exact as its largest gradient."""
+    """By element: one may be 10^-10 of another; a mean is as exact as its largest gradient."""
     torch.testing.assert_close(state.v.cpu().double(), v, rtol=1e-6, atol=1e-30)
     largest = torch.stack(
         [gradient(len(m), step).abs().double() for step in range(1, STEPS + 1)]
@@ -86,10 +86,8 @@ def assert_right(numel, betas, average=True, low=True, eps=EPS):
     with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
         found = State.start(numel, average, low, guards.copy)
         for step in range(1, STEPS + 1):
-            g, rates = (
-                guards.copy(gradient(numel, step).to(DEVICE)),
-                guards.copy(rates_of(step, betas)),
-            )
+            g = guards.copy(gradient(numel, step).to(DEVICE))
+            rates = guards.copy(rates_of(step, betas))
             given = g.clone(), rates.clone()
             found.step(module.adam_ema_triton, g, rates, betas, eps)
             assert torch.equal(g, given[0])
@@ -124,7 +122,7 @@ def test_average_and_copy_may_each_be_missing(average, low):
 
 @on_kernels
 def test_without_momentum_the_first_moment_is_the_gradient_to_the_bit():
-    """As torch's: m + (g - m) would be off by a last place of what m was, which may be far larger."""
+    """As torch's: m + (g - m) would be off by a last place of the old m, perhaps far larger."""
     state = State.start(1500)
     for step in (1, 2):
         g = gradient(1500, step).to(DEVICE)
@@ -134,7 +132,7 @@ def test_without_momentum_the_first_moment_is_the_gradient_to_the_bit():
 
 @on_kernels
 def test_eps_is_added_to_the_root():
-    """As large as the roots, it shows: inside the root, or before the bias correction, it would be another function."""
+    """As large as the roots, it shows if misplaced: in the root, or before the bias correction."""
     assert_right(1500, (0.5, 0.999), eps=0.1)
 
 
@@ -151,7 +149,7 @@ def test_a_gradient_of_zero_moves_nothing_and_stays_finite():
 
 @on_kernels
 def test_what_changes_from_step_to_step_is_read_from_the_device():
-    """A captured graph replays with the same arguments: only what the rates' memory holds may differ."""
+    """A captured graph replays with the same arguments: only the rates' memory may differ."""
     g, rates = gradient(1500, 1).to(DEVICE), rates_of(1, (0.0, 0.9))
     moved, kept = [], []
     for lr, decay in ((LR, DECAY), (2 * LR, DECAY), (LR, 0.5), (0.0, DECAY)):
@@ -199,19 +197,9 @@ def test_no_parameters_launch_nothing():
 def test_the_operation_keeps_its_schema_and_its_fake(given):
     state = State.start(70, *given)
     g = gradient(70, 1).to(DEVICE)
-    assert_op(
-        module._op,
-        state.p,
-        g,
-        state.m,
-        state.v,
-        rates_of(1, (0.5, 0.9)),
-        0.5,
-        0.9,
-        EPS,
-        state.average,
-        state.low,
-    )
+    rates = rates_of(1, (0.5, 0.9))
+    parameters = state.p, g, state.m, state.v
+    assert_op(module._op, *parameters, rates, 0.5, 0.9, EPS, state.average, state.low)
 
 
 # Rates, the reference, and which of the two runs.

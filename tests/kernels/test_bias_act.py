@@ -1,4 +1,6 @@
-"""Bias and leaky ReLU, its delta and its tangent: kernels against float64, bits one by one, and the chain against autograd."""
+"""Bias and leaky ReLU, delta and tangent: kernels against float64, the chain against autograd."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,20 +24,9 @@ from tests.kernels.test_kernels_interpreted import (
     run_kernel,
 )
 
-# Odd in every way: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
-SHAPES = [
-    (1, 1),
-    (5, 3),
-    (4, 70),
-    (2, 5, 11),
-    (1, 1, 1, 1),
-    (1, 70, 1, 1),
-    (2, 3, 3, 3),
-    (3, 5, 7, 6),
-    (2, 70, 9, 7),
-    (4, 1, 9, 7),
-    (2, 3, 40, 33),
-]
+# Odd: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
+SHAPES = "1x1 5x3 4x70 2x5x11 1x1x1x1 1x70x1x1 2x3x3x3 3x5x7x6 2x70x9x7 4x1x9x7 2x3x40x33"
+SHAPES = [tuple(map(int, shape.split("x"))) for shape in SHAPES.split()]
 CASES = [
     (shape, layout)
     for shape in SHAPES
@@ -43,12 +34,8 @@ CASES = [
     if layout == "contiguous" or len(shape) == 4
 ]
 SLOPES = [0.2, 0.0]
-TYPES = [
-    (torch.float32, 0.2),
-    (torch.float32, 0.0),
-    (torch.bfloat16, 0.2),
-    (torch.float16, 0.2),
-]  # and slopes
+# And slopes.
+TYPES = [(torch.float32, 0.2), (torch.float32, 0.0), (torch.bfloat16, 0.2), (torch.float16, 0.2)]
 
 
 def per_channel(v: Tensor, x: Tensor) -> Tensor:
@@ -68,7 +55,7 @@ def bits_of(positive: Tensor) -> Tensor:
 
 
 def inputs(shape, dtype=torch.float32, layout="contiguous"):
-    """x and a bias; an eighth of the sums is exactly 0, where the slope is that of the negative side."""
+    """x and a bias; an eighth of the sums is exactly 0, which has the negative side's slope."""
     x, bias = randn(*shape, dtype=dtype, layout=layout), randn(shape[1], seed=1)
     bias = bias.to(dtype).float()
     on_the_kink = torch.arange(x.numel()).view(shape) % 8 == 3
@@ -358,9 +345,8 @@ def doubly(x, bias, slope, function):
     x, bias = x.detach().requires_grad_(), bias.detach().requires_grad_()
     y = function(x, bias, slope)
     scale = torch.linspace(-2, 2, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
-    curved = (
-        scale * y**2
-    ).sum()  # its gradient depends on y, so that the second derivative is none of zeros
+    # Its gradient depends on y, so that the second derivative is none of zeros.
+    curved = (scale * y**2).sum()
     dx, db = torch.autograd.grad(curved, (x, bias), create_graph=True)
     ddx, ddb = torch.autograd.grad((dx**2).sum() + (db**2).sum(), (x, bias))
     return {"y": y, "dx": dx, "db": db, "ddx": ddx, "ddb": ddb}
@@ -374,7 +360,7 @@ def leaky(x, bias, slope):
 def test_second_derivatives_pass_gradgradcheck(slope):
     x, bias = randn(2, 8, 3, 2, seed=1).double(), randn(8, seed=2).double()
     inputs = (x.requires_grad_(), bias.requires_grad_())
-    function = lambda x, b: biased_leaky_relu(x, b, slope)
+    function = partial(biased_leaky_relu, slope=slope)
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
@@ -382,10 +368,8 @@ def test_second_derivatives_pass_gradgradcheck(slope):
 @on_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_second_derivatives_through_the_kernels_are_those_of_float64(memory_format):
-    x, bias = (
-        randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format),
-        randn(8, seed=2).to(DEVICE),
-    )
+    x = randn(3, 8, 5, 7, seed=1).to(DEVICE, memory_format=memory_format)
+    bias = randn(8, seed=2).to(DEVICE)
     truth = doubly(x.double(), bias.double(), 0.2, leaky)
     own = doubly(x, bias, 0.2, leaky)
     before = dict(launches)

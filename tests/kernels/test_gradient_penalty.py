@@ -1,4 +1,4 @@
-"""From input gradients to values, norms and the direction: the kernels against float64, and against autograd's derivative."""
+"""From input gradients to values, norms and direction: kernels against float64 and autograd."""
 
 import pytest
 import torch
@@ -28,9 +28,8 @@ KINDS = {
     **{f"one-sided {target}": (target, True, False) for target in (0.0, 1.0, 0.4)},
 }  # target, one_sided, zero_centred
 FEW = ["zero-centred", "two-sided 0.4", "one-sided 1.0"]
-NORMS = torch.tensor(
-    [0.1, 0.7, 0.0, 3.0, 1.5], dtype=torch.float64
-)  # on both sides of every target, and no gradient at all
+# On both sides of every target, and no gradient at all.
+NORMS = torch.tensor([0.1, 0.7, 0.0, 3.0, 1.5], dtype=torch.float64)
 ONE_LAUNCH, TWO_LAUNCHES = {"_whole_kernel": 1}, {"_squares_kernel": 1, "_direction_kernel": 1}
 # shape of a sample, whether one program keeps it
 SHAPES = {

@@ -1,6 +1,6 @@
-"""Every kernel compiles for NVIDIA GPUs on a machine that has none, and keeps its values in registers.
+"""Every kernel compiles for NVIDIA GPUs on a machine without one, and keeps values in registers.
 
-Types and constants are those that the launchers use. A kernel that spills would say so in its STACK or LOCAL bytes.
+Types and constants are the launchers'. A kernel that spills has STACK or LOCAL bytes.
 """
 
 import re
@@ -14,146 +14,77 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter is on: nothing is compiled", allow_module_level=True)
 
-from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
+from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8  # noqa: E402
 
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
 ARCHITECTURES = (80, 90, 100)
 
 
+def types(text):
+    """Arguments and their types from "x y: *fp32, numel: i32"."""
+    groups = (group.split(": ") for group in text.split(", "))
+    return {name: kind for names, kind in groups for name in names.split()}
+
+
 def cases():
     """name, kernel, signature by argument, constants, warps."""
+    penalty, drawn, bias = gradient_penalty, latents, bias_act
     for name, kind in FLOATS.items():
-        pair = {"g_ptr": kind, "u_ptr": kind, "value_ptr": "*fp32", "norm_ptr": "*fp32"}
-        numbers = {"weight": "fp32", "target": "fp32", "scale": "fp32"}
+        pair = types(f"g_ptr u_ptr: {kind}, value_ptr norm_ptr: *fp32")
+        pair |= types("M: i32, weight target scale: fp32")
         for zero_centred, one_sided in ((True, False), (False, True), (False, False)):
             flags = {"ZERO_CENTRED": zero_centred, "ONE_SIDED": one_sided}
-            for block in (1024, gradient_penalty._ONE_PROGRAM):
-                yield (
-                    f"whole-{name}-{block}-{zero_centred}-{one_sided}",
-                    gradient_penalty._whole_kernel,
-                    pair | {"M": "i32"} | numbers,
-                    flags | {"BLOCK": block},
-                    min(8, block // 512),
-                )
-            yield (
-                f"direction-{name}-{zero_centred}-{one_sided}",
-                gradient_penalty._direction_kernel,
-                pair | {"part_ptr": "*fp32", "M": "i32", "PARTS": "i32"} | numbers,
-                flags | {"BLOCK": gradient_penalty._SPLIT, "ALL_PARTS": 64},
-                8,
-            )
-        yield (
-            f"squares-{name}",
-            gradient_penalty._squares_kernel,
-            {"g_ptr": kind, "part_ptr": "*fp32", "M": "i32", "PARTS": "i32"},
-            {"BLOCK": gradient_penalty._SPLIT},
-            8,
-        )
+            case = f"{name}-{zero_centred}-{one_sided}"
+            for block in (1024, penalty._ONE_PROGRAM):
+                constants, warps = flags | {"BLOCK": block}, min(8, block // 512)
+                case_of_block = f"whole-{name}-{block}-{zero_centred}-{one_sided}"
+                yield case_of_block, penalty._whole_kernel, pair, constants, warps
+            parts = pair | types("part_ptr: *fp32, PARTS: i32")
+            constants = flags | {"BLOCK": penalty._SPLIT, "ALL_PARTS": 64}
+            yield f"direction-{case}", penalty._direction_kernel, parts, constants, 8
+        signature = types(f"g_ptr: {kind}, part_ptr: *fp32, M PARTS: i32")
+        yield f"squares-{name}", penalty._squares_kernel, signature, {"BLOCK": penalty._SPLIT}, 8
+        flat = {"BLOCK": bias._BLOCK}
         for numel in ("i32", "i64"):  # tensors below and above 2**31 elements
-            yield (
-                f"bias-act-{name}-{numel}",
-                bias_act._forward_kernel,
-                {
-                    "x_ptr": kind,
-                    "bias_ptr": "*fp32",
-                    "y_ptr": kind,
-                    "bits_ptr": "*u8",
-                    "numel": numel,
-                }
-                | {"C": "i32", "INNER": "i32", "slope": "fp32"},
-                {"BLOCK": bias_act._BLOCK},
-                8,
+            signature = types(
+                f"x_ptr y_ptr: {kind}, bias_ptr: *fp32, bits_ptr: *u8, numel: {numel}"
             )
-            yield (
-                f"tangent-{name}-{numel}",
-                bias_act._tangent_kernel,
-                {
-                    "c_ptr": kind,
-                    "bits_ptr": "*u8",
-                    "t_ptr": kind,
-                    "numel": numel,
-                    "first": numel,
-                    "slope": "fp32",
-                },
-                {"BLOCK": bias_act._BLOCK},
-                8,
+            signature |= types("C INNER: i32, slope: fp32")
+            yield f"bias-act-{name}-{numel}", bias._forward_kernel, signature, flat, 8
+            signature = types(
+                f"c_ptr t_ptr: {kind}, numel first: {numel}, bits_ptr: *u8, slope: fp32"
             )
-        delta = {
-            "dy_ptr": kind,
-            "bits_ptr": "*u8",
-            "weight_ptr": "*fp32",
-            "dz_ptr": kind,
-            "part_ptr": "*fp32",
-        }
-        yield (
-            f"delta-columns-{name}",
-            bias_act._delta_columns_kernel,
-            delta | {"R": "i32", "C": "i32", "PER_SAMPLE": "i32", "slope": "fp32"},
-            {"ROWS": bias_act._ROWS, "COLUMNS": bias_act._COLUMNS},
-            4,
-        )
-        yield (
-            f"delta-rows-{name}",
-            bias_act._delta_rows_kernel,
-            delta | {"C": "i32", "INNER": "i32", "slope": "fp32"},
-            {"BLOCK": bias_act._ROW_PART},
-            4,
-        )
-        strides = {f"stride_{axis}": "i32" for axis in "nchw"}
-        yield (
-            f"to-uint8-{name}",
-            to_uint8._tail_kernel,
-            {"x_ptr": kind, "y_ptr": "*u8", "numel": "i32", "C": "i32", "H": "i32", "W": "i32"}
-            | strides,
-            {"BLOCK": to_uint8._BLOCK},
-            4,
-        )
+            yield f"tangent-{name}-{numel}", bias._tangent_kernel, signature, flat, 8
+        delta = types(f"dy_ptr dz_ptr: {kind}, bits_ptr: *u8, weight_ptr part_ptr: *fp32")
+        delta |= types("C: i32, slope: fp32")
+        columns, tile = delta | types("R PER_SAMPLE: i32"), {"ROWS": bias._ROWS}
+        tile["COLUMNS"] = bias._COLUMNS
+        yield f"delta-columns-{name}", bias._delta_columns_kernel, columns, tile, 4
+        rows, part = delta | types("INNER: i32"), {"BLOCK": bias._ROW_PART}
+        yield f"delta-rows-{name}", bias._delta_rows_kernel, rows, part, 4
+        strides = " ".join(f"stride_{axis}" for axis in "nchw")
+        signature = types(f"x_ptr: {kind}, y_ptr: *u8, numel C H W {strides}: i32")
+        yield f"to-uint8-{name}", to_uint8._tail_kernel, signature, {"BLOCK": to_uint8._BLOCK}, 4
     for normal in (True, False):
-        words = dict.fromkeys(("k0", "k1", "m0", "m1", "w0", "w1"), "i64")
-        yield (
-            f"draw-{normal}",
-            latents._draw_kernel,
-            {
-                "index_ptr": "*i64",
-                "out_ptr": "*fp32" if normal else "*fp64",
-                "N": "i32",
-                "COUNT": "i32",
-                "PER_ROW": "i32",
-            }
-            | words,
-            {"NORMAL": normal, "BLOCK": latents._BLOCK},
-            4,
-        )
+        signature = types("index_ptr: *i64, N COUNT PER_ROW: i32, k0 k1 m0 m1 w0 w1: i64")
+        signature["out_ptr"] = "*fp32" if normal else "*fp64"
+        constants = {"NORMAL": normal, "BLOCK": drawn._BLOCK}
+        yield f"draw-{normal}", drawn._draw_kernel, signature, constants, 4
     for average, low in ((True, True), (False, False)):
-        flat = {f"{p}_ptr": "*fp32" for p in ("p", "g", "m", "v", "average", "rates")}
-        yield (
-            f"adam-{average}-{low}",
-            adam_ema._adam_kernel,
-            flat
-            | {"low_ptr": "*bf16", "numel": "i32"}
-            | dict.fromkeys(
-                ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "eps"), "fp32"
-            ),
-            {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK},
-            4,
-        )
+        signature = types("p_ptr g_ptr m_ptr v_ptr average_ptr rates_ptr: *fp32, low_ptr: *bf16")
+        signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2 eps: fp32")
+        constants = {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK}
+        yield f"adam-{average}-{low}", adam_ema._adam_kernel, signature, constants, 4
 
 
 CASES = {name: rest for name, *rest in cases()}
 SHORT = [name for name in CASES if "bf16" in name or name.startswith(("draw", "adam"))]
 # every kernel once, as its longest program
-SAMPLE = [
-    f"whole-bf16-{gradient_penalty._ONE_PROGRAM}-False-True",
-    "direction-bf16-False-True",
-    "squares-bf16",
-    "bias-act-bf16-i64",
-    "tangent-bf16-i64",
-    "delta-columns-bf16",
-    "delta-rows-bf16",
-    "to-uint8-bf16",
-    "draw-True",
-    "adam-True-True",
-]
+SAMPLE = f"""
+    whole-bf16-{gradient_penalty._ONE_PROGRAM}-False-True direction-bf16-False-True squares-bf16
+    bias-act-bf16-i64 tangent-bf16-i64 delta-columns-bf16 delta-rows-bf16 to-uint8-bf16 draw-True
+    adam-True-True
+""".split()
 
 
 def resources(kernel, signature, constants, warps, architecture):

@@ -1,13 +1,11 @@
-"""Kernels in an ordinary test run: a second process, in which triton's interpreter executes them on the CPU and no test is skipped.
+"""Kernels in an ordinary test run: a second process executes them in triton's interpreter.
 
-Here too: what the kernels' tests share (where they run, poisoned memory, the bound on errors), and what decides between a kernel
-and its reference.
+Here too: what the kernels' tests share (where they run, poisoned memory, the bound on errors),
+and what decides between a kernel and its reference.
 """
 
 import os
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from ganfast.kernels._triton import (
     same_layout,
     use_triton,
 )
+from tests.programs import python
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = _triton.interpreted()
@@ -44,14 +43,15 @@ _PAD = 1 << 15  # elements on either side of a tensor: more than any program of 
 class Guards:
     """Tensors in the middle of poisoned buffers.
 
-    What a kernel leaves unwritten, or reads beyond a tensor, shows as NaN in what it returns; what it writes beyond, in `check`.
+    What a kernel leaves unwritten, or reads beyond a tensor, shows as NaN in what it returns;
+    writes beyond one show in `check`.
     """
 
     def __init__(self):
         self.buffers: list[tuple[Tensor, int, int]] = []
 
     def empty(self, x: Tensor, byte: int = 0xAA, word: int = -1) -> Tensor:
-        """Poison in the shape and layout of a dense x: this byte again and again, or these 16 bits, NaN in every float type."""
+        """Poison like a dense x: this byte repeated, or 16 bits that are NaN in every float."""
         unit, poison = (torch.uint8, byte) if x.element_size() == 1 else (torch.int16, word)
         units = x.element_size() // unit.itemsize
         buffer = torch.full(((2 * _PAD + x.numel()) * units,), poison, dtype=unit, device=x.device)
@@ -59,7 +59,7 @@ class Guards:
         return buffer.view(x.dtype).as_strided(x.shape, x.stride(), _PAD)
 
     def copy(self, x: Tensor) -> Tensor:
-        """Poisoned with other bits than `empty`: they show where they are copied from beyond one tensor to beyond another."""
+        """Other bits than `empty` has: they show where poison is copied from tensor to tensor."""
         return self.empty(x, 0x55, 0x7FFF).copy_(x)
 
     def check(self) -> None:
@@ -72,7 +72,7 @@ class Guards:
 
 @contextmanager
 def poisoned_memory():
-    """`torch.empty` and `torch.empty_like` give guarded poison; on leaving, nothing lies around any tensor."""
+    """`torch.empty` and `torch.empty_like` give guarded poison; leaving checks every guard."""
     guards, empty, empty_like = Guards(), torch.empty, torch.empty_like
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", lambda *args, **kwargs: guards.empty(empty(*args, **kwargs)))
@@ -85,14 +85,14 @@ def poisoned_memory():
 
 @contextmanager
 def launching(**expected):
-    """Exactly these kernels are launched, so often: a reference in their place would launch none."""
+    """Exactly these kernels are launched, so often: a reference in their place launches none."""
     before = launches.copy()
     yield
     assert dict(launches - before) == expected
 
 
 def run_kernel(function, *args, inputs_stay=True, **expected):
-    """A launcher's result, on guarded copies of its tensors, in poisoned memory, with the launches that are expected."""
+    """A launcher's result on guarded copies in poisoned memory, with the expected launches."""
     with poisoned_memory() as guards, launching(**expected):
         given = [guards.copy(x.to(DEVICE)) if isinstance(x, Tensor) else x for x in args]
         result = function(*given)
@@ -113,14 +113,14 @@ def errors(found: Tensor, exact: Tensor) -> Tensor:
 def assert_as_exact(
     found: Tensor, reference: Tensor, exact: Tensor, terms: Tensor | float = 0.0
 ) -> None:
-    """A kernel's error is at most twice the reference's own, sample by sample, and one unit in the last place.
+    """A kernel's error is at most twice the reference's, by sample, and a unit in the last place.
 
     A whole unit, not half: the interpreter truncates bfloat16 where hardware rounds to nearest.
 
     Args:
         found, reference: of the same type.
         exact: float64.
-        terms: the size of what was added up, where that may be far more than the result: float32 rounds there.
+        terms: size of what was summed, where it may far exceed the result: float32 rounds there.
     """
     assert found.dtype == reference.dtype
     own = errors(reference, exact)
@@ -132,12 +132,13 @@ def assert_as_exact(
     allowed = 2 * own + unit + torch.finfo(torch.float32).eps * terms
     wrong = ~(errors(found, exact) <= allowed)  # NaN is wrong
     assert not wrong.any(), (
-        f"{int(wrong.sum())} of {wrong.numel()}: {found.cpu()[wrong][:4].tolist()}, expected {exact[wrong][:4].tolist()}"
+        f"{int(wrong.sum())} of {wrong.numel()}: {found.cpu()[wrong][:4].tolist()}, "
+        f"expected {exact[wrong][:4].tolist()}"
     )
 
 
 def assert_op(op, *args) -> None:
-    """The registered operation does what its schema and its fake say, so that it compiles and can be captured."""
+    """The registered operation keeps to its schema and its fake, so it compiles and is captured."""
     torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -149,7 +150,7 @@ def randn(*shape, seed=0, dtype=torch.float32, layout="contiguous") -> Tensor:
 
 
 def assert_dispatch(monkeypatch, public, reference, *args, kernel: dict[str, int]) -> None:
-    """Where a kernel cannot run, or is not wanted, the reference does, to the bit; a wish that is no word is refused.
+    """Where a kernel cannot or may not run, the reference runs, to the bit; other words raise.
 
     Args:
         public, reference: functions that return a tensor or several.
@@ -203,21 +204,8 @@ def test_every_kernel_test_passes_under_the_interpreter_and_none_is_skipped(dept
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name not in _OWN}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            depth,
-            *(str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files),
-        ],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    paths = (str(next(ROOT.glob(f"tests/**/test_{name}.py"))) for name in files)
+    done = python("-m", "pytest", "-q", "-m", depth, *paths, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     counts = {
         what: int(number)
@@ -236,7 +224,7 @@ def test_every_kernel_has_its_tests():
 
 @pytest.mark.parametrize("names", ["SAMPLE", pytest.param("SHORT", marks=pytest.mark.accept)])
 def test_every_kernel_compiles_with_integers_of_one(names):
-    """Triton makes a constant of an integer argument that is 1; a stream of 1, say, must compile as any other does."""
+    """Triton makes a constant of an integer 1: a stream of 1, say, must compile as any other."""
     pytest.importorskip("triton")
     if INTERPRETED:
         pytest.skip("the interpreter is on: nothing is compiled")
@@ -300,11 +288,13 @@ def test_no_kernel_runs_on_a_cpu_without_the_interpreter_nor_without_triton(monk
 
 def test_files_of_kernels_import_where_triton_is_not_installed():
     modules = ", ".join(f"ganfast.kernels.{name}" for name in KERNELS)
-    code = f"import sys; sys.modules['triton'] = None; import {modules}, ganfast.kernels._triton as t; print(t.triton, t.tl.constexpr)"
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    code = (
+        f"import sys; sys.modules['triton'] = None; import {modules}; "
+        "import ganfast.kernels._triton as t; "
+        "print(t.triton, t.tl.constexpr)"
     )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = python("-c", code, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("None ")
 
@@ -317,17 +307,8 @@ def test_an_empty_grid_launches_nothing():
 
 def test_blocks_cover_and_powers_of_two_are_the_next():
     assert [blocks(count, 8) for count in (0, 1, 8, 9, 16, 17)] == [0, 1, 1, 2, 2, 3]
-    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [
-        1,
-        1,
-        2,
-        4,
-        4,
-        8,
-        1024,
-        1024,
-        2048,
-    ]
+    expected = [1, 1, 2, 4, 4, 8, 1024, 1024, 2048]
+    assert [power_of_two(count) for count in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == expected
 
 
 def test_dense_keeps_what_is_dense_and_copies_the_rest():
@@ -357,7 +338,7 @@ def test_same_layout_gives_the_others_strides_and_copies_only_if_needed():
 
 
 def test_poison_shows_what_is_not_written_and_what_is_written_beyond():
-    """The guard itself, on torch's own functions: nothing else would notice if it noticed nothing."""
+    """The guard on torch's own functions: without this, a guard that misses everything passes."""
     with poisoned_memory():
         assert torch.empty(3, 4).isnan().all()
         assert torch.empty_like(torch.zeros(3, dtype=torch.bfloat16)).isnan().all()

@@ -1,4 +1,4 @@
-"""The kernel that draws: NumPy's Philox bit for bit, uniforms to the bit of the reference, normals to its last place."""
+"""The kernel that draws: NumPy's Philox and uniforms bit for bit, normals to their last place."""
 
 import numpy as np
 import pytest
@@ -22,18 +22,8 @@ from tests.kernels.test_kernels_interpreted import (
     run_kernel,
 )
 
-SEEDS = [
-    0,
-    1,
-    42,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**32,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]  # where an argument's type or sign changes
+# Where an argument's type or sign changes.
+SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 INDEX = torch.tensor([0, 1, 2, 2**32 - 1, 2**32, 2**40, 2**53 + 1, 2**63 - 1])
 
 
@@ -49,7 +39,7 @@ def numpy_words(seed, stream, index, count):
 
 
 def assert_numpys_uniforms(seed, stream, count):
-    """The upper 53 bits of a word, exactly: any wrong bit of key, counter or product reaches them."""
+    """The upper 53 bits of a word, exactly: a wrong bit of key, counter or product reaches them."""
     words = np.stack([numpy_words(seed, stream, int(i), count) for i in INDEX])
     found = draw(seed, stream, INDEX, count, False)
     assert found.dtype == torch.float64
@@ -57,16 +47,13 @@ def assert_numpys_uniforms(seed, stream, count):
 
 
 def assert_references_normals(seed, stream, index, count, most_off=0):
-    found, expected = (
-        draw(seed, stream, index, count, True),
-        latents_reference(seed, stream, index, count),
-    )
+    found = draw(seed, stream, index, count, True)
+    expected = latents_reference(seed, stream, index, count)
     assert found.dtype == torch.float32
     assert found.shape == expected.shape
     assert found.isfinite().all(), "not written"
-    steps = (
-        found.view(torch.int32).long() - expected.view(torch.int32).long()
-    ).abs()  # an int32 has no room for a wrong sign
+    # An int32 has no room for a wrong sign.
+    steps = (found.view(torch.int32).long() - expected.view(torch.int32).long()).abs()
     assert steps.max() <= 1
     assert (steps > 0).sum() <= most_off
 
@@ -158,10 +145,8 @@ def test_the_operation_keeps_its_schema_and_its_fake(normal):
 @pytest.mark.parametrize("stream", [0, 1, 2**63, 2**64 - 1])
 def test_the_public_functions_take_every_seed_and_stream(seed, stream):
     with launching(_draw_kernel=2):
-        drawn, uniform = (
-            latents(seed, stream, INDEX.to(DEVICE), 5),
-            uniforms(seed, stream, INDEX.to(DEVICE), 5),
-        )
+        drawn = latents(seed, stream, INDEX.to(DEVICE), 5)
+        uniform = uniforms(seed, stream, INDEX.to(DEVICE), 5)
     assert torch.equal(uniform.cpu(), uniforms_reference(seed, stream, INDEX, 5))
     torch.testing.assert_close(
         drawn.cpu(), latents_reference(seed, stream, INDEX, 5), rtol=2e-7, atol=0

@@ -1,4 +1,4 @@
-"""Float pictures to bytes: every level, ties to even, clipped, in whatever layout the pictures come."""
+"""Float pictures to bytes: every level, ties to even, clipped, in any layout of the pictures."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Networks: pictures and scores of the right kind for every size and condition; users' own classes found, or refused in words."""
+"""Networks: right pictures and scores for every size and condition; users' classes, or refusals."""
 
 import dataclasses
 import itertools
@@ -183,9 +183,8 @@ def test_norms_lie_between_the_layers_but_not_on_pictures(norm):
     assert isinstance(critic.trunk[1], nn.LeakyReLU)  # no norm right after the picture
     assert convolutions[0].bias is not None
     for convolution in convolutions[1:]:
-        assert (convolution.bias is None) == (
-            norm == "batch"
-        )  # a batch norm subtracts any bias again
+        # A batch norm subtracts any bias again.
+        assert (convolution.bias is None) == (norm == "batch")
     kinds = [type(m) for m in generator.modules() if isinstance(m, NORMS)]
     assert kinds == [LAYERS[norm]] * (0 if norm == "none" else len(convolutions))
     assert isinstance(generator.layers[-1], nn.ConvTranspose2d)  # no norm right before the picture
@@ -220,9 +219,8 @@ def test_layer_norm_is_over_a_whole_picture(model):
                 assert abs(picture.mean()) < 1e-5
                 assert picture.std(correction=0).item() == pytest.approx(1, abs=1e-2)
                 if model == "dcgan":
-                    assert (
-                        picture.mean((1, 2)).abs().max() > 0.01
-                    )  # of all channels together, not of each
+                    # Of all channels together, not of each.
+                    assert picture.mean((1, 2)).abs().max() > 0.01
             return
     pytest.fail("no norm found")
 
@@ -261,11 +259,8 @@ def test_spectral_norm_reaches_convolutions_and_linear_layers_of_any_module():
     net = spectral(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Linear(4, 4)), nn.BatchNorm2d(2))
     )
-    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == [
-        True,
-        True,
-        False,
-    ]
+    expected = [True, True, False]
+    assert [hasattr(m, "parametrizations") for m in (net[0], net[1][0], net[2])] == expected
 
 
 # Initial weights.
@@ -379,24 +374,11 @@ def test_initial_weights_follow_torchs_seed():
 # What an engine walks.
 
 WALKABLE = {
-    "Critic",
-    "Sequential",
-    "Conv2d",
-    "Linear",
-    "LeakyReLU",
-    "Flatten",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "GroupNorm",
-    "LayerNorm",
-    "InstanceNorm2d",
+    *"Critic Sequential Conv2d Linear LeakyReLU Flatten".split(),
+    *"BatchNorm1d BatchNorm2d GroupNorm LayerNorm InstanceNorm2d".split(),
 }
 PARAMETRISED = {
-    "ParametrizedConv2d",
-    "ParametrizedLinear",
-    "ModuleDict",
-    "ParametrizationList",
-    "_SpectralNorm",
+    *"ParametrizedConv2d ParametrizedLinear ModuleDict ParametrizationList _SpectralNorm".split()
 }
 
 
@@ -438,7 +420,8 @@ class MyGenerator(nn.Module):
         self.layer = nn.Linear(spec.latent, spec.channels * spec.size**2)
 
     def forward(self, z, labels=None):
-        return torch.tanh(self.layer(z)).view(-1, self.spec.channels, self.spec.size, self.spec.size)
+        spec = self.spec
+        return torch.tanh(self.layer(z)).view(-1, spec.channels, spec.size, spec.size)
 
 class Flat(nn.Module):
     """(N,)"""

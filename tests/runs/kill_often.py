@@ -1,9 +1,10 @@
-"""Trains runs in processes that are killed again and again, until each is finished, and compares it with one that nobody killed.
+"""Trains runs in processes that are killed again and again, and compares each with an unkilled one.
 
 python -m tests.runs.kill_often FOLDER --seed 0 --kills 200 CONFIG.yaml ...
 
-One process imports torch, and every victim is forked from it, so that a life costs a fraction of a second. Half of the victims are
-killed at a moment, half in a file operation of a save, where a write is half done. Prints one JSON line a kill, and one at the end.
+One process imports torch and forks every victim, so that a life costs a fraction of a second. Half
+of the victims are killed at a moment, half in a file operation of a save, where a write is half
+done. Prints one JSON line a kill, and one at the end.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from ganfast import configfile, disk
 from ganfast.cli import main
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
-from tests.runs.test_training import (
+from tests.small_runs import (
     assert_same_run,
 )  # and all that a training imports, before any victim is forked
 
@@ -33,7 +34,7 @@ Death = dict[str, Any]  # how a victim ended, and what was lost with it
 
 
 def victim(config: Path, out: Path, operation: int = 0) -> int:
-    """Fork a `ganfast train` and return its process id. ``operation``: it kills itself in that file operation; 0 = it does not."""
+    """Fork a `ganfast train`; its pid. ``operation``: dies in that file operation; 0 = never."""
     child = os.fork()
     if child:
         return child
@@ -67,7 +68,7 @@ def _die_in(operation: int) -> None:
 
 
 def newest(out: Path) -> int:
-    """Images of the newest checkpoint that is whole, -1 = none yet. Every one that is listed must be."""
+    """Images of the newest checkpoint, -1 = none yet. Every listed one must be whole."""
     listed = checkpoints.listed(out / "checkpoints")
     problems = [problem for path in listed if (problem := checkpoints.problem_of(path))]
     assert not problems, problems
@@ -77,7 +78,7 @@ def newest(out: Path) -> int:
 def killed_until_done(
     config: Path, out: Path, draw: random.Random, patience: float, most: int, number: int
 ) -> list[Death]:
-    """Train into ``out``, killing by ``number`` after up to ``patience`` seconds or in a save, at most ``most`` times."""
+    """Train into ``out``; kill by ``number`` within ``patience`` s or in a save, ``most`` times."""
     deaths: list[Death] = []
     before = -1
     while True:
@@ -93,9 +94,8 @@ def killed_until_done(
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return deaths
-        expected = (
-            (128 + number, -number) if number != signal.SIGKILL else (-number,)
-        )  # before it listens, a signal just ends it
+        # Before it listens, a signal just ends it.
+        expected = (128 + number, -number) if number != signal.SIGKILL else (-number,)
         assert code in expected, f"a victim ended with {code}"
         now, lines = newest(out), read_log(out / "log.jsonl")
         assert now >= before, f"the newest checkpoint was {before} and is {now}"
@@ -116,7 +116,7 @@ def killed_until_done(
 def kill_often(
     configs: list[Path], folder: Path, kills: int, seed: int, number: int = signal.SIGKILL
 ) -> Counter[str]:
-    """Runs of each config in turn until ``kills`` processes were killed; every finished one is compared."""
+    """Runs of each config in turn until ``kills`` kills; every finished run is compared."""
     draw, counts, whole = random.Random(seed), Counter[str](), {}
     for config in configs:
         began, out = time.monotonic(), folder / f"{config.stem}-whole"
@@ -132,7 +132,7 @@ def kill_often(
         )
         interval = round(configfile.read(config).log.save_kimg * 1000)
         assert_same_run(spared, out)
-        # Training waits at a save for the one before: what is lost is never more than two intervals.
+        # A save waits for the one before: at most two intervals are ever lost.
         assert all(death["lost"] <= 2 * interval for death in deaths), deaths
         counts.update(
             runs=1, kills=len(deaths), in_a_save=sum(bool(death["operation"]) for death in deaths)

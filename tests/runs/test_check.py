@@ -1,10 +1,8 @@
-"""`ganfast run check`: every kind of damage is found and named, a sound run is called so, and nothing is touched."""
+"""`ganfast run check` names every kind of damage, passes a sound run, and touches nothing."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ from ganfast import locks
 from ganfast.cli import main
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, data, files, tiny
+from tests.programs import python
+from tests.small_runs import STEADY, files, tiny
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +56,8 @@ def test_a_sound_run_is_called_so_with_what_can_be_resumed(run, check):
     assert "best        000000240\nlog         20 lines\n" in out
     assert out.endswith("resume      complete at 0.32 kimg\n")
     facts = json.loads(check("--json")[1])
-    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == (
-        True,
-        "000000320",
-        None,
-        [],
-    )
+    expected = (True, "000000320", None, [])
+    assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == expected
 
 
 def edit(path: str, change) -> None:
@@ -77,63 +72,45 @@ def flip(path: str) -> None:
 
 
 LATE, MID = "run/checkpoints/000000320", "run/checkpoints/000000240"
+
+
+def edited(change):
+    return lambda: edit("run/log.jsonl", change)
+
+
+# name: (what happens, what can be resumed, what the command says)
+DAMAGES = """
+a byte of the newest  | 240 | critic.safetensors was changed after
+a byte of an older    | 320 | ema.safetensors was changed after
+a missing file        | 240 | ema.safetensors cannot be read
+a missing state       | 240 | state.json is missing
+renamed               | 240 | says that it is of 320 images
+a lost line           | 320 | 9 lines up to 0.16 kimg and had 10
+a line twice          | 320 | line 5 is of 64 images, the one before
+a line of rubbish     | 320 | line 4 is not what was
+a short log           | 320 | 15 lines up to 0.32 kimg and had 20
+no log                | 320 | log.jsonl is missing
+no best               | 320 | best.json names no checkpoint that is there
+a history of rubbish  | 320 | history.jsonl is damaged
+"""
+DONE = (
+    lambda: flip(f"{LATE}/critic.safetensors"),
+    lambda: flip(f"{MID}/ema.safetensors"),
+    lambda: Path(f"{LATE}/ema.safetensors").unlink(),
+    lambda: Path(f"{LATE}/state.json").unlink(),
+    lambda: Path(LATE).rename("run/checkpoints/000000400"),
+    edited(lambda x: x[:3] + x[4:]),
+    edited(lambda x: x[:4] + x[3:]),
+    edited(lambda x: [*x[:3], "{", *x[4:]]),
+    edited(lambda x: x[:15]),
+    lambda: Path("run/log.jsonl").unlink(),
+    lambda: shutil.rmtree(MID),
+    lambda: Path("run/history.jsonl").write_text("{"),
+)
+DAMAGES = [[cell.strip() for cell in line.split("|")] for line in DAMAGES.strip().splitlines()]
 DAMAGES = {
-    "a byte of the newest": (
-        lambda: flip(f"{LATE}/critic.safetensors"),
-        "000000240",
-        "critic.safetensors was changed after",
-    ),
-    "a byte of an older": (
-        lambda: flip(f"{MID}/ema.safetensors"),
-        "000000320",
-        "ema.safetensors was changed after",
-    ),
-    "a missing file": (
-        lambda: Path(f"{LATE}/ema.safetensors").unlink(),
-        "000000240",
-        "ema.safetensors cannot be read",
-    ),
-    "a missing state": (
-        lambda: Path(f"{LATE}/state.json").unlink(),
-        "000000240",
-        "state.json is missing",
-    ),
-    "renamed": (
-        lambda: Path(LATE).rename("run/checkpoints/000000400"),
-        "000000240",
-        "says that it is of 320 images",
-    ),
-    "a lost line": (
-        lambda: edit("run/log.jsonl", lambda x: x[:3] + x[4:]),
-        "000000320",
-        "9 lines up to 0.16 kimg and had 10",
-    ),
-    "a line twice": (
-        lambda: edit("run/log.jsonl", lambda x: x[:4] + x[3:]),
-        "000000320",
-        "line 5 is of 64 images, the one before",
-    ),
-    "a line of rubbish": (
-        lambda: edit("run/log.jsonl", lambda x: [*x[:3], "{", *x[4:]]),
-        "000000320",
-        "line 4 is not what was",
-    ),
-    "a short log": (
-        lambda: edit("run/log.jsonl", lambda x: x[:15]),
-        "000000320",
-        "15 lines up to 0.32 kimg and had 20",
-    ),
-    "no log": (lambda: Path("run/log.jsonl").unlink(), "000000320", "log.jsonl is missing"),
-    "no best": (
-        lambda: shutil.rmtree(MID),
-        "000000320",
-        "best.json names no checkpoint that is there",
-    ),
-    "a history of rubbish": (
-        lambda: Path("run/history.jsonl").write_text("{"),
-        "000000320",
-        "history.jsonl is damaged",
-    ),
+    name: (do, f"{int(images):09d}", said)
+    for do, (name, images, said) in zip(DONE, DAMAGES, strict=True)
 }
 
 
@@ -182,12 +159,11 @@ def test_what_is_no_run_is_refused(name, run, check):
 def test_a_directory_without_a_config_is_refused_before_torch_is_imported(tmp_path):
     code = (
         "import sys; from ganfast.cli import main\n"
-        "for line in (['run', 'check', 'nowhere'], ['run', 'chekc'], ['sample', 'nowhere']): assert main(line) == 2\n"
+        "for line in (['run', 'check', 'nowhere'], ['run', 'chekc'], ['sample', 'nowhere']):\n"
+        "    assert main(line) == 2\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nowhere is not a run directory" in done.stderr
     assert (
@@ -220,8 +196,8 @@ def test_returns_forks_and_what_was_set_aside_are_shown(run, check, capsys):
     assert main(["run", "check", "other"]) == 0
     out = capsys.readouterr().out
     assert (
-        f": fork of {Path('run').resolve()}, checkpoint 000000320 (kimg was 0.32, now 0.336; ema_kimg was"
-        in out
+        f": fork of {Path('run').resolve()}, checkpoint 000000320 "
+        "(kimg was 0.32, now 0.336; ema_kimg was" in out
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory that is there whole or not at all, and that brings back networks and Adam to the bit."""
+"""Checkpoints: a directory is whole or not there, and brings networks and Adam back to the bit."""
 
 import errno
 import json
@@ -17,18 +17,12 @@ from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.optim import FlatAdam
 from ganfast.training.state import load_module, optimizer_tensors, restore_optimizer
 
-FILES = {
-    "generator.safetensors",
-    "critic.safetensors",
-    "ema.safetensors",
-    "optimizer_generator.safetensors",
-    "optimizer_critic.safetensors",
-    "state.json",
-}
+PARTS = "generator critic ema optimizer_generator optimizer_critic".split()
+FILES = {"state.json", *(f"{part}.safetensors" for part in PARTS)}
 
 
 def networks(width: int = 5) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    """A convolution, a batch norm and a spectral norm: weights, statistics and power iterations are all state."""
+    """Convolution, batch norm, spectral norm: weights, statistics and iterations are state."""
     generator = nn.Sequential(
         nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3)
     )
@@ -306,11 +300,11 @@ OPERATIONS = ("open", "write", "fsync", "close", "rename", "mkdir", "remove_tree
 def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
     trained, tmp_path, monkeypatch
 ):
-    """The n-th operation fails, for every n: with an error, and as a short write does. The next save is whole again."""
+    """The n-th operation fails, for every n, by error or short write; the next save is whole."""
     count = 0
 
     def saves(at: int, folder, short: bool = False) -> bool:
-        """Save the second of two checkpoints with a fault at one operation; whether it came to that."""
+        """Save the second of two checkpoints with a fault at one operation; was it reached?"""
         nonlocal count
         count = 0
         with monkeypatch.context() as patch:
@@ -359,9 +353,8 @@ def test_a_fault_at_any_file_operation_of_a_save_leaves_a_checkpoint_that_loads(
 
 def test_the_checkpoint_of_the_best_score_survives_pruning(trained, tmp_path):
     for images, score in ((10, 5.0), (20, 3.0), (30, 4.0)):
-        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == (
-            score != 4.0
-        )
+        expected = score != 4.0
+        assert checkpoints.keep_best(save(tmp_path, images, *trained), score, "kid") == expected
     save(tmp_path, 40, *trained)
     checkpoints.prune(tmp_path, 1)
     assert [path.name for path in checkpoints.listed(tmp_path)] == ["000000020", "000000040"]
@@ -380,13 +373,8 @@ def test_networks_of_another_shape_are_refused_by_name(saved):
 
 
 def test_listed_goes_by_number_and_sees_what_is_named_like_a_checkpoint(trained, saved, tmp_path):
-    many = [
-        0,
-        99_999,
-        999_999_999,
-        1_000_000_000,
-        20_000_000_000,
-    ]  # past 10**9 the names grow longer
+    # Past 10**9 the names grow longer.
+    many = [0, 99_999, 999_999_999, 1_000_000_000, 20_000_000_000]
     for images in reversed(many):
         shutil.copytree(saved, tmp_path / f"{images:09d}")
     (tmp_path / ".000099999.part").mkdir()

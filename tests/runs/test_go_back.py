@@ -1,4 +1,4 @@
-"""Going back, forking and forcing: what is later is set aside, what is different is listed, and all of it is written down."""
+"""Going back, forking, forcing: later files are set aside, differences listed, all recorded."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from ganfast.runs.logfile import read_log
 from ganfast.runs.resume import history
 from ganfast.runs.run import Run
 from ganfast.runs.train import train
-from tests.runs.test_training import STEADY, assert_same_run, data, files, newest, tiny
+from tests.small_runs import STEADY, assert_same_run, files, newest, tiny
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,8 @@ def straight(data, tmp_path_factory) -> Path:
     """A run of 320 pictures with checkpoints at 80, 160, 240 and 320, never stopped. Only read."""
     out = tmp_path_factory.mktemp("straight") / "run"
     train(tiny("dcgan", data, out, optim=STEADY, log=replace(tiny().log, keep=0)), quiet=True)
-    assert [p.name for p in checkpoints.listed(out / "checkpoints")] == [
-        "000000080",
-        "000000160",
-        "000000240",
-        "000000320",
-    ]
+    expected = "000000080 000000160 000000240 000000320".split()
+    assert [p.name for p in checkpoints.listed(out / "checkpoints")] == expected
     return out
 
 
@@ -65,23 +61,16 @@ def test_from_an_earlier_checkpoint_the_same_run_is_trained_again_and_the_old_en
     assert_same_run(straight, run)
     aside = run / "checkpoints" / "set-aside"
     assert files(aside / "000000320") == old
-    assert {p.name for p in aside.iterdir()} == {
-        "000000240",
-        "000000320",
-        "000000320.png",
-        "log-after-000000160.jsonl",
-    }
+    expected = set("000000240 000000320 000000320.png log-after-000000160.jsonl".split())
+    assert {p.name for p in aside.iterdir()} == expected
     assert (aside / "log-after-000000160.jsonl").read_text().splitlines() == line[10:]
     assert (
         "back at 0.16 kimg: later checkpoints (000000240, 000000320), 1 sample grids and 10 lines"
         in caplog.text
     )
     (event,) = history(run)
-    assert (event["event"], event["images"], event["set_aside"]) == (
-        "return",
-        160,
-        ["000000240", "000000320"],
-    )
+    expected = ("return", 160, ["000000240", "000000320"])
+    assert (event["event"], event["images"], event["set_aside"]) == expected
 
 
 def test_the_newest_by_its_name_is_what_happens_anyway(run):
@@ -154,7 +143,8 @@ def test_a_forced_change_is_trained_with_and_written_down(run, caplog):
     changed = config_of(run, kimg=0.4, optim=replace(STEADY, lr_critic=0.5), ema_kimg=2.0)
     with pytest.raises(
         InputError,
-        match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; --force .*--fork NEWDIR",
+        match=r"optim.lr_critic was 0.0001, now 0.5; .*\); give those values; "
+        r"--force .*--fork NEWDIR",
     ):
         train(changed, quiet=True)
     assert history(run) == []
@@ -299,20 +289,7 @@ def test_the_command_line_returns_forces_and_forks(run, tmp_path, monkeypatch, c
     assert main(["train", "run", "--checkpoint", "160", "--quiet"]) == 0
     assert main(["train", "run", "--ema-kimg=2", "--kimg=0.336", "--force", "--quiet"]) == 0
     assert (
-        main(
-            [
-                "train",
-                "run",
-                "--fork",
-                "other",
-                "--checkpoint=320",
-                "--kimg",
-                "0.352",
-                "--loss.kind",
-                "hinge",
-            ]
-        )
-        == 0
+        main("train run --fork other --checkpoint=320 --kimg 0.352 --loss.kind hinge".split()) == 0
     )
     assert (
         "other is a fork of run/checkpoints/000000320 (kimg was 0.336, now 0.352; loss.kind was"
@@ -345,7 +322,10 @@ def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert main(command) == 2
-        said = rf"ganfast: run is in use by process {first.pid} on .* since .*; wait for it to end, or stop it\n"
+        said = (
+            rf"ganfast: run is in use by process {first.pid} on .* since .*; "
+            "wait for it to end, or stop it\n"
+        )
         assert re.fullmatch(said, capsys.readouterr().err)
         first.terminate()
         _, said = first.communicate(timeout=120)
@@ -407,11 +387,8 @@ def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_p
     train(decaying, quiet=True)
     train(replace(decaying, kimg=0.16), quiet=True)
     (event,) = history(tmp_path / "run")
-    assert (event["event"], event["images"], event["changed"]) == (
-        "length",
-        80,
-        {"kimg": [0.08, 0.16]},
-    )
+    expected = ("length", 80, {"kimg": [0.08, 0.16]})
+    assert (event["event"], event["images"], event["changed"]) == expected
 
 
 @pytest.mark.parametrize(

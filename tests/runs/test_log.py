@@ -1,4 +1,4 @@
-"""The log: whole lines only, none twice after a resume, and a progress line that reads well without a terminal."""
+"""The log has whole lines, none twice after a resume; progress reads well without a terminal."""
 
 import builtins
 import errno
@@ -92,7 +92,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 
 class Faults:
-    """A disk that, while it is armed, takes a part of what is written, or forgets what it took when it is told to keep it."""
+    """A disk that, while armed, takes a part of a write, or forgets it when asked to sync."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.armed, write, fsync = "", disk.calls.write, disk.calls.fsync
@@ -233,11 +233,8 @@ def test_a_step_is_recorded_with_its_speed_since_the_last(tmp_path, clock, no_te
     third = run.step(850, {})
     run.close()
     assert (first["seconds"], first["images_per_second"], first["critic/loss"]) == (2, 100, 0.5)
-    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == (
-        6,
-        100,
-        -0.25,
-    )
+    expected = (6, 100, -0.25)
+    assert (second["seconds"], second["images_per_second"], second["critic/loss"]) == expected
     assert third["images_per_second"] == 50, "a pause counts once"
     assert images(tmp_path / "log.jsonl") == [700, 800, 850]
 

@@ -1,4 +1,4 @@
-"""Run directories that earlier versions wrote: they draw, and go on, for ever. tests/fixtures/make_run.py made them, each once."""
+"""Runs of earlier versions draw and go on, for ever. tests/fixtures/make_run.py made them."""
 
 import shutil
 from dataclasses import replace
@@ -43,10 +43,8 @@ def test_an_old_run_goes_on_where_it_ended(name, tmp_path):
     train(replace(Run.open(out).config, out=str(out), kimg=0.224), quiet=True)
     assert (out / "log.jsonl").read_text().startswith(before), "no line is lost, none written anew"
     assert [line["images"] for line in read_log(out / "log.jsonl")][-2:] == [192, 224]
-    assert (
-        checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema
-        == checkpoints.SCHEMA
-    )
+    expected = checkpoints.SCHEMA
+    assert checkpoints.read_record(checkpoints.listed(out / "checkpoints")[-1]).schema == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

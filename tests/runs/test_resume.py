@@ -1,4 +1,4 @@
-"""A run that cannot be lost: it goes on to the bit after a signal, a kill at any moment, and a fault of any file operation.
+"""A run that cannot be lost: it goes on to the bit after a signal, a kill, and any file fault.
 
 A sample of each runs in `make test`, more in `make accept`, all of it in `make accept-full`.
 """
@@ -6,8 +6,6 @@ A sample of each runs in `make test`, more in `make accept`, all of it in `make 
 import errno
 import json
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from ganfast.runs import saving
 from ganfast.runs import train as training
 from ganfast.runs.logfile import read_log
 from ganfast.runs.train import train
-from tests.runs.test_training import assert_same_run, few_digits, files, newest, stop_at, tiny
+from tests.programs import python
+from tests.small_runs import assert_same_run, few_digits, newest, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,11 +71,8 @@ def test_40_steps_and_40_more_equal_80_from_the_command_line(
     assert main([*command, str(tmp_path / "parts")]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     trained = configfile.read(tmp_path / "parts" / "config.yaml")
-    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == (
-        precision,
-        True,
-        True,
-    )
+    expected = (precision, True, True)
+    assert (trained.precision, trained.conditional != "no", trained.ema_kimg > 0) == expected
 
 
 # Killed
@@ -94,7 +90,7 @@ KILLS = [
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     name, kills, kinds, pictures, tmp_path
 ):
-    """See tests/runs/kill_often.py; the seed of the moments is fixed, though a moment is not the same step on another machine."""
+    """See kill_often.py; a fixed seed gives the moments, not the steps."""
     configs = []
     for kind in kinds:
         preset, _, precision = kind.rpartition("-")
@@ -103,20 +99,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
         log = LogConfig(every=1, sample_kimg=99, save_kimg=4 * step, keep=2, tensorboard=False)
         configs.append(tmp_path / f"{kind}.yaml")
         configfile.write(replace(config, kimg=60 * step, log=log), configs[-1])
-    command = [
-        sys.executable,
-        "-m",
-        "tests.runs.kill_often",
-        "--kills",
-        str(kills),
-        "--seed",
-        "0",
-        "--signal",
-        name,
-    ]
-    done = subprocess.run(
-        [*command, str(tmp_path), *map(str, configs)], cwd=ROOT, capture_output=True, text=True
-    )
+    flags = f"-m tests.runs.kill_often --kills {kills} --seed 0 --signal {name}".split()
+    done = python(*flags, str(tmp_path), *map(str, configs), cwd=ROOT)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -138,7 +122,7 @@ def short_run(pictures: str, out: Path):
 
 
 class Faulty:
-    """File operations that fail from the n-th on: once, for ever like a full disk, or by writing half of what was asked."""
+    """File operations that fail from the n-th on: once, for ever (a full disk), or half written."""
 
     def __init__(self, patch: pytest.MonkeyPatch, at: int, kind: str) -> None:
         self.at, self.kind, self.count = at, kind, 0
@@ -154,9 +138,8 @@ class Faulty:
                 if name == "close":
                     real(*given)
                 if name == "write" and self.kind == "short":
-                    return real(
-                        given[0], given[1][: len(given[1]) // 2]
-                    )  # as the system may: no error, fewer bytes
+                    # As the system may: no error, fewer bytes.
+                    return real(given[0], given[1][: len(given[1]) // 2])
                 if name == "write" and self.kind == "full":
                     real(given[0], given[1][: len(given[1]) // 2])
                 if self.kind != "short":
@@ -173,7 +156,7 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def unharmed(pictures, tmp_path_factory) -> tuple[Path, range, int]:
-    """A run without faults, the numbers of its file operations, and how many of them come before it trains."""
+    """A run without faults, the numbers of its file operations, and those before it trains."""
     out, began = tmp_path_factory.mktemp("runs") / "whole", 0
     with pytest.MonkeyPatch.context() as patch:
         counted, loop = Faulty(patch, 0, ""), training.train_loop
@@ -204,7 +187,7 @@ FAULTS = [
 def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(
     kind, every, unharmed, pictures, tmp_path, monkeypatch
 ):
-    """What a fault did not end, and what the same command made of it afterwards, equals the run without faults."""
+    """The run that survived a fault, or was started again after it, equals the run without."""
     whole, operations, first = unharmed
     assert len(operations) - first > 4 * 6 * SAVES + 2 * SAVES, (
         "open, write, fsync and close of every file; the log"
@@ -230,9 +213,8 @@ def test_a_fault_at_any_file_operation_of_a_run_loses_at_most_an_interval(
         assert {path.name for path in (out / "checkpoints").iterdir()} == {newest(whole).name}, (
             f"operation {at}"
         )
-    while_training = [
-        at for at in ended if at > first
-    ]  # the first files of a run are not tried again
+    # The first files of a run are not tried again.
+    while_training = [at for at in ended if at > first]
     assert bool(while_training) == (kind == "full"), (
         "a single fault and a short write are got over, a full disk is not"
     )

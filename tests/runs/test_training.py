@@ -18,22 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from ganfast import configfile, locks
 from ganfast.cli import main
-from ganfast.config import (
-    Config,
-    GuardConfig,
-    LogConfig,
-    LossConfig,
-    NetConfig,
-    OptimConfig,
-    PenaltyConfig,
-)
+from ganfast.config import GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
-from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import train as training
 from ganfast.runs import writer
@@ -43,100 +33,16 @@ from ganfast.runs.train import Interrupted, train
 from ganfast.training import feed, loop
 from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
+from tests.programs import ganfast, python
+from tests.small_runs import STEADY, assert_same_run, files, mathematics, newest, tensors, tiny
 
-CONDITIONAL = {
-    "acgan": {},
-    "wgan-gp": {"conditional": "projection"},
-}  # the two ways in which classes are learnt
-STEADY = OptimConfig(
-    critic_steps=1
-)  # no rate that falls towards the end: a longer run begins like a shorter one
-
-
-def few_digits(path: Path) -> str:
-    """150 labelled digits: a short run goes through them more than once, so that the order of a second epoch counts too."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = np.rint(digits.images[:150] * (255 / 16)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
-    np.savez(path, images=pictures, labels=digits.target[:150])
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return few_digits(tmp_path_factory.mktemp("data") / "few.npz")
-
-
-def tiny(preset: str = "dcgan", data: str = "digits", out: Path | str = "", **changes) -> Config:
-    """A run of 20 critic steps (16 pictures each, 320 in all) by a preset's mathematics in networks of width 4."""
-    config = preset_config(preset, "digits")
-    log = LogConfig(every=1, sample_kimg=1, save_kimg=0.08, tensorboard=False)
-    small = {
-        "kimg": 0.32,
-        "batch": 16,
-        "size": 16,
-        "net": replace(config.net, width=4, latent=8),
-        "log": log,
-    }
-    return replace(config, data=data, out=str(out), **small | changes)
-
-
-def newest(folder: Path) -> Path:
-    return checkpoints.listed(folder / "checkpoints")[-1]
-
-
-def tensors(checkpoint: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / f"{part}.safetensors")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def mathematics(folder: Path) -> list[dict]:
-    """The log without what a clock says."""
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
-        for line in read_log(folder / "log.jsonl")
-    ]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, average, statistics, Adam and every logged number, to the bit."""
-    assert newest(one).name == newest(other).name
-    first, second = files(newest(one)), files(newest(other))
-    assert len(first) == 6
-    assert [name for name in first if first[name] != second.get(name)] == []
-    assert mathematics(one) == mathematics(other)
-    sheet = f"samples/{newest(one).name}.png"
-    assert (one / sheet).read_bytes() == (other / sheet).read_bytes()
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Send this process a signal when that many images are shown, as a scheduler would."""
-
-    def arm(images: int, number: int = signal.SIGTERM) -> None:
-        on_step = writer.Writer.on_step
-
-        def hooked(self, state, *stats):
-            on_step(self, state, *stats)
-            if state.images == images:
-                signal.raise_signal(number)
-
-        monkeypatch.setattr(writer.Writer, "on_step", hooked)
-
-    return arm
+# The two ways in which classes are learnt.
+CONDITIONAL = {"acgan": {}, "wgan-gp": {"conditional": "projection"}}
 
 
 @pytest.fixture
 def steps(monkeypatch) -> list[tuple[str, dict]]:
-    """What the loop asks of the engine, call by call: ("critic", {"labels": ..., "with_penalty": ...}) or ("generator", ...)."""
+    """What the loop asks of the engine: ("critic", {"labels": ..., ...}) or ("generator", ...)."""
     calls: list[tuple[str, dict]] = []
 
     def recorded(name, make):
@@ -170,9 +76,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny(preset, data, whole), quiet=True)
-    stop_at(
-        160
-    )  # in the second epoch, and for presets with five critic steps after the second of four generator steps
+    # In the second epoch; with five critic steps, after the second of four generator steps.
+    stop_at(160)
     with pytest.raises(Interrupted) as stopped:
         train(tiny(preset, data, parts), quiet=True)
     assert stopped.value.exit_code == 143
@@ -207,13 +112,13 @@ def test_resume_is_exact_for_every_option_that_draws_or_counts(options, data, tm
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(data, tmp_path, stop_at):
-    train(tiny("wgan-gp", data, tmp_path / "whole"), quiet=True)
+def test_a_run_stopped_at_every_step_equals_an_uninterrupted_one(run_tiny, tmp_path, stop_at):
+    run_tiny("wgan-gp", "whole")
     for images in range(80, 320, 80):
         stop_at(images)
         with pytest.raises(Interrupted):
-            train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
-    train(tiny("wgan-gp", data, tmp_path / "parts"), quiet=True)
+            run_tiny("wgan-gp", "parts")
+    run_tiny("wgan-gp", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -226,8 +131,8 @@ def test_another_seed_is_another_run(data, tmp_path):
     ).read_bytes()
 
 
-def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatch):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_a_signal_before_the_first_step_loses_nothing(run_tiny, tmp_path, monkeypatch):
+    run_tiny("dcgan", "whole")
     train_loop = training.train_loop
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -236,14 +141,16 @@ def test_a_signal_before_the_first_step_loses_nothing(data, tmp_path, monkeypatc
             lambda *a: (signal.raise_signal(signal.SIGINT), train_loop(*a))[1],
         )
         with pytest.raises(Interrupted):
-            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+            run_tiny("dcgan", "parts")
     assert newest(tmp_path / "parts").name == "000000000"
-    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    run_tiny("dcgan", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_path, monkeypatch):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(
+    run_tiny, tmp_path, monkeypatch
+):
+    run_tiny("dcgan", "whole")
     on_step = writer.Writer.on_step
 
     def crash(self, state, *stats):
@@ -254,10 +161,10 @@ def test_steps_after_the_last_checkpoint_are_done_again_after_a_crash(data, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(writer.Writer, "on_step", crash)
         with pytest.raises(ZeroDivisionError):
-            train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+            run_tiny("dcgan", "parts")
     assert newest(tmp_path / "parts").name == "000000160"
     assert read_log(tmp_path / "parts" / "log.jsonl")[-1]["images"] == 208
-    train(tiny("dcgan", data, tmp_path / "parts"), quiet=True)
+    run_tiny("dcgan", "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -272,11 +179,11 @@ def test_a_complete_run_is_left_as_it_is_and_a_longer_one_goes_on(data, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_run_that_was_moved_goes_on(data, tmp_path, stop_at):
-    train(tiny("dcgan", data, tmp_path / "whole"), quiet=True)
+def test_a_run_that_was_moved_goes_on(run_tiny, data, tmp_path, stop_at):
+    run_tiny("dcgan", "whole")
     stop_at(160)
     with pytest.raises(Interrupted):
-        train(tiny("dcgan", data, tmp_path / "before"), quiet=True)
+        run_tiny("dcgan", "before")
     (tmp_path / "before").rename(tmp_path / "after")
     moved = shutil.copy(data, tmp_path / "elsewhere.npz")
     train(tiny("dcgan", str(moved), tmp_path / "after"), quiet=True)
@@ -289,16 +196,8 @@ def test_a_run_that_was_moved_goes_on(data, tmp_path, stop_at):
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(
-        tiny(
-            "dcgan",
-            data,
-            out,
-            kimg=1.6,
-            log=LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False),
-        ),
-        quiet=True,
-    )
+    log = LogConfig(every=1, sample_kimg=9, save_kimg=9, tensorboard=False)
+    train(tiny("dcgan", data, out, kimg=1.6, log=log), quiet=True)
     return out
 
 
@@ -309,18 +208,10 @@ ENDED = [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.ma
 def test_a_process_told_to_end_saves_and_the_same_command_finishes(
     number, code, data, uninterrupted, tmp_path
 ):
-    """At a step that nobody chose, unlike in the tests above; the numbers still come out as if it had not happened."""
+    """At a step that nobody chose; the numbers still come out as if it had not happened."""
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "ganfast",
-        "train",
-        "--config",
-        str(uninterrupted / "config.yaml"),
-        "--out",
-        str(out),
-    ]
+    line = f"train --config {uninterrupted / 'config.yaml'} --out {out}"
+    command = [sys.executable, "-m", "ganfast", *line.split()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while (
@@ -337,7 +228,7 @@ def test_a_process_told_to_end_saves_and_the_same_command_finishes(
     assert 0 < checkpoints.read_record(newest(out)).images < 1600, (
         "the signal came too late to show anything"
     )
-    assert main(command[3:]) == 0
+    assert ganfast(line) == 0
     assert_same_run(uninterrupted, out)
 
 
@@ -345,16 +236,20 @@ def test_a_second_signal_ends_the_process_at_once():
     code = (
         "import signal, time; from ganfast.runs.train import signals\n"
         "with signals() as received:\n"
-        "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]; print('alive', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM); assert received == [signal.SIGTERM]\n"
+        "    print('alive', flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM); print('still alive')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "alive\n")
 
 
 @pytest.mark.parametrize("ending", ["done", "interrupted", "failed"])
-def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, stop_at, monkeypatch):
-    mine = lambda *_: None
+def test_the_handlers_of_the_program_around_come_back(ending, run_tiny, stop_at, monkeypatch):
+
+    def mine(*_):
+        pass
+
     before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
     inside = []
     monkeypatch.setattr(
@@ -368,7 +263,7 @@ def test_the_handlers_of_the_program_around_come_back(ending, data, tmp_path, st
         if ending == "failed":
             monkeypatch.setattr(writer.Writer, "on_step", lambda *_: 1 / 0)
         with suppress(Interrupted, ZeroDivisionError):
-            train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+            run_tiny()
         assert inside[0] is not mine, "training did not listen at all"
         assert signal.getsignal(signal.SIGINT) is mine
         assert signal.getsignal(signal.SIGTERM) is mine
@@ -419,14 +314,14 @@ def test_other_mathematics_in_the_same_directory_is_refused_and_listed(
     assert files(tmp_path / "run") == before
 
 
-def test_every_difference_is_listed(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_every_difference_is_listed(run_tiny):
+    run_tiny()
     with pytest.raises(InputError, match="seed was 0, now 1; .*penalty.kind was 'none', now 'r1'"):
-        train(tiny("r1", data, tmp_path / "run", seed=1), quiet=True)
+        run_tiny("r1", seed=1)
 
 
-def test_other_pictures_under_the_same_run_are_refused(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_other_pictures_under_the_same_run_are_refused(run_tiny, data, tmp_path):
+    run_tiny()
     before = files(tmp_path / "run")
     with np.load(data) as few:
         np.savez(tmp_path / "other.npz", images=few["images"][::-1], labels=few["labels"][::-1])
@@ -440,9 +335,8 @@ def test_what_is_free_may_change_between_two_parts_of_a_run(data, tmp_path):
     train(replace(config, kimg=0.16), quiet=True)
     other = LogConfig(every=3, sample_kimg=0.1, save_kimg=0.1, keep=1, tensorboard=True)
     train(replace(config, device="cpu", log=other), quiet=True)
-    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == [
-        "000000320"
-    ]
+    expected = ["000000320"]
+    assert [path.name for path in checkpoints.listed(tmp_path / "run" / "checkpoints")] == expected
     train(replace(config, out=str(tmp_path / "whole")), quiet=True)
     one, whole = files(newest(tmp_path / "run")), files(newest(tmp_path / "whole"))
     assert [name for name in one if one[name] != whole[name]] == ["state.json"], (
@@ -476,12 +370,12 @@ def test_an_empty_directory_and_one_that_is_not_there_are_welcome(data, tmp_path
         assert newest(out).name == "000000016"
 
 
-def test_a_run_whose_config_was_damaged_is_refused_and_kept(data, tmp_path):
-    train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+def test_a_run_whose_config_was_damaged_is_refused_and_kept(run_tiny, tmp_path):
+    run_tiny()
     (tmp_path / "run" / "config.yaml").write_text("preset: [")
     before = files(tmp_path / "run")
     with pytest.raises(InputError, match=r"config\.yaml is not YAML"):
-        train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+        run_tiny()
     assert files(tmp_path / "run") == before
 
 
@@ -504,23 +398,13 @@ def left(data, tmp_path_factory) -> Path:
 
 
 def test_a_run_directory_holds_what_is_documented(left, data):
-    assert {path.name for path in left.iterdir()} == {
-        "config.yaml",
-        "data.json",
-        "engine.json",
-        "log.jsonl",
-        "samples",
-        "tensorboard",
-        "checkpoints",
-    }
+    assert {path.name for path in left.iterdir()} == set(
+        "config.yaml data.json engine.json log.jsonl samples tensorboard checkpoints".split()
+    )
     assert json.loads((left / "engine.json").read_text())["engine"] == "explicit"
     described = json.loads((left / "data.json").read_text())
-    assert (described["count"], described["size"], described["channels"], described["name"]) == (
-        150,
-        16,
-        1,
-        "few",
-    )
+    facts = [described[name] for name in ("count", "size", "channels", "name")]
+    assert facts == [150, 16, 1, "few"]
     assert len(list((left / "tensorboard").glob("events.*"))) == 1
 
 
@@ -529,11 +413,8 @@ def test_a_fractional_length_ends_with_the_step_that_reaches_it(left):
 
 
 def test_the_last_three_checkpoints_are_kept(left):
-    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == [
-        "000000320",
-        "000000400",
-        "000000480",
-    ]
+    expected = "000000320 000000400 000000480".split()
+    assert [path.name for path in checkpoints.listed(left / "checkpoints")] == expected
 
 
 def test_sample_grids_come_at_the_first_step_past_every_multiple_and_at_both_ends(left):
@@ -552,9 +433,8 @@ def test_sample_grids_show_the_pictures_that_sampling_would_draw_and_they_change
         .repeat(3, 1)
     )
     assert first.shape == last.shape == drawn.shape
-    np.testing.assert_allclose(
-        last.astype(int), drawn.astype(int), atol=1
-    )  # another batch size rounds otherwise
+    # Another batch size rounds otherwise.
+    np.testing.assert_allclose(last.astype(int), drawn.astype(int), atol=1)
     assert np.abs(first.astype(int) - drawn).max() > 3, "the run stood still"
 
 
@@ -580,32 +460,20 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
     ]
     assert [line["images"] for line in lines] == [160, 320, 480], "every second of 6 steps"
     named = {
-        "images",
-        "seconds",
-        "images_per_second",
-        "critic/loss",
-        "generator/loss",
-        "critic/wasserstein",
-        "critic/real_score",
-    }
-    named |= {
-        "critic/fake_score",
-        "critic/penalty",
-        "critic/gradient_norm",
-        "critic/gradient_norm_max",
+        *"images seconds images_per_second critic/loss generator/loss critic/wasserstein".split(),
+        *"critic/real_score critic/fake_score critic/penalty".split(),
+        *"critic/gradient_norm critic/gradient_norm_max".split(),
     }
     for line in lines:
         assert line.keys() >= named
         assert all(
             isinstance(value, int | float) and math.isfinite(value) for value in line.values()
         )
-        assert line["critic/wasserstein"] == pytest.approx(
-            line["critic/real_score"] - line["critic/fake_score"], abs=1e-4
-        )
+        expected = pytest.approx(line["critic/real_score"] - line["critic/fake_score"], abs=1e-4)
+        assert line["critic/wasserstein"] == expected
         assert line["critic/gradient_norm_max"] >= line["critic/gradient_norm"] > 0
-        assert (
-            line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
-        )  # Jensen: lambda is 10, target 1
+        # Jensen: lambda is 10, target 1.
+        assert line["critic/penalty"] >= 10 * (line["critic/gradient_norm"] - 1) ** 2 - 1e-4
     assert lines[0]["seconds"] < lines[1]["seconds"] < lines[2]["seconds"]
 
 
@@ -620,9 +488,9 @@ def test_tensorboard_gets_the_numbers_of_the_log_and_the_grids(left):
     assert [event.step for event in events.Images("samples")][-1] == 480
 
 
-def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
+def test_keep_zero_keeps_every_checkpoint(run_tiny, tmp_path):
     log = LogConfig(save_kimg=0.064, keep=0, tensorboard=False)
-    train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+    run_tiny(log=log)
     kept = [int(path.name) for path in checkpoints.listed(tmp_path / "run" / "checkpoints")]
     assert kept == [64, 128, 192, 256, 320]
     assert not (tmp_path / "run" / "tensorboard").exists(), "asked for none"
@@ -630,16 +498,7 @@ def test_keep_zero_keeps_every_checkpoint(data, tmp_path):
 
 def test_a_config_file_of_a_run_repeats_it_to_the_bit(left, tmp_path):
     assert (
-        main(
-            [
-                "train",
-                "--config",
-                str(left / "config.yaml"),
-                "--out",
-                str(tmp_path / "again"),
-                "--quiet",
-            ]
-        )
+        main(f"train --config {left / 'config.yaml'} --out {tmp_path / 'again'} --quiet".split())
         == 0
     )
     assert_same_run(left, tmp_path / "again")
@@ -657,9 +516,9 @@ def test_quiet_prints_nothing(data, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(("critic_steps", "generator_steps"), [(1, 20), (2, 10), (3, 7), (5, 4)])
-def test_critic_steps_per_generator_step(critic_steps, generator_steps, data, tmp_path, steps):
+def test_critic_steps_per_generator_step(critic_steps, generator_steps, run_tiny, tmp_path, steps):
     optim = OptimConfig(critic_steps=critic_steps)
-    train(tiny("dcgan", data, tmp_path / "run", optim=optim), quiet=True)
+    run_tiny(optim=optim)
     turn = ["critic"] * critic_steps + ["generator"]
     assert [name for name, _ in steps] == turn * generator_steps
     assert newest(tmp_path / "run").name == f"{generator_steps * critic_steps * 16:09d}"
@@ -668,12 +527,8 @@ def test_critic_steps_per_generator_step(critic_steps, generator_steps, data, tm
 def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
     config = tiny("r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4))
     train(config, quiet=True)
-    assert [call["with_penalty"] for name, call in steps if name == "critic"] == [
-        True,
-        False,
-        False,
-        False,
-    ] * 5
+    expected = [True, False, False, False] * 5
+    assert [call["with_penalty"] for name, call in steps if name == "critic"] == expected
     assert all(
         math.isfinite(line["critic/loss"]) for line in read_log(tmp_path / "run" / "log.jsonl")
     )
@@ -681,7 +536,7 @@ def test_a_lazy_penalty_comes_every_so_many_critic_steps(data, tmp_path, steps):
 
 @pytest.mark.parametrize("every", [1, 3, 4])
 def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_path):
-    """Whatever the two rhythms are: a penalty every 4 steps and a log line every 4 never meet by themselves."""
+    """Whatever the rhythms: a penalty and a log line, both every 4, never meet by themselves."""
     log = LogConfig(every=every, save_kimg=1, sample_kimg=1, tensorboard=False)
     config = tiny(
         "r1", data, tmp_path / "run", penalty=PenaltyConfig("r1", weight=1.0, interval=4), log=log
@@ -692,7 +547,7 @@ def test_a_lazily_penalised_run_still_logs_its_gradient_norm(every, data, tmp_pa
 
 @pytest.mark.parametrize("preset", EACH_PRESET)
 def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_path, monkeypatch):
-    """Fused Adam walks memory and believes that weight, gradient and moments lie in it alike; plain Adam goes by index."""
+    """Fused Adam takes weight, gradient and moments to lie in memory alike; plain Adam indexes."""
     shadows = []
 
     def shadowed(name, state, config, net, optimizer, rate, clip):
@@ -708,9 +563,8 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
 
         def follow():
             whole = config.batch * config.optim.critic_steps
-            began = (
-                (state.images - (name == "generator")) // whole * whole
-            )  # the counter stands at the end of a generator step's turns
+            # The counter stands at the end of a generator step's turns.
+            began = (state.images - (name == "generator")) // whole * whole
             plain.param_groups[0]["lr"] = rate * feed.schedule(config, torch.tensor(began)).item()
             for copy, parameter in zip(copies, net.parameters(), strict=True):
                 copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
@@ -721,26 +575,18 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
         return follow
 
     def followed(state, pictures, config, critic_step, generator_step, *rest):
+        optim, clip = config.optim, config.loss.clip
+        adam = state.optimizer_critic, state.optimizer_generator
         follow_critic = shadowed(
-            "critic",
-            state,
-            config,
-            state.critic,
-            state.optimizer_critic,
-            config.optim.lr_critic,
-            config.loss.clip,
+            "critic", state, config, state.critic, adam[0], optim.lr_critic, clip
         )
-        follow_generator = shadowed(
-            "generator",
-            state,
-            config,
-            state.generator,
-            state.optimizer_generator,
-            config.optim.lr_generator,
-            0,
-        )
-        critic = lambda *a, **k: (critic_step(*a, **k), follow_critic())[0]
-        generator = lambda *a, **k: (generator_step(*a, **k), follow_generator())[0]
+        rate = optim.lr_generator
+        follow_generator = shadowed("generator", state, config, state.generator, adam[1], rate, 0)
+
+        def then(step, follow):
+            return lambda *a, **k: (step(*a, **k), follow())[0]
+
+        critic, generator = then(critic_step, follow_critic), then(generator_step, follow_generator)
         loop.train_loop(state, pictures, config, critic, generator, *rest)
 
     monkeypatch.setattr(training, "train_loop", followed)
@@ -799,8 +645,8 @@ def test_the_average_lags_behind_the_generator_unless_its_half_life_is_zero(data
 
 
 @pytest.mark.parametrize("preset", CONDITIONAL)
-def test_a_conditional_run_draws_its_classes_differently(preset, data, tmp_path, steps):
-    run = train(tiny(preset, data, tmp_path / "run", **CONDITIONAL[preset]), quiet=True)
+def test_a_conditional_run_draws_its_classes_differently(preset, run_tiny, tmp_path, steps):
+    run = run_tiny(preset, **CONDITIONAL[preset])
     assert run.classes == tuple("0123456789")
     assert all(call["labels"] is not None and len(call["labels"]) == 16 for _, call in steps)
     one, other = (run.sample(1, labels=[label]) for label in (0, 1))
@@ -810,8 +656,8 @@ def test_a_conditional_run_draws_its_classes_differently(preset, data, tmp_path,
     assert all(("generator/class_loss" in line) == (preset == "acgan") for line in lines)
 
 
-def test_a_run_without_classes_sees_no_labels(data, tmp_path, steps):
-    run = train(tiny("wgan-gp", data, tmp_path / "run", conditional="no"), quiet=True)
+def test_a_run_without_classes_sees_no_labels(run_tiny, steps):
+    run = run_tiny("wgan-gp", conditional="no")
     assert run.classes == ()
     assert all(call["labels"] is None for _, call in steps)
 
@@ -825,28 +671,19 @@ def shown(steps) -> list[int]:
 
 
 def test_an_imbalanced_run_is_shown_a_long_tail_and_a_balanced_one_every_class_equally(
-    data, tmp_path, steps
+    run_tiny, steps
 ):
-    train(tiny("acgan", data, tmp_path / "long-tailed", imbalance=7.0), quiet=True)
+    run_tiny("acgan", "long-tailed", imbalance=7.0)
     tail = shown(steps)
     assert tail[0] > 4 * tail[9] > 0, "the first class has 7 times the pictures of the last"
     steps.clear()
-    train(tiny("acgan", data, tmp_path / "balanced", imbalance=7.0, balanced=True), quiet=True)
+    run_tiny("acgan", "balanced", imbalance=7.0, balanced=True)
     assert shown(steps) == [32] * 10
 
 
 @pytest.mark.parametrize("option", ["balanced", "imbalance"])
-def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, data, tmp_path):
-    run = train(
-        tiny(
-            "wgan-gp",
-            data,
-            tmp_path / "run",
-            kimg=0.016,
-            **{option: {"balanced": True, "imbalance": 5.0}[option]},
-        ),
-        quiet=True,
-    )
+def test_balance_makes_a_run_conditional_where_nothing_else_was_asked(option, run_tiny):
+    run = run_tiny("wgan-gp", kimg=0.016, **{option: {"balanced": True, "imbalance": 5.0}[option]})
     assert run.config.conditional == "projection"
     assert len(run.classes) == 10
 
@@ -865,35 +702,23 @@ def test_classes_asked_of_data_without_any_are_refused(option, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (21, 3)])
-def test_size_and_channels_of_the_pictures_are_those_of_the_generator(
-    size, channels, data, tmp_path
-):
-    run = train(
-        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=size, channels=channels),
-        quiet=True,
-    )
+def test_size_and_channels_of_the_pictures_are_those_of_the_generator(size, channels, run_tiny):
+    run = run_tiny("wgan-gp", kimg=0.016, size=size, channels=channels)
     assert run.sample(3).shape == (3, size, size, channels)
     assert (run.config.size, run.config.channels) == (size, channels)
 
 
-def test_automatic_values_are_recorded_as_what_they_became(data, tmp_path):
-    train(
-        tiny("wgan-gp", data, tmp_path / "run", kimg=0.016, size=0, net=NetConfig(latent=8)),
-        quiet=True,
-    )
+def test_automatic_values_are_recorded_as_what_they_became(run_tiny, tmp_path):
+    run_tiny("wgan-gp", kimg=0.016, size=0, net=NetConfig(latent=8))
     recorded = configfile.read(tmp_path / "run" / "config.yaml")
-    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == (
-        16,
-        1,
-        "projection",
-        "fp32",
-    )
+    expected = (16, 1, "projection", "fp32")
+    assert (recorded.size, recorded.channels, recorded.conditional, recorded.precision) == expected
     assert recorded.net.width > 0
 
 
-def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
+def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(run_tiny, tmp_path):
     for precision in ("bf16", "fp32"):
-        train(tiny("wgan-gp", data, tmp_path / precision, precision=precision), quiet=True)
+        run_tiny("wgan-gp", precision, precision=precision)
     low, full = (mathematics(tmp_path / precision) for precision in ("bf16", "fp32"))
     assert low != full
     for one, other in zip(low, full, strict=True):
@@ -912,19 +737,21 @@ def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(data, tmp_path):
 
 @pytest.mark.parametrize("every", [1, 1000], ids=["seen in the log", "seen when saving"])
 def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
-    every, data, tmp_path, monkeypatch
+    every, run_tiny, tmp_path, monkeypatch
 ):
     schedule = feed.schedule
     monkeypatch.setattr(
         feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34)
     )
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
-    times = (
-        3 if every == 1 else 1
-    )  # a look at every line, or only at the saves at 240 and 320, the end
-    said = f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}.*lower --optim.lr-critic.*another --out"
+    # A look at every line, or only at the saves at 240 and 320, the end.
+    times = 3 if every == 1 else 1
+    said = (
+        f"not a finite number.* at .*after going back {times} times.*{tmp_path / 'run'}"
+        ".*lower --optim.lr-critic.*another --out"
+    )
     with pytest.raises(RunError, match=said):
-        train(tiny("dcgan", data, tmp_path / "run", log=log), quiet=True)
+        run_tiny(log=log)
     kept = checkpoints.listed(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["000000080", "000000160"]
     for path in kept:
@@ -933,40 +760,16 @@ def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
                 f"{path} {part}"
             )
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
-        json.loads(
-            line, parse_constant=pytest.fail
-        )  # JSON has no NaN: other programs would stumble over it
+        # JSON has no NaN: other programs would stumble over it.
+        json.loads(line, parse_constant=pytest.fail)
 
 
 def test_a_rate_beyond_reason_is_one_sentence_and_exit_code_1(data, tmp_path, capsys):
-    flags = [
-        "--batch",
-        "16",
-        "--net.width",
-        "4",
-        "--kimg",
-        "0.32",
-        "--log.every",
-        "1",
-        "--optim.lr-critic",
-        "1e30",
-    ]
-    assert (
-        main(
-            [
-                "train",
-                "dcgan",
-                "--data",
-                data,
-                "--out",
-                str(tmp_path / "run"),
-                *flags,
-                "--optim.lr-generator",
-                "1e30",
-            ]
-        )
-        == 1
+    line = (
+        f"train dcgan --data {data} --out {tmp_path / 'run'} --batch 16 --net.width 4 --kimg 0.32"
     )
+    rates = "--log.every 1 --optim.lr-critic 1e30 --optim.lr-generator 1e30"
+    assert ganfast(f"{line} {rates}") == 1
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("ganfast: ")] == said[-1:]
     assert "not a finite number" in said[-1]
@@ -997,7 +800,8 @@ def test_a_second_process_on_a_run_is_told_who_holds_it(data, tmp_path):
     out = tmp_path / "run"
     code = (
         "import sys; from pathlib import Path; from ganfast.locks import NAME, locked\n"
-        "with locked(Path(sys.argv[1]) / NAME, sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+        "with locked(Path(sys.argv[1]) / NAME, sys.argv[1]):\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
     out.mkdir()
     command = [sys.executable, "-c", code, str(out)]
@@ -1050,15 +854,17 @@ GUARDED = GuardConfig(every=1, tries=2)
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
 def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
-    where, data, tmp_path, planted, caplog
+    where, run_tiny, tmp_path, planted, caplog
 ):
     planted(where, {208})
-    every = (
-        1 if where == "gradient" else 3
-    )  # the next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160
-    train(tiny("dcgan", data, tmp_path / "run", guard=replace(GUARDED, every=every)), quiet=True)
+    # The next step overwrites a gradient; looks at 144, 192 and 240, checkpoints at 160.
+    every = 1 if where == "gradient" else 3
+    run_tiny(guard=replace(GUARDED, every=every))
     assert newest(tmp_path / "run").name == "000000320"
-    said = r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: back to the state of 0.192 kimg.*1 of 2 times"
+    said = (
+        r"of the (critic|generator) is not a finite number.* at 0.2\d+ kimg: "
+        r"back to the state of 0.192 kimg.*1 of 2 times"
+    )
     assert re.search(said, caplog.text)
     assert all(
         value.isfinite().all() for value in tensors(newest(tmp_path / "run"), "critic").values()
@@ -1069,7 +875,7 @@ def test_a_planted_nan_is_rolled_back_to_the_last_look_and_the_run_ends_well(
 
 
 def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
-    data, tmp_path, planted, monkeypatch
+    run_tiny, planted, monkeypatch
 ):
     planted("weight", {208})
     on_step, seen = writer.Writer.on_step, {}
@@ -1081,7 +887,7 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
         seen[state.images] = copy.contents
 
     monkeypatch.setattr(writer.Writer, "on_step", watched)
-    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    run_tiny(guard=GUARDED)
     assert seen[208].keys() == seen[192].keys()
     for part, before in seen[192].items():
         assert all(torch.equal(seen[208][part][name], value) for name, value in before.items()), (
@@ -1095,11 +901,11 @@ def test_what_is_restored_is_every_tensor_of_the_state_that_was_passed(
 
 @pytest.mark.parametrize("again", [224, 240])
 def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_between(
-    again, data, tmp_path, planted, caplog
+    again, run_tiny, tmp_path, planted, caplog
 ):
     """A state that survives a look may be ill already."""
     planted("weight", {208, again})
-    train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+    run_tiny(guard=GUARDED)
     assert re.findall(r"at (0.2\d+) kimg: back to the state of (0.1\d+) kimg", caplog.text) == [
         ("0.208", "0.192"),
         (f"{again / 1000:g}", "0.16"),
@@ -1107,7 +913,7 @@ def test_the_second_time_it_is_the_last_checkpoint_be_it_that_a_look_passed_betw
     assert newest(tmp_path / "run").name == "000000320"
 
 
-def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch):
+def test_a_sample_folder_that_was_deleted_comes_back(run_tiny, tmp_path, monkeypatch):
     samples = writer.Writer.samples
 
     def spoiled(self):
@@ -1115,19 +921,19 @@ def test_a_sample_folder_that_was_deleted_comes_back(data, tmp_path, monkeypatch
         samples(self)
 
     monkeypatch.setattr(writer.Writer, "samples", spoiled)
-    train(tiny("dcgan", data, tmp_path / "run", kimg=0.032), quiet=True)
+    run_tiny(kimg=0.032)
     assert (tmp_path / "run" / "samples" / "000000032.png").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
-def test_a_training_that_fails_early_leaves_no_file_open(data, tmp_path, monkeypatch):
+def test_a_training_that_fails_early_leaves_no_file_open(run_tiny, monkeypatch):
     def broken(*given):
         raise ValueError("broken")
 
     monkeypatch.setattr(training, "_make_steps", broken)
     for name in ("a", "b"):
         with pytest.raises(ValueError, match="broken"):
-            train(tiny("dcgan", data, tmp_path / name), quiet=True)
+            run_tiny("dcgan", name)
     assert not [
         path
         for path in Path("/proc/self/fd").iterdir()
@@ -1151,13 +957,15 @@ def test_a_run_that_went_back_resumes_to_the_bit(data, tmp_path, planted, stop_a
 
 
 @pytest.mark.parametrize("where", ["weight", "gradient", "data"])
-def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tmp_path, planted):
+def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(
+    where, run_tiny, tmp_path, planted
+):
     planted(where, set(range(208, 336)))
     with pytest.raises(
         RunError,
         match=r"of the \w+ is not a finite number.* at 0.24 kimg, after going back 2 times",
     ):
-        train(tiny("dcgan", data, tmp_path / "run", guard=GUARDED), quiet=True)
+        run_tiny(guard=GUARDED)
     assert newest(tmp_path / "run").name == "000000160"
 
 
@@ -1165,14 +973,14 @@ def test_a_nan_that_comes_back_ends_the_run_and_names_the_tensor(where, data, tm
 
 
 @pytest.mark.accept
-def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
+def test_compiled_steps_give_the_losses_of_eager_ones(run_tiny, tmp_path):
     from ganfast.engine.compiled import graphs as made
 
     graphs = []
     for compiled in (False, True):
         made.clear()
         compile = "on" if compiled else "off"
-        train(tiny("dcgan", data, tmp_path / compile, compile=compile, kimg=0.064), quiet=True)
+        run_tiny("dcgan", compile, compile=compile, kimg=0.064)
         graphs.append(made.total())
     assert graphs[0] == 0
     assert graphs[1] == 3, "the critic's step, the generator's, and what draws for the critic"
@@ -1183,8 +991,8 @@ def test_compiled_steps_give_the_losses_of_eager_ones(data, tmp_path):
 
 
 @pytest.mark.accept
-def test_compiled_steps_pass_their_check_and_say_so(data, tmp_path, caplog):
-    train(tiny("wgan-gp", data, tmp_path / "run", compile="on", kimg=0.16), quiet=True)
+def test_compiled_steps_pass_their_check_and_say_so(run_tiny, tmp_path, caplog):
+    run_tiny("wgan-gp", compile="on", kimg=0.16)
     record = json.loads((tmp_path / "run" / "engine.json").read_text())
     assert (record["engine"], record["compiled"]) == ("explicit", True)
     assert not [r for r in caplog.records if r.name == "ganfast"]  # a failed check would be one

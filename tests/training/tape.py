@@ -1,4 +1,4 @@
-"""A CUDA graph's stand-in on a CPU: what a function does is recorded once, and played again with the same tensors and scalars."""
+"""A CUDA graph's stand-in on a CPU: records what a function does, plays it on the same tensors."""
 
 from typing import Any
 
@@ -11,23 +11,16 @@ from torch.utils._pytree import tree_flatten
 from ganfast import random
 from ganfast.kernels import latents
 
-# A captured stream may not wait for the device: these hand a value, or a size that depends on values, to the host.
+# A captured stream may not wait for the device: these give the host a value, or a size.
 HOST_READS = {
-    "_local_scalar_dense",
-    "nonzero",
-    "is_nonzero",
-    "equal",
-    "masked_select",
-    "unique_dim",
-    "_unique2",
-    "item",
+    *"_local_scalar_dense nonzero is_nonzero equal masked_select unique_dim _unique2 item".split()
 }
 
 
 class Tape(TorchDispatchMode):
-    """Records every operation with the very tensors it was given. Play it back, and each writes where it wrote before.
+    """Records every operation with its very tensors; played back, each writes where it wrote.
 
-    Inside, random words and shuffles are those of a GPU: a CPU's are made of NumPy's operations, which no graph would see.
+    Random words and shuffles are a GPU's here: a CPU's come from NumPy, which no graph would see.
     """
 
     def __init__(self) -> None:

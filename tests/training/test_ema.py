@@ -1,4 +1,4 @@
-"""The moving average against its closed form and torch's own, and its BatchNorm statistics against float64."""
+"""The moving average against its closed form and torch's; its BatchNorm statistics in float64."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_early_in_a_run_the_half_life_is_a_fraction_of_the_images_seen():
 
 
 def test_the_ramp_forgets_the_initial_weights():
-    """The untrained generator weighs nothing after a few thousand images, whatever the half-life."""
+    """The untrained generator has no weight after a few thousand images, whatever the half-life."""
     average, target, images = average_of(net(1.0)), net(0.0), 0
     while images < 20_000:
         images += 64
@@ -92,10 +92,8 @@ def test_no_half_life_copies(half_life, images):
 def test_it_is_torchs_own_average_at_the_same_decay():
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
-    ours, theirs = (
-        average_of(generator),
-        AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000))),
-    )
+    ours = average_of(generator)
+    theirs = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (160 / 3000)))
     theirs.update_parameters(generator)  # its first update copies
     for _ in range(20):
         with torch.no_grad():
@@ -222,7 +220,7 @@ def test_weights_momenta_and_gradients_are_left_alone():
 
 
 def test_the_average_then_draws_normalised_activations():
-    """What it is for: in evaluation mode the norm's output has mean 0 and deviation 1 over fresh latents."""
+    """Its purpose: in evaluation the norm gives mean 0 and deviation 1 over fresh latents."""
     net = two_norms()
     reestimate_batchnorm(net, 7, 5, 0)
     drawn = net(torch.from_numpy(latents(1, torch.arange(20_000).numpy(), 5)))

@@ -2,12 +2,12 @@
 
 import ctypes
 import json
-import subprocess
 import sys
 
 import pytest
 
 from ganfast.training.host_memory import _of_libc
+from tests.programs import python
 
 PROGRAM = """
 import json, resource, sys
@@ -17,7 +17,8 @@ from ganfast.training.host_memory import give_back_freed_memory, keep_freed_memo
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        blocks = [torch.empty(10_000_000).fill_(1.0) for _ in range(2)]  # 40 MB each: always mapped by default
+        # 40 MB each: always mapped by default.
+        blocks = [torch.empty(10_000_000).fill_(1.0) for _ in range(2)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -37,9 +38,7 @@ print(json.dumps({"plain": plain, "kept": kept, "given_back": held - resident()}
 
 @pytest.mark.skipif(_of_libc("mallopt") is None, reason="the C library is not glibc")
 def test_kept_memory_is_used_again_and_given_back_when_asked():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
-    )
+    done = python("-c", PROGRAM, check=True)
     found = json.loads(done.stdout)
     assert found["plain"] > 1000, "every page of the blocks each time"
     assert found["kept"] < found["plain"] / 20

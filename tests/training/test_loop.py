@@ -1,4 +1,4 @@
-"""The schedule, the optimizers and the lazy penalty of the loop, against numbers worked out by hand."""
+"""The loop's schedule, optimizers and lazy penalty, against numbers worked out by hand."""
 
 from dataclasses import replace
 
@@ -45,19 +45,17 @@ def test_decay_falls_linearly_to_zero_at_the_end(images, factor):
     ("images", "factor"), [(0, 0.01), (4_900, 0.5), (9_900, 1.0), (40_000, 1.0)]
 )
 def test_warm_up_rises_linearly_and_the_first_step_moves(images, factor):
-    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(
-        factor
-    )  # a step shows 100 images
+    # A step shows 100 images.
+    assert factor_of(config_of(warmup_kimg=10), images) == pytest.approx(factor)
 
 
 def test_warm_up_and_decay_multiply():
-    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == pytest.approx(
-        0.5 * (1 - 0.399)
-    )
+    expected = pytest.approx(0.5 * (1 - 0.399))
+    assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == expected
 
 
 def test_adam_takes_two_steps_as_worked_out_by_hand():
-    """p = 1; gradients 0.5, then -0.25; rate 0.1, betas 0.5 and 0.75 (kept unequal: swapped ones must show in the second step)."""
+    """p = 1; gradients 0.5, -0.25; rate 0.1, betas 0.5 and 0.75: swapped they show in step two."""
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(net.weight)
     optimizer = FlatAdam(net, 0.1, OptimConfig(beta1=0.5, beta2=0.75))
@@ -116,14 +114,8 @@ def test_a_lazy_penalty_is_due_every_so_many_critic_steps_and_its_value_reaches_
     calls, seen, _ = run_steps(tmp_path, config, 6)
     due = [with_penalty for kind, _, with_penalty in calls if kind == "critic"]
     assert due == [step % 3 == 0 for step in range(12)]
-    assert ["penalty" in stats for stats in seen] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        False,
-    ]  # critic steps 0-1, 2-3, 4-5, ...
+    # Critic steps 0-1, 2-3, 4-5, ...
+    assert ["penalty" in stats for stats in seen] == [True, True, False, True, True, False]
 
 
 def test_the_generator_draws_the_classes_last_shown_to_the_critic_beside_the_reals_of_those_classes(

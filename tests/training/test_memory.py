@@ -18,14 +18,15 @@ from ganfast.runs import train as training
 from ganfast.runs.train import train
 from ganfast.training import memory
 from ganfast.training.plan import count_cost, make_plan
-from tests.runs.test_training import STEADY, data, files, tiny
+from tests.small_runs import STEADY, files, tiny
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 14.58 GiB"
     ),
     "cpu": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes"
     ),
     "host": MemoryError(),
     "onednn": RuntimeError("could not create a memory object"),
@@ -37,7 +38,7 @@ ERRORS = {
 
 @pytest.fixture
 def room(monkeypatch):
-    """Let memory run out where a critic step is asked for more pictures than there is room for; returns the batches asked for."""
+    """Let memory run out where a critic step has more pictures than ``room``; the batches."""
 
     def limit(most: int, error: Exception) -> list[int]:
         real, asked = training.make_critic_step, []
@@ -127,7 +128,7 @@ def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathemat
     assert files(tmp_path / "run" / "checkpoints") == before
 
 
-def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
+def test_networks_that_do_not_fit_are_one_sentence(run_tiny, tmp_path, monkeypatch):
     def full(*_):
         raise ERRORS["cpu"]
 
@@ -136,7 +137,7 @@ def test_networks_that_do_not_fit_are_one_sentence(data, tmp_path, monkeypatch):
         InputError,
         match="networks and pictures do not fit into memory: lower --net.width or --size",
     ):
-        train(tiny("dcgan", data, tmp_path / "run"), quiet=True)
+        run_tiny()
     assert not (tmp_path / "run").exists()
 
 
@@ -159,8 +160,9 @@ from ganfast import configfile
 from ganfast.cli import main
 from ganfast.training.plan import count_cost, make_plan
 
-cost = count_cost(make_plan(configfile.read(Path("config.yaml"))))  # loads what is loaded lazily, too
-room = cost.activation_bytes // 3 + 4 * cost.state_bytes + (100 << 20)  # a third of the activations, all of the rest
+# This also loads what is loaded lazily. Room for a third of the activations and all the rest.
+cost = count_cost(make_plan(configfile.read(Path("config.yaml"))))
+room = cost.activation_bytes // 3 + 4 * cost.state_bytes + (100 << 20)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + room,) * 2)
 sys.exit(main(["train", "--config", "config.yaml", "--quiet", *sys.argv[1:]]))
@@ -175,10 +177,8 @@ def test_under_a_real_limit_the_batch_that_is_named_trains(tmp_path):
 
     def under_limit(*flags: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", _UNDER_A_LIMIT, *flags]
-        environment = os.environ | {
-            "MALLOC_ARENA_MAX": "1",
-            "OMP_NUM_THREADS": "1",
-        }  # each thread reserves address space
+        # Each thread reserves address space.
+        environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path, env=environment
         )
@@ -194,7 +194,8 @@ def test_under_a_real_limit_the_batch_that_is_named_trains(tmp_path):
     configfile.write(config, tmp_path / "config.yaml")
     done = under_limit()
     found = re.search(
-        r"ganfast: cpu has no memory left at batch 8000; (\d+) would fit by .*: give --batch (\d+)\n",
+        r"ganfast: cpu has no memory left at batch 8000; (\d+) would fit by .*: "
+        r"give --batch (\d+)\n",
         done.stderr,
     )
     assert found, done.stderr

@@ -1,4 +1,4 @@
-"""The flat optimizer against torch's own in float64: gradients in one buffer or not, every layout, state that stays in place."""
+"""The flat optimizer against torch's in float64: every layout, and state that stays in place."""
 
 import copy
 

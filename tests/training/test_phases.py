@@ -1,4 +1,4 @@
-"""Phases as a CUDA graph would take them: recorded once, played with other counters, nothing read, nothing moved."""
+"""Phases as a CUDA graph takes them: recorded once, played with other counters; no reads."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ STEPS = 9
 
 
 class Played(Phase):
-    """Two calls as they are, then one recorded, then played: what `Phase` does on CUDA, by a tape."""
+    """Two plain calls, then one recorded, then played: what `Phase` does on CUDA, by a tape."""
 
     def __init__(self, name, step, graphs):
         super().__init__(name, step, graphs)
@@ -51,9 +51,8 @@ def plan_of(folder, preset: str, **changes) -> Plan:
         labels=np.arange(50) % 4,
     )
     config = preset_config(preset, str(path))
-    optim = replace(
-        config.optim, warmup_kimg=0.2, decay_from=0.3
-    )  # rates that change with every step
+    # Rates that change with every step.
+    optim = replace(config.optim, warmup_kimg=0.2, decay_from=0.3)
     net = replace(config.net, width=4, latent=8)
     config = replace(
         config,
@@ -84,9 +83,10 @@ def trained(plan: Plan, twins: bool = True):
     )
     drawing = make_drawing(state.generator, plan.autocast, computing=twins[0])
     before = addresses(plan)
-    on_step = lambda _, critic, generator: seen.append(
-        [float(v) for v in (*critic.values(), *generator.values())]
-    )
+
+    def on_step(_, critic, generator):
+        seen.append([float(v) for v in (*critic.values(), *generator.values())])
+
     train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, drawing)
     assert addresses(plan) == before  # a captured phase knows no others
     return tensors(plan), seen
@@ -138,12 +138,11 @@ PAIRS = [("flipped", "lazy"), ("balanced", "bf16"), ("long tail", "no average")]
     ],
 )
 def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_path, monkeypatch):
-    """To the bit: a rate, a step number, a seed or an index kept from the recording would show, as would a read on the host."""
+    """To the bit: a rate, step, seed or index kept from the recording, or a read, would show."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    monkeypatch.setattr(
-        "ganfast.training.feed._NUMBERS", 0
-    )  # the tables are filled for every step, so that filling them is played too
+    # The tables are filled for every step, so that filling them is played too.
+    monkeypatch.setattr("ganfast.training.feed._NUMBERS", 0)
     stepped, seen = trained(plan_of(tmp_path / "a", preset, **changes))
     monkeypatch.setattr(loop, "Phase", Played)
     played, seen_again = trained(plan_of(tmp_path / "b", preset, **changes))
@@ -208,7 +207,7 @@ def test_the_tape_finds_what_a_graph_would_keep(baked, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("preset", "without"), [("rpgan", "eps"), ("wgan-gp", "reals")])
 def test_tables_hold_what_each_counter_gives_by_itself(preset, without, tmp_path):
-    """Drawn for many steps at once, from any start: batch, classes, latents and rates are those of the counter alone."""
+    """Drawn for many steps, from any start: batch, classes, latents, rates follow the counter."""
     plan = plan_of(tmp_path, preset, flip="on")
     feed, c = Feed(plan.config, plan.data), plan.config
     step = feed.step_images
