@@ -238,3 +238,14 @@ def test_no_folder_is_wider_than_24_modules():
         path.parent for top in tops for path in sources(top) if path.name != "__init__.py"
     )
     assert not {str(folder): width for folder, width in widths.items() if width > 24}
+
+
+def test_no_source_file_is_longer_than_450_lines_and_no_function_than_70():
+    for top in ("ganfast", "kernels", "export", "benchmarks"):
+        for path in sources(top):
+            text = path.read_text()
+            assert len(text.splitlines()) <= 450, path
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    length = (node.end_lineno or 0) - node.lineno + 1
+                    assert length <= 70, f"{path}:{node.lineno} {node.name}"
