@@ -241,7 +241,8 @@ class Config(_Checked):
     # digits, mnist, celeba, a name under the data root, or a path: folder, zip, .npy, .npz
     data: str = "digits"
     out: str = ""  # run directory; "" = runs/<preset>-<data>; an existing run there is resumed
-    # thousand real images shown to the critic in all; 0 = what suits the pictures
+    # thousand real images shown to the critic in all; may be fractional;
+    # 0 = what suits the pictures
     kimg: float = 100.0
     batch: int = 64  # real images per critic step
     # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
