@@ -104,10 +104,10 @@ def adam_ema_triton(
     beta1: float,
     beta2: float,
     eps: float,
-    average: Tensor | None = None,
-    low: Tensor | None = None,
+    average: Tensor | None,
+    low: Tensor | None,
 ) -> None:
-    """The launcher; arguments as `adam_ema`."""
+    """The launcher; arguments as `adam_ema`, none left out: torch 2.11 loses count of defaults."""
     flags = {"AVERAGE": average is not None, "LOW": low is not None}
     average, low = p if average is None else average, p if low is None else low
     tensors, betas = (p, g, m, v, average, low, rates), (beta1, 1 - beta1, beta2, 1 - beta2)

@@ -624,7 +624,9 @@ def test_env_as_json_holds_versions_and_devices(run):
     facts = json.loads(out)
     import torch
 
-    assert (facts["ganfast"], facts["torch"]) == (__version__, str(torch.__version__))
+    assert facts["ganfast"] == __version__
+    # the index may name a build, 2.11.0+cu130, that the package's own metadata leaves out
+    assert facts["torch"].split("+")[0] == str(torch.__version__).split("+")[0]
     assert facts["cores"] == os.cpu_count()
     named = "python platform cpu gpu driver cuda compiler numpy triton tensorrt commit"
     assert facts.keys() >= set(named.split())
