@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BUDGET = 700  # processor seconds of the whole of `make test`, its child processes included
 LONGEST = 30  # processor seconds of one test
-# `make accept` fails above this many times both. An AMD processor without VNNI took 2.3 times as
+# `make accept` fails above this many times both. An AMD processor without VNNI took 2.4 times as
 # long as one with it, which takes 357 s: a slow processor alone must not fail a check.
 SLOW = 1.5
 LAST = ROOT / ".test_seconds.json"
