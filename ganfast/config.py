@@ -8,11 +8,14 @@ Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from ganfast.errors import InputError
+
+T = TypeVar("T")
 
 Norm = Literal["none", "batch", "layer", "instance", "spectral"]
 LossKind = Literal[
@@ -333,6 +336,13 @@ def require_run(folder: Path | str) -> None:
         known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
         hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
         raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
+
+
+def row_of(table: Mapping[str, T], kind: str, what: str, where: str) -> T:
+    """The row of a kind; InputError where only a `Literal` of this file names the kind."""
+    if kind not in table:
+        raise InputError(f"{what} {kind!r} has no row in {where}; there: {', '.join(table)}")
+    return table[kind]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganfast.config import LossConfig
-from ganfast.errors import InputError
+from ganfast.config import LossConfig, row_of
 
 
 def bce_critic(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -92,13 +91,8 @@ LOSSES = {
 
 
 def loss_of(config: LossConfig) -> Loss:
-    """The row of a config's kind; InputError where a kind was named in the config only."""
-    if config.kind not in LOSSES:
-        known = ", ".join(LOSSES)
-        raise InputError(
-            f"loss {config.kind!r} has no row in ganfast.losses.LOSSES; there: {known}"
-        )
-    return LOSSES[config.kind]
+    """The row of a config's kind. Raises InputError where the table lacks it."""
+    return row_of(LOSSES, config.kind, "loss", "ganfast.losses.LOSSES")
 
 
 def critic_loss(config: LossConfig, real: Tensor, fake: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import PenaltyConfig
-from ganfast.errors import InputError
+from ganfast.config import PenaltyConfig, row_of
 from ganfast.models import judge
 from ganfast.tensors import full_precision
 
@@ -103,13 +102,8 @@ PENALTIES = {
 
 
 def penalty_of(config: PenaltyConfig) -> Penalty:
-    """The row of a config's kind; InputError where a kind was named in the config only."""
-    if config.kind not in PENALTIES:
-        known = ", ".join(PENALTIES)
-        raise InputError(
-            f"penalty {config.kind!r} has no row in ganfast.penalties.PENALTIES; there: {known}"
-        )
-    return PENALTIES[config.kind]
+    """The row of a config's kind. Raises InputError where the table lacks it."""
+    return row_of(PENALTIES, config.kind, "penalty", "ganfast.penalties.PENALTIES")
 
 
 def drawn_numbers(config: PenaltyConfig) -> str:

@@ -195,9 +195,9 @@ def _rpgan(kind: str) -> Config:
     return _fitted(config, kind)
 
 
-# Sets whose name says what the pictures are. A path does not: its pictures are looked at.
-_KINDS = {"digits": "digits", "mnist": "mnist", "stacked-mnist": "mnist", "celeba": "celeba"}
-_PASSES = 1000  # over a set at most: a few hundred photographs are known by heart long before
+# Sets whose name says what the pictures are -> the field of `Kimg`. A path does not say it.
+_LENGTHS = {"digits": "digits", "mnist": "mnist", "stacked-mnist": "mnist", "celeba": "large"}
+_PASSES = 1000  # most passes over a set: a choice, no training set it
 
 
 def data_kind(data: str) -> str:
@@ -219,15 +219,16 @@ def preset_config(name: str, data: str = "digits") -> Config:
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PRESETS)}"
         raise InputError(f"unknown preset {name!r}: {hint}")
     preset = PRESETS[name]
-    kimg = _tuned(preset.kimg, _KINDS[data]) if data in _KINDS else 0.0
+    kimg = getattr(preset.kimg, _LENGTHS[data]) if data in _LENGTHS else 0.0
     return replace(preset.make(data_kind(data)), preset=name, data=data, kimg=kimg)
 
 
 def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) -> float:
-    """How many thousand real images a preset shows of pictures like these, where nobody says.
+    """Thousand real images that a preset shows of such pictures where the config's kimg is 0.
 
-    Digits, MNIST and CelebA have the lengths they were tried with. Other pictures lie between MNIST
-    and faces by the numbers in one, and no set is shown more than 1,000 times.
+    Digits, MNIST and CelebA have the lengths they were tried with. The length for other pictures
+    lies between MNIST's and that of faces, by the numbers in a picture, and shows no picture more
+    than 1,000 times. Both rules are choices: no training was made to set them.
 
     Args:
         kind: of the source: digits, idx, stacked-mnist, celeba, folder or arrays.
@@ -239,13 +240,9 @@ def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) ->
     if preset not in PRESETS:
         raise InputError(f"kimg is 0, and preset {preset!r} names no length: set kimg above 0")
     lengths = PRESETS[preset].kimg
-    if kind in _KINDS:
-        return _tuned(lengths, _KINDS[kind])
+    if kind in _LENGTHS:
+        return float(getattr(lengths, _LENGTHS[kind]))
     grey, faces = 28 * 28, 64 * 64 * 3
     share = min(1.0, max(0.0, (size * size * channels - grey) / (faces - grey)))
     kimg = min(lengths.mnist + share * (lengths.large - lengths.mnist), count * _PASSES / 1000)
     return float(f"{kimg:.2g}")
-
-
-def _tuned(lengths: Kimg, kind: str) -> float:
-    return {"digits": lengths.digits, "mnist": lengths.mnist}.get(kind, lengths.large)

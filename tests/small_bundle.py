@@ -110,3 +110,14 @@ def small_bundle(
         {MODEL: model, GOLDEN: golden, **(files or {})},
         overwrite=True,
     )
+
+
+def assert_rows_of_parity(bundle: Bundle) -> None:
+    """Each batch size; int8's graph itself; then the same back ends at psi 2, 64 pictures each."""
+    precision, rows = bundle.manifest.precision, bundle.manifest.parity
+    graph = ["int8 graph, float32 products"] if precision == "int8" else []
+    drawn = ["torch-cpu" if precision == "bf16" else "onnxruntime-cpu"]
+    names = [*drawn * 4, *graph, *(f"{name} with psi 2" for name in (*drawn, *graph))]
+    assert [row.back_end for row in rows] == names
+    assert [row.batch for row in rows] == [1, 3, 8, *[64] * (len(names) - 3)]
+    assert all(row.pictures == 64 for row in rows)

@@ -16,6 +16,7 @@ from ganfast import train
 from ganfast.export import export_bundle
 from ganfast.export.bundle.parity import GATES
 from ganfast.export.verify import verify_bundle
+from tests.small_bundle import assert_rows_of_parity
 
 pytestmark = pytest.mark.accept
 MODELS = ("dcgan", "mlp")
@@ -45,14 +46,7 @@ def run(request, tmp_path_factory) -> Run:
 )
 def test_every_preset_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    graph = ["int8 graph, float32 products"] if precision == "int8" else []
-    drawn = ["torch-cpu" if precision == "bf16" else "onnxruntime-cpu"]
-    names = [*drawn * 4, *graph, *(f"{name} with psi 2" for name in (*drawn, *graph))]
-    assert [row.back_end for row in bundle.manifest.parity] == names
-    batches = [1, 3, 8, *[64] * (len(names) - 3)]
-    assert [(row.batch, row.pictures) for row in bundle.manifest.parity] == [
-        (batch, 64) for batch in batches
-    ]
+    assert_rows_of_parity(bundle)
     assert not any(each.missed(GATES[precision]) for each in bundle.manifest.parity)
     assert bool(bundle.manifest.lint["onnxruntime-cpu"]) == (precision == "bf16")
     verify_bundle(bundle.folder, bundle.manifest.digest)

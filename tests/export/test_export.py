@@ -32,6 +32,7 @@ from ganfast.export.graph.lint import RULES, TARGETS, lint
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import verify_bundle
 from tests.programs import ganfast
+from tests.small_bundle import assert_rows_of_parity
 
 f, i64, u8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.UINT8
 
@@ -70,12 +71,7 @@ PRECISIONS += [
 @pytest.mark.parametrize(("run", "precision"), PRECISIONS, indirect=["run"])
 def test_every_architecture_and_precision_keeps_its_gate(run, precision, tmp_path):
     bundle = export_bundle(run, tmp_path / "b", precision)
-    graph = ["int8 graph, float32 products"] if precision == "int8" else []
-    drawn = ["torch-cpu" if precision == "bf16" else "onnxruntime-cpu"]
-    names = [*drawn * 4, *graph, *(f"{name} with psi 2" for name in (*drawn, *graph))]
-    assert [each.back_end for each in bundle.manifest.parity] == names
-    assert [each.batch for each in bundle.manifest.parity[:4]] == [1, 3, 8, 64]
-    assert all(each.batch == each.pictures == 64 for each in bundle.manifest.parity[4:])
+    assert_rows_of_parity(bundle)
     again, found = verify_bundle(bundle.folder, bundle.manifest.digest)
     assert not any(each.missed(GATES[precision]) for each in found)
     golden = again.golden()
