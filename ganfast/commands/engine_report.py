@@ -9,9 +9,8 @@ from torch import Tensor
 from ganfast.config import EngineName
 from ganfast.engine import draw
 from ganfast.engine.check import full_float32, relative_error
-from ganfast.engine.critic import make_critic_step
-from ganfast.engine.walk import CannotWalk, Walk, walk
-from ganfast.engine.weights import EffectiveWeights
+from ganfast.engine.critic import CriticStep, make_critic_step
+from ganfast.engine.walking.steps import Walk
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.models.parts import held_power_iteration
@@ -37,8 +36,7 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
         forward pass of the critic over the batch.
     """
     c, state = plan.config, plan.state
-    real, labels = plan.data.batch(0, c.batch)
-    labels = labels if c.conditional != "no" else None
+    real, labels = plan.batch(c.batch)
     generator = torch.Generator(real.device).manual_seed(c.seed)
     with torch.no_grad():
         z = torch.randn(c.batch, c.net.latent, device=real.device, generator=generator)
@@ -78,15 +76,16 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
 def engines_report(plan: Plan) -> str:
     """For a person."""
     c = plan.config
-    choice = make_critic_step(
-        plan.state.critic, c.loss, c.penalty, plan.autocast, c.engine, plan.compile
-    ).choice
+    options = plan.state.critic, c.loss, c.penalty, plan.autocast
+    choice = make_critic_step(*options, c.engine, plan.compile).prepare(*plan.batch(2))
+    step = make_critic_step(*options, compile=False)
+    step.prepare(*plan.batch(2))
     costs, forward = engine_costs(plan)
     lines = [f"{plan.describe()}", f"critic step: {choice}", ""]
-    try:
-        lines += _layers(plan, walk(plan.state.critic))
-    except CannotWalk as error:
-        lines.append(f"no layer is walked: {error}")
+    if step.walked is not None:
+        lines += _layers(plan, step, step.walked)
+    else:
+        lines.append(f"no layer is walked: {step.choice.reason}")
     penalty = f"penalty {c.penalty.kind}" if c.penalty.active else "no penalty"
     title = f"one step, {penalty}, batch {c.batch}"
     lines += ["", f"{title:36}{'GFLOP':>10}{'in F':>8}{'peak MB':>10}{'error':>10}"]
@@ -103,14 +102,14 @@ def engines_report(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _layers(plan: Plan, walked: Walk) -> list[str]:
+def _layers(plan: Plan, critic_step: CriticStep, walked: Walk) -> list[str]:
     """One line a layer: its place, its type, whether the explicit engine walks it, and its FLOPs.
 
     The FLOPs are those of the forward pass for one picture.
     """
-    pictures, labels = plan.data.batch(0, 2)
+    pictures, labels = plan.batch(2)
     with torch.no_grad(), held_power_iteration(plan.state.critic):
-        weights = EffectiveWeights(plan.state.critic).values
+        weights = critic_step.weights()
         values = {0: pictures}
         lines = [f"{'layer':24}{'what':14}{'walked':12}{'MFLOP a picture':>16}"]
         for step in walked.steps:

@@ -1,6 +1,7 @@
 """The two steps of a GAN as callables that fill gradients. The loop owns optimizers and average."""
 
-from ganfast.engine.critic import Choice, CriticStep, choose, make_critic_step
+from ganfast.engine.choice import Choice, choose
+from ganfast.engine.critic import CriticStep, make_critic_step
 from ganfast.engine.generator import Drawing, GeneratorStep, draw, make_drawing, make_generator_step
 
 __all__ = [

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,22 @@ from ganfast.config import EngineName, LossConfig, PenaltyConfig
 from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.check import check as verify
 from ganfast.engine.check import nothing_changed
+from ganfast.engine.choice import Choice, choose, refuse_batch_norm
 from ganfast.engine.compiled import compiled
 from ganfast.engine.draws import Draws
 from ganfast.engine.explicit import ExplicitStep
-from ganfast.engine.fuse import fused
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
-from ganfast.engine.walk import CannotWalk, walk
-from ganfast.engine.weights import EffectiveWeights
+from ganfast.engine.walking.fuse import fused
+from ganfast.engine.walking.steps import CannotWalk, Walk
+from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
+from ganfast.engine.walking.walk import walk, walk_nothing, walk_trace
+from ganfast.engine.weights import EffectiveWeights, MadeWeights
 from ganfast.errors import InputError, is_out_of_memory
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
-from ganfast.models.members import modes
+from ganfast.models.members import is_known, modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
 
@@ -34,22 +37,6 @@ _ATTEMPTS = 4
 
 # Computes a step with or without its penalties.
 Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which engine computes the steps, and why."""
-
-    engine: EngineName
-    compiled: bool
-    reason: str
-
-    @property
-    def title(self) -> str:
-        return f"{'compiled ' if self.compiled else ''}{self.engine}"
-
-    def __str__(self) -> str:
-        return f"{self.title} engine ({self.reason})"
 
 
 def make_critic_step(
@@ -100,65 +87,25 @@ def make_critic_step(
     return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
 
 
-def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
-    """Raises InputError where a batch norm would mix the input gradients of the samples."""
-    kind, named = nn.modules.batchnorm._BatchNorm, critic.named_modules()
-    norms = [name for name, module in named if isinstance(module, kind)]
-    if norms:
-        raise InputError(
-            f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient "
-            "mixes samples; use GroupNorm, LayerNorm, InstanceNorm or spectral normalisation, or "
-            "no penalty"
-        )
+UNDECIDED = Choice("reference", False, "not chosen before the first pictures")
 
 
-def choose(
-    critic: nn.Module,
-    penalties: Sequence[PenaltyConfig],
-    engine: EngineName = "auto",
-    compile: bool | None = None,
-) -> Choice:
-    """The engine for a critic. Nothing that varies from run to run decides, so that a resumed run
-    gets the same engine.
+@dataclass
+class _Chosen:
+    """What computes the steps of one graph of the critic."""
 
-    "auto" is explicit where the critic can be walked; else autograd where it is compiled, or
-    penalised on a GPU; else the reference. Measured on two CPU cores (benchmarks/results): autograd
-    that is not compiled was slower than the reference, for all the work it saves; compiled it was
-    faster. First derivatives alone took longer compiled, so without a penalty they are not.
-    """
-    if engine not in get_args(EngineName):
-        raise InputError(f"engine is {engine!r}; expected one of {', '.join(get_args(EngineName))}")
-    on_gpu = any(p.is_cuda for p in critic.parameters())
-    compile = on_gpu if compile is None else compile
-    if engine == "reference":
-        return Choice(engine, False, "asked for")
-    if engine == "autograd":
-        return Choice(engine, compile, "asked for")
-    try:
-        walked = walk(critic)
-    except CannotWalk as error:
-        reason = f"the explicit engine cannot take this critic: {error}"
-        if engine == "explicit":
-            raise InputError(f"{reason}; use engine autograd") from error
-        return _without_explicit(reason, compile, on_gpu, bool(penalties))
-    reason = f"all {len(walked.steps)} layers walked"
-    if walked.tail is not None:
-        reason = f"all layers walked but {', '.join(walked.refused)}"
-    if engine == "explicit":
-        return Choice(engine, compile, f"asked for; {reason}")
-    if walked.tail is not None and not penalties:
-        return _without_explicit(f"no penalty, and {reason}", compile, on_gpu, False)
-    return Choice("explicit", compile, reason)
-
-
-def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) -> Choice:
-    if compile and not (on_gpu or penalised):
-        return Choice("reference", False, f"{why}; compiled it takes longer on a CPU")
-    return Choice("autograd" if compile or (on_gpu and penalised) else "reference", compile, why)
+    choice: Choice
+    walked: Walk | None
+    run: Engine
+    unchecked: set[bool]
 
 
 class CriticStep:
-    """Made by `make_critic_step`; ``choice`` is its engine, ``gradients.flat`` all gradients."""
+    """Made by `make_critic_step`; ``choice`` is its engine, ``gradients.flat`` all gradients.
+
+    A critic of torch's and our classes is chosen for when the step is made. Any other is recorded
+    in every call: what its forward reads may change.
+    """
 
     def __init__(
         self,
@@ -177,12 +124,73 @@ class CriticStep:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Choice, buffers and engine for the critic as it stands."""
-        self.choice = choose(self.critic, self.penalties, *self._asked)
+        """Buffers and engine for the critic as it stands."""
         self.gradients = FlatGradients(self.critic)
         self._modes = modes(self.critic)
-        self._run = self._engine(self.choice)
-        self._unchecked = {bool(self.penalties), False} if self._wants_check else set()
+        engine, compile = self._asked
+        known = is_known(self.critic)
+        # A step that runs the forward needs no graph of it.
+        eager = engine == "reference" or (engine == "autograd" and not self._compiles(compile))
+        self._front_end = None if known or eager else FrontEnd(self.critic, self.autocast)
+        self._chosen: dict[Trace | None, _Chosen] = {}
+        self._trace: Trace | None = None
+        self.choice = UNDECIDED
+        if self._front_end is None:
+            self._choose(None, "" if known else "it is not recorded")
+
+    def _compiles(self, asked: bool | None) -> bool:
+        return asked or (asked is None and self.gradients.flat.is_cuda)
+
+    def _choose(self, trace: Trace | None, refusal: str = "") -> None:
+        """Engines for one graph of the critic, or for a critic without one."""
+        if trace not in self._chosen:
+            engine, compile = self._asked
+            found: Walk | str = refusal
+            if not refusal:
+                try:
+                    found = walk(self.critic) if trace is None else walk_trace(trace)
+                except CannotWalk as error:
+                    found = str(error)
+            # What computes by a graph may be compiled. A forward without one runs in every step.
+            compile = False if refusal else compile
+            choice = choose(self.critic, self.penalties, engine, compile, found)
+            self._trace, walked = trace, None if isinstance(found, str) else found
+            run = self._engine(choice, walked)
+            # A forward that keeps state must not run more often than in eager autograd.
+            checked = self._wants_check and not refusal
+            unchecked = {bool(self.penalties), False} if checked else set()
+            self._chosen[trace] = _Chosen(choice, walked, run, unchecked)
+        self._trace, self._now = trace, self._chosen[trace]
+        self.choice = self._now.choice
+
+    def _record(self, real: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """Choose for the critic as its forward is in this call. Returns the graph's constants."""
+        if self._front_end is None:
+            return {}
+        labels = labels if getattr(self.critic, "takes_labels", False) else None
+        try:
+            given = (real,) if labels is None else (real, labels)
+            trace, constants = self._front_end(*given)
+        except CannotTrace as error:
+            self._choose(None, str(error))
+            return {}
+        self._choose(trace)
+        return constants
+
+    @property
+    def walked(self) -> Walk | None:
+        """The critic's walk, as of the last call; None where it has none."""
+        return self._now.walked
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the steps of `walked` read by name, as of the last call."""
+        values = EffectiveWeights(self.critic).values | self._constants
+        return {**MadeWeights(self.walked.making if self.walked else None, values).weights}
+
+    def prepare(self, real: Tensor, labels: Tensor | None = None) -> Choice:
+        """Choose for pictures such as ``real``, as the first step would. Nothing is computed."""
+        self._constants = self._record(real, labels)
+        return self.choice
 
     def __call__(
         self,
@@ -224,16 +232,17 @@ class CriticStep:
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
         real, fake = real.detach(), fake.detach()
+        self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
         inputs = Inputs(real, fake, real_labels, fake_labels, points)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
-        while self._unchecked:
-            penalised = bool(penalties) if bool(penalties) in self._unchecked else not penalties
+        while unchecked := self._now.unchecked:
+            penalised = bool(penalties) if bool(penalties) in unchecked else not penalties
             same = penalised == bool(penalties)
             self._check(inputs if same else self._other(inputs, penalised), penalised)
-        gradients, stats = self._run(inputs, bool(penalties))
+        gradients, stats = self._now.run(inputs, bool(penalties))
         self.gradients.fill(gradients)
         return stats
 
@@ -261,18 +270,19 @@ class CriticStep:
 
     def _check(self, inputs: Inputs, penalised: bool) -> None:
         """Take the next slower engine until one agrees with the reference on these pictures."""
-        self._unchecked.discard(penalised)
-        while (self.choice.engine, self.choice.compiled) != ("reference", False):
+        now = self._now
+        now.unchecked.discard(penalised)
+        while (now.choice.engine, now.choice.compiled) != ("reference", False):
             problem = self._problem(inputs, penalised)
             if problem is None:
                 return
-            engine = self.choice.engine if self.choice.compiled else "reference"
-            title = self.choice.title
+            engine = now.choice.engine if now.choice.compiled else "reference"
+            title = now.choice.title
             slower = Choice(engine, False, f"{title} {problem}")
             logger.warning("%s engine: %s; going on with %s", title, problem, slower.title)
-            self.choice = slower
-            self._run = self._engine(self.choice)
-            self._unchecked = {not penalised}
+            self.choice = now.choice = slower
+            now.run = self._engine(slower, now.walked)
+            now.unchecked = {not penalised}
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """The error of the engine's gradients, in words; None = they are right.
@@ -287,7 +297,7 @@ class CriticStep:
             try:
                 with nothing_changed(self.critic), held_power_iteration(self.critic):
                     torch.manual_seed(0)  # for critics that draw numbers themselves
-                    gradients, _ = self._run(moved, penalised)
+                    gradients, _ = self._now.run(moved, penalised)
                     compared = moved, gradients, self.autocast, separable, last
                     verdict = verify(self.critic, self.loss, penalties, *compared)
             except Exception as error:  # whatever a compiler or a user's critic comes up with
@@ -301,12 +311,12 @@ class CriticStep:
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
-        try:
-            return walk(self.critic).separable
-        except CannotWalk:
-            return False
+        return self._now.walked is not None and self._now.walked.separable
 
-    def _engine(self, choice: Choice) -> Engine:
+    def _engine(self, choice: Choice, walked: Walk | None) -> Engine:
+        if choice.engine == "explicit":
+            assert walked is not None
+            return self._explicit(choice.compiled, walked)
         make: Callable[[bool], Engine] = getattr(self, f"_{choice.engine}")
         return make(choice.compiled)
 
@@ -322,6 +332,9 @@ class CriticStep:
         return run
 
     def _autograd(self, compile: bool) -> Engine:
+        if compile and self._trace is not None:
+            # The trace has the numbers that keep changing as inputs; the forward would bake them.
+            return self._explicit(True, walk_nothing(self._trace))
         plain = self._reference(compile)  # first derivatives need no help
         step: Any = AutogradStep(self.critic, self.loss, self.penalties, self.autocast)
         step = compiled(step) if compile else step
@@ -330,7 +343,9 @@ class CriticStep:
             if not penalised:
                 return plain(inputs, False)
             EffectiveWeights(self.critic)  # one power iteration
-            weights = dict(self.critic.named_parameters()) | dict(self.critic.named_buffers())
+            weights: dict[str, Tensor] = dict(self.critic.named_parameters())
+            if compile:  # a graph changes copies; a forward that runs changes its buffers itself
+                weights |= dict(self.critic.named_buffers())
             weights = {name: value.detach() for name, value in weights.items()}
             with held_power_iteration(self.critic):
                 gradients, stats = step(weights, inputs)
@@ -339,8 +354,7 @@ class CriticStep:
 
         return run
 
-    def _explicit(self, compile: bool) -> Engine:
-        walked = walk(self.critic)
+    def _explicit(self, compile: bool, walked: Walk) -> Engine:
         if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
             with held_power_iteration(self.critic):  # only the shapes are looked at
                 walked = fused(walked, EffectiveWeights(self.critic).values)
@@ -349,7 +363,7 @@ class CriticStep:
         for penalised, penalties in ((True, self.penalties), (False, ())):
             step = ExplicitStep(walked, self.loss, penalties, self.autocast)
             steps[penalised] = compiled(step) if compile else step
-            draws[penalised] = Draws(self.critic, walked, penalties, self.autocast)
+            draws[penalised] = Draws(self.critic, walked, penalties, self.autocast, self._trace)
 
         twin: Iterable[tuple[str, Tensor]] = ()
         if self.computing is not None:
@@ -362,8 +376,9 @@ class CriticStep:
                 buffers = dict(self.critic.named_buffers(remove_duplicate=False))
             running = {name: buffers[name] for layer in walked.normed for name in layer.running}
             with torch.no_grad(), held_power_iteration(self.critic):
-                drawn = draws[penalised](inputs)  # out here: a compiler would draw other numbers
-                weights = effective.values | running
+                weights = effective.values | running | self._constants
+                # out here: a compiler would draw other numbers
+                drawn = draws[penalised](inputs, weights)
                 gradients, stats = steps[penalised](weights, inputs, ready, drawn)
                 for name, buffer in running.items():
                     buffer.copy_(gradients[name])

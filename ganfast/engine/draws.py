@@ -4,15 +4,17 @@ in the order in which the reference draws them."""
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ganfast.config import PenaltyConfig
 from ganfast.engine.check import nothing_changed
 from ganfast.engine.objective import Inputs
 from ganfast.engine.rows import Rows
-from ganfast.engine.walk import Value, Walk
+from ganfast.engine.walking.steps import Value, Walk
+from ganfast.engine.walking.trace import Trace
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
 
@@ -32,17 +34,28 @@ class Draws:
         walk: Walk,
         penalties: Sequence[PenaltyConfig],
         autocast: torch.dtype | None,
+        trace: Trace | None = None,
     ) -> None:
-        self.critic, self.penalties, self.autocast = critic, penalties, autocast
+        """``trace``: what ``walk`` was made of, if it was."""
+        self.critic, self.penalties, self.autocast, self.trace = critic, penalties, autocast, trace
         self._steps = [step for step in walk.steps if step.layer.draws]
         self._likes: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
-    def __call__(self, inputs: Inputs) -> Mapping[Value, Tensor]:
+    def __call__(self, inputs: Inputs, weights: Mapping[str, Tensor]) -> Mapping[Value, Tensor]:
+        """``weights``: the critic's, as a step of the engine takes them."""
         if not self._steps:
             return {}
         kind = inputs.real.shape, inputs.real.dtype
         if kind not in self._likes:
-            self._likes[kind] = self._inputs_of_layers(inputs)
+            computed = torch.autocast(
+                inputs.real.device.type, self.autocast, enabled=self.autocast is not None
+            )
+            with computed, torch.no_grad():
+                self._likes[kind] = (
+                    self._inputs_of_layers(inputs)
+                    if self.trace is None
+                    else self._inputs_of_nodes(inputs, weights, self.trace)
+                )
         likes = [torch.empty_like(x, device=inputs.real.device) for x in self._likes[kind]]
         steps = list(zip(self._steps, likes, strict=True))
         starts = Rows.starts(len(inputs.real), 2 + len(inputs.points), self.penalties)
@@ -51,7 +64,6 @@ class Draws:
         columns = zip(*in_rows, strict=True)
         return {step.output: torch.cat(c) for step, c in zip(self._steps, columns, strict=True)}
 
-    @torch.no_grad()
     def _inputs_of_layers(self, inputs: Inputs) -> list[Tensor]:
         """What reaches the drawing modules for the reals, as shapes and layouts, by one forward
         pass."""
@@ -60,11 +72,26 @@ class Draws:
         def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen[name].append(torch.empty_like(args[0], device="meta"))
 
-        real, kind = inputs.real, inputs.real.device.type
         with ExitStack() as held, nothing_changed(self.critic), held_power_iteration(self.critic):
             for name in seen:
                 module = self.critic.get_submodule(name)
                 held.callback(module.register_forward_pre_hook(partial(note, name)).remove)
-            with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-                judge(self.critic, real, inputs.real_labels)
+            judge(self.critic, inputs.real, inputs.real_labels)
         return [seen[step.name].pop(0) for step in self._steps]
+
+    def _inputs_of_nodes(
+        self, inputs: Inputs, weights: Mapping[str, Tensor], trace: Trace
+    ) -> list[Tensor]:
+        """The same of a trace's nodes."""
+        nodes = [step.node for step in self._steps]
+        seen: dict[Any, Tensor] = {}
+
+        class Noting(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                if n in nodes:
+                    seen[n] = torch.empty_like(self.env[n.all_input_nodes[0]], device="meta")
+                return super().run_node(n)
+
+        with nothing_changed(self.critic):
+            Noting(trace.module).run(*trace.arguments(weights, inputs.real, inputs.real_labels))
+        return [seen[node] for node in nodes]

@@ -21,9 +21,11 @@ from torch import Tensor
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Conv, Gradients, Kept, Layer, Linear, Weights
 from ganfast.engine.lean import LeanDerivatives
+from ganfast.engine.maps import Folded, LabelRows
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.engine.rows import Rows
-from ganfast.engine.walk import Value, Walk
+from ganfast.engine.walking.steps import Step, Value, Walk
+from ganfast.engine.weights import MadeWeights, added
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import Judgement, as_judgement
 from ganfast.models.members import holding
@@ -31,8 +33,8 @@ from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
 
 ByValue = dict[Value, Tensor]
-# blocks of rows: inputs, deltas, deltas that the bias sees
-Pairs = tuple[list[Tensor], list[Tensor], list[Tensor]]
+# blocks of rows: inputs, deltas, deltas that the bias sees; and which rows the first two are of
+Pairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[slice]]
 ALL = slice(None)
 
 
@@ -67,6 +69,8 @@ class ExplicitStep:
         drawn: Mapping[Value, Tensor] = MappingProxyType({}),
     ) -> tuple[Gradients, Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
+        made = MadeWeights(walk.making, weights)
+        weights = made.weights
         w = self._cast(weights, ready)
         values, kept = self._forward(w, rows, drawn)
         places = walk.tail.inputs if walk.tail else walk.outputs
@@ -79,15 +83,15 @@ class ExplicitStep:
             gradients, stats = self._with_one_delta_pass(done)
         else:
             gradients, stats = self._with_two_delta_passes(done)
-        return added(gradients, head.gradients), head.stats | stats
+        return made.back(added(gradients, head.gradients)), head.stats | stats
 
     def _without_penalty(self, done: "_Forward") -> Gradients:
         adjoint, _, settled = self._backward(done, done.seeded(done.head.adjoint()), ALL, None)
 
         def pair(out: Value, i: Value, a: Tensor) -> Pairs:
-            return [done.values[i]], [a], [a]
+            return [done.values[i]], [a], [a], [ALL]
 
-        return added(self._gradients(done.w, adjoint, pair), settled)
+        return added(self._gradients(done, adjoint, pair), settled)
 
     def _with_one_delta_pass(self, done: "_Forward") -> tuple[Gradients, Stats]:
         """The pass is seeded by the loss on its own rows, and by 1 on the penalised rows.
@@ -112,12 +116,12 @@ class ExplicitStep:
             h, t, own = done.values[i], tangent[i], slice(0, rows.start)
             if not shared:
                 h[rows.penalised] = t  # in place: nobody reads those rows any more
-                return [h], [d], [d[own]]
+                return [h], [d], [d[own]], [ALL]
             both = slice(rows.start, rows.loss)
             inputs = [h[own], _times(h[both], slope) + t[:shared], t[shared:]]
-            return inputs, [d], [d[own], _times(d[both], slope)]
+            return inputs, [d], [d[own], _times(d[both], slope)], [ALL]
 
-        return added(self._gradients(done.w, delta, pair), settled), stats
+        return added(self._gradients(done, delta, pair), settled), stats
 
     def _with_two_delta_passes(self, done: "_Forward") -> tuple[Gradients, Stats]:
         """The unit pass for the penalty; after the tangents, the adjoint of loss and penalty."""
@@ -131,9 +135,10 @@ class ExplicitStep:
         adjoint, _, settled = self._backward(done, done.seeded(seeds), reached, None, None, bend)
 
         def pair(out: Value, i: Value, a: Tensor) -> Pairs:
-            return [done.values[i][reached], tangent[i]], [a, delta.pop(out)], [a]
+            inputs, deltas = [done.values[i][reached], tangent[i]], [a, delta.pop(out)]
+            return inputs, deltas, [a], [reached, rows.penalised]
 
-        return added(self._gradients(done.w, adjoint, pair), settled), stats
+        return added(self._gradients(done, adjoint, pair), settled), stats
 
     def _cast(self, weights: Weights, ready: Weights) -> Weights:
         """Weights in the type to compute in; those of norms stay in float32, as under autocast."""
@@ -141,9 +146,9 @@ class ExplicitStep:
             return weights
         names = {
             name
-            for step in self.walk.steps
-            if isinstance(step.layer, Conv | Linear)
-            for name in step.layer.weights
+            for layer in map(_unfolded, self.walk.steps)
+            if isinstance(layer, Conv | Linear)
+            for name in (layer.weight, layer.bias)
         }
         return {
             name: ready.get(name, value).to(self.compute) if name in names else value
@@ -250,14 +255,20 @@ class ExplicitStep:
         return direction, penalty_stats(values, norms)
 
     def _gradients(
-        self, w: Weights, deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
+        self, done: "_Forward", deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
     ) -> Gradients:
         """All weight gradients; ``pair`` says which inputs meet which deltas. Frees the deltas."""
         total: Gradients = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
-                inputs, delta, biases = pair(step.output, step.inputs[0], deltas.pop(step.output))
-                more = step.layer.gradients(w, _joined(inputs), _joined(delta), biases)
+                out, before = step.output, step.inputs[0]
+                blocks, delta, biases, rows = pair(out, before, deltas.pop(out))
+                both = done.w, _joined(blocks), _joined(delta)
+                if isinstance(step.layer, LabelRows):
+                    labels = [done.kept[out][0][some] for some in rows]
+                    more = step.layer.by_label(*both, torch.cat(labels))
+                else:
+                    more = step.layer.gradients(*both, biases)
                 total = added(total, more)
         return total
 
@@ -332,9 +343,12 @@ class _Tail:
                 labels = []
                 if tail.takes_labels and rows.labels is not None:
                     labels = [rows.labels[group]]
+                parts = [leaf[group].clone() for leaf in self._leaves]
+                counts = [rows.count] * tail.batches
+                given = [used.get(name, weights[name]) for name in tail.given]
                 computed = torch.autocast(kind, compute, enabled=compute is not None)
                 with computed, holding(tail.module, used):
-                    answer = tail.module(*(leaf[group].clone() for leaf in self._leaves), *labels)
+                    answer = tail.module(*parts, *labels, *counts, *given)
                 judgements.append(as_judgement(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
@@ -363,6 +377,10 @@ class _Tail:
         count = len(self._leaves)
         self.gradients = dict(zip(self._own, gradients[count:], strict=True))
         return gradients[:count]
+
+
+def _unfolded(step: Step) -> Layer:
+    return step.layer.layer if isinstance(step.layer, Folded) else step.layer
 
 
 @dataclass
@@ -395,11 +413,6 @@ def _sliced(kept: Kept, rows: slice) -> Kept:
 def _joined(blocks: list[Tensor]) -> Tensor:
     blocks = [b for b in blocks if len(b)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Gradients:
-    """Gradients from two places; weights that are in both get the sum."""
-    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:

@@ -113,9 +113,9 @@ class Conv(Layer):
         return self._apply(w, t[0], None)
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, biases: Blocks) -> Gradients:
-        gradients = self._weight_gradient(w, deltas, inputs)
-        if self.bias:
-            gradients[self.bias] = sum_blocks(biases, [0, *range(2, deltas.dim())])
+        gradients = self._weight_gradient(w, deltas, inputs) if self.weight in self.weights else {}
+        if self.bias in self.weights:
+            gradients[str(self.bias)] = sum_blocks(biases, [0, *range(2, deltas.dim())])
         return gradients
 
 

@@ -16,7 +16,15 @@ from ganfast.engine.compiled import compiled
 from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
 from ganfast.models.dropout import Dropout
-from ganfast.models.members import HOOKS, holding, modes, modules, named_tensors, parameters
+from ganfast.models.members import (
+    HOOKS,
+    holding,
+    is_known_class,
+    modes,
+    modules,
+    named_tensors,
+    parameters,
+)
 
 # A function, and the networks that are its first arguments.
 Computation = tuple[Callable[..., Any], tuple[nn.Module, ...]]
@@ -228,8 +236,8 @@ def why_not_recorded(*nets: nn.Module) -> str:
     """Why a graph might not compute what the networks' layers do; "" = no reason known."""
     for module in (m for net in nets for m in modules(net)):
         kind: Any = type(module).__bases__[0] if is_parametrized(module) else type(module)
-        name, known = kind.__name__, ("torch.nn.", "ganfast.models.")
-        if not kind.__module__.startswith(known) or not kind.forward.__module__.startswith(known):
+        name = kind.__name__
+        if not is_known_class(kind):
             return f"{name} is a class of its own, which may compute something else in every step"
         if any(getattr(module, hooks) for hooks in HOOKS) or "forward" in vars(module):
             return f"{name} has hooks or a forward of its own"

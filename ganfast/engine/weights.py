@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from ganfast.engine.walking.steps import Making
 from ganfast.models.members import named_parameters, parameters, paths
 
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -56,7 +57,7 @@ class EffectiveWeights:
         self.values = {name: p.detach() for name, p in self._named}
         self._made: dict[str, Tensor] = {}
         self._normed: dict[str, tuple[nn.Parameter, Back]] = {}
-        for path, module in _parametrised(net):
+        for path, module in parametrised(net):
             made: Any = module.parametrizations
             for tensor in made:
                 name = f"{path}.{tensor}" if path else tensor
@@ -98,7 +99,43 @@ class EffectiveWeights:
         return [total.get(id(p)) for p in parameters(self.net) if p.requires_grad]
 
 
-def _parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:
+class MadeWeights:
+    """The weights of a step with those that the forward makes of them, and the way back."""
+
+    def __init__(self, making: Making | None, weights: Mapping[str, Tensor]) -> None:
+        self.weights, self._making = weights, making
+        self._tensors: dict[str, Tensor] = {}
+        if self._making is None:
+            return
+        self._leaves = {name: weights[name].detach() for name in self._making.reads}
+        for leaf in self._leaves.values():
+            leaf.requires_grad_(leaf.is_floating_point())
+        with torch.enable_grad():
+            made = self._making.module(*self._leaves.values())
+        tensors = map(torch.as_tensor, made)
+        self._tensors = dict(zip(self._making.made, tensors, strict=True))
+        self.weights = {**weights, **{name: x.detach() for name, x in self._tensors.items()}}
+
+    def back(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of the weights that were given, from those of all."""
+        made = {n: x for n, x in self._tensors.items() if n in gradients and x.requires_grad}
+        if not made:
+            return gradients
+        leaves = {name: x for name, x in self._leaves.items() if x.requires_grad}
+        cotangents = [gradients[name].to(x.dtype) for name, x in made.items()]
+        through = torch.autograd.grad(
+            list(made.values()), list(leaves.values()), cotangents, allow_unused=True
+        )
+        reached = {name: g for name, g in zip(leaves, through, strict=True) if g is not None}
+        return added({n: g for n, g in gradients.items() if n not in made}, reached)
+
+
+def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients from two places; weights that are in both get the sum."""
+    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
+
+
+def parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """The parametrised modules, each once, by its first path."""
     first: dict[int, tuple[str, nn.Module]] = {}
     for path, module in reversed(paths(net)):

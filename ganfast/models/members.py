@@ -5,9 +5,12 @@ torch's own walks take longer than a small network's layers, in every step.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def paths(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
@@ -68,31 +71,54 @@ def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     `torch.func.functional_call` does not do: a module that has two paths keeps its replacements.
     """
     other = {id(own): tensors[name] for name, own in named_tensors(net) if name in tensors}
-    places: list[Any] = []
+    replaced: list[tuple[Any, str, Any]] = []
     for module in modules(net):
-        places += module._parameters, module._buffers
-    before = [dict(held) for held in places]
+        for held in (module._parameters, module._buffers):
+            replaced += [(held, name, own) for name, own in held.items() if id(own) in other]
     try:
-        for held in places:
-            held.update({name: other[id(own)] for name, own in held.items() if id(own) in other})
+        for held, name, own in replaced:
+            held[name] = other[id(own)]
         yield
     finally:
-        for held, own in zip(places, before, strict=True):
-            held.update(own)
+        for held, name, own in replaced:
+            if held.get(name) is other[id(own)]:  # a buffer that the forward assigned stays
+                held[name] = own
 
 
-_ATTRIBUTES = "momentum", "eps", "p", "negative_slope"
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_PLAIN = frozenset({bool, int, float, str, type(None), tuple, torch.Size})
+
+
+def is_known(net: nn.Module) -> bool:
+    """Whether every module is of a class of torch's or ours, and computes what its class does.
+
+    Such a network reads no more from Python than `modes` compares.
+    """
+    return all(map(_is_known, modules(net)))
+
+
+def _is_known(module: nn.Module) -> bool:
+    kind: Any = type(module).__bases__[0] if is_parametrized(module) else type(module)
+    hooks = any(getattr(module, hooks) for hooks in HOOKS)
+    return is_known_class(kind) and not hooks and "forward" not in vars(module)
+
+
+@cache
+def is_known_class(kind: Any) -> bool:
+    """Whether a class of modules, and its forward, are torch's or ours."""
+    known = "torch.nn.", "ganfast.models."
+    return kind.__module__.startswith(known) and kind.forward.__module__.startswith(known)
 
 
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
-    """State of modules that a user may change between two steps, and that a step relies on."""
+    """State of modules that a user may change between two steps, and that a step relies on: options
+    of known classes, training or not, hooks, and which modules there are."""
     states = []
     for module in modules(net):
-        own, kind = module.__dict__, type(module)
-        values = [
-            own[name] if name in own else getattr(module, name) if hasattr(kind, name) else None
-            for name in _ATTRIBUTES
-        ]
-        states.append((id(module), module.training, *values, *[len(own[name]) for name in HOOKS]))
+        own, kind = module.__dict__, cast(Any, type(module))
+        options = [own["training"]]
+        if is_known_class(kind):
+            options = [v for v in own.values() if v.__class__ in _PLAIN]
+            options += [tuple(v) for v in own.values() if v.__class__ is list]
+        states.append((id(module), len(own), *options, *[len(own[name]) for name in HOOKS]))
     return states

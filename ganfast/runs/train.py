@@ -189,6 +189,7 @@ def _train_on(
         log = RunLog(folder, state.images, target, events, quiet, position)
         held.callback(log.close)
         critic, generator, drawing = _make_steps(plan)
+        critic.prepare(*plan.batch(config.batch))
         if not quiet:
             say(f"critic step: {critic.choice}")
         _write_engine(run, critic.choice)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ganfast.config import Conditional, Config, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.device import find_device, prepared, resolved
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
-from ganfast.engine.critic import refuse_batch_norm
+from ganfast.engine.choice import refuse_batch_norm
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
@@ -47,6 +48,12 @@ class Plan:
         """Whether steps are compiled."""
         mode = self.config.compile
         return self.device.type == "cuda" if mode == "auto" else mode == "on"
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """The first ``count`` pictures (N, C, H, W), with their labels (N,) where classes are
+        learnt."""
+        pictures, labels = self.data.batch(0, count)
+        return pictures, labels if self.config.conditional != "no" else None
 
     def describe(self) -> str:
         """One line on what is about to run."""
@@ -149,8 +156,7 @@ def count_cost(plan: Plan) -> Cost:
 
     def measured(batch: int) -> tuple[float, int]:
         """FLOPs of a generator step with its critic steps, and the most bytes of one step."""
-        real, labels = plan.data.batch(0, batch)
-        labels = labels if c.conditional != "no" else None
+        real, labels = plan.batch(batch)
         z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
         drawing = FlopCount()
         with drawing:

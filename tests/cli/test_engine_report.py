@@ -6,7 +6,7 @@ import shlex
 import pytest
 from torch import nn
 
-import ganfast.engine.walk as walk_module
+import ganfast.engine.walking.walker as walk_module
 from ganfast.cli import main
 
 

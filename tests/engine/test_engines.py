@@ -19,7 +19,7 @@ from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine import choose, make_critic_step
 from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.explicit import ExplicitStep
-from ganfast.engine.walk import CannotWalk, walk
+from ganfast.engine.walking.walk import CannotWalk, walk
 from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
@@ -52,6 +52,13 @@ def pictures(shape=SHAPE, n=N, seed=0, dtype=torch.float64):
 
 def labelled():
     return pictures() | {"real_labels": LABELS}
+
+
+def walked(critic):
+    """The walk of a critic, whoever wrote it, for the pictures of these tests."""
+    given = [pictures()["real"]] + ([LABELS] if getattr(critic, "takes_labels", False) else [])
+    dtype = next(critic.parameters()).dtype
+    return walk(critic, given[0].to(dtype), *given[1:])
 
 
 def unchecked(critic, loss="hinge", penalty="r1", engine="explicit", compile=False, **kwargs):
@@ -234,7 +241,7 @@ def test_engines_agree_on_random_critics(curved, examples):
         random_critics(curved),
         st.sampled_from(LOSSES),
         some_penalties,
-        st.integers(1, 5),
+        st.integers(2, 5),
         st.integers(0, 99),
     )
     def check(made, loss, penalty, n, seed):
@@ -293,7 +300,7 @@ def test_critics_of_one_and_of_three_axes_are_walked():
     lines = net(*AS_LINES, nn.Conv1d(3, 4, 5, 2, 1), "leak", "score")
     solids = net(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3, 2, 1), nn.ReLU(), "score")
     for critic in (lines, solids):
-        assert walk(critic).tail is None
+        assert walked(critic).tail is None
         for penalty in ("wgan-gp", "r1"):
             assert_engines_agree(loud(critic), penalty=penalty)
 
@@ -314,14 +321,14 @@ LAYERS = {
 @pytest.mark.parametrize(("penalty", "layer"), in_turn(["wgan-gp", "none", "r1"], LAYERS))
 def test_layers_that_are_known_are_walked(layer, penalty):
     critic = net("conv 3 4 3 1 1", "leak", LAYERS[layer](), nn.LeakyReLU(0.3), "score")
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     assert_engines_agree(loud(critic), penalty=penalty)
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_paddings_by_name_are_walked(padding):
     critic = loud(net(nn.Conv2d(3, 4, (3, 5), padding=padding), "leak", "score"))
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     assert_engines_agree(critic)
 
 
@@ -436,7 +443,7 @@ def norm_critic(kind, seed=0):
 @pytest.mark.parametrize(("kind", "penalty"), in_turn(CURVED, [*KINDS, "none"]))
 def test_engines_agree_on_curved_critics(kind, penalty):
     critic = norm_critic(kind)
-    found = walk(critic)
+    found = walked(critic)
     assert found.tail is None
     assert found.curved
     assert_engines_agree(critic, penalty=PenaltyConfig(penalty, weight=3.0, target=0.4))
@@ -489,7 +496,7 @@ def test_two_steps_make_two_power_iterations(engine):
 def test_engines_agree_on_critics_of_classes(conditional, class_fakes, penalty):
     loss = LossConfig("relativistic", class_weight=0.6, class_fakes=class_fakes)
     critic = plain_critic(conditional=conditional)
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     assert_engines_agree(critic, loss, PenaltyConfig(penalty, weight=3.0), labelled())
 
 
@@ -577,23 +584,25 @@ def spread_critic(norm=nn.Identity, seed=0):
 )
 def test_engines_agree_on_a_critic_whose_samples_meet(norm, penalty):
     critic = spread_critic(norm)
-    found = walk(critic)
+    found = walked(critic)
     assert found.tail is not None
     assert found.refused == ["3 (Spread)"]
     assert_engines_agree(critic, penalty=penalty)
 
 
 def test_the_choice_names_what_the_tail_takes():
-    assert choose(spread_critic(), (PenaltyConfig("r1"),)).engine == "explicit"
-    assert "3 (Spread)" in choose(spread_critic(), (PenaltyConfig("r1"),)).reason
-    assert choose(spread_critic(), (), compile=False).engine == "reference"
+    found = walked(spread_critic())
+    choice = choose(spread_critic(), (PenaltyConfig("r1"),), walked=found)
+    assert choice.engine == "explicit"
+    assert "3 (Spread)" in choice.reason
+    assert choose(spread_critic(), (), compile=False, walked=found).engine == "reference"
 
 
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_engines_agree_on_a_head_of_an_unknown_function(penalty):
     critic = loud(net("conv 3 4 3 2 1", "leak", nn.Flatten(), Softest(80)))
-    found = walk(critic)
-    assert found.refused == ["logsumexp (logsumexp)"]
+    found = walked(critic)
+    assert found.refused == ["3 (Softest)"]
     assert [step.name for step in found.steps] == ["0", "1", "2", "3.scores"]
     assert_engines_agree(critic, penalty=penalty)
 
@@ -601,7 +610,7 @@ def test_engines_agree_on_a_head_of_an_unknown_function(penalty):
 @pytest.mark.parametrize("penalty", ["none", *KINDS])
 def test_engines_agree_on_a_tail_that_reads_labels(penalty):
     critic = loud(Embedded())
-    found = walk(critic)
+    found = walked(critic)
     assert found.tail is not None
     assert found.tail.takes_labels
     fakes = {"fake_labels": LABELS.flip(0)} if penalty in ("none", "r1", "r2", "r1+r2") else {}
@@ -676,7 +685,7 @@ def test_engines_agree_where_values_or_weights_meet(case, penalty):
     critic = make(nn.Conv2d(4, 4, 3, 1, 1))
     if not isinstance(critic, nn.Module):
         critic = loud(net("conv 3 4 3 2 1", *critic, "score"))
-    assert walk(critic).refused == refused
+    assert walked(critic).refused == refused
     assert_engines_agree(critic, penalty=penalty)
 
 
@@ -699,6 +708,8 @@ class Styled(nn.Module):
     def __init__(self, features, ending=lambda y: y):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.register_buffer("blur", torch.rand(4, 1, 3, 3))
+        self.matrix = nn.Parameter(torch.randn(SHAPE[2], 4))
         self.features, self.ending = features, ending
         with torch.no_grad():
             self.head = nn.Linear(features(self, torch.zeros(1, *SHAPE)).flatten(1).shape[1], 1)
@@ -746,6 +757,40 @@ STYLES = {
     "constant first": lambda m, x: m.b(F.relu(0.7 * m.a(x))) * 3,
     "torch.flatten": lambda m, x: torch.flatten(F.relu(m.a(x)), 1),
     "flatten some axes": lambda m, x: F.relu(m.a(x)).flatten(start_dim=1, end_dim=2),
+    "a number more": lambda m, x: m.b(F.relu(m.a(x) + 0.3)) - 0.1,
+    "a number less it": lambda m, x: 0.2 - m.b(F.relu(0.5 - m.a(x))),
+    "difference": lambda m, x: m.b(F.relu(m.a(x) - m.b(m.a(x)))),
+    "mean of pixels": lambda m, x: m.b(F.relu(m.a(x))).mean((2, 3)),
+    "sum of pixels": lambda m, x: m.b(F.relu(m.a(x))).sum(dim=(-1, -2), keepdim=True),
+    "sum of channels": lambda m, x: torch.sum(F.relu(m.a(x)), 1),
+    "bicubic": lambda m, x: F.interpolate(m.a(x), scale_factor=0.5, mode="bicubic"),
+    "stretched sum": lambda m, x: m.a(x) + m.a(x)[:, :1],
+    "slices": lambda m, x: m.b(F.relu(m.a(x)))[..., 1:, ::2],
+    "times a weight": lambda m, x: F.relu(m.a(x) * m.b.bias.view(4, 1, 1)),
+    "plus and minus weights": lambda m, x: (
+        m.b.bias.view(4, 1, 1) - F.relu(m.a(x) + m.a.bias.view(1, -1, 1, 1)) - m.b.weight.mean()
+    ),
+    "over a weight": lambda m, x: F.relu(m.a(x)) / (2 + m.b.bias.square().view(4, 1, 1)),
+    "scaled weight": lambda m, x: F.relu(F.conv2d(m.a(x), m.b.weight * 0.3, padding=1)),
+    "weight of two": lambda m, x: F.conv2d(m.a(x), m.b.weight + m.b.weight.flip(3), m.a.bias),
+    "cast weight": lambda m, x: F.conv2d(m.a(x), m.b.weight.to(x.dtype), m.a.bias),
+    "grouped": lambda m, x: F.conv2d(m.a(x), m.b.weight[:, :2], padding="same", groups=2),
+    "joined": lambda m, x: F.relu(torch.cat([m.a(x), m.b(m.a(x))], 1)),
+    "joined, last axis": lambda m, x: torch.cat((F.relu(m.a(x)), m.a(x)), dim=-1),
+    "padded": lambda m, x: F.relu(m.b(F.pad(m.a(x), (1, 2, 0, 1), mode="reflect"))),
+    "reshaped": lambda m, x: F.relu(m.a(x)).view(len(x), 2, -1).reshape(x.size(0), -1, 1, 1),
+    "transposed": lambda m, x: F.relu(m.a(x)).transpose(1, 3).permute(0, 3, 1, 2),
+    "channels as samples": lambda m, x: m.b(F.relu(m.a(x)).flatten(0, 1).unflatten(0, (-1, 4))),
+    "blurred by channel": lambda m, x: (
+        lambda y: F.conv2d(
+            y.reshape(y.shape[0] * y.shape[1], 1, *y.shape[2:]), m.blur[:1], stride=2
+        ).view(len(y), 4, -1)
+    )(F.relu(m.a(x))),
+    "blurred in groups": lambda m, x: m.b(F.conv2d(F.relu(m.a(x)), m.blur, padding=1, groups=4)),
+    "by a matrix": lambda m, x: F.relu(m.a(x)) @ m.matrix,
+    "by a matrix and more": lambda m, x: torch.addmm(
+        m.matrix[:1], F.relu(m.a(x)).mean((2, 3)), m.matrix[:4]
+    ),
 }
 ENDINGS = {
     "as it is": lambda y: y,
@@ -760,42 +805,36 @@ ENDINGS = {
 @pytest.mark.parametrize(("style", "penalty"), in_turn(STYLES, ["wgan-gp", "r1", "none", "r1+r2"]))
 def test_engines_agree_on_functional_forwards(style, penalty):
     critic = loud(Styled(STYLES[style]))
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     assert_engines_agree(critic, penalty=penalty)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_engines_agree_on_every_form_of_score(ending):
     critic = loud(Styled(STYLES["leaky_relu"], ENDINGS[ending]))
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     assert_engines_agree(critic, penalty=("wgan-gp", "r1"))
 
 
 @pytest.mark.parametrize(
     "style",
     [
-        lambda m, x: m.b(F.relu(m.a(x) + 0.3)),
         lambda m, x: m.b(F.relu(m.a(x) - m.a(x).flip(3))),
         lambda m, x: m.b(F.elu(m.a(x))),
-        lambda m, x: m.b(F.relu(m.a(x))).mean((2, 3)),
         lambda m, x: F.softplus(m.a(x), 2.0),
         lambda m, x: F.relu(m.a(x)) * torch.sigmoid(m.b(m.a(x))),
         lambda m, x: F.max_pool2d(m.a(x), 2),
-        lambda m, x: F.interpolate(m.a(x), scale_factor=0.5, mode="bicubic"),
-        lambda m, x: m.a(x) + m.a(x)[:, :1],
         lambda m, x: torch.add(m.a(x), x[:, :1], alpha=2),
         lambda m, x: F.leaky_relu(m.a(x), -0.5),
         lambda m, x: 1 / (3 + m.a(x).tanh()),
-        lambda m, x: F.relu(m.a(x) * m.b.bias.view(4, 1, 1)),
-        lambda m, x: m.a(x).flatten(0, 1).unflatten(0, (-1, 4)),
-        lambda m, x: m.a(x) + x.mean(1, keepdim=True),
+        lambda m, x: m.a(x) + m.a(x).mean(0, keepdim=True),
     ],
 )
 @pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
 def test_engines_agree_on_functional_forwards_that_end_in_a_tail(style, penalty):
     """What is not known is left to autograd, never guessed."""
     critic = loud(Styled(style))
-    assert walk(critic).tail is not None
+    assert walked(critic).tail is not None
     assert_engines_agree(critic, penalty=penalty)
 
 
@@ -804,8 +843,7 @@ def test_engines_agree_on_functional_forwards_that_end_in_a_tail(style, penalty)
 def test_engines_agree_on_a_critic_with_forward_hooks(where, penalty):
     critic = plain_critic()
     {"layer": critic.trunk[2], "trunk": critic.trunk}[where].register_forward_hook(double)
-    if where == "layer":
-        assert walk(critic).refused == ["trunk.2 (Conv2d)"]
+    assert walked(critic).tail is None
     plain = gradient(plain_critic(), penalty=penalty)
     assert error(gradient(critic, penalty=penalty), plain) > 1e-2
     assert_engines_agree(critic, penalty=penalty)
@@ -823,7 +861,7 @@ def test_a_hook_on_the_critic_itself_is_not_overlooked(kind):
 
 def assert_refused_or_agreed(critic, penalty="wgan-gp"):
     try:
-        walk(critic)
+        walked(critic)
     except CannotWalk:
         assert_engines_agree(critic, penalty=penalty, engines=["autograd"])
         return
@@ -902,17 +940,18 @@ class Branching(nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_control_flow_on_values_cannot_be_walked_and_goes_to_autograd_where_that_is_faster():
+def test_control_flow_on_values_cannot_be_walked_and_runs_in_every_step():
     critic = loud(Branching())
-    with pytest.raises(CannotWalk, match="Branching cannot be recorded"):
-        walk(critic)
-    with pytest.raises(InputError, match="Branching cannot be recorded"):
-        make_critic_step(critic, "hinge", "r1", engine="explicit")
-    for compile, engine in ((True, "autograd"), (False, "reference")):
-        choice = choose(critic, (PenaltyConfig("r1"),), compile=compile)
-        assert (choice.engine, choice.compiled) == (engine, compile)
-        assert "Branching cannot be recorded" in choice.reason
-    assert choose(critic, ()).engine == "reference"
+    why = r"cannot be recorded at test_engines.py:\d+: Data-dependent branching"
+    with pytest.raises(CannotWalk, match=why):
+        walked(critic)
+    with pytest.raises(InputError, match=why):
+        unchecked(critic, engine="explicit")(**pictures())
+    step = unchecked(critic, engine="auto", compile=True)
+    step(**pictures())
+    # A compiler would keep the branch that it saw.
+    assert (step.choice.engine, step.choice.compiled) == ("reference", False)
+    assert re.search(why, step.choice.reason)
     for penalty in ("wgan-gp", "r1"):
         assert_engines_agree(critic, penalty=penalty, engines=["autograd"])
 
@@ -920,7 +959,7 @@ def test_control_flow_on_values_cannot_be_walked_and_goes_to_autograd_where_that
 def test_an_unknown_first_layer_cannot_be_walked():
     critic = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Flatten(), nn.Linear(396, 1))
     with pytest.raises(CannotWalk, match=r"0 \(ConvTranspose2d\)"):
-        walk(critic)
+        walked(critic)
     assert choose(critic, (PenaltyConfig("r1"),), compile=True).engine == "autograd"
 
 
@@ -944,7 +983,7 @@ def test_an_unknown_first_layer_cannot_be_walked():
 )
 def test_layers_that_are_not_known_are_left_to_the_tail(layer):
     critic = net("conv 3 4 3 2 1", layer, "score")
-    assert walk(critic).refused == [f"1 ({type(layer).__name__})"]
+    assert walked(critic).refused == [f"1 ({type(layer).__name__})"]
     if not isinstance(layer, nn.BatchNorm2d):  # refused together with a penalty
         torch.manual_seed(7)  # dropout's numbers
         exact = gradient(loud(critic))
@@ -955,8 +994,8 @@ def test_layers_that_are_not_known_are_left_to_the_tail(layer):
 
 def test_dropout_that_drops_nothing_is_no_layer():
     critic = net("conv 3 4 3 2 1", nn.Dropout(0.5), nn.Dropout(0.0), "score")
-    assert (len(walk(critic).steps), walk(critic).draws) == (4, True)
-    assert (len(walk(critic.eval()).steps), walk(critic).draws) == (3, False)
+    assert (len(walked(critic).steps), walked(critic).draws) == (4, True)
+    assert (len(walked(critic.eval()).steps), walked(critic).draws) == (3, False)
     assert_engines_agree(loud(critic))
 
 
@@ -981,7 +1020,7 @@ def dropping(first="torch's"):
 @pytest.mark.parametrize(("penalty", "first"), in_turn(["none", *KINDS], DROPPERS))
 def test_dropout_is_walked_with_the_numbers_that_the_reference_draws(penalty, first):
     critic = dropping(first)
-    assert walk(critic).tail is None
+    assert walked(critic).tail is None
     inputs = labelled()
     found, states = {}, []
     for engine in ENGINES:
@@ -1022,7 +1061,7 @@ def test_compiled_dropout_draws_what_the_reference_draws(penalty, compiler):
 def test_where_a_tail_may_draw_as_well_the_walk_ends_before_the_first_layer_that_draws(caplog):
     critic = dropping()
     critic.trunk.insert(5, nn.AlphaDropout(0.3))
-    found = walk(critic)
+    found = walked(critic)
     assert (len(found.steps), found.draws, found.refused) == (2, False, ["trunk.2 (Dropout)"])
     step = unchecked(critic, check=True)
     step(**labelled())
@@ -1118,11 +1157,11 @@ def assert_batch_norm_right(kind, engine):
 
 
 def test_batch_norm_is_walked_where_its_halves_are_all_that_matters():
-    assert walk(batch_normed("default")).tail is None
-    assert not walk(batch_normed("default")).separable
-    assert walk(plain_critic()).separable
+    assert walked(batch_normed("default")).tail is None
+    assert not walked(batch_normed("default")).separable
+    assert walked(plain_critic()).separable
     assert choose(batch_normed("default"), ()).engine == "explicit"
-    assert walk(batch_normed("default").eval()).refused == ["1 (BatchNorm2d)"]
+    assert walked(batch_normed("default").eval()).refused == ["1 (BatchNorm2d)"]
     with pytest.raises(InputError, match="layer 1 of the critic is a batch norm"):
         make_critic_step(batch_normed("default"), "hinge", "r1")
 
@@ -1146,7 +1185,7 @@ def test_a_batch_norm_that_is_used_twice_is_left_to_the_tail():
         norm = nn.BatchNorm2d(4)
         return batch_normed("", nn.Sequential(norm, nn.LeakyReLU(0.1), norm))
 
-    assert [step.name for step in walk(critic()).steps] == ["0"]
+    assert [step.name for step in walked(critic()).steps] == ["0"]
     torch.testing.assert_close(stepped(critic()), stepped(critic(), "reference"))
 
 
@@ -1166,7 +1205,8 @@ def replaced_statistics(critic):
     ids=["moved", "replaced", "momentum", "eps", "hook"],
 )
 def test_changes_of_a_batch_norm_between_two_steps_count(change):
-    found, exact = (stepped(batch_normed("default"), name, [change]) for name in ENGINES[::-2])
+    engines = "auto", "reference"
+    found, exact = (stepped(batch_normed("default"), name, [change]) for name in engines)
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
 
 
@@ -1202,9 +1242,8 @@ def test_a_batch_norm_that_nobody_reads_is_not_walked():
             self.norm(x)
             return self.body(x)
 
-    with pytest.raises(CannotWalk, match=r"nobody reads what norm \(BatchNorm2d\) gives"):
-        walk(Idle())
-    assert choose(Idle(), ()).engine == "reference"
+    with pytest.raises(CannotWalk, match=r"keeps state \(norm.num_batches_tracked\)"):
+        walked(Idle())
 
 
 @pytest.mark.parametrize("compile", [False, True])

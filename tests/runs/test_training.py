@@ -55,7 +55,7 @@ def steps(monkeypatch) -> list[tuple[str, dict]]:
                 return step(*given, **named)
 
             if name == "critic":
-                wrapped.choice = step.choice
+                wrapped.choice, wrapped.prepare = step.choice, step.prepare
             return wrapped
 
         return made

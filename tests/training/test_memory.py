@@ -52,7 +52,7 @@ def room(monkeypatch):
                     raise error
                 return step(pictures, *rest, **named)
 
-            limited.choice = step.choice
+            limited.choice, limited.prepare = step.choice, step.prepare
             return limited
 
         monkeypatch.setattr(training, "make_critic_step", made)

@@ -1,17 +1,14 @@
-"""The explicit engine's vocabulary: which layers compute what a torch module or function does."""
+"""The explicit engine's vocabulary: which layers compute what a torch module does."""
 
-import inspect
-import operator
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import nn
 
 from ganfast.engine import layers as L
 from ganfast.engine.convolution import Convolution
 from ganfast.engine.norms import Affine, BatchNorm, Standardise
+from ganfast.engine.walking.functions import dropout, padded
 from ganfast.models.dropout import Dropout
 
 Layers = list[L.Layer]
@@ -52,15 +49,10 @@ def module_layers(m: nn.Module, name: str) -> Layers | None:
 
 
 def _convolution(m: Any) -> Convolution | None:
-    padding = m.padding
     if m.padding_mode != "zeros":
         return None
-    if isinstance(padding, str):
-        reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        if padding == "same" and any(r % 2 for r in reach):
-            return None  # one side is padded more
-        padding = tuple(r // 2 for r in reach) if padding == "same" else (0,) * len(reach)
-    return Convolution(m.stride, padding, m.dilation, m.groups)
+    zeros = padded(m.padding, m.dilation, m.kernel_size)
+    return None if zeros is None else Convolution(m.stride, zeros, m.dilation, m.groups)
 
 
 def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> Layers:
@@ -121,12 +113,7 @@ def _dropout(m: nn.Dropout | nn.Dropout2d) -> Layers:
         return []
     if isinstance(m, Dropout):
         return [L.Dropout(m.numbers, m.mask)]
-    draw = F.dropout if isinstance(m, nn.Dropout) else F.dropout2d
-    return [L.Dropout(lambda x: draw(torch.ones_like(x), m.p), _as_drawn)]
-
-
-def _as_drawn(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers
+    return dropout(F.dropout if isinstance(m, nn.Dropout) else F.dropout2d, m.p)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -143,65 +130,3 @@ def _resize(
         factor = tuple(float(f) for f in factor)
     align = (bool(corners),) if mode == "bilinear" else ()
     return [L.Resize(mode, None if size is None else _pair(size), factor, align, antialias)]
-
-
-def _arguments(function: Callable[..., Any], node: fx.Node) -> dict[str, Any]:
-    """The node's arguments by the names and with the defaults of ``function``."""
-    bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-_METHODS: dict[Any, Any] = {
-    "flatten": torch.flatten,
-    "squeeze": torch.squeeze,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-}
-_PLAIN: dict[Any, Callable[[], L.Layer]] = {
-    F.relu: lambda: L.LeakyReLU(0.0),
-    torch.relu: lambda: L.LeakyReLU(0.0),
-    F.silu: L.silu,
-    torch.tanh: L.tanh,
-    F.tanh: L.tanh,
-}
-_RESIZE = "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"
-
-
-def function_layers(node: fx.Node) -> Layers | None:
-    """The same for a function or tensor method of one value and numbers."""
-    args, kwargs = node.args, node.kwargs
-    target: Any = _METHODS.get(node.target) if node.op == "call_method" else node.target
-    values = [a for a in (*args, *kwargs.values()) if not isinstance(a, bool)]
-    numbers = [a for a in values if isinstance(a, int | float)]
-    if target in _PLAIN:
-        return [_PLAIN[target]()]
-    if target is F.leaky_relu:
-        named = _arguments(lambda input, negative_slope=0.01, inplace=False: None, node)
-        slope = named["negative_slope"]
-        return [L.LeakyReLU(slope)] if slope >= 0 else None
-    if target is F.softplus and not numbers:
-        return [L.softplus()]
-    if target is F.avg_pool2d:
-        names = ("kernel_size", "stride", "padding", *_POOL)
-        named = _POOL | dict(zip(names, args[1:], strict=False)) | kwargs
-        defaults = {"kernel_size": 0, "stride": (), "padding": 0}
-        sizes = [_pair(named.get(size) or default) for size, default in defaults.items()]
-        return [L.AvgPool((*sizes, *(named[option] for option in _POOL)))]
-    if target is F.interpolate:
-        named = _arguments(F.interpolate, node)
-        return _resize(*(named[option] for option in _RESIZE))
-    if target is torch.flatten:
-        named = _arguments(lambda input, start_dim=0, end_dim=-1: None, node)
-        whole = named["start_dim"] == 1
-        return [L.Reshape(lambda x: x.flatten(1, named["end_dim"]))] if whole else None
-    if target is torch.squeeze and (*args[1:], *kwargs.values()) in ((1,), (-1,)):
-        return [L.Reshape(lambda x: x.squeeze(int(numbers[0])))]
-    if target is operator.mul and len(numbers) == 1:
-        return [L.Scale(float(numbers[0]))]
-    if target is operator.truediv and len(numbers) == 1 and isinstance(args[0], fx.Node):
-        return [L.Scale(1 / numbers[0])]
-    if target is operator.getitem and isinstance(args[1], tuple) and len(args[1]) == 2:
-        rows, column = args[1]
-        return [L.Column(column)] if rows == slice(None) and isinstance(column, int) else None
-    return None

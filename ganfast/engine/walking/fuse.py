@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ganfast.engine.layers import Conv, ConvAct, LeakyReLU
-from ganfast.engine.walk import Step, Walk
+from ganfast.engine.walking.steps import Step, Walk
 
 
 def fused(walk: Walk, weights: Mapping[str, Tensor]) -> Walk:

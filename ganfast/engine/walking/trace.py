@@ -1,0 +1,300 @@
+"""What a network computes in a call, as a graph, for networks that nobody here wrote.
+
+The front end of torch.compile records the forward and guards all that it read from Python:
+attributes, lists, globals, closures, branches. A change gives another graph. Tensors, NumPy arrays
+and numbers that keep changing are inputs of the graph, so that a call always has their values.
+
+Nothing is computed and nothing is left behind: a call ends where the graph would run.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ganfast.engine.weights import EffectiveWeights, parametrised
+from ganfast.models.members import named_parameters
+from ganfast.models.parts import held_power_iteration
+
+Tensors = dict[str, Tensor]
+
+
+class CannotTrace(Exception):
+    """Why a forward cannot be recorded. Its network is computed as it is, in every step."""
+
+
+@dataclass(eq=False)
+class Trace:
+    """One graph of a network. It is the same object for as long as the graph is right."""
+
+    module: fx.GraphModule
+    pictures: fx.Node
+    labels: set[fx.Node]
+    batch: set[fx.Node]  # how many pictures there are, as numbers
+    tensors: dict[fx.Node, str]  # other inputs: parameters by their names, the rest by the graph's
+    answers: tuple[fx.Node, ...]  # score, and class logits if there are some
+    draws: set[fx.Node]  # nodes that draw random numbers
+    writes: set[fx.Node]  # nodes that change a result of another node
+    constants: dict[int, str]  # which inputs of a call are no parameters, and their names
+
+    def arguments(
+        self, weights: Mapping[str, Tensor], pictures: Tensor, labels: Tensor | None
+    ) -> list[Any]:
+        """What ``module`` takes."""
+        given: list[Any] = []
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                if node in self.tensors:
+                    given.append(weights[self.tensors[node]])
+                elif node is self.pictures:
+                    given.append(pictures)
+                else:
+                    given.append(labels if node in self.labels else len(pictures))
+        return given
+
+
+class FrontEnd:
+    """``front_end(pictures, *labels)`` is the `Trace` of a call and the values of its constants.
+
+    Args:
+        net: any module.
+        autocast: the type that it computes in, as of `make_critic_step`.
+    """
+
+    def __init__(self, net: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self._net, self._autocast = net, autocast
+        self._plain, self._names = _plain_parameters(net)
+        self._traces: dict[fx.GraphModule, Trace] = {}
+        self._recorded: tuple[fx.GraphModule, tuple[Any, ...], list[Tensor]] | None = None
+        self._refusal = ""
+        self._calls: dict[torch.Size, Callable[..., Any]] = {}  # by the shape of one picture
+
+    def __call__(self, pictures: Tensor, *labels: Tensor) -> tuple[Trace, Tensors]:
+        """Raises CannotTrace; but for a single picture, for good once it did."""
+        if self._refusal:
+            raise CannotTrace(self._refusal)
+        if len(pictures) < 2:  # the recorder takes sizes of 1 for constants
+            raise CannotTrace("a batch of one picture is not recorded")
+        args = [x.detach() for x in (pictures, *labels)]  # which can be marked and forgotten
+        for x in args:
+            torch._dynamo.mark_dynamic(x, 0)
+        call = self._calls.get(pictures.shape[1:]) or self._new_call(pictures.shape[1:])
+        computed = torch.autocast(
+            pictures.device.type, self._autocast, enabled=self._autocast is not None
+        )
+        self._recorded = None
+        try:
+            with ExitStack() as held:
+                if torch._C._len_torch_dispatch_stack():  # the front end records under no mode
+                    held.enter_context(_disable_current_modes())
+                for context in (torch.enable_grad(), computed, _strict()):
+                    held.enter_context(context)
+                with _without_parametrisations(self._plain):
+                    answer = call(self._net, *args)
+                trace, inputs = self._first(args, answer)
+        except _Chosen as chosen:
+            trace, inputs = self._traces[chosen.graph], chosen.inputs
+        except CannotTrace as error:
+            self._refusal = str(error)
+            raise
+        except Exception as error:  # whatever the front end, or a user's forward, comes up with
+            self._refusal = _reason(error)
+            raise CannotTrace(self._refusal) from error
+        return trace, {name: inputs[i] for i, name in trace.constants.items()}
+
+    def _new_call(self, picture: torch.Size) -> Callable[..., Any]:
+        # A code object and a name of its own: torch.compile keeps and counts graphs by the code,
+        # and turns sizes that differ between two calls of one name into symbols.
+        code = _call.__code__.replace(co_name=f"_call_{next(_numbers)}")
+        own = FunctionType(code, _call.__globals__)
+        self._calls[picture] = torch.compile(own, backend=self._backend, fullgraph=True)
+        return self._calls[picture]
+
+    def _backend(self, graph: fx.GraphModule, _: Any) -> Any:
+        def run(*inputs: Any) -> list[Tensor]:
+            if graph in self._traces:
+                raise _Chosen(graph, inputs)
+            # Once for each graph, tensors without numbers go through the rest of the forward, to
+            # tell which output is the score.
+            (output,) = (n for n in graph.graph.nodes if n.op == "output")
+            outputs = [torch.empty(0, device="meta") for _ in output.args[0]]
+            self._recorded = graph, inputs, outputs
+            return outputs
+
+        return run
+
+    def _first(self, args: list[Tensor], answer: Any) -> tuple[Trace, tuple[Any, ...]]:
+        """The trace of a graph that was recorded just now."""
+        if self._recorded is None:
+            raise CannotTrace("its forward computes nothing with tensors")
+        graph, inputs, outputs = self._recorded
+        (output,) = (n for n in graph.graph.nodes if n.op == "output")
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        found: dict[int, fx.Node] = {id(x): n for x, n in zip(outputs, output.args[0], strict=True)}
+        parts = [answer] if isinstance(answer, Tensor) else answer
+        if not isinstance(parts, tuple | list) or len(parts) > 2:
+            raise CannotTrace(f"it returns {type(answer).__name__}")
+        answers = [found.get(id(part)) for part in parts if part is not None]
+        if None in answers or not answers:
+            raise CannotTrace("it returns something that is no result of its tensors")
+        trace = Trace(graph, placeholders[0], set(), set(), {}, tuple(answers), set(), set(), {})  # type: ignore[arg-type]
+        names = {id(x): name for name, x in self._names}
+        buffers = {id(x): name for name, x in self._net.named_buffers()}
+        for i, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
+            if x is args[0]:
+                trace.pictures = node
+            elif any(x is y for y in args[1:]):
+                trace.labels.add(node)
+            elif not isinstance(x, Tensor):
+                trace.batch.add(node)
+            elif id(x) in names:
+                trace.tensors[node] = names[id(x)]
+            else:
+                trace.constants[i] = buffers.get(id(x), str(node.target))
+                trace.tensors[node] = trace.constants[i]
+        trace.draws, trace.writes = _audit(trace)
+        self._traces[graph] = trace
+        return trace, inputs
+
+
+class _Chosen(Exception):
+    """Ends a call where its graph would run."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+        self.graph, self.inputs = graph, inputs
+
+
+_numbers = count()
+
+
+def _call(net: nn.Module, *args: Tensor) -> Any:
+    return net(*args)
+
+
+# While a forward is recorded: it may change nothing but new tensors, and hooks are guarded too.
+_STRICT = {"side_effect_replay_policy": "error", "skip_nnmodule_hook_guards": False}
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """The front end's settings are `_STRICT` inside. Its own `patch` takes longer than a call."""
+    config: Any = torch._dynamo.config
+    before = {name: getattr(config, name) for name in _STRICT}
+    for name, value in _STRICT.items():
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+Plain = list[tuple[nn.Module, type, type, dict[str, nn.Parameter]]]
+
+
+def _plain_parameters(net: nn.Module) -> tuple[Plain, list[tuple[str, Tensor]]]:
+    """Parametrised modules with their classes before and stand-ins for the weights they make; and
+    every parameter and stand-in by the name that `EffectiveWeights` has for it."""
+    with held_power_iteration(net):
+        values = EffectiveWeights(net).values
+    plain: Plain = []
+    named: list[tuple[str, Tensor]] = [*reversed(named_parameters(net))]  # first names win
+    for path, module in parametrised(net):
+        made: Any = module.parametrizations
+        held = {name: f"{path}.{name}" if path else name for name in made}
+        stand_ins = {name: nn.Parameter(values[full].clone()) for name, full in held.items()}
+        named += [(full, stand_ins[name]) for name, full in held.items()]
+        plain.append((module, type(module), type(module).__bases__[0], stand_ins))
+    return plain, named
+
+
+@contextmanager
+def _without_parametrisations(plain: Plain) -> Iterator[None]:
+    """Weights that parametrisations make are plain parameters inside: `EffectiveWeights` makes
+    them, once a step, and a recorded power iteration would be a change of state."""
+    for module, _, before, stand_ins in plain:
+        module.__class__ = before
+        module._parameters.update(stand_ins)
+    try:
+        yield
+    finally:
+        for module, now, _, stand_ins in plain:
+            for name in stand_ins:
+                del module._parameters[name]
+            module.__class__ = now
+
+
+def _reason(error: Exception) -> str:
+    """The front end's long report as one clause."""
+    text = str(error)
+    if changed := re.search(r"certain side effects.*?: (\[.*?\])\s", text, re.DOTALL):
+        sources = re.findall(r"\"([LG]\[.*?)\"", changed[1])
+        names = [re.sub(r"^[LG]\['[^']*'\]\.?", "", source) for source in sources]
+        listed = ", ".join(dict.fromkeys(name or "an attribute" for name in names))
+        return f"its forward keeps state ({listed})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    places = re.findall(r'File "(.*?)", line (\d+)', text)
+    where = f" at {Path(places[-1][0]).name}:{places[-1][1]}" if places else ""
+    return f"its forward cannot be recorded{where}: {(lines or [type(error).__name__])[0][:120]}"
+
+
+class _Audit(TorchDispatchMode):
+    """Which memory the operations inside write to, and whether they draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[int] = set()  # since the last node
+        self.drew = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for i, argument in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, Tensor):
+                self.written.add(memory_of(value))
+        self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **kwargs)
+
+
+def memory_of(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
+
+
+def _audit(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The nodes that draw, and those that write. CannotTrace where one writes to the graph's
+    inputs: that is state."""
+    placeholders = [n for n in trace.module.graph.nodes if n.op == "placeholder"]
+    inputs = [n.meta["example_value"] for n in placeholders]
+    pairs = zip(inputs, placeholders, strict=True)
+    own = {memory_of(x): n for x, n in pairs if isinstance(x, Tensor)}
+    audit = _Audit()
+    draws, writes, changed = set[fx.Node](), set[fx.Node](), set[int]()
+
+    class Watching(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            audit.drew, audit.written = False, set()
+            before = [x for x in map(self.env.get, n.all_input_nodes) if isinstance(x, Tensor)]
+            result = super().run_node(n)
+            if audit.drew:
+                draws.add(n)
+            if audit.written & set(map(memory_of, before)):
+                writes.add(n)
+            changed.update(audit.written)
+            return result
+
+    mode = trace.pictures.meta["example_value"].fake_mode
+    with mode, audit, torch.enable_grad():
+        Watching(trace.module, garbage_collect_values=False).run(*inputs)
+    if state := [own[x] for x in own.keys() & changed]:
+        names = ", ".join(sorted(trace.tensors.get(n, "its input") for n in state))
+        raise CannotTrace(f"its forward keeps state ({names})")
+    return draws, writes
