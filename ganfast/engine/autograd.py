@@ -14,7 +14,8 @@ from ganfast.models.parts import held_power_iteration
 
 
 class AutogradStep:
-    """``step(weights, inputs)``: gradients by the parameters' names, and statistics.
+    """``step(weights, inputs)``: gradients by the names of the parameters that have influence, and
+    statistics.
 
     It changes nothing, so it can be compiled.
     """
@@ -41,10 +42,11 @@ class AutogradStep:
             views = {name: leaf.view_as(leaf) for name, leaf in leaves.items()}
             with holding(self.whole, tensors | views):
                 total, stats = self.whole(inputs)
-            gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         names = [name.removeprefix("critic.") for name in self.trainable]
         detached = {name: value.detach() for name, value in stats.items()}
-        return dict(zip(names, gradients, strict=True)), detached
+        pairs = zip(names, gradients, strict=True)
+        return {name: g for name, g in pairs if g is not None}, detached
 
 
 class _Whole(nn.Module):

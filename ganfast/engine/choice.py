@@ -1,5 +1,6 @@
 """Which engine computes the steps of a critic."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -31,7 +32,12 @@ class Choice:
 def refuse_batch_norm(critic: nn.Module, penalty: str) -> None:
     """Raises InputError where a batch norm would mix the input gradients of the samples."""
     kind, named = nn.modules.batchnorm._BatchNorm, critic.named_modules()
-    norms = [name for name, module in named if isinstance(module, kind)]
+    norms = [
+        name
+        for name, module in named
+        # With kept statistics a batch norm is a scale and a shift.
+        if isinstance(module, kind) and (module.training or module.running_mean is None)
+    ]
     if norms:
         raise InputError(
             f"layer {norms[0]} of the critic is a batch norm: with penalty {penalty} its gradient "
@@ -91,3 +97,14 @@ def _without_explicit(why: str, compile: bool, on_gpu: bool, penalised: bool) ->
     if compile and not (on_gpu or penalised):
         return Choice("reference", False, f"{why}; compiled it takes longer on a CPU")
     return Choice("autograd" if compile or (on_gpu and penalised) else "reference", compile, why)
+
+
+def raise_without_second_derivative(error: Exception) -> None:
+    """Raises InputError where ``error`` is torch's that an operation has no second derivative."""
+    found = re.search(r"derivative for (\S+) is not implemented", str(error))
+    if found or "does not currently support double backward" in str(error):
+        what = found[1] if found else "torch.compile's backward"
+        raise InputError(
+            f"{what} has no second derivative, which a penalty needs: give a critic without it; "
+            "attention has one inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        ) from error

@@ -2,18 +2,20 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ganfast.config import EngineName, LossConfig, PenaltyConfig
 from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.check import check as verify
 from ganfast.engine.check import nothing_changed
-from ganfast.engine.choice import Choice, choose, refuse_batch_norm
+from ganfast.engine.choice import Choice, choose, raise_without_second_derivative, refuse_batch_norm
 from ganfast.engine.compiled import compiled
 from ganfast.engine.draws import Draws
 from ganfast.engine.explicit import ExplicitStep
@@ -28,6 +30,7 @@ from ganfast.engine.weights import EffectiveWeights, MadeWeights
 from ganfast.errors import InputError, is_out_of_memory
 from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
+from ganfast.models import averages_scores
 from ganfast.models.members import is_known, modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
@@ -73,6 +76,12 @@ def make_critic_step(
         InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for
             and cannot take this critic.
     """
+    critic = getattr(critic, "_orig_mod", critic)  # torch.compile's wrapper: engines compile
+    if lazy := [name for name, p in critic.named_parameters() if is_lazy(p)]:
+        raise InputError(
+            f"parameter {lazy[0]} of the critic is lazy and has no shape yet: call the critic once "
+            "on a batch of pictures before"
+        )
     loss = LossConfig(loss) if isinstance(loss, str) else loss  # type: ignore[arg-type]
     several = [penalty] if isinstance(penalty, PenaltyConfig | str) else list(penalty)
     configs = [PenaltyConfig(p) if isinstance(p, str) else p for p in several]  # type: ignore[arg-type]
@@ -135,6 +144,7 @@ class CriticStep:
         self._chosen: dict[Trace | None, _Chosen] = {}
         self._trace: Trace | None = None
         self.choice = UNDECIDED
+        self._refused_now = False  # whether this call is the first without a graph
         if self._front_end is None:
             self._choose(None, "" if known else "it is not recorded")
 
@@ -148,7 +158,8 @@ class CriticStep:
             found: Walk | str = refusal
             if not refusal:
                 try:
-                    found = walk(self.critic) if trace is None else walk_trace(trace)
+                    averaged = averages_scores(self.critic)
+                    found = walk(self.critic) if trace is None else walk_trace(trace, averaged)
                 except CannotWalk as error:
                     found = str(error)
             # What computes by a graph may be compiled. A forward without one runs in every step.
@@ -172,7 +183,12 @@ class CriticStep:
             given = (real,) if labels is None else (real, labels)
             trace, constants = self._front_end(*given)
         except CannotTrace as error:
-            self._choose(None, str(error))
+            self._refused_now = None not in self._chosen
+            try:
+                self._choose(None, str(error))
+            except InputError:
+                self._prepare()
+                raise
             return {}
         self._choose(trace)
         return constants
@@ -219,7 +235,12 @@ class CriticStep:
             with a penalty penalty, gradient_norm, gradient_norm_max; with a class head class_loss,
             class_accuracy.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self(real, fake, real_labels, fake_labels, eps, noise, with_penalty)
         penalties = self.penalties if with_penalty else ()
+        if not len(real):
+            raise InputError("the batch has no pictures; expected one or more")
         if real.shape != fake.shape:
             raise InputError(
                 f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
@@ -231,18 +252,27 @@ class CriticStep:
         if not self.gradients.fits or self._modes != modes(self.critic):
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
-        real, fake = real.detach(), fake.detach()
+        # Autograd cannot save tensors that inference mode made.
+        real, fake = (x.clone() if x.is_inference() else x.detach() for x in (real, fake))
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
         inputs = Inputs(real, fake, real_labels, fake_labels, points)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
-        while unchecked := self._now.unchecked:
-            penalised = bool(penalties) if bool(penalties) in unchecked else not penalties
-            same = penalised == bool(penalties)
-            self._check(inputs if same else self._other(inputs, penalised), penalised)
-        gradients, stats = self._now.run(inputs, bool(penalties))
+        try:
+            while unchecked := self._now.unchecked:
+                penalised = bool(penalties) if bool(penalties) in unchecked else not penalties
+                same = penalised == bool(penalties)
+                self._check(inputs if same else self._other(inputs, penalised), penalised)
+            with torch.enable_grad():
+                gradients, stats = self._now.run(inputs, bool(penalties))
+        except Exception as error:
+            if self._refused_now:  # by the caller's mistake, perhaps: the next call records again
+                self._prepare()
+            raise_without_second_derivative(error)
+            raise
+        self._refused_now = False
         self.gradients.fill(gradients)
         return stats
 
@@ -271,11 +301,10 @@ class CriticStep:
     def _check(self, inputs: Inputs, penalised: bool) -> None:
         """Take the next slower engine until one agrees with the reference on these pictures."""
         now = self._now
-        now.unchecked.discard(penalised)
         while (now.choice.engine, now.choice.compiled) != ("reference", False):
             problem = self._problem(inputs, penalised)
             if problem is None:
-                return
+                break
             engine = now.choice.engine if now.choice.compiled else "reference"
             title = now.choice.title
             slower = Choice(engine, False, f"{title} {problem}")
@@ -283,6 +312,7 @@ class CriticStep:
             self.choice = now.choice = slower
             now.run = self._engine(slower, now.walked)
             now.unchecked = {not penalised}
+        now.unchecked.discard(penalised)
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """The error of the engine's gradients, in words; None = they are right.
@@ -295,7 +325,8 @@ class CriticStep:
             moved = inputs.changed(partial(operator.mul, 0.99**attempt))
             last = attempt == _ATTEMPTS - 1
             try:
-                with nothing_changed(self.critic), held_power_iteration(self.critic):
+                held = held_power_iteration(self.critic)
+                with nothing_changed(self.critic), held, torch.enable_grad():
                     torch.manual_seed(0)  # for critics that draw numbers themselves
                     gradients, _ = self._now.run(moved, penalised)
                     compared = moved, gradients, self.autocast, separable, last
@@ -303,11 +334,19 @@ class CriticStep:
             except Exception as error:  # whatever a compiler or a user's critic comes up with
                 if isinstance(error, InputError) or is_out_of_memory(error):
                     raise  # the critic's or the machine's fault, not the engine's
+                self._raise_mistake(moved, penalties)
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None
         gap, allowed = verdict.error, verdict.allowed
         return f"gave gradients {gap:.2g} off the reference's, {allowed:.2g} allowed"
+
+    def _raise_mistake(self, inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> None:
+        """Raise what the reference raises, if it does: then the caller is mistaken, not an
+        engine."""
+        with nothing_changed(self.critic), held_power_iteration(self.critic), torch.enable_grad():
+            total, _ = whole_loss(self.critic, self.loss, penalties, inputs, self.autocast)
+            torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
@@ -334,7 +373,10 @@ class CriticStep:
     def _autograd(self, compile: bool) -> Engine:
         if compile and self._trace is not None:
             # The trace has the numbers that keep changing as inputs; the forward would bake them.
-            return self._explicit(True, walk_nothing(self._trace))
+            with suppress(CannotWalk):
+                whole = walk_nothing(self._trace, averages_scores(self.critic))
+                return self._explicit(True, whole)
+            compile = False
         plain = self._reference(compile)  # first derivatives need no help
         step: Any = AutogradStep(self.critic, self.loss, self.penalties, self.autocast)
         step = compiled(step) if compile else step
@@ -350,7 +392,7 @@ class CriticStep:
             with held_power_iteration(self.critic):
                 gradients, stats = step(weights, inputs)
             trainable = [n for n, p in self.critic.named_parameters() if p.requires_grad]
-            return [gradients[name] for name in trainable], stats
+            return [gradients.get(name) for name in trainable], stats
 
         return run
 

@@ -27,7 +27,7 @@ from ganfast.engine.rows import Rows
 from ganfast.engine.walking.steps import Step, Value, Walk
 from ganfast.engine.weights import MadeWeights, added
 from ganfast.kernels.gradient_penalty import gradient_penalty
-from ganfast.models import Judgement, as_judgement
+from ganfast.models import Judgement
 from ganfast.models.members import holding
 from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
@@ -105,7 +105,8 @@ class ExplicitStep:
             torch.cat([s[: rows.start], one])
             for s, one in zip(slopes, done.head.unit(), strict=True)
         ]
-        slope = slopes[0][rows.start : rows.loss].flatten()
+        assert isinstance(done.head, _Logits)
+        slope = done.head.score_slopes[rows.start : rows.loss]
         alone = len(rows.pictures) - rows.start - len(slope)
         bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
         delta, g, settled = self._backward(done, done.seeded(seeds), ALL, rows.penalised, bias)
@@ -299,19 +300,31 @@ class _Logits:
         leaves = [a.detach().requires_grad_() for a in answers]
         real, fake = rows.groups[:2]
         with torch.enable_grad():
-            answer = leaves[0] if len(leaves) == 1 else tuple(leaves)
-            score, classes = as_judgement(answer, len(rows.pictures))
+            score, classes = engine.walk.judge(leaves, len(rows.pictures))
             both = [
                 Judgement(score[group], None if classes is None else classes[group])
                 for group in (real, fake)
             ]
             labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
             total, stats = objective(engine.loss, both[0], both[1], *labels)
-            self.slopes = torch.autograd.grad(total, leaves, materialize_grads=True)
+            # Where a picture has one score, its delta is the slope of the loss at the score.
+            alone = len(answers) == 1 + (classes is not None)
+            several = not alone or score.numel() != answers[0].numel()
+            wanted = [*leaves, score] if several else leaves
+            slopes = torch.autograd.grad(
+                total, wanted, retain_graph=several, materialize_grads=True
+            )
+            self.slopes = slopes[: len(leaves)]
+            self.score_slopes = slopes[-1 if several else 0].flatten()  # (rows,)
+            self._units: Sequence[Tensor] = ()
+            if several:
+                self._units = torch.autograd.grad(score.sum(), leaves, materialize_grads=True)
         self.stats = {name: value.detach() for name, value in stats.items()}
 
     def unit(self) -> list[Tensor]:
         """Deltas of the sum of scores, for the penalised rows."""
+        if self._units:
+            return [unit[self.rows.penalised] for unit in self._units]
         score, *classes = (a[self.rows.penalised] for a in self.answers)
         return [torch.ones_like(score), *(torch.zeros_like(c) for c in classes)]
 
@@ -349,7 +362,7 @@ class _Tail:
                 computed = torch.autocast(kind, compute, enabled=compute is not None)
                 with computed, holding(tail.module, used):
                     answer = tail.module(*parts, *labels, *counts, *given)
-                judgements.append(as_judgement(answer, rows.count))
+                judgements.append(engine.walk.judge(answer, rows.count))
             real, fake = rows.groups[:2]
             both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
             self._total, stats = objective(engine.loss, judgements[0], judgements[1], *both)

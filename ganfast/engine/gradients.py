@@ -1,6 +1,7 @@
 """Gradients of a network in one flat buffer, which an all-reduce or an optimizer can take whole."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,29 @@ class FlatGradients:
         self.flat = torch.zeros(total, dtype=first.dtype, device=first.device)
         self.views = views_of(self.flat, self.parameters)
 
-    def _state(self) -> list[tuple[int, tuple[int, ...], torch.device]]:
-        return [(id(p), p.stride(), p.device) for p in parameters(self.net) if p.requires_grad]
+    def _state(self) -> list[tuple[Any, ...]]:
+        trained = [p for p in parameters(self.net) if p.requires_grad]
+        return [(id(p), p.stride(), p.device, p.dtype) for p in trained]
 
     @property
     def fits(self) -> bool:
-        """False after parameters were moved, laid out anew, replaced, frozen or thawed: make
+        """False after parameters were moved, cast, laid out anew, replaced, frozen or thawed: make
         another."""
         return self._state() == self._made_for
 
     @torch.no_grad()
     def fill(self, gradients: Sequence[Tensor | None]) -> None:
-        """Copy one gradient for each parameter; None is 0. Each ``.grad`` is the view again."""
+        """Copy one gradient for each parameter. Each ``.grad`` is the view again.
+
+        None is 0 in ``flat``, and None in ``.grad`` as autograd leaves it: an optimizer then
+        passes the parameter over, with its decay and its counts.
+        """
         for parameter, view, gradient in zip(self.parameters, self.views, gradients, strict=True):
             if gradient is None:
                 view.zero_()
-            else:
-                view.copy_(gradient)
+                parameter.grad = None
+                continue
+            view.copy_(gradient)
             if parameter.grad is not view:
                 parameter.grad = view
 

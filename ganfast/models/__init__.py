@@ -84,22 +84,59 @@ def build_critic(spec: NetSpec) -> nn.Module:
 def judge(critic: nn.Module, x: Tensor, labels: Tensor | None = None) -> Judgement:
     """Any critic's answer in one form, in float32 or more: score (N,), class logits (N, K) or
     None."""
-    return as_judgement(
-        critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x), len(x)
-    )
+    answer = critic(x, labels) if getattr(critic, "takes_labels", False) else critic(x)
+    return as_judgement(answer, len(x), averages_scores(critic))
 
 
-def as_judgement(answer: Any, count: int) -> Judgement:
-    """What a critic returned for ``count`` pictures in one form."""
-    score, classes = (answer, None) if isinstance(answer, Tensor) else answer
+def averages_scores(critic: nn.Module) -> bool:
+    """Whether the critic says that a picture's score is the mean of all that it returns."""
+    return bool(getattr(critic, "averages_scores", False))
+
+
+def as_judgement(answer: Any, count: int, averaged: bool = False) -> Judgement:
+    """What a critic returned for ``count`` pictures in one form.
+
+    ``averaged``: the answer, or the score of a `Judgement`, is one or several maps of scores, each
+    (N, ...). A picture's score is the mean over each map (PatchGAN, arXiv:1611.07004, section 3.2),
+    then over the maps (scales, arXiv:1711.11585).
+    """
+    score, classes = answer, None
+    if isinstance(answer, Judgement) or (isinstance(answer, tuple | list) and not averaged):
+        score, classes = (*answer, None)[:2] if len(answer) in (1, 2) else (None, None)
+    maps = score if averaged and isinstance(score, tuple | list) else [score]
+    if not maps or not all(isinstance(part, Tensor) for part in maps):
+        raise InputError(
+            f"the critic returned {_described(answer)}; expected scores, or (scores, class logits)"
+        )
+    if averaged:
+        means = [full_precision(part).reshape(count, -1).mean(1) for part in maps]
+        score = torch.stack(means).mean(0) if len(means) > 1 else means[0]
     if score.numel() != count:
         raise InputError(
             f"the critic returned scores of shape {tuple(score.shape)} for {count} pictures; "
-            "expected one each"
+            "expected one each, or averages_scores = True as an attribute of the critic"
+        )
+    if classes is not None and not (isinstance(classes, Tensor) and _is_logits(classes, count)):
+        raise InputError(
+            f"the critic returned {_described(classes)} beside its scores; expected class logits "
+            "(N, classes), or averages_scores = True where a picture has several scores"
         )
     return Judgement(
         full_precision(score.reshape(count)), None if classes is None else full_precision(classes)
     )
+
+
+def _is_logits(classes: Tensor, count: int) -> bool:
+    return classes.dim() == 2 and len(classes) == count and classes.shape[1] > 1
+
+
+def _described(answer: Any) -> str:
+    if isinstance(answer, Tensor):
+        return f"a tensor {tuple(answer.shape)}"
+    if isinstance(answer, tuple | list):
+        parts = ", ".join(map(_described, answer[:3])) + (", ..." if len(answer) > 3 else "")
+        return f"{type(answer).__name__} [{parts}]"
+    return f"a {type(answer).__name__}"
 
 
 def _initialise(net: nn.Module, spec: NetSpec) -> nn.Module:

@@ -116,9 +116,9 @@ def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     states = []
     for module in modules(net):
         own, kind = module.__dict__, cast(Any, type(module))
-        options = [own["training"]]
+        options = [module.training]
         if is_known_class(kind):
             options = [v for v in own.values() if v.__class__ in _PLAIN]
             options += [tuple(v) for v in own.values() if v.__class__ is list]
-        states.append((id(module), len(own), *options, *[len(own[name]) for name in HOOKS]))
+        states.append((id(module), len(own), *options, *[len(own.get(name, ())) for name in HOOKS]))
     return states

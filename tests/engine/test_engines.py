@@ -21,6 +21,7 @@ from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.explicit import ExplicitStep
 from ganfast.engine.walking.walk import CannotWalk, walk
 from ganfast.errors import InputError
+from ganfast.models import Judgement, as_judgement
 from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
 from ganfast.penalties import PENALTIES
@@ -1562,3 +1563,179 @@ def test_a_compiled_engine_agrees_with_the_reference(engine, steps, caplog):
         torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12, msg=name)
     assert (step.choice.engine, step.choice.compiled) == (engine, True)
     assert not warnings_of(caplog)
+
+
+# What critics return, and what callers do.
+
+
+class Several(nn.Module):
+    """Scores of patches at two scales, and class logits."""
+
+    def __init__(self, answer, **options):
+        super().__init__()
+        self.body, self.patches = net("conv 3 4 3 1 1", "leak"), nn.Conv2d(4, 1, 3)
+        self.whole, self.logits = nn.Linear(4, 1), nn.Linear(4, CLASSES)
+        self.answer = answer
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        features = self.body(x)
+        pooled = features.mean((2, 3))
+        return self.answer(self.patches(features), self.whole(pooled), self.logits(pooled))
+
+
+AVERAGED = {
+    "a map": lambda patches, whole, logits: patches,
+    "two scales": lambda patches, whole, logits: [patches, whole],
+    "a map and classes": lambda patches, whole, logits: Judgement(patches.squeeze(1), logits),
+    "scales and classes": lambda patches, whole, logits: Judgement([patches, whole], logits),
+}
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1", "r1+r2"])
+@pytest.mark.parametrize("answer", AVERAGED)
+def test_engines_agree_on_scores_that_a_critic_averages(answer, penalty):
+    critic = loud(Several(AVERAGED[answer], averages_scores=True))
+    assert walked(critic).tail is None
+    inputs = labelled() if "classes" in answer else None
+    assert_engines_agree(critic, penalty=penalty, inputs=inputs)
+
+
+def test_an_averaged_score_is_the_mean_over_patches_then_scales():
+    maps = [torch.arange(12.0).view(2, 1, 2, 3), torch.tensor([[1.0], [3.0]])]
+    score = as_judgement(maps, 2, averaged=True).score
+    torch.testing.assert_close(score, torch.tensor([(2.5 + 1) / 2, (8.5 + 3) / 2]))
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference", "autograd"])
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda p, w, c: p, r"scores of shape \(\d+, 1, 7, 5\).*averages_scores = True"),
+        (lambda p, w, c: [w, w], r"a tensor \(\d+, 1\) beside its scores; expected class logits"),
+        (lambda p, w, c: (w, p), r"a tensor \(\d+, 1, 7, 5\) beside its scores"),
+        (lambda p, w, c: (w, w, w), r"tuple \[a tensor .*expected scores, or \(scores, class"),
+        (lambda p, w, c: {"score": w}, r"returned a dict; expected scores"),
+        (lambda p, w, c: [[w, p], [w, p]], r"returned list \[list \["),
+        (lambda p, w, c: w.mean(), r"scores of shape \(\) for \d+ pictures"),
+        (lambda p, w, c: None, r"returned a NoneType"),
+    ],
+)
+def test_an_answer_that_says_nothing_of_each_picture_is_one_sentence(answer, message, engine):
+    step = make_critic_step(loud(Several(answer)), "hinge", "r1", engine=engine, compile=False)
+    with pytest.raises(InputError, match=message):
+        step(**pictures())
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("make", [plain_critic, lambda: Several(AVERAGED["a map"])])
+def test_a_mistake_of_the_caller_demotes_no_engine(make, engine):
+    critic = make().double()
+    critic.averages_scores = True
+    step = make_critic_step(critic, "hinge", "r1", engine=engine, compile=False)
+    with pytest.raises((InputError, RuntimeError), match=r"same|match|fake tensor"):
+        step(**pictures(dtype=torch.float32))
+    step(**pictures())
+    assert step.choice.engine == ("explicit" if engine == "auto" else engine)
+    assert error(step.gradients.flat, gradient(critic, loss="hinge", penalty="r1")) <= ROUNDING
+
+
+@pytest.mark.parametrize("penalty", ["none", "wgan-gp", "r1"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_without_influence_has_no_gradient_as_in_eager_autograd(engine, penalty):
+    critic = loud(Several(lambda patches, whole, logits: whole))
+    step = unchecked(critic, penalty=penalty, engine=engine)
+    critic.patches.weight.grad = torch.ones_like(critic.patches.weight)
+    step(**pictures())
+    unused = {name for name, p in critic.named_parameters() if p.grad is None}
+    assert unused == {f"{m}.{n}" for m in ("patches", "logits") for n in ("weight", "bias")}
+    torch.testing.assert_close(
+        step.gradients.flat,
+        torch.cat([x.flatten() for x in gradients_or_zeros(critic)]),
+        rtol=0,
+        atol=0,
+    )
+
+
+def gradients_or_zeros(net):
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_engines_work_where_gradients_are_switched_off(mode, engine):
+    critic = loud(Several(AVERAGED["a map"], averages_scores=True))
+    exact = gradient(critic, penalty="wgan-gp")
+    step = make_critic_step(critic, "non-saturating", "wgan-gp", engine=engine, compile=False)
+    with mode():
+        step(**{name: x.clone() for name, x in pictures().items()})
+    assert error(step.gradients.flat, exact) <= ROUNDING
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_flat_gradient_follows_a_critic_that_changes_its_type(engine):
+    critic = plain_critic().float()
+    step = unchecked(critic, engine=engine)
+    step(**pictures(dtype=torch.float32))
+    critic.double()
+    step(**pictures())
+    assert step.gradients.flat.dtype == torch.float64
+    assert error(step.gradients.flat, gradient(critic, loss="hinge", penalty="r1")) <= ROUNDING
+
+
+def test_what_no_engine_can_take_is_one_sentence_with_a_way_out():
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(1))
+    with pytest.raises(InputError, match=r"parameter 1.weight .* lazy.*call the critic once"):
+        make_critic_step(lazy)
+    with pytest.raises(InputError, match="the batch has no pictures"):
+        unchecked(plain_critic())(**pictures(n=0))
+
+
+def test_a_frozen_batch_norm_may_be_penalised():
+    critic = batch_normed("default").eval()
+    critic[1].running_var.uniform_(0.5, 2)
+    assert_engines_agree(critic, penalty="r1")
+
+
+def test_a_compiled_critic_is_taken_without_its_wrapper():
+    critic = plain_critic()
+    exact = gradient(critic, loss="hinge", penalty="r1")
+    step = unchecked(torch.compile(critic, backend="eager"))
+    step(**pictures())
+    assert error(step.gradients.flat, exact) <= ROUNDING
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 1)
+
+    def forward(self, x):
+        h = self.embed(x).flatten(2).transpose(1, 2)[:, None].contiguous()
+        return self.head(F.scaled_dot_product_attention(h, h, h).mean((1, 2)))
+
+
+def test_attention_without_a_second_derivative_names_the_way_out():
+    step = make_critic_step(Attentive(), penalty="r1", compile=False)
+    inputs = pictures(dtype=torch.float32)
+    with pytest.raises(InputError, match=r"no second derivative.*sdpa_kernel"):
+        step(**inputs)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        step(**inputs)
+    assert step.gradients.flat.norm() > 0
+
+
+@pytest.mark.parametrize("engine", ["auto", "explicit"])
+def test_an_option_of_a_layer_of_torch_may_change_between_two_steps(engine):
+    critic = net("conv 3 4 3 1 1", "leak", nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(1))
+    critic = loud(critic.append(nn.Flatten()).append(nn.Linear(4, 1)))
+    step = unchecked(critic, engine=engine)
+    step(**pictures())
+    before = step.gradients.flat.clone()
+    critic[0].dilation = critic[0].padding = (2, 2)
+    critic[2].scale_factor = 3
+    step(**pictures())
+    exact = gradient(critic, loss="hinge", penalty="r1")
+    assert error(before, exact) > 1e-2
+    assert error(step.gradients.flat, exact) <= ROUNDING

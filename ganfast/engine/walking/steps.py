@@ -1,12 +1,13 @@
 """A critic as the explicit engine computes it: steps, each a layer between values, and a tail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
 from ganfast.engine.layers import Layer
 from ganfast.engine.norms import BatchNorm
+from ganfast.models import Judgement, as_judgement
 
 Value = int  # an entry of the list of values that a walk fills; 0 is the picture
 
@@ -49,15 +50,22 @@ class Making:
     made: tuple[str, ...]
 
 
+def _judgement(answers: Sequence[Tensor], count: int) -> Judgement:
+    """Of a score, and class logits if there are some."""
+    return as_judgement(answers[0] if len(answers) == 1 else tuple(answers), count)
+
+
 @dataclass
 class Walk:
     """A critic as steps, then either its outputs or a tail."""
 
     steps: list[Step] = field(default_factory=list)
-    outputs: tuple[Value, ...] = ()  # score, and class logits if there are some; () with a tail
+    outputs: tuple[Value, ...] = ()  # of which `judge` makes a judgement; () with a tail
     tail: Tail | None = None
     refused: list[str] = field(default_factory=list)  # "name (kind)" of what the tail had to take
     making: Making | None = None
+    # From the outputs, and the number of pictures, to a judgement.
+    judge: Callable[[Sequence[Tensor], int], Judgement] = _judgement
 
     @property
     def curved(self) -> bool:

@@ -8,9 +8,9 @@ Nothing is computed and nothing is left behind: a call ends where the graph woul
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from types import FunctionType
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ganfast.engine.weights import EffectiveWeights, parametrised
 from ganfast.models.members import named_parameters
@@ -37,13 +38,16 @@ class Trace:
 
     module: fx.GraphModule
     pictures: fx.Node
-    labels: set[fx.Node]
-    batch: set[fx.Node]  # how many pictures there are, as numbers
-    tensors: dict[fx.Node, str]  # other inputs: parameters by their names, the rest by the graph's
-    answers: tuple[fx.Node, ...]  # score, and class logits if there are some
-    draws: set[fx.Node]  # nodes that draw random numbers
-    writes: set[fx.Node]  # nodes that change a result of another node
-    constants: dict[int, str]  # which inputs of a call are no parameters, and their names
+    answers: tuple[fx.Node, ...]  # the tensors that the forward returns
+    returned: Callable[[Sequence[Tensor]], Any]  # what it returns, made of them
+    labels: set[fx.Node] = field(default_factory=set)
+    batch: set[fx.Node] = field(default_factory=set)  # how many pictures there are, as numbers
+    # other inputs: parameters by their names, the rest by the graph's
+    tensors: dict[fx.Node, str] = field(default_factory=dict)
+    draws: set[fx.Node] = field(default_factory=set)  # nodes that draw random numbers
+    writes: set[fx.Node] = field(default_factory=set)  # nodes that change another node's result
+    # which inputs of a call are no parameters, and their names
+    constants: dict[int, str] = field(default_factory=dict)
 
     def arguments(
         self, weights: Mapping[str, Tensor], pictures: Tensor, labels: Tensor | None
@@ -139,13 +143,17 @@ class FrontEnd:
         (output,) = (n for n in graph.graph.nodes if n.op == "output")
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         found: dict[int, fx.Node] = {id(x): n for x, n in zip(outputs, output.args[0], strict=True)}
-        parts = [answer] if isinstance(answer, Tensor) else answer
-        if not isinstance(parts, tuple | list) or len(parts) > 2:
-            raise CannotTrace(f"it returns {type(answer).__name__}")
-        answers = [found.get(id(part)) for part in parts if part is not None]
-        if None in answers or not answers:
+        leaves, form = tree_flatten(answer)
+        answers = [found[id(leaf)] for leaf in leaves if id(leaf) in found]
+        places = [leaf is not None for leaf in leaves]
+        if len(answers) != sum(places) or not answers:
             raise CannotTrace("it returns something that is no result of its tensors")
-        trace = Trace(graph, placeholders[0], set(), set(), {}, tuple(answers), set(), set(), {})  # type: ignore[arg-type]
+
+        def returned(tensors: Sequence[Tensor]) -> Any:
+            given = iter(tensors)
+            return tree_unflatten([next(given) if there else None for there in places], form)
+
+        trace = Trace(graph, placeholders[0], tuple(answers), returned)
         names = {id(x): name for name, x in self._names}
         buffers = {id(x): name for name, x in self._net.named_buffers()}
         for i, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):

@@ -5,6 +5,8 @@ if `translate` or `functions` knows it.
 """
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ganfast.engine.walking.steps import CannotWalk, Walk
 from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace, memory_of
 from ganfast.engine.walking.translate import module_layers
 from ganfast.engine.walking.walker import ARITHMETIC, Walker
+from ganfast.models import Judgement, as_judgement, averages_scores
 from ganfast.models.members import is_known
 
 
@@ -30,7 +33,7 @@ def walk(critic: nn.Module, *given: Tensor) -> Walk:
     """
     if not is_known(critic):
         try:
-            return walk_trace(FrontEnd(critic)(*given)[0])
+            return walk_trace(FrontEnd(critic)(*given)[0], averages_scores(critic))
         except CannotTrace as error:
             raise CannotWalk(str(error)) from error
     try:
@@ -52,18 +55,27 @@ def walk(critic: nn.Module, *given: Tensor) -> Walk:
     return _walked(Record(critic, graph, placeholders[0], labels, parts, takes_labels))
 
 
-def walk_trace(trace: Trace) -> Walk:
-    """The same by the trace of the critic's call."""
-    return _walked(_record(trace))
+def walk_trace(trace: Trace, averaged: bool = False) -> Walk:
+    """The same by the trace of the critic's call; ``averaged`` as of `as_judgement`."""
+    return _judging(_walked(_record(trace)), trace, averaged)
 
 
-def walk_nothing(trace: Trace) -> Walk:
+def walk_nothing(trace: Trace, averaged: bool = False) -> Walk:
     """All of a critic as a tail: autograd computes what the trace holds. Raises CannotWalk."""
-    return Walker(_record(trace)).tail_only()
+    return _judging(Walker(_record(trace)).tail_only(), trace, averaged)
+
+
+def _judging(walk: Walk, trace: Trace, averaged: bool) -> Walk:
+    def judge(answers: Sequence[Tensor], count: int) -> Judgement:
+        return as_judgement(trace.returned(answers), count, averaged)
+
+    return replace(walk, judge=judge)
 
 
 def _record(trace: Trace) -> Record:
     graph = trace.module.graph
+    if any(n.op == "get_attr" for n in graph.nodes):
+        raise CannotWalk("its forward hands functions on, as checkpointing does")
     if context := [n for n in graph.nodes if is_context(n) and not sets_gradients(n)]:
         raise CannotWalk(f"its forward calls {kind_of(context[0])}")
     for node in trace.writes:

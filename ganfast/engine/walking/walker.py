@@ -394,7 +394,7 @@ class Walker:
             ):
                 copied[node] = graph.node_copy(node, lambda n: copied[n])
         answers = [copied[a] for a in self.record.answers]
-        graph.output(answers[0] if len(answers) == 1 else tuple(answers))
+        graph.output(tuple(answers))
         module = fx.GraphModule(self.record.root, graph)
         learnt = [self.fixed[n].name for n in fixed if n in self.trainable]
         held = [name for name, _ in module.named_parameters()]
