@@ -16,6 +16,12 @@ _PACKAGES = (
 )
 
 
+def has_compiler() -> bool:
+    """Whether a C++ compiler is found that torch's compiler can call on a CPU."""
+    names = os.environ.get("CXX"), "g++", "clang++", "c++", "cl"
+    return any(name and shutil.which(name) for name in names)
+
+
 def environment() -> dict[str, Any]:
     """{"ganfast": version, "commit": ..., package: version or None, ...}, plain enough for JSON."""
     import torch

@@ -116,7 +116,7 @@ def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     states = []
     for module in modules(net):
         own, kind = module.__dict__, cast(Any, type(module))
-        options = [module.training]
+        options: list[Any] = [module.training]
         if is_known_class(kind):
             options = [v for v in own.values() if v.__class__ in _PLAIN]
             options += [tuple(v) for v in own.values() if v.__class__ is list]

@@ -47,6 +47,8 @@ class Record:
     files: Mapping[str, Mapping[str, Any]]  # name -> {"bytes", "sha256"}; {} in schema 1
     # What it was trained with, as JSON holds it; None in checkpoints that do not say.
     trained_as: Mapping[str, Any] | None = None
+    # How its steps were computed: "engine", "compile"; None in checkpoints that do not say.
+    computed: Mapping[str, Any] | None = None
 
 
 class Loaded(NamedTuple):
@@ -63,6 +65,7 @@ def write(
     contents: Contents,
     log_lines: int,
     trained_as: Mapping[str, Any] | None = None,
+    computed: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``folder/<images, 9 digits>``.
 
@@ -89,6 +92,7 @@ def write(
     versions = {"ganfast": ganfast.__version__, "torch": str(torch.__version__)}
     facts: dict[str, Any] = {"schema": SCHEMA, "images": images, **versions}
     facts |= {} if trained_as is None else {"trained_as": dict(trained_as)}
+    facts |= {} if computed is None else {"computed": dict(computed)}
     facts |= {"log_lines": log_lines, "files": files}
     disk.write_file(beside / "state.json", _sealed(facts))
     if target.exists():
@@ -138,7 +142,9 @@ def read_record(checkpoint: Path) -> Record:
         raise Damaged(f"{path} lacks the files of the checkpoint, or its position in the log")
     trained_as = state.get("trained_as")
     trained_as = trained_as if isinstance(trained_as, dict) else None
-    return Record(schema, images, lines, files, trained_as)
+    computed = state.get("computed")
+    computed = computed if isinstance(computed, dict) else None
+    return Record(schema, images, lines, files, trained_as, computed)
 
 
 def read(

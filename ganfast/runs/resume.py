@@ -255,7 +255,8 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
                 changed=changed,
             )
             trained_as, store = mathematics(run), beside / "checkpoints"
-            checkpoints.write(store, record.images, contents, len(log), trained_as)
+            made = trained_as, record.computed
+            checkpoints.write(store, record.images, contents, len(log), *made)
             write_record(dataclasses.replace(run, folder=beside))
             disk.publish(beside, folder)
     except OSError as error:

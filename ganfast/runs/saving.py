@@ -31,6 +31,7 @@ class Saver:
         flush_log: called in the thread before the checkpoint gets its name: the log must not end
             before the state does.
         trained_as: what every checkpoint says of the run that it belongs to.
+        computed: how the steps are computed, when a checkpoint is written.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Saver:
         finish: Finish | None,
         flush_log: Callable[[], None],
         trained_as: Mapping[str, Any],
+        computed: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.folder, self.keep, self._trained_as = folder, keep, trained_as
+        self._computed = computed
         self._finish, self._flush_log = finish, flush_log
         self.last = Copy(on_host=True)  # the state of the last checkpoint, or the first state
         self._thread = ThreadPoolExecutor(1, "ganfast-save")  # Python waits for it before it exits
@@ -98,7 +101,12 @@ class Saver:
         def write() -> Path:
             self._flush_log()
             return checkpoints.write(
-                self.folder, last.images, last.contents, log_lines, self._trained_as
+                self.folder,
+                last.images,
+                last.contents,
+                log_lines,
+                self._trained_as,
+                self._computed(),
             )
 
         checkpoint = insist(self._name, write)

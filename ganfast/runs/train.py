@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -137,6 +138,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     run, changed = resume.open_folder(plan, force)
     resumed = resume.find(run, checkpoint)
     if resumed:
+        plan = replace(plan, computed=resumed.record.computed or {})
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
     complete = not unfinished(state, config)
     scorer = None
@@ -186,14 +188,20 @@ def _train_on(
     position = resumed.record.log_lines if resumed else None
     target, events = config.kimg * 1000, config.log.tensorboard
     with ExitStack() as held:
-        log = RunLog(folder, state.images, target, events, quiet, position)
-        held.callback(log.close)
+        if plan.compile and plan.device.type == "cpu" and not quiet:
+            say("compiling the steps, which takes half a minute or so; --compile off does without")
         critic, generator, drawing = _make_steps(plan)
         critic.prepare(*plan.batch(config.batch))
+        log = RunLog(folder, state.images, target, events, quiet, position)
+        held.callback(log.close)
         if not quiet:
-            say(f"critic step: {critic.choice}")
-        _write_engine(run, critic.choice)
-        writer = Writer(plan, run, log, scorer)
+            say(f"critic step: {_choice(plan, critic)}")
+        _write_engine(run, _choice(plan, critic))
+
+        def computed() -> dict[str, Any]:
+            return {"engine": critic.choice.engine, "compile": plan.compile}
+
+        writer = Writer(plan, run, log, scorer, computed)
         held.callback(writer.close)
         with signals() as stopped:
 
@@ -204,7 +212,7 @@ def _train_on(
                 writer.samples()
             train_loop(state, plan.data, config, critic, generator, stop, writer.on_step, drawing)
             writer.finish()
-        _write_engine(run, critic.choice)  # the start-up check may have refused the first choice
+        _write_engine(run, _choice(plan, critic))  # the start-up check may have refused the first choice
     return stopped
 
 
@@ -214,12 +222,20 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     of_generator = state.optimizer_generator.computing
     of_critic = state.optimizer_critic.computing
     critic = make_critic_step(
-        state.critic, c.loss, c.penalty, autocast, c.engine, compiled, computing=of_critic
+        state.critic, c.loss, c.penalty, autocast, plan.engine, compiled, computing=of_critic
     )
     generator = make_generator_step(
         state.generator, state.critic, c.loss, autocast, compiled, (of_generator, of_critic)
     )
     return critic, generator, make_drawing(state.generator, autocast, compiled, of_generator)
+
+
+def _choice(plan: Plan, critic: CriticStep) -> Choice:
+    """The engine, and why; a run keeps the one that it began with."""
+    choice = critic.choice
+    if plan.engine == plan.config.engine or plan.engine != choice.engine:
+        return choice
+    return replace(choice, reason="as the run was computed so far")
 
 
 def _write_engine(run: Run, choice: Choice) -> None:

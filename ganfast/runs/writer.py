@@ -3,9 +3,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,15 @@ _SHEET = 64  # pictures in a sample grid, about
 class Writer:
     """Writes log lines, sample grids, and checkpoints of states that the guard passed, when due."""
 
-    def __init__(self, plan: Plan, run: Run, log: RunLog, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run: Run,
+        log: RunLog,
+        scorer: Scorer | None,
+        computed: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """``computed``: how the steps are computed, for the checkpoints."""
         self.plan, self.run, self.log, self.scorer, c = plan, run, log, scorer, plan.config
         whole = c.kimg * 1000
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
@@ -46,7 +55,9 @@ class Writer:
         self.good = Copy(on_host=False)  # the state that the guard passed last
         self.problem, self.restored_at = "", -1  # of the last divergence
         finish, trained_as = average_finisher(plan, run), resume.mathematics(run)
-        self.saver = Saver(run.checkpoint_folder, c.log.keep, finish, log.sync, trained_as)
+        self.saver = Saver(
+            run.checkpoint_folder, c.log.keep, finish, log.sync, trained_as, computed
+        )
         self.saver.remember(plan.state)
         self.good.take(plan.state)
         self.guard.state_problem(plan.state)  # norms to compare with

@@ -1,29 +1,39 @@
 """A config made definite: data opened, networks built, the cost counted. Nothing is written."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ganfast.config import Conditional, Config, run_folder
+from ganfast.config import Conditional, Config, EngineName, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.device import find_device, prepared, resolved
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
+from ganfast.engine.check import nothing_changed
 from ganfast.engine.choice import refuse_batch_norm
+from ganfast.environment import has_compiler
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
-from ganfast.models import NetSpec, build_critic, build_generator, try_out
+from ganfast.models import NetSpec, build_critic, build_generator, parameter_count, try_out
+from ganfast.models.members import is_known
 from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
 from ganfast.training.phases import refuse_graphs
 from ganfast.training.state import State
 
 PackingProgress = Callable[[str, int, int], None]
+
+
+# FLOPs of a training. wgan-gp on MNIST gained 0.24 s a kimg and lost 40 s to the compiler on one
+# core, with an empty cache (2026-11-30): 12 TFLOP are even.
+_WORTH_COMPILING = 15e12
 
 
 @dataclass
@@ -37,6 +47,8 @@ class Plan:
     data: ResidentData
     spec: NetSpec
     state: State
+    # How the run was computed that it goes on with: "engine", "compile"; None = it begins.
+    computed: Mapping[str, Any] | None = None
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -44,10 +56,32 @@ class Plan:
         return _autocast(self.config)
 
     @property
+    def engine(self) -> EngineName:
+        """That of the config; where it says "auto", that of the run so far, if it has one."""
+        asked, before = self.config.engine, (self.computed or {}).get("engine")
+        known: dict[Any, EngineName] = {name: name for name in get_args(EngineName)}
+        return known.get(before, asked) if asked == "auto" else asked
+
+    @cached_property
     def compile(self) -> bool:
-        """Whether steps are compiled."""
-        mode = self.config.compile
-        return self.device.type == "cuda" if mode == "auto" else mode == "on"
+        """Whether steps are compiled: as asked, else as the run was so far, else on a GPU, and on a
+        CPU where the run is long enough to gain the time that compiling takes."""
+        if self.config.compile != "auto":
+            return self.config.compile == "on"
+        if self.device.type == "cuda":
+            return True
+        if self.computed is not None:
+            return self.computed.get("compile") is True
+        return has_compiler() and self._gains_by_compiling()
+
+    def _gains_by_compiling(self) -> bool:
+        images, nets = self.config.kimg * 1000, (self.state.generator, self.state.critic)
+        # No layer uses a weight more than once a pixel: most trainings are too short by far.
+        most = 30 * images * sum(map(parameter_count, nets)) * self.spec.size**2
+        if most < _WORTH_COMPILING or not all(map(is_known, nets)):
+            return False
+        with nothing_changed(nn.ModuleList(nets)):
+            return count_cost(self).flops_per_image * images >= _WORTH_COMPILING
 
     def batch(self, count: int) -> tuple[Tensor, Tensor | None]:
         """The first ``count`` pictures (N, C, H, W), with their labels (N,) where classes are
@@ -150,7 +184,7 @@ def count_cost(plan: Plan) -> Cost:
     """
     c, state = plan.config, plan.state
     critic_step = make_critic_step(
-        state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, check=False
+        state.critic, c.loss, c.penalty, plan.autocast, plan.engine, compile=False, check=False
     )
     generator_step = make_generator_step(state.generator, state.critic, c.loss, plan.autocast)
 
@@ -197,7 +231,6 @@ def figure(value: float) -> str:
 def dry_run_report(plan: Plan) -> str:
     """Config, parameter counts, FLOPs and memory for a person; the config is valid YAML."""
     from ganfast.configfile import to_yaml
-    from ganfast.models import parameter_count
 
     cost, c, state = count_cost(plan), plan.config, plan.state
     memory = cost.state_bytes + cost.activation_bytes + cost.data_bytes
