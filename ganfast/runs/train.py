@@ -212,7 +212,8 @@ def _train_on(
                 writer.samples()
             train_loop(state, plan.data, config, critic, generator, stop, writer.on_step, drawing)
             writer.finish()
-        _write_engine(run, _choice(plan, critic))  # the start-up check may have refused the first choice
+        # The start-up check may have refused the first choice.
+        _write_engine(run, _choice(plan, critic))
     return stopped
 
 

@@ -6,12 +6,14 @@ An `Iteration` composes the phases of a step; `train_loop` runs them until enoug
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.random import device_generator
 from ganfast.training.feed import Feed
-from ganfast.training.phases import Graphs, Phase, Stats
+from ganfast.training.phases import Graphs, Phase, Stats, Watch
 from ganfast.training.state import State
 
 OnStep = Callable[[State, Stats, Stats], None]
@@ -32,15 +34,19 @@ class Iteration:
         generator_step: GeneratorStep,
         drawing: Drawing,
         graphs: Graphs,
+        watch: Watch | None = None,
     ) -> None:
-        """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured."""
+        """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured, and
+        ``watch`` what must not change while they are replayed."""
         self.feed = Feed(config, data)
         self._state, self._config, self._drawing = state, config, drawing
         self._critic_step, self._generator_step = critic_step, generator_step
         self.draws = Phase("drawing", self._draw_ahead, graphs)
-        self.plain_critic = Phase("critic", partial(self._critic, False), graphs)
-        self.penalised_critic = Phase("penalised critic", partial(self._critic, True), graphs)
-        self.generator = Phase("generator", self._generator, graphs)
+        self.plain_critic = Phase("critic", partial(self._critic, False), graphs, watch)
+        self.penalised_critic = Phase(
+            "penalised critic", partial(self._critic, True), graphs, watch
+        )
+        self.generator = Phase("generator", self._generator, graphs, watch)
 
     def _draw_ahead(self) -> Stats:
         self.feed.draw()
@@ -66,6 +72,16 @@ class Iteration:
         return stats
 
 
+def watch_of(state: State, data: ResidentData, config: Config) -> Watch:
+    """Both networks, as the phases call them."""
+    pictures, labels = data.batch(0, config.batch)
+    labels = labels if config.conditional != "no" else None
+    z = torch.zeros(config.batch, config.net.latent, device=data.device)
+    judged = labels if getattr(state.critic, "takes_labels", False) else None
+    calls = (state.critic, pictures, judged), (state.generator, z, labels)
+    return Watch(calls, torch.bfloat16 if config.precision == "bf16" else None)
+
+
 def train_loop(
     state: State,
     data: ResidentData,
@@ -81,9 +97,11 @@ def train_loop(
     ``drawing`` makes the critic's fakes; None = the generator as it is.
     """
     drawing, own = drawing or make_drawing(state.generator), device_generator(data.device)
-    refusal = "" if data.resident else "the pictures are streamed from host memory"
+    watch = watch_of(state, data, config) if data.device.type == "cuda" else None
+    refusal = watch.refusal() if watch else ""
+    refusal = refusal if data.resident else "the pictures are streamed from host memory"
     graphs = Graphs(config.cuda_graphs, data.device, refusal)
-    phases = Iteration(state, data, config, critic_step, generator_step, drawing, graphs)
+    phases = Iteration(state, data, config, critic_step, generator_step, drawing, graphs, watch)
 
     while state.images < config.kimg * 1000 and not stop():
         # What networks draw themselves, as dropout does, follows from the counter: a run that

@@ -18,6 +18,7 @@ from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
 from ganfast.kernels._triton import use_triton
 from ganfast.kernels.adam_ema import adam_ema, adam_rates
+from ganfast.models.members import is_known
 
 _EPS = 1e-8
 _fused_adam = partial(torch._fused_adam_, weight_decay=0.0, amsgrad=False, maximize=False)
@@ -73,7 +74,9 @@ class FlatAdam(torch.optim.Optimizer):
         if compute is not None:
             self._low = self.flat.to(compute)
             views = views_of(self._low, self.parameters)
-            self.computing = computing_copy(net, dict(zip(self.parameters, views, strict=True)))
+            # A twin of a class that is not known would have attributes of its own.
+            if is_known(net):
+                self.computing = computing_copy(net, dict(zip(self.parameters, views, strict=True)))
 
     def step(  # type: ignore[override]
         self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0

@@ -5,14 +5,16 @@ real steps too, on a side stream, in which libraries choose their algorithms. Th
 recorded, and later ones replay the record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.models.members import is_known
 
 Stats = dict[str, Tensor]
 CudaGraphs = Literal["auto", "on", "off"]
@@ -66,6 +68,43 @@ class Graphs:
         logger.warning("training goes on without CUDA graphs: %s", reason)
 
 
+class Watch:
+    """What networks of classes that are neither torch's nor ours read when they are called.
+
+    A replay runs no Python. So a phase is captured anew where what they read has changed, and not
+    at all where one keeps state.
+
+    Args:
+        calls: networks, with pictures or latents (N, ...) and labels (N,) or None as a phase calls
+            them.
+        autocast: the type that they compute in; None = float32.
+    """
+
+    def __init__(
+        self,
+        calls: Sequence[tuple[nn.Module, Tensor, Tensor | None]],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self._calls = [
+            (FrontEnd(net, autocast), (x,) if labels is None else (x, labels), type(net).__name__)
+            for net, x, labels in calls
+            if not is_known(net)
+        ]
+
+    def __call__(self) -> tuple[Trace, ...]:
+        """Equal for as long as nothing changes. Raises CannotTrace."""
+        return tuple([front_end(*given)[0] for front_end, given, _ in self._calls])
+
+    def refusal(self) -> str:
+        """Why no phase may be captured; "" = nothing speaks against it."""
+        for front_end, given, name in self._calls:
+            try:
+                front_end(*given)
+            except CannotTrace as error:
+                return f"of {name}: {error}"
+        return ""
+
+
 class Phase:
     """``step`` as it is, or replayed.
 
@@ -73,13 +112,18 @@ class Phase:
     pool may use each other's memory, so statistics are copied out of it.
     """
 
-    def __init__(self, name: str, step: Callable[[], Stats], graphs: Graphs) -> None:
-        self.name, self._step, self._graphs = name, step, graphs
+    def __init__(
+        self, name: str, step: Callable[[], Stats], graphs: Graphs, watch: Watch | None = None
+    ) -> None:
+        self.name, self._step, self._graphs, self._watch = name, step, graphs, watch
+        self._watched: tuple[Trace, ...] = ()
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stats: Stats = {}
 
     def __call__(self) -> Stats:
+        if self._graphs.active and self._watch is not None:
+            self._look(self._watch)
         if self._graph is None and self._graphs.active:
             if self._calls < _WARM_UP:
                 self._calls += 1
@@ -89,6 +133,16 @@ class Phase:
             return self._step()
         self._graph.replay()
         return self._stats
+
+    def _look(self, watch: Watch) -> None:
+        """Forget the record where what the networks read has changed."""
+        try:
+            watched = watch()
+        except CannotTrace as error:
+            self._graphs.give_up(self.name, error)
+            return
+        if watched != self._watched:
+            self._graph, self._calls, self._watched = None, 0, watched
 
     def _aside(self) -> Stats:
         side, main = self._graphs.side, torch.cuda.current_stream(self._graphs.device)

@@ -1,10 +1,13 @@
 """Phases as a CUDA graph takes them: recorded once, played with other counters; no reads."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ganfast.config import Config, LogConfig, PenaltyConfig
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
@@ -13,7 +16,7 @@ from ganfast.presets import PRESETS, preset_config
 from ganfast.training import loop
 from ganfast.training.feed import Feed
 from ganfast.training.loop import train_loop
-from ganfast.training.phases import Graphs, Phase
+from ganfast.training.phases import Graphs, Phase, Watch
 from ganfast.training.plan import Plan, make_plan
 from ganfast.training.state import contents_of, restore
 from tests.depth import DIFFERENT, EACH_PRESET
@@ -25,8 +28,8 @@ STEPS = 9
 class Played(Phase):
     """Two plain calls, then one recorded, then played: what `Phase` does on CUDA, by a tape."""
 
-    def __init__(self, name, step, graphs):
-        super().__init__(name, step, graphs)
+    def __init__(self, name, step, graphs, watch=None):
+        super().__init__(name, step, graphs, watch)
         self.tape = None
 
     def __call__(self):
@@ -248,3 +251,65 @@ def test_the_field_is_part_of_the_config():
     assert Config().cuda_graphs == "auto"
     with pytest.raises(InputError, match="cuda_graphs is 'yes'; expected one of auto, on, off"):
         Config(cuda_graphs="yes")
+
+
+class Fading(nn.Module):
+    """A generator or critic that somebody fades in from outside."""
+
+    def __init__(self, keeps_state=False):
+        super().__init__()
+        self.layer, self.alpha, self.calls = nn.Linear(4, 1), 0.5, 0
+        self.keeps_state = keeps_state
+
+    def forward(self, x):
+        if self.keeps_state:
+            self.calls += 1
+        return self.layer(x) * self.alpha
+
+
+class Active:
+    """`Graphs` that capture, without a GPU."""
+
+    def __init__(self):
+        self.active, self.problems = True, []
+
+    def give_up(self, phase, error):
+        self.active, self.problems = False, [str(error)]
+
+
+class Captured(Phase):
+    """What a capture records is the number that the step gives then."""
+
+    def _aside(self):
+        return self._step()
+
+    def _capture(self):
+        self._graph, self._stats = SimpleNamespace(replay=lambda: None), self._step()
+
+
+def test_a_phase_is_captured_anew_when_what_a_network_reads_has_changed():
+    net = Fading()
+    watch = Watch([(net, torch.zeros(2, 4), None), (nn.Linear(4, 1), torch.zeros(2, 4), None)])
+    assert watch.refusal() == ""
+    phase = Captured("critic", lambda: {"alpha": net.alpha}, Active(), watch)
+    seen = [phase()["alpha"] for _ in range(6)]
+    net.alpha = 0.9
+    seen += [phase()["alpha"] for _ in range(6)]
+    assert seen == [0.5] * 6 + [0.9] * 6
+    assert phase._graph is not None
+    blind = Captured("critic", lambda: {"alpha": net.alpha}, Active())
+    assert [blind()["alpha"] for _ in range(6)] == [0.9] * 6
+    net.alpha = 0.1
+    assert blind()["alpha"] == 0.9  # a replay runs no Python
+
+
+def test_a_network_that_keeps_state_is_not_captured():
+    net = Fading(keeps_state=True)
+    watch = Watch([(net, torch.zeros(2, 4), None)])
+    assert re.fullmatch(r"of Fading: its forward keeps state \(.*\)", watch.refusal())
+    assert net.calls == 0
+    graphs = Active()
+    phase = Captured("critic", lambda: {}, graphs, watch)
+    phase()
+    assert not graphs.active
+    assert "keeps state" in graphs.problems[0]
