@@ -1,34 +1,28 @@
 """`make_critic_step`: the critic's gradients by the fastest engine that gets them right."""
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ganfast.config import EngineName, LossConfig, PenaltyConfig
-from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.check import check as verify
 from ganfast.engine.check import nothing_changed
 from ganfast.engine.choice import Choice, choose, raise_without_second_derivative, refuse_batch_norm
-from ganfast.engine.compiled import compiled
-from ganfast.engine.draws import Draws
-from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.counting import ORDER, fewest, step_flops
+from ganfast.engine.engines import Engine, Engines
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
-from ganfast.engine.walking.fuse import fused
 from ganfast.engine.walking.steps import CannotWalk, Walk
 from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
-from ganfast.engine.walking.walk import walk, walk_nothing, walk_trace
+from ganfast.engine.walking.walk import walk, walk_trace
 from ganfast.engine.weights import EffectiveWeights, MadeWeights
 from ganfast.errors import InputError, is_out_of_memory
-from ganfast.kernels._triton import use_triton
 from ganfast.log import logger
 from ganfast.models import averages_scores
 from ganfast.models.members import is_known, modes
@@ -37,9 +31,6 @@ from ganfast.penalties import penalty_of, points_of
 
 # In about one batch of eight a value rounds across a kink, and the gradient moves by 1e-3 or more.
 _ATTEMPTS = 4
-
-# Computes a step with or without its penalties.
-Engine = Callable[[Inputs, bool], tuple[list[Tensor | None], Stats]]
 
 
 def make_critic_step(
@@ -107,6 +98,7 @@ class _Chosen:
     walked: Walk | None
     run: Engine
     unchecked: set[bool]
+    uncounted: bool  # whether FLOPs decide, once there are pictures
 
 
 class CriticStep:
@@ -136,6 +128,8 @@ class CriticStep:
         """Buffers and engine for the critic as it stands."""
         self.gradients = FlatGradients(self.critic)
         self._modes = modes(self.critic)
+        how = self.critic, self.loss, self.penalties, self.autocast, self.computing
+        self._engines = Engines(*how, lambda: self._constants)
         engine, compile = self._asked
         known = is_known(self.critic)
         # A step that runs the forward needs no graph of it.
@@ -166,21 +160,25 @@ class CriticStep:
             compile = False if refusal else compile
             choice = choose(self.critic, self.penalties, engine, compile, found)
             self._trace, walked = trace, None if isinstance(found, str) else found
-            run = self._engine(choice, walked)
+            run = self._engines.made(choice, walked, trace)
             # A forward that keeps state must not run more often than in eager autograd.
             checked = self._wants_check and not refusal
             unchecked = {bool(self.penalties), False} if checked else set()
-            self._chosen[trace] = _Chosen(choice, walked, run, unchecked)
+            # No engine takes fewer FLOPs for a critic that is walked whole than the explicit one.
+            whole = walked is not None and walked.tail is None
+            uncounted = engine == "auto" and bool(self.penalties) and not (whole or refusal)
+            self._chosen[trace] = _Chosen(choice, walked, run, unchecked, uncounted)
         self._trace, self._now = trace, self._chosen[trace]
         self.choice = self._now.choice
 
     def _record(self, real: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Choose for the critic as its forward is in this call. Returns the graph's constants."""
         if self._front_end is None:
+            self._count(real, labels, {})
             return {}
-        labels = labels if getattr(self.critic, "takes_labels", False) else None
+        judged = labels if getattr(self.critic, "takes_labels", False) else None
         try:
-            given = (real,) if labels is None else (real, labels)
+            given = (real,) if judged is None else (real, judged)
             trace, constants = self._front_end(*given)
         except CannotTrace as error:
             self._refused_now = None not in self._chosen
@@ -191,7 +189,31 @@ class CriticStep:
                 raise
             return {}
         self._choose(trace)
+        self._count(real, labels, constants)
         return constants
+
+    def _count(self, real: Tensor, labels: Tensor | None, constants: Mapping[str, Tensor]) -> None:
+        """Let FLOPs decide, where they are to."""
+        now = self._now
+        if not now.uncounted:
+            return
+        now.uncounted = False
+        eps, noise = real.new_full((len(real),), 0.5), torch.full_like(real, 0.5)
+        points = points_of(self.penalties, real, real, eps, noise)
+        inputs = Inputs(real, real, labels, labels, points)
+        try:
+            flops = step_flops(
+                *(self.critic, self.loss, self.penalties, inputs),
+                *(now.walked, constants, self.autocast),
+            )
+        except Exception:  # an operation that needs numbers: the choice stays
+            return
+        engine = fewest(flops)
+        counted = ", ".join(f"{name} {flops[name] / 1e6:.4g}" for name in ORDER if name in flops)
+        reason = f"{now.choice.reason}; MFLOP: {counted}"
+        compile = self._compiles(self._asked[1])
+        self.choice = now.choice = Choice(engine, compile and engine != "reference", reason)
+        now.run = self._engines.made(now.choice, now.walked, self._trace)
 
     @property
     def walked(self) -> Walk | None:
@@ -310,7 +332,7 @@ class CriticStep:
             slower = Choice(engine, False, f"{title} {problem}")
             logger.warning("%s engine: %s; going on with %s", title, problem, slower.title)
             self.choice = now.choice = slower
-            now.run = self._engine(slower, now.walked)
+            now.run = self._engines.made(slower, now.walked, self._trace)
             now.unchecked = {not penalised}
         now.unchecked.discard(penalised)
 
@@ -351,82 +373,3 @@ class CriticStep:
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
         return self._now.walked is not None and self._now.walked.separable
-
-    def _engine(self, choice: Choice, walked: Walk | None) -> Engine:
-        if choice.engine == "explicit":
-            assert walked is not None
-            return self._explicit(choice.compiled, walked)
-        make: Callable[[bool], Engine] = getattr(self, f"_{choice.engine}")
-        return make(choice.compiled)
-
-    def _reference(self, compile: bool) -> Engine:
-        plain = torch.compile(whole_loss) if compile else whole_loss
-
-        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
-            function, penalties = (whole_loss, self.penalties) if penalised else (plain, ())
-            total, stats = function(self.critic, self.loss, penalties, inputs, self.autocast)
-            gradients = torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
-            return list(gradients), {name: value.detach() for name, value in stats.items()}
-
-        return run
-
-    def _autograd(self, compile: bool) -> Engine:
-        if compile and self._trace is not None:
-            # The trace has the numbers that keep changing as inputs; the forward would bake them.
-            with suppress(CannotWalk):
-                whole = walk_nothing(self._trace, averages_scores(self.critic))
-                return self._explicit(True, whole)
-            compile = False
-        plain = self._reference(compile)  # first derivatives need no help
-        step: Any = AutogradStep(self.critic, self.loss, self.penalties, self.autocast)
-        step = compiled(step) if compile else step
-
-        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
-            if not penalised:
-                return plain(inputs, False)
-            EffectiveWeights(self.critic)  # one power iteration
-            weights: dict[str, Tensor] = dict(self.critic.named_parameters())
-            if compile:  # a graph changes copies; a forward that runs changes its buffers itself
-                weights |= dict(self.critic.named_buffers())
-            weights = {name: value.detach() for name, value in weights.items()}
-            with held_power_iteration(self.critic):
-                gradients, stats = step(weights, inputs)
-            trainable = [n for n, p in self.critic.named_parameters() if p.requires_grad]
-            return [gradients.get(name) for name in trainable], stats
-
-        return run
-
-    def _explicit(self, compile: bool, walked: Walk) -> Engine:
-        if use_triton(self.gradients.flat) and self.gradients.flat.dtype != torch.float64:
-            with held_power_iteration(self.critic):  # only the shapes are looked at
-                walked = fused(walked, EffectiveWeights(self.critic).values)
-        steps: dict[bool, Any] = {}
-        draws = {}
-        for penalised, penalties in ((True, self.penalties), (False, ())):
-            step = ExplicitStep(walked, self.loss, penalties, self.autocast)
-            steps[penalised] = compiled(step) if compile else step
-            draws[penalised] = Draws(self.critic, walked, penalties, self.autocast, self._trace)
-
-        twin: Iterable[tuple[str, Tensor]] = ()
-        if self.computing is not None:
-            twin = self.computing.named_parameters(remove_duplicate=False)
-        ready = {name: value.detach() for name, value in twin if value.dtype == self.autocast}
-
-        def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
-            effective, buffers = EffectiveWeights(self.critic), {}
-            if walked.normed:
-                buffers = dict(self.critic.named_buffers(remove_duplicate=False))
-            running = {name: buffers[name] for layer in walked.normed for name in layer.running}
-            with torch.no_grad(), held_power_iteration(self.critic):
-                weights = effective.values | running | self._constants
-                # out here: a compiler would draw other numbers
-                drawn = draws[penalised](inputs, weights)
-                gradients, stats = steps[penalised](weights, inputs, ready, drawn)
-                for name, buffer in running.items():
-                    buffer.copy_(gradients[name])
-                for layer in walked.normed:
-                    if layer.counter:
-                        buffers[layer.counter] += 2  # reals and fakes
-            return effective.parameter_gradients(gradients), stats
-
-        return run

@@ -18,9 +18,12 @@ from torch.nn.utils.parametrizations import weight_norm
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine import choose, make_critic_step
 from ganfast.engine.autograd import AutogradStep
+from ganfast.engine.counting import fewest, step_flops
 from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.objective import Inputs
 from ganfast.engine.walking.walk import CannotWalk, walk
 from ganfast.errors import InputError
+from ganfast.flops import FlopCount
 from ganfast.models import Judgement, as_judgement
 from ganfast.models.dropout import Dropout
 from ganfast.models.parts import LEAK, Critic, spectral
@@ -1739,3 +1742,40 @@ def test_an_option_of_a_layer_of_torch_may_change_between_two_steps(engine):
     exact = gradient(critic, loss="hinge", penalty="r1")
     assert error(before, exact) > 1e-2
     assert error(step.gradients.flat, exact) <= ROUNDING
+
+
+# FLOPs decide.
+
+
+@pytest.mark.parametrize("layer", [Spread(), nn.PReLU()], ids=["own", "of torch"])
+def test_counting_the_work_of_engines_moves_nothing(layer):
+    critic = spectral(net("conv 3 4 3 2 1", "leak", layer, "score")).float()
+    before, numbers = copy.deepcopy(critic.state_dict()), torch.get_rng_state()
+    step = make_critic_step(critic, penalty="r1", compile=False)
+    choice = step.prepare(pictures(dtype=torch.float32)["real"])
+    assert re.search(r"MFLOP: explicit [\d.]+, autograd [\d.]+, reference [\d.]+", choice.reason)
+    torch.testing.assert_close(critic.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(torch.get_rng_state(), numbers, rtol=0, atol=0)
+
+
+def test_the_counts_are_those_of_the_steps_that_run():
+    critic = spread_critic().float()
+    inputs = pictures(dtype=torch.float32)
+    steps = {name: unchecked(critic, penalty="wgan-gp", engine=name) for name in ENGINES}
+    for step in steps.values():
+        step(**inputs)
+    ran = {}
+    for name, step in steps.items():
+        with FlopCount() as count:
+            step(**inputs)
+        ran[name] = count.total
+    given = Inputs(inputs["real"], inputs["fake"], None, None, (inputs["real"],))
+    loss, penalties = LossConfig(), (PenaltyConfig("wgan-gp"),)
+    counted = step_flops(critic, loss, penalties, given, walked(critic), {})
+    assert counted == ran
+
+
+def test_of_engines_with_the_same_count_the_first_in_order_is_taken():
+    assert fewest({"explicit": 102, "autograd": 100, "reference": 120}) == "explicit"
+    assert fewest({"explicit": 103, "autograd": 100, "reference": 90}) == "reference"
+    assert fewest({"autograd": 91, "reference": 90}) == "autograd"
