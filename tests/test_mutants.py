@@ -32,7 +32,8 @@ BROKEN = 70  # exit code where a mutant could not be made, or raised an error of
 HOME = """
     ganfast.losses ganfast.penalties ganfast.random ganfast.training.feed ganfast.training.state
     ganfast.runs.checkpoint ganfast.disk ganfast.runs.logfile ganfast.engine.explicit
-    ganfast.engine.layers ganfast.engine.lean ganfast.engine.weights
+    ganfast.engine.layers ganfast.engine.lean ganfast.engine.weights ganfast.engine.maps
+    ganfast.engine.walking.trace ganfast.engine.critic ganfast.training.phases
     ganfast.kernels.gradient_penalty ganfast.kernels.latents ganfast.kernels.to_uint8
     ganfast.kernels.adam_ema ganfast.export.graph.deploy ganfast.export.bundle.bundle
     ganfast.export.bundle.parity ganfast.export.drawing.sampler ganfast.export.drawing.lanes
@@ -166,6 +167,26 @@ MUTANTS = {
         "weights.normalised",
         lambda right, *given: (right(*given)[0], lambda gradient: gradient),
         "test_engines.py::test_engines_agree_under_spectral_normalisation",
+    ),
+    "gradients that stop at the weights a forward makes": Mutant(
+        "weights.MadeWeights.back",
+        lambda right, self, gradients: gradients,
+        "test_engines.py::test_engines_agree_on_functional_forwards[scaled weight-r1]",
+    ),
+    "channels that change places when they are samples": Mutant(
+        "maps.Folded._unfolded",
+        lambda right, self, y: right(self, y).flip(1),
+        "test_engines.py::test_engines_agree_on_functional_forwards",
+    ),
+    "a buffer that a forward writes to is no state": Mutant(
+        "trace._audit",
+        lambda right, trace: (set(), set()),
+        "test_engines.py::test_a_batch_norm_that_nobody_reads_is_not_walked",
+    ),
+    "a replay that looks at nothing": Mutant(
+        "phases.Phase._look",
+        lambda right, self, watch: None,
+        "test_phases.py::test_a_phase_is_captured_anew_when_what_a_network_reads_has_changed",
     ),
     "no mask in autograd's second derivative": Mutant(
         "lean.LeakThrough.backward",
