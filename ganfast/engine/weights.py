@@ -112,7 +112,10 @@ class MadeWeights:
             leaf.requires_grad_(leaf.is_floating_point())
         with torch.enable_grad():
             made = self._making.module(*self._leaves.values())
-        tensors = map(torch.as_tensor, made)
+        # a number of Python's keeps its digits: torch would make float32 of it
+        tensors = [
+            torch.as_tensor(x, dtype=torch.float64 if isinstance(x, float) else None) for x in made
+        ]
         self._tensors = dict(zip(self._making.made, tensors, strict=True))
         self.weights = {**weights, **{name: x.detach() for name, x in self._tensors.items()}}
 

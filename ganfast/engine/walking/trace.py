@@ -8,6 +8,7 @@ Nothing is computed and nothing is left behind: a call ends where the graph woul
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ganfast.engine.weights import EffectiveWeights, parametrised
-from ganfast.models.members import named_parameters
+from ganfast.models.members import modules, named_parameters
 from ganfast.models.parts import held_power_iteration
 
 Tensors = dict[str, Tensor]
@@ -78,7 +79,7 @@ class FrontEnd:
         self._plain, self._names = _plain_parameters(net)
         self._traces: dict[fx.GraphModule, Trace] = {}
         self._recorded: tuple[fx.GraphModule, tuple[Any, ...], list[Tensor]] | None = None
-        self._refusal = ""
+        self._refusal = _displaced(net)
         self._calls: dict[torch.Size, Callable[..., Any]] = {}  # by the shape of one picture
 
     def __call__(self, pictures: Tensor, *labels: Tensor) -> tuple[Trace, Tensors]:
@@ -140,6 +141,8 @@ class FrontEnd:
         if self._recorded is None:
             raise CannotTrace("its forward computes nothing with tensors")
         graph, inputs, outputs = self._recorded
+        if nested := _nested(graph):
+            raise CannotTrace(f"its forward calls {nested}")
         (output,) = (n for n in graph.graph.nodes if n.op == "output")
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         found: dict[int, fx.Node] = {id(x): n for x, n in zip(outputs, output.args[0], strict=True)}
@@ -168,6 +171,10 @@ class FrontEnd:
             else:
                 trace.constants[i] = buffers.get(id(x), str(node.target))
                 trace.tensors[node] = trace.constants[i]
+        # Two sizes that are equal have one symbol, and a guard that they stay equal.
+        count = str(trace.pictures.meta["example_value"].shape[0])
+        if any(n.users and str(n.meta["example_value"]) != count for n in trace.batch):
+            raise CannotTrace("its forward reads a size that changes, and not the batch's")
         trace.draws, trace.writes = _audit(trace)
         self._traces[graph] = trace
         return trace, inputs
@@ -178,6 +185,17 @@ class _Chosen(Exception):
 
     def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         self.graph, self.inputs = graph, inputs
+
+
+def _displaced(net: nn.Module) -> str:
+    """Why globals would not be guarded: the front end looks them up by the name of the module."""
+    kinds = {kind for module in modules(net) for kind in type(module).__mro__}
+    for function in (f for kind in kinds for f in vars(kind).values()):
+        read: dict[str, Any] = getattr(function, "__globals__", {})
+        name = read.get("__name__")
+        if name is not None and getattr(sys.modules.get(name), "__dict__", None) is not read:
+            return f"{name}, which its methods are of, is not what is imported by this name"
+    return ""
 
 
 _numbers = count()
@@ -252,6 +270,17 @@ def _reason(error: Exception) -> str:
     places = re.findall(r'File "(.*?)", line (\d+)', text)
     where = f" at {Path(places[-1][0]).name}:{places[-1][1]}" if places else ""
     return f"its forward cannot be recorded{where}: {(lines or [type(error).__name__])[0][:120]}"
+
+
+def _nested(module: fx.GraphModule) -> str:
+    """A function that takes a graph of its own or changes how others compute: checkpoints, own
+    backward passes, hooks on tensors, vmap. "" = none."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(module, node.target), nn.Module):
+            return next((n.name for n in node.users), node.name)
+        if "functorch" in (getattr(node.target, "__module__", None) or ""):
+            return "torch.func"
+    return ""
 
 
 class _Audit(TorchDispatchMode):
