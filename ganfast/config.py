@@ -283,7 +283,8 @@ class Config(_Checked):
     ema_kimg: float = 5.0
     # how the critic's gradients are computed; auto = the fastest that can take the critic
     engine: EngineName = "auto"
-    # compile the steps; auto = on a GPU; half a minute or so to start
+    # compile the steps; auto = on a GPU, and on a CPU from 15 TFLOP of training on, where a C++
+    # compiler is found; half a minute or so to start
     compile: Literal["auto", "on", "off"] = "auto"
     # replay each phase as one CUDA graph; auto = on a GPU where it can be
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
