@@ -293,7 +293,20 @@ class AvgPool(Layer):
         return (aten.avg_pool2d_backward(dy, kept[0], *self.arguments),)
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
-        return aten.avg_pool2d(t[0], *self.arguments)
+        x = t[0]
+        pairs = self.arguments[:3] == ((2, 2), (2, 2), (0, 0)) and self.arguments[5] is None
+        even = x.dim() == 4 and x.is_contiguous() and not (x.shape[2] % 2 or x.shape[3] % 2)
+        if pairs and even and x.device.type == "cpu":
+            return _halved(x)
+        return aten.avg_pool2d(x, *self.arguments)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels. torch's own kernel for contiguous maps is not vectorised: it takes three
+    times as long (48 maps of 64 channels, 32x32 and 16x16, one thread)."""
+    rows = x.unflatten(2, (-1, 2))
+    both = rows[:, :, :, 0] + rows[:, :, :, 1]
+    return (both[..., ::2] + both[..., 1::2]) * 0.25
 
 
 class GlobalAverage(Layer):
