@@ -297,3 +297,13 @@ def _keeps_batch(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     plain = all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
     return plain and (parts[0] is Ellipsis or parts[0] == slice(None))
+
+
+def column(node: fx.Node) -> L.Layer | None:
+    """x[:, column] of an untraced graph."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
+        return None
+    match node.args[1]:
+        case (rows, int() as k) if rows == slice(None):
+            return L.Column(k)
+    return None
