@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ganfast.config import LossConfig, PenaltyConfig
-from ganfast.engine.layers import Conv, Gradients, Kept, Layer, Linear, Weights
+from ganfast.engine.layers import Block, Blocks, Conv, Gradients, Kept, Layer, Linear, Weights
 from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.maps import Folded, LabelRows
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
@@ -33,8 +33,9 @@ from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
 
 ByValue = dict[Value, Tensor]
-# blocks of rows: inputs, deltas, deltas that the bias sees; and which rows the first two are of
-Pairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[slice]]
+# blocks of rows: inputs, deltas, deltas that the bias sees; and which rows the first two are of.
+# Without inputs where the layer reads none.
+Pairs = tuple[list[Tensor], list[Tensor], Blocks, list[slice]]
 ALL = slice(None)
 
 
@@ -57,7 +58,10 @@ class ExplicitStep:
         self.bare = _bare(walk)
         self.last_read = {i: k for k, step in enumerate(walk.steps) for i in step.inputs}
         self.needed = {
-            i for step in walk.steps if step.layer.weights or step.layer.curved for i in step.inputs
+            i
+            for step in walk.steps
+            if (step.layer.weights and step.layer.pairs) or step.layer.curved
+            for i in step.inputs
         }
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
 
@@ -88,8 +92,8 @@ class ExplicitStep:
     def _without_penalty(self, done: "_Forward") -> Gradients:
         adjoint, _, settled = self._backward(done, done.seeded(done.head.adjoint()), ALL, None)
 
-        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
-            return [done.values[i]], [a], [a], [ALL]
+        def pair(out: Value, i: Value | None, a: Tensor) -> Pairs:
+            return [] if i is None else [done.values[i]], [a], [Block(a)], [ALL]
 
         return added(self._gradients(done, adjoint, pair), settled)
 
@@ -113,14 +117,18 @@ class ExplicitStep:
         direction, stats = self._penalise(g, rows)
         tangent = self._tangent(done, direction)
 
-        def pair(out: Value, i: Value, d: Tensor) -> Pairs:
-            h, t, own = done.values[i], tangent[i], slice(0, rows.start)
+        own, both = slice(0, rows.start), slice(rows.start, rows.loss)
+
+        def pair(out: Value, i: Value | None, d: Tensor) -> Pairs:
+            biases = [Block(d[own]), *([Block(d[both], slope)] if shared else [])]
+            if i is None:
+                return [], [d], biases, [ALL]
+            h, t = done.values[i], tangent[i]
             if not shared:
                 h[rows.penalised] = t  # in place: nobody reads those rows any more
-                return [h], [d], [d[own]], [ALL]
-            both = slice(rows.start, rows.loss)
-            inputs = [h[own], _times(h[both], slope) + t[:shared], t[shared:]]
-            return inputs, [d], [d[own], _times(d[both], slope)], [ALL]
+                return [h], [d], biases, [ALL]
+            inputs = [h[own], _plus(t[:shared], h[both], slope), t[shared:]]
+            return inputs, [d], biases, [ALL]
 
         return added(self._gradients(done, delta, pair), settled), stats
 
@@ -135,9 +143,9 @@ class ExplicitStep:
         bend = _Bend(tangent, delta, rows.start)
         adjoint, _, settled = self._backward(done, done.seeded(seeds), reached, None, None, bend)
 
-        def pair(out: Value, i: Value, a: Tensor) -> Pairs:
-            inputs, deltas = [done.values[i][reached], tangent[i]], [a, delta.pop(out)]
-            return inputs, deltas, [a], [reached, rows.penalised]
+        def pair(out: Value, i: Value | None, a: Tensor) -> Pairs:
+            inputs = [] if i is None else [done.values[i][reached], tangent[i]]
+            return inputs, [a, delta.pop(out)], [Block(a)], [reached, rows.penalised]
 
         return added(self._gradients(done, adjoint, pair), settled), stats
 
@@ -256,14 +264,19 @@ class ExplicitStep:
         return direction, penalty_stats(values, norms)
 
     def _gradients(
-        self, done: "_Forward", deltas: ByValue, pair: Callable[[Value, Value, Tensor], Pairs]
+        self,
+        done: "_Forward",
+        deltas: ByValue,
+        pair: Callable[[Value, Value | None, Tensor], Pairs],
     ) -> Gradients:
         """All weight gradients; ``pair`` says which inputs meet which deltas. Frees the deltas."""
         total: Gradients = {}
         for step in self.walk.steps:
             if step.layer.weights and step.output in deltas:
-                out, before = step.output, step.inputs[0]
+                out, before = step.output, step.inputs[0] if step.layer.pairs else None
                 blocks, delta, biases, rows = pair(out, before, deltas.pop(out))
+                if not blocks:  # nor are the deltas joined for a layer that does not read them
+                    blocks = delta = delta[:1]
                 both = done.w, _joined(blocks), _joined(delta)
                 if isinstance(step.layer, LabelRows):
                     labels = [done.kept[out][0][some] for some in rows]
@@ -428,6 +441,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """Each row by its number."""
-    return x * factor.view(-1, *[1] * (x.dim() - 1))
+def _plus(t: Tensor, h: Tensor, factor: Tensor) -> Tensor:
+    """t plus each row of ``h`` by its number."""
+    factor = factor.view(-1, *[1] * (h.dim() - 1))
+    return torch.addcmul(t, h, factor) if t.dtype == h.dtype == factor.dtype else t + h * factor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ganfast.engine.layers import Blocks, Gradients, Kept, Layer, Weights
+from ganfast.engine.layers import Block, Blocks, Gradients, Kept, Layer, Weights, sum_blocks_to
 from ganfast.tensors import full_precision
 
 
@@ -54,6 +54,7 @@ class Add(Layer):
     """x plus a weight that stretches over the batch."""
 
     weight: str
+    pairs = False
 
     def __post_init__(self) -> None:
         self.weights = (self.weight,)
@@ -68,10 +69,7 @@ class Add(Layer):
         return t[0].expand(torch.broadcast_shapes(t[0].shape, w[self.weight].shape))
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, biases: Blocks) -> Gradients:
-        if not self.weights:
-            return {}
-        blocks = [_summed(d, w[self.weight]) for d in biases]
-        return {self.weight: torch.stack(blocks).sum(0)}
+        return {self.weight: sum_blocks_to(biases, w[self.weight].shape)} if self.weights else {}
 
 
 def _summed(v: Tensor, weight: Tensor) -> Tensor:
@@ -142,6 +140,7 @@ class Folded(Layer):
 
     def __post_init__(self) -> None:
         self.weights, self.curved = self.layer.weights, self.layer.curved
+        self.pairs = self.layer.pairs
 
     def _folded(self, kept: Kept) -> Kept:
         return tuple(k.flatten(0, 1) for k in kept)
@@ -165,5 +164,11 @@ class Folded(Layer):
         return self._unfolded(self.layer.second(self._folded(kept), t, dy))
 
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, biases: Blocks) -> Gradients:
-        rows = inputs.flatten(0, 1), deltas.flatten(0, 1), [b.flatten(0, 1) for b in biases]
-        return self.layer.gradients(w, *rows)
+        if self.pairs:
+            inputs, deltas = inputs.flatten(0, 1), deltas.flatten(0, 1)
+        return self.layer.gradients(w, inputs, deltas, [self._block(b) for b in biases])
+
+    def _block(self, block: Block) -> Block:
+        rows, factor = block
+        factor = None if factor is None else factor.repeat_interleave(self.channels)
+        return Block(rows.flatten(0, 1), factor)

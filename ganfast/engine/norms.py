@@ -7,7 +7,16 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ganfast.engine.layers import Blocks, Gradients, Kept, Layer, Settled, Weights, aten
+from ganfast.engine.layers import (
+    Blocks,
+    Gradients,
+    Kept,
+    Layer,
+    Settled,
+    Weights,
+    aten,
+    sum_blocks_to,
+)
 from ganfast.errors import InputError
 from ganfast.tensors import full_precision, laid_out_like
 
@@ -44,8 +53,9 @@ class Affine(Layer):
         if self.weight:
             gradients[self.weight] = self._summed(inputs * deltas, w[self.weight])
         if self.bias:
-            blocks = [self._summed(d, w[self.bias]) for d in biases]
-            gradients[self.bias] = torch.stack(blocks).sum(0)
+            bias = w[self.bias]
+            met = self._meeting(bias, biases[0].rows)
+            gradients[self.bias] = sum_blocks_to(biases, met.shape).view_as(bias)
         return gradients
 
 

@@ -17,6 +17,7 @@ from ganfast.engine import layers as L
 from ganfast.engine import maps as M
 from ganfast.engine.convolution import Convolution
 from ganfast.engine.norms import Affine, Standardise
+from ganfast.engine.walking.record import shape_of
 
 Layers = list[L.Layer]
 
@@ -154,6 +155,20 @@ def _dropout(draw: Callable[..., Tensor]) -> Callable[..., Layers]:
     return make
 
 
+def _avg_pool(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Layers | None:
+    sizes = [per_axis(x, 2) for x in (kernel_size, stride or kernel_size, padding)]
+    pool = L.AvgPool((*sizes, ceil_mode, count_include_pad, divisor_override))
+    return [pool] if len(shape_of(input)) == 4 else None
+
+
 def _padding(
     input: Any, pad: Any, mode: str = "constant", value: float | None = None
 ) -> Layers | None:
@@ -173,6 +188,7 @@ _LAYERS: dict[Any, Callable[..., Layers | None]] = {
     torch.relu: _relu,
     "relu": _relu,
     F.softplus: _softplus,
+    F.avg_pool2d: _avg_pool,
     F.silu: _silu,
     F.tanh: _tanh,
     torch.tanh: _tanh,
@@ -189,7 +205,6 @@ _LAYERS: dict[Any, Callable[..., Layers | None]] = {
 # stay apart is told by the shapes.
 _LINEAR = {
     F.avg_pool1d,
-    F.avg_pool2d,
     F.avg_pool3d,
     F.adaptive_avg_pool1d,
     F.adaptive_avg_pool2d,
@@ -282,3 +297,13 @@ def _keeps_batch(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     plain = all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
     return plain and (parts[0] is Ellipsis or parts[0] == slice(None))
+
+
+def column(node: fx.Node) -> L.Layer | None:
+    """x[:, column] of an untraced graph."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
+        return None
+    match node.args[1]:
+        case (rows, int() as k) if rows == slice(None):
+            return L.Column(k)
+    return None

@@ -8,9 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ganfast.engine.layers import Column, LabelColumn, Layer, Linear, Reshape, Scale, Sum
+from ganfast.engine.layers import LabelColumn, Layer, Linear, Reshape, Scale, Sum
 from ganfast.engine.maps import Add, Folded, Joined, LabelRows, Multiply, Shift
-from ganfast.engine.walking.functions import Fixed, changes_nothing, function_layers, is_reshape
+from ganfast.engine.walking.functions import (
+    Fixed,
+    changes_nothing,
+    column,
+    function_layers,
+    is_reshape,
+)
+from ganfast.engine.walking.gains import gains_in_weights
 from ganfast.engine.walking.record import (
     Record,
     ancestors,
@@ -69,6 +76,8 @@ class Walker:
             self.result.tail = self._tail(unknown)
         else:
             self.result.outputs = tuple(self.values[a] for a in self.record.answers)
+        if self.record.traced:
+            gains_in_weights(self.result, {f.name: f for f in self.fixed.values()}, self._made)
         self.result.making = self._making()
         return self.result
 
@@ -140,8 +149,8 @@ class Walker:
         if not isinstance(first, fx.Node) or first not in self.values:
             return False
         if not self.record.traced:
-            column = _column(node)
-            return column is not None and self._append(node, self._place(node), [column], [first])
+            one = column(node)
+            return one is not None and self._append(node, self._place(node), [one], [first])
         if is_reshape(node):
             channels = self._channels(node) or 1
             shape = (*((channels,) if channels > 1 else ()), *shape_of(node)[1:])
@@ -266,12 +275,12 @@ class Walker:
         layers: Layers = [Linear(self._made(torch.t, w, node).name, None)]
         return self._append(node, self._place(node), layers + ([Add(b.name)] if b else []), [x])
 
-    def _made(self, function: Callable[..., Any], w: Fixed, before: fx.Node) -> Fixed:
+    def _made(self, function: Callable[..., Any], w: Fixed, before: fx.Node, *more: float) -> Fixed:
         """Another fixed tensor, a function of ``w``."""
         graph, value = self.record.graph, w.node.meta["example_value"]
         with graph.inserting_before(before):
-            made = graph.call_function(function, (w.node,))
-        made.meta["example_value"] = function(value)
+            made = graph.call_function(function, (w.node, *more))
+        made.meta["example_value"] = function(value, *more)
         self._is_no_picture(made)
         return self.fixed[made]
 
@@ -437,13 +446,3 @@ class Walker:
             return f"{node.target} ({type(self.modules[str(node.target)]).__name__})"
         path, kind = module_of(node)
         return f"{path} ({kind})" if path else f"{node.name} ({kind_of(node)})"
-
-
-def _column(node: fx.Node) -> Layer | None:
-    """x[:, column] of an untraced graph."""
-    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
-        return None
-    match node.args[1]:
-        case (rows, int() as column) if rows == slice(None):
-            return Column(column)
-    return None
