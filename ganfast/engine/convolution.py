@@ -1,11 +1,13 @@
 """A convolution without its tensors, and the operations that it and its derivatives consist of."""
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
 
 
 class Convolution(NamedTuple):
@@ -118,6 +120,13 @@ def _(
     values: Tensor, weight: Tensor, size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
     return values.new_empty(len(values), *size, weight.shape[1]).permute(0, 3, 1, 2)
+
+
+@register_flop_formula(torch.ops.ganfast.by_phases)
+def _(values: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Of the matrix product inside, which a counter does not see where it is one operation."""
+    n, c, h, w = values
+    return 2 * n * c * h * w * prod(weight[1:])
 
 
 def as_channels_last(x: Tensor) -> Tensor:

@@ -164,8 +164,8 @@ class CriticStep:
             # A forward that keeps state must not run more often than in eager autograd.
             checked = self._wants_check and not refusal
             unchecked = {bool(self.penalties), False} if checked else set()
-            # No engine takes fewer FLOPs for a critic that is walked whole than the explicit one.
-            whole = walked is not None and walked.tail is None
+            # No engine takes as few FLOPs for a piecewise-linear critic as the explicit one.
+            whole = walked is not None and not walked.curved
             uncounted = engine == "auto" and bool(self.penalties) and not (whole or refusal)
             self._chosen[trace] = _Chosen(choice, walked, run, unchecked, uncounted)
         self._trace, self._now = trace, self._chosen[trace]
@@ -208,10 +208,10 @@ class CriticStep:
             )
         except Exception:  # an operation that needs numbers: the choice stays
             return
-        engine = fewest(flops)
+        compile = self._compiles(self._asked[1])
+        engine = fewest(flops, not compile and not real.is_cuda)
         counted = ", ".join(f"{name} {flops[name] / 1e6:.4g}" for name in ORDER if name in flops)
         reason = f"{now.choice.reason}; MFLOP: {counted}"
-        compile = self._compiles(self._asked[1])
         self.choice = now.choice = Choice(engine, compile and engine != "reference", reason)
         now.run = self._engines.made(now.choice, now.walked, self._trace)
 

@@ -138,7 +138,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     run, changed = resume.open_folder(plan, force)
     resumed = resume.find(run, checkpoint)
     if resumed:
-        plan = replace(plan, computed=resumed.record.computed or {})
+        plan = replace(plan, computed=resumed.record.computed or _engine_before(run))
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
     complete = not unfinished(state, config)
     scorer = None
@@ -229,6 +229,15 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
         state.generator, state.critic, c.loss, autocast, compiled, (of_generator, of_critic)
     )
     return critic, generator, make_drawing(state.generator, autocast, compiled, of_generator)
+
+
+def _engine_before(run: Run) -> dict[str, Any]:
+    """What engine.json says of a run whose checkpoints do not; {} = nothing."""
+    try:
+        said = json.loads((run.folder / "engine.json").read_text())
+        return {"engine": said["engine"], "compile": said["compiled"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def _choice(plan: Plan, critic: CriticStep) -> Choice:
