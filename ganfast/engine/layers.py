@@ -19,7 +19,6 @@ slice them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -307,46 +306,6 @@ def _halved(x: Tensor) -> Tensor:
     rows = x.unflatten(2, (-1, 2))
     both = rows[:, :, :, 0] + rows[:, :, :, 1]
     return (both[..., ::2] + both[..., 1::2]) * 0.25
-
-
-class GlobalAverage(Layer):
-    """Mean over height and width, which stay as axes of length 1."""
-
-    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        return ((dy / prod(kept[0].shape[2:])).expand(-1, -1, *kept[0].shape[2:]),)
-
-    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
-        return t[0].mean((2, 3), keepdim=True)
-
-
-@dataclass
-class Resize(Layer):
-    """Nearest or bilinear interpolation to a size, or by factors, which keep their exact values
-    as in `torch.nn.functional.interpolate`."""
-
-    mode: str  # nearest, bilinear
-    size: tuple[int, int] | None
-    factors: tuple[float, ...] | None
-    corners: tuple[bool, ...] = ()  # (align_corners,) for bilinear
-    antialias: bool = False
-
-    def __post_init__(self) -> None:
-        bilinear = "_upsample_bilinear2d_aa" if self.antialias else "upsample_bilinear2d"
-        kernel = {"nearest": "upsample_nearest2d", "bilinear": bilinear}[self.mode]
-        self._map, self._transposed = getattr(aten, kernel), getattr(aten, kernel + "_backward")
-        self._factors = self.factors or (None, None)
-
-    def _to(self, x: Tensor) -> tuple[int, ...]:
-        return self.size or tuple(
-            int(s * f) for s, f in zip(x.shape[2:], self.factors or (), strict=True)
-        )
-
-    def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        size, shape = self._to(kept[0]), [len(dy), *kept[0].shape[1:]]
-        return (self._transposed(dy, size, shape, *self.corners, *self._factors),)
-
-    def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
-        return self._map(t[0], self._to(t[0]), *self.corners, *self._factors)
 
 
 @dataclass

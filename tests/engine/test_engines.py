@@ -967,7 +967,36 @@ def test_an_unknown_first_layer_cannot_be_walked():
     assert choose(critic, (PenaltyConfig("r1"),), compile=True).engine == "autograd"
 
 
+LINEAR = {
+    "pixel shuffle": (4, 6, 6, nn.PixelShuffle(2)),
+    "pixel unshuffle": (4, 6, 6, nn.PixelUnshuffle(3)),
+    "circular": (4, 5, 6, nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
+    "same, even kernel": (4, 5, 6, nn.Conv2d(4, 4, 2, padding="same")),
+    "adaptive": (4, 5, 6, nn.AdaptiveAvgPool2d((2, 3))),
+    "bicubic": (4, 5, 6, nn.Upsample(scale_factor=2, mode="bicubic")),
+    "zeros around": (4, 5, 6, nn.ZeroPad2d((1, 0, 2, 1))),
+    "reflected": (4, 5, 6, nn.ReflectionPad2d(2)),
+    "line: convolution": (4, 9, nn.Conv1d(4, 3, 3, 2, padding=2, padding_mode="replicate")),
+    "line: pooling": (4, 9, nn.AvgPool1d(3, 2)),
+    "line: norm": (4, 9, nn.InstanceNorm1d(4, affine=True)),
+    "line: nearest": (4, 9, nn.Upsample(scale_factor=2)),
+    "clip: convolution": (4, 3, 4, 5, nn.Conv3d(4, 3, 2, stride=(1, 2, 1))),
+    "clip: pooling": (4, 4, 4, 4, nn.AvgPool3d(2)),
+    "clip: norm": (4, 3, 4, 5, nn.InstanceNorm3d(4)),
+    "clip: trilinear": (4, 3, 4, 5, nn.Upsample(size=(2, 5, 3), mode="trilinear")),
+}
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("name", "penalty"), in_turn(LINEAR, ["wgan-gp", "r1", "none", "r1+r2"]))
+def test_engines_agree_on_linear_layers_over_any_axes(name, penalty):
+    *shape, layer = LINEAR[name]
+    units = layer(torch.zeros(2, *shape)).flatten(1).shape[1]
+    critic = nn.Sequential(layer, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(units, 1))
+    assert walk(critic).tail is None
+    assert_engines_agree(loud(critic), penalty=penalty, inputs=pictures(shape))
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -975,12 +1004,8 @@ def test_an_unknown_first_layer_cannot_be_walked():
         nn.BatchNorm2d(4, momentum=None),
         nn.InstanceNorm2d(4, track_running_stats=True),
         nn.Softplus(2.0),
-        nn.Conv2d(4, 4, 3, padding_mode="circular", padding=1),
         nn.PReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(4, 4, 2, padding="same"),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Upsample(scale_factor=2, mode="bicubic"),
         nn.LeakyReLU(-0.2),
     ],
     ids=lambda layer: type(layer).__name__,

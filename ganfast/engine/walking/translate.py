@@ -7,6 +7,7 @@ from torch import nn
 
 from ganfast.engine import layers as L
 from ganfast.engine.convolution import Convolution
+from ganfast.engine.maps import Map
 from ganfast.engine.norms import Affine, BatchNorm, Standardise
 from ganfast.engine.walking.functions import dropout, padded
 from ganfast.models.dropout import Dropout
@@ -14,6 +15,16 @@ from ganfast.models.dropout import Dropout
 Layers = list[L.Layer]
 # F.avg_pool2d is built in and has no signature.
 _POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+
+
+# Linear maps of each sample.
+_LINEAR = (
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.AvgPool1d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+)
 
 
 def module_layers(m: nn.Module, name: str) -> Layers | None:
@@ -32,8 +43,7 @@ def module_layers(m: nn.Module, name: str) -> Layers | None:
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
             return None
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            shape = _convolution(m)
-            return None if shape is None else [L.Conv(weight, bias, shape)]
+            return _convolution(m, weight, bias)
         case nn.Linear():
             return [L.Linear(weight, bias)]
         case nn.GroupNorm():
@@ -41,18 +51,23 @@ def module_layers(m: nn.Module, name: str) -> Layers | None:
         case nn.LayerNorm():
             axes = -len(m.normalized_shape)
             return [Standardise(axes, m.eps), *_affine(m, weight, bias, False)]
-        case nn.InstanceNorm2d() if not m.track_running_stats:
+        case nn.InstanceNorm1d() | nn.InstanceNorm2d() | nn.InstanceNorm3d() if (
+            not m.track_running_stats
+        ):
             return [Standardise(0, m.eps), *_affine(m, weight, bias, True)]
         case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d():
             return _batch_norm(m, here, bias)
     return _plain_layers(m)
 
 
-def _convolution(m: Any) -> Convolution | None:
-    if m.padding_mode != "zeros":
-        return None
+def _convolution(m: Any, weight: str, bias: str | None) -> Layers:
     zeros = padded(m.padding, m.dilation, m.kernel_size)
-    return None if zeros is None else Convolution(m.stride, zeros, m.dilation, m.groups)
+    if m.padding_mode == "zeros" and zeros is not None:
+        return [L.Conv(weight, bias, Convolution(m.stride, zeros, m.dilation, m.groups))]
+    mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+    sides = list(m._reversed_padding_repeated_twice)
+    bare = Convolution(m.stride, (0,) * len(m.kernel_size), m.dilation, m.groups)
+    return [Map(lambda x: F.pad(x, sides, mode)), L.Conv(weight, bias, bare)]
 
 
 def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> Layers:
@@ -92,11 +107,10 @@ def _plain_layers(m: nn.Module) -> Layers | None:
         case nn.AvgPool2d():
             sizes = [_pair(a) for a in (m.kernel_size, m.stride, m.padding)]
             return [L.AvgPool((*sizes, *(getattr(m, option) for option in _POOL)))]
-        case nn.AdaptiveAvgPool2d() if m.output_size in (1, (1, 1)):
-            return [L.GlobalAverage()]
-        case nn.Upsample():
-            options = m.mode, m.align_corners, m.recompute_scale_factor, False
-            return _resize(m.size, m.scale_factor, *options)
+        case _ if isinstance(m, _LINEAR):
+            return [Map(m.forward)]
+        case nn.ConstantPad1d() | nn.ConstantPad2d() | nn.ConstantPad3d() if not m.value:
+            return [Map(m.forward)]
         case nn.Flatten() if m.start_dim == 1:
             return [L.Reshape(lambda x: x.flatten(1, m.end_dim))]
         case nn.Unflatten() if m.dim == 1:
@@ -118,15 +132,3 @@ def _dropout(m: nn.Dropout | nn.Dropout2d) -> Layers:
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _resize(
-    size: Any, factor: Any, mode: str, corners: bool | None, recompute: bool | None, antialias: bool
-) -> Layers | None:
-    if mode not in ("nearest", "bilinear") or recompute:
-        return None
-    if factor is not None:
-        factor = factor if isinstance(factor, tuple | list) else (factor, factor)
-        factor = tuple(float(f) for f in factor)
-    align = (bool(corners),) if mode == "bilinear" else ()
-    return [L.Resize(mode, None if size is None else _pair(size), factor, align, antialias)]
