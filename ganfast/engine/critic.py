@@ -164,8 +164,9 @@ class CriticStep:
             # A forward that keeps state must not run more often than in eager autograd.
             checked = self._wants_check and not refusal
             unchecked = {bool(self.penalties), False} if checked else set()
-            # No engine takes as few FLOPs for a piecewise-linear critic as the explicit one.
-            whole = walked is not None and not walked.curved
+            # No engine takes as few FLOPs for two or more piecewise-linear layers as the explicit
+            # one.
+            whole = walked is not None and not walked.curved and walked.learning > 1
             uncounted = engine == "auto" and bool(self.penalties) and not (whole or refusal)
             self._chosen[trace] = _Chosen(choice, walked, run, unchecked, uncounted)
         self._trace, self._now = trace, self._chosen[trace]

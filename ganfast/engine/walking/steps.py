@@ -89,6 +89,11 @@ class Walk:
         return [step.layer for step in self.steps if isinstance(step.layer, BatchNorm)]
 
     @property
+    def learning(self) -> int:
+        """How many layers have weights."""
+        return sum(bool(step.layer.weights) for step in self.steps)
+
+    @property
     def count(self) -> int:
         return 1 + max((step.output for step in self.steps), default=0)
 
