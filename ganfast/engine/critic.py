@@ -25,12 +25,13 @@ from ganfast.engine.weights import EffectiveWeights, MadeWeights
 from ganfast.errors import InputError, is_out_of_memory
 from ganfast.log import logger
 from ganfast.models import averages_scores
-from ganfast.models.members import is_known, modes
+from ganfast.models.members import is_hooked, is_known, modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
 
 # In about one batch of eight a value rounds across a kink, and the gradient moves by 1e-3 or more.
 _ATTEMPTS = 4
+_MOST_CHECKS = 8  # states of a critic that are compared with the reference
 
 
 def make_critic_step(
@@ -122,11 +123,16 @@ class CriticStep:
         self.critic, self.computing = critic, computing
         self.loss, self.penalties, self.autocast = loss, penalties, autocast
         self._asked, self._wants_check = (engine, compile), check
+        # Whether an engine that was asked for and cannot take the critic is an error.
+        self.insists, self._prepared = True, 0
+        self.gradients = FlatGradients(critic)
         self._prepare()
 
     def _prepare(self) -> None:
         """Buffers and engine for the critic as it stands."""
-        self.gradients = FlatGradients(self.critic)
+        if not self.gradients.fits:
+            self.gradients = FlatGradients(self.critic)
+        self._prepared += 1
         self._modes = modes(self.critic)
         how = self.critic, self.loss, self.penalties, self.autocast, self.computing
         self._engines = Engines(*how, lambda: self._constants)
@@ -134,21 +140,29 @@ class CriticStep:
         known = is_known(self.critic)
         # A step that runs the forward needs no graph of it.
         eager = engine == "reference" or (engine == "autograd" and not self._compiles(compile))
+        hooked = is_hooked(self.critic)
+        eager = eager or hooked
         self._front_end = None if known or eager else FrontEnd(self.critic, self.autocast)
-        self._chosen: dict[Trace | None, _Chosen] = {}
+        self._chosen: dict[tuple[Trace | None, EngineName], _Chosen] = {}
         self._trace: Trace | None = None
         self.choice = UNDECIDED
         self._refused_now = False  # whether this call is the first without a graph
         if self._front_end is None:
-            self._choose(None, "" if known else "it is not recorded")
+            why = "hooks on parameters, or on all modules, may change gradients" if hooked else ""
+            self._choose(None, why or ("" if known else "it is not recorded"))
 
     def _compiles(self, asked: bool | None) -> bool:
         return asked or (asked is None and self.gradients.flat.is_cuda)
 
-    def _choose(self, trace: Trace | None, refusal: str = "") -> None:
-        """Engines for one graph of the critic, or for a critic without one."""
-        if trace not in self._chosen:
-            engine, compile = self._asked
+    def _choose(
+        self, trace: Trace | None, refusal: str = "", engine: EngineName | None = None
+    ) -> None:
+        """Engines for one graph of the critic, or for a critic without one. ``engine``: None = the
+        one asked for."""
+        asked, compile = self._asked
+        engine = engine or asked
+        key = trace, engine
+        if key not in self._chosen:
             found: Walk | str = refusal
             if not refusal:
                 try:
@@ -158,18 +172,24 @@ class CriticStep:
                     found = str(error)
             # What computes by a graph may be compiled. A forward without one runs in every step.
             compile = False if refusal else compile
-            choice = choose(self.critic, self.penalties, engine, compile, found)
+            try:
+                choice = choose(self.critic, self.penalties, engine, compile, found)
+            except InputError:
+                if self.insists:
+                    raise
+                choice = choose(self.critic, self.penalties, "auto", compile, found)
             self._trace, walked = trace, None if isinstance(found, str) else found
             run = self._engines.made(choice, walked, trace)
             # A forward that keeps state must not run more often than in eager autograd.
-            checked = self._wants_check and not refusal
+            # Nor need options that change in every step be checked in every step.
+            checked = self._wants_check and not refusal and self._prepared <= _MOST_CHECKS
             unchecked = {bool(self.penalties), False} if checked else set()
             # No engine takes as few FLOPs for two or more piecewise-linear layers as the explicit
             # one.
             whole = walked is not None and not walked.curved and walked.learning > 1
             uncounted = engine == "auto" and bool(self.penalties) and not (whole or refusal)
-            self._chosen[trace] = _Chosen(choice, walked, run, unchecked, uncounted)
-        self._trace, self._now = trace, self._chosen[trace]
+            self._chosen[key] = _Chosen(choice, walked, run, unchecked, uncounted)
+        self._trace, self._now = trace, self._chosen[key]
         self.choice = self._now.choice
 
     def _record(self, real: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -182,7 +202,10 @@ class CriticStep:
             given = (real,) if judged is None else (real, judged)
             trace, constants = self._front_end(*given)
         except CannotTrace as error:
-            self._refused_now = None not in self._chosen
+            self._refused_now = error.new
+            if len(real) < 2:  # which is the one call's own
+                self._choose(None, str(error), "auto")
+                return {}
             try:
                 self._choose(None, str(error))
             except InputError:

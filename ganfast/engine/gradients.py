@@ -29,12 +29,12 @@ class FlatGradients:
 
     def _state(self) -> list[tuple[Any, ...]]:
         trained = [p for p in parameters(self.net) if p.requires_grad]
-        return [(id(p), p.stride(), p.device, p.dtype) for p in trained]
+        return [(id(p), p.stride(), p.device, p.dtype, bool(p._backward_hooks)) for p in trained]
 
     @property
     def fits(self) -> bool:
-        """False after parameters were moved, cast, laid out anew, replaced, frozen or thawed: make
-        another."""
+        """False after parameters were moved, cast, laid out anew, replaced, hooked, frozen or
+        thawed: make another."""
         return self._state() == self._made_for
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ganfast.engine.walking.steps import Making
-from ganfast.models.members import named_parameters, parameters, paths
+from ganfast.models.members import is_known_class, named_parameters, parameters, paths
 
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -60,6 +60,8 @@ class EffectiveWeights:
         for path, module in parametrised(net):
             made: Any = module.parametrizations
             for tensor in made:
+                if not is_torchs(made[tensor]):
+                    continue
                 name = f"{path}.{tensor}" if path else tensor
                 if norm := spectral_of(module, tensor):
                     original = made[tensor].original
@@ -136,6 +138,13 @@ class MadeWeights:
 def added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradients from two places; weights that are in both get the sum."""
     return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
+
+
+def is_torchs(chain: nn.Module) -> bool:
+    """Whether all parametrisations of a weight are torch's, which keep no state but in a spectral
+    normalisation."""
+    kinds: list[Any] = [type(part) for part in chain.children()]
+    return all(map(is_known_class, kinds))
 
 
 def parametrised(net: nn.Module) -> list[tuple[str, nn.Module]]:

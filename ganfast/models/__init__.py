@@ -108,6 +108,14 @@ def as_judgement(answer: Any, count: int, averaged: bool = False) -> Judgement:
         raise InputError(
             f"the critic returned {_described(answer)}; expected scores, or (scores, class logits)"
         )
+    for part in maps:
+        if not part.is_floating_point():
+            raise InputError(f"the critic returned scores of {part.dtype}; expected floating point")
+        if averaged and (not part.dim() or len(part) != count):
+            raise InputError(
+                f"the critic returned a map of scores {tuple(part.shape)} for {count} pictures; "
+                "expected the pictures along the first axis"
+            )
     if averaged:
         means = [full_precision(part).reshape(count, -1).mean(1) for part in maps]
         score = torch.stack(means).mean(0) if len(means) > 1 else means[0]

@@ -6,8 +6,10 @@ torch's own walks take longer than a small network's layers, in every step.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import FunctionType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -86,7 +88,13 @@ def holding(net: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_GLOBAL_HOOKS = (
+    *("_global_forward_hooks", "_global_forward_pre_hooks"),
+    *("_global_backward_hooks", "_global_backward_pre_hooks"),
+)
 _PLAIN = frozenset({bool, int, float, str, type(None), tuple, torch.Size})
+
+_SCALARS = bool, int, float, str, np.generic  # their subclasses
 
 
 def is_known(net: nn.Module) -> bool:
@@ -95,6 +103,13 @@ def is_known(net: nn.Module) -> bool:
     Such a network reads no more from Python than `modes` compares.
     """
     return all(map(_is_known, modules(net)))
+
+
+def is_hooked(net: nn.Module) -> bool:
+    """Whether hooks may change gradients where no graph shows it: those of parameters, and those
+    that torch calls for every module."""
+    everywhere = any(getattr(nn.modules.module, name) for name in _GLOBAL_HOOKS)
+    return everywhere or any(p._backward_hooks for p in parameters(net))
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -113,12 +128,22 @@ def is_known_class(kind: Any) -> bool:
 def modes(net: nn.Module) -> list[tuple[Any, ...]]:
     """State of modules that a user may change between two steps, and that a step relies on: options
     of known classes, training or not, hooks, and which modules there are."""
-    states = []
+    states: list[tuple[Any, ...]] = [
+        tuple([len(getattr(nn.modules.module, name)) for name in _GLOBAL_HOOKS])
+    ]
+    others: set[Any] = set()
     for module in modules(net):
         own, kind = module.__dict__, cast(Any, type(module))
         options: list[Any] = [module.training]
         if is_known_class(kind):
-            options = [v for v in own.values() if v.__class__ in _PLAIN]
+            options = [v for v in own.values() if v.__class__ in _PLAIN or isinstance(v, _SCALARS)]
             options += [tuple(v) for v in own.values() if v.__class__ is list]
+        else:
+            others.add(kind)
         states.append((id(module), len(own), *options, *[len(own.get(name, ())) for name in HOOKS]))
+    # What a recorder guards in a class of somebody else's are its attributes, not its methods.
+    for kind in others:
+        bases = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
+        functions = [f for base in bases for f in vars(base).values() if type(f) is FunctionType]
+        states.append((kind, *functions))
     return states

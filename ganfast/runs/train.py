@@ -191,6 +191,7 @@ def _train_on(
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
         critic, generator, drawing = _make_steps(plan)
+        critic.insists = config.engine != "auto"
         critic.prepare(*plan.batch(config.batch))
         log = RunLog(folder, state.images, target, events, quiet, position)
         held.callback(log.close)

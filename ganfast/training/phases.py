@@ -85,10 +85,12 @@ class Watch:
         calls: Sequence[tuple[nn.Module, Tensor, Tensor | None]],
         autocast: torch.dtype | None = None,
     ) -> None:
+        # Unlike the critic's step, a replay writes to tensors as often as the forward does.
         self._calls = [
-            (FrontEnd(net, autocast), (x,) if labels is None else (x, labels), type(net).__name__)
+            (FrontEnd(net, autocast, may_write=True), given, type(net).__name__)
             for net, x, labels in calls
             if not is_known(net)
+            for given in [(x,) if labels is None else (x, labels)]
         ]
 
     def __call__(self) -> tuple[Trace, ...]:

@@ -569,7 +569,7 @@ class Embedded(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.LeakyReLU(0.2), nn.Flatten())
-        self.head, self.embedding = nn.Linear(80, 1), nn.Embedding(CLASSES, 80)
+        self.head, self.embedding = nn.Linear(80, 1), nn.Embedding(CLASSES, 80, padding_idx=1)
 
     def forward(self, x, labels):
         features = self.trunk(x)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from ganfast.engine import make_critic_step
 from ganfast.engine.critic import CriticStep
+from ganfast.engine.walking.walk import walk
 from ganfast.errors import InputError
 from tests.engine.forwards import PIECES, STEPS, Example
 
@@ -217,3 +219,127 @@ def test_globals_are_those_of_the_forward_and_not_of_a_module_that_has_its_name(
 @pytest.mark.parametrize("name", ["checkpoint", "own backward", "hook on features", "vmap"])
 def test_a_forward_with_a_graph_of_its_own_inside_is_computed_as_it_is(name):
     assert problems(Example(1, [name]), ["auto", "explicit"]) == ([], "reference")
+
+
+class Swapped(nn.Module):
+    """A layer that the forward finds in many places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(48, 5), nn.Linear(48, 5), nn.Linear(5, 1)
+        self.now, self.order, self.table = self.a, [self.a, self.b], {"a": self.a}
+        self.weights = [self.a.weight]
+
+    def place(self, x):
+        return self.now(x)
+
+    def forward(self, x):
+        return self.head(F.leaky_relu(self.place(x.flatten(1)), 0.2))
+
+
+class ByOrder(Swapped):
+    def place(self, x):
+        return self.order[0](x)
+
+
+class ByTable(Swapped):
+    def place(self, x):
+        return self.table["a"](x)
+
+
+class ByWeight(Swapped):
+    def place(self, x):
+        return F.linear(x, self.weights[0], self.a.bias)
+
+
+class ByMethod(Swapped):
+    pass
+
+
+def two_layers():
+    layers = nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(np.float64(0.2)), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(16, 1))
+
+
+CHANGES = {
+    "a layer": (Swapped, lambda c: setattr(c, "now", c.b)),
+    "the order of layers": (ByOrder, lambda c: c.order.reverse()),
+    "a layer in a dict": (ByTable, lambda c: c.table.update(a=c.b)),
+    "a weight in a list": (ByWeight, lambda c: c.weights.__setitem__(0, c.b.weight)),
+    "a method of the class": (ByMethod, lambda c: setattr(ByMethod, "place", lambda s, x: s.b(x))),
+    "a number of NumPy": (two_layers, lambda c: setattr(c[1], "negative_slope", np.float64(0.7))),
+    "a hook of a parameter": (
+        two_layers,
+        lambda c: c[0].weight.register_hook(lambda gradient: gradient / 2) and None,
+    ),
+}
+
+
+def textbook(critic, real, fake, eps):
+    """The gradient of WGAN-GP's loss, flat."""
+    share = eps.view(-1, 1, 1, 1)
+    points = (share * real + (1 - share) * fake).requires_grad_()
+    (g,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    penalty = (g.flatten(1).norm(dim=1) - 1).square().mean()
+    critic.zero_grad()
+    (critic(fake).mean() - critic(real).mean() + 10 * penalty).backward()
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in critic.parameters()]
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_swapped_between_two_steps_counts(change):
+    make, swap = CHANGES[change]
+    torch.manual_seed(0)
+    critic = make().double()
+    step = make_critic_step(critic, compile=False)
+    for k in range(3):
+        real, fake = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64).unbind()
+        eps = torch.rand(6, dtype=torch.float64)
+        step(real, fake, eps=eps)
+        found = step.gradients.flat.clone()
+        torch.testing.assert_close(found, textbook(critic, real, fake, eps), rtol=1e-9, atol=1e-12)
+        if k == 0:
+            swap(critic)
+
+
+class Projected(nn.Module):
+    takes_labels = True
+
+    def __init__(self, padding):
+        super().__init__()
+        self.body, self.head = nn.Linear(48, 5), nn.Linear(5, 1)
+        self.rows = nn.Embedding(4, 5, padding_idx=padding)
+
+    def forward(self, x, labels):
+        h = F.leaky_relu(self.body(x.flatten(1)), 0.2)
+        return self.head(h)[:, 0] + (h * self.rows(labels)).sum(1)
+
+
+@pytest.mark.parametrize("padding", [None, 0, 2])
+def test_a_projection_is_walked_but_for_a_row_that_does_not_learn(padding):
+    torch.manual_seed(0)
+    critic = Projected(padding).double()
+    labels = torch.tensor([0, 1, 2, 3, 2, 0])
+    real, fake = torch.randn(2, 6, 3, 4, 4, dtype=torch.float64).unbind()
+    flat = {}
+    for engine in ("explicit", "reference"):
+        step = make_critic_step(critic, "hinge", "r1+r2", engine=engine, compile=False, check=False)
+        step(real, fake, labels)
+        flat[engine] = step.gradients.flat.clone()
+    torch.testing.assert_close(flat["explicit"], flat["reference"], rtol=1e-9, atol=1e-12)
+    assert (walk(critic, real, labels).tail is None) is (padding is None)
+
+
+def test_a_single_picture_and_a_mistake_leave_the_engine_as_it_was():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, 3, 4, 4).unbind()
+    for engine in ("auto", "explicit"):
+        step = make_critic_step(Swapped(), engine=engine, compile=False)
+        step(real[:1], fake[:1])
+        assert step.choice.engine == "reference"
+        with pytest.raises((InputError, RuntimeError)):
+            step(real[:, :2], fake[:, :2])
+        step(real, fake)
+        assert step.choice.engine == "explicit"

@@ -1,6 +1,6 @@
 """The graph of a recorded forward, whoever recorded it, and what its nodes tell."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,18 @@ def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     while pending:
         node = pending.pop()
         if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
+def ancestors_until(nodes: Sequence[fx.Node], known: Container[fx.Node]) -> set[fx.Node]:
+    """The nodes, and what they are made of as far as it is not known."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found and node not in known:
             found.add(node)
             pending += node.all_input_nodes
     return found

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from types import FunctionType
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ganfast.engine.weights import EffectiveWeights, parametrised
+from ganfast.engine.weights import EffectiveWeights, is_torchs, parametrised
 from ganfast.models.members import modules, named_parameters
 from ganfast.models.parts import held_power_iteration
 
@@ -30,7 +30,14 @@ Tensors = dict[str, Tensor]
 
 
 class CannotTrace(Exception):
-    """Why a forward cannot be recorded. Its network is computed as it is, in every step."""
+    """Why a forward cannot be recorded. Its network is computed as it is, in every step.
+
+    ``new``: whether this call found it out, and the next would not try again.
+    """
+
+    def __init__(self, reason: str, new: bool = True) -> None:
+        super().__init__(reason)
+        self.new = new
 
 
 @dataclass(eq=False)
@@ -72,12 +79,18 @@ class FrontEnd:
     Args:
         net: any module.
         autocast: the type that it computes in, as of `make_critic_step`.
+        may_write: record forwards that write to the network's tensors, too.
     """
 
-    def __init__(self, net: nn.Module, autocast: torch.dtype | None = None) -> None:
-        self._net, self._autocast = net, autocast
-        self._plain, self._names = _plain_parameters(net)
-        self._traces: dict[fx.GraphModule, Trace] = {}
+    def __init__(
+        self, net: nn.Module, autocast: torch.dtype | None = None, may_write: bool = False
+    ) -> None:
+        self._net, self._autocast, self._may_write = net, autocast, may_write
+        self._plain, named = _plain_parameters(net)
+        self._names = {id(x): name for name, x in named}
+        self._held = [x for _, x in named]  # an identity is theirs for as long as they are held
+        # The guards are of types and shapes, not of which tensor is which.
+        self._traces: dict[fx.GraphModule, dict[tuple[str | None, ...], Trace]] = {}
         self._recorded: tuple[fx.GraphModule, tuple[Any, ...], list[Tensor]] | None = None
         self._refusal = _displaced(net)
         self._calls: dict[torch.Size, Callable[..., Any]] = {}  # by the shape of one picture
@@ -85,9 +98,9 @@ class FrontEnd:
     def __call__(self, pictures: Tensor, *labels: Tensor) -> tuple[Trace, Tensors]:
         """Raises CannotTrace; but for a single picture, for good once it did."""
         if self._refusal:
-            raise CannotTrace(self._refusal)
+            raise CannotTrace(self._refusal, new=False)
         if len(pictures) < 2:  # the recorder takes sizes of 1 for constants
-            raise CannotTrace("a batch of one picture is not recorded")
+            raise CannotTrace("a batch of one picture is not recorded", new=False)
         args = [x.detach() for x in (pictures, *labels)]  # which can be marked and forgotten
         for x in args:
             torch._dynamo.mark_dynamic(x, 0)
@@ -106,7 +119,7 @@ class FrontEnd:
                     answer = call(self._net, *args)
                 trace, inputs = self._first(args, answer)
         except _Chosen as chosen:
-            trace, inputs = self._traces[chosen.graph], chosen.inputs
+            trace, inputs = self._named(chosen.graph, chosen.inputs), chosen.inputs
         except CannotTrace as error:
             self._refusal = str(error)
             raise
@@ -157,27 +170,48 @@ class FrontEnd:
             return tree_unflatten([next(given) if there else None for there in places], form)
 
         trace = Trace(graph, placeholders[0], tuple(answers), returned)
-        names = {id(x): name for name, x in self._names}
-        buffers = {id(x): name for name, x in self._net.named_buffers()}
-        for i, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
+        for node, x in zip(placeholders, inputs, strict=True):
             if x is args[0]:
                 trace.pictures = node
             elif any(x is y for y in args[1:]):
                 trace.labels.add(node)
             elif not isinstance(x, Tensor):
                 trace.batch.add(node)
-            elif id(x) in names:
-                trace.tensors[node] = names[id(x)]
-            else:
-                trace.constants[i] = buffers.get(id(x), str(node.target))
-                trace.tensors[node] = trace.constants[i]
+        self._name(trace, inputs)
         # Two sizes that are equal have one symbol, and a guard that they stay equal.
         count = str(trace.pictures.meta["example_value"].shape[0])
         if any(n.users and str(n.meta["example_value"]) != count for n in trace.batch):
             raise CannotTrace("its forward reads a size that changes, and not the batch's")
-        trace.draws, trace.writes = _audit(trace)
-        self._traces[graph] = trace
+        trace.draws, trace.writes, state = _audit(trace)
+        if state and not self._may_write:
+            raise CannotTrace(f"its forward keeps state ({', '.join(sorted(state))})")
+        self._traces[graph] = {self._names_of(inputs): trace}
         return trace, inputs
+
+    def _names_of(self, inputs: tuple[Any, ...]) -> tuple[str | None, ...]:
+        """The parameters among the inputs of a graph."""
+        return tuple([self._names.get(id(x)) for x in inputs])
+
+    def _named(self, graph: fx.GraphModule, inputs: tuple[Any, ...]) -> Trace:
+        """The trace of a graph that is given these tensors."""
+        traces, names = self._traces[graph], self._names_of(inputs)
+        if names not in traces:
+            first = next(iter(traces.values()))
+            traces[names] = replace(first, tensors={}, constants={})
+            self._name(traces[names], inputs)
+        return traces[names]
+
+    def _name(self, trace: Trace, inputs: tuple[Any, ...]) -> None:
+        buffers = {id(x): name for name, x in self._net.named_buffers()}
+        placeholders = [n for n in trace.module.graph.nodes if n.op == "placeholder"]
+        others = {trace.pictures, *trace.labels, *trace.batch}
+        for i, (node, x) in enumerate(zip(placeholders, inputs, strict=True)):
+            if node in others:
+                continue
+            name = self._names.get(id(x))
+            if name is None:
+                name = trace.constants[i] = buffers.get(id(x), str(node.target))
+            trace.tensors[node] = name
 
 
 class _Chosen(Exception):
@@ -206,7 +240,11 @@ def _call(net: nn.Module, *args: Tensor) -> Any:
 
 
 # While a forward is recorded: it may change nothing but new tensors, and hooks are guarded too.
-_STRICT = {"side_effect_replay_policy": "error", "skip_nnmodule_hook_guards": False}
+_STRICT = {
+    "side_effect_replay_policy": "error",
+    "skip_nnmodule_hook_guards": False,
+    "recompile_limit": 64,  # graphs of one shape of pictures
+}
 
 
 @contextmanager
@@ -235,6 +273,8 @@ def _plain_parameters(net: nn.Module) -> tuple[Plain, list[tuple[str, Tensor]]]:
     named: list[tuple[str, Tensor]] = [*reversed(named_parameters(net))]  # first names win
     for path, module in parametrised(net):
         made: Any = module.parametrizations
+        if not all(map(is_torchs, made.values())):
+            continue  # somebody's own is recorded with the forward
         held = {name: f"{path}.{name}" if path else name for name in made}
         stand_ins = {name: nn.Parameter(values[full].clone()) for name, full in held.items()}
         named += [(full, stand_ins[name]) for name, full in held.items()]
@@ -306,9 +346,8 @@ def memory_of(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def _audit(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The nodes that draw, and those that write. CannotTrace where one writes to the graph's
-    inputs: that is state."""
+def _audit(trace: Trace) -> tuple[set[fx.Node], set[fx.Node], set[str]]:
+    """The nodes that draw, those that write, and what inputs they write to: that is state."""
     placeholders = [n for n in trace.module.graph.nodes if n.op == "placeholder"]
     inputs = [n.meta["example_value"] for n in placeholders]
     pairs = zip(inputs, placeholders, strict=True)
@@ -331,7 +370,5 @@ def _audit(trace: Trace) -> tuple[set[fx.Node], set[fx.Node]]:
     mode = trace.pictures.meta["example_value"].fake_mode
     with mode, audit, torch.enable_grad():
         Watching(trace.module, garbage_collect_values=False).run(*inputs)
-    if state := [own[x] for x in own.keys() & changed]:
-        names = ", ".join(sorted(trace.tensors.get(n, "its input") for n in state))
-        raise CannotTrace(f"its forward keeps state ({names})")
-    return draws, writes
+    state = {trace.tensors.get(own[x], "its input") for x in own.keys() & changed}
+    return draws, writes, state

@@ -21,6 +21,7 @@ from ganfast.engine.walking.gains import gains_in_weights
 from ganfast.engine.walking.record import (
     Record,
     ancestors,
+    ancestors_until,
     kind_of,
     module_of,
     sets_gradients,
@@ -50,7 +51,7 @@ class Walker:
         self.modules = dict(record.root.named_modules())
         self.values: dict[fx.Node, Value] = {record.pictures: 0}
         self.labels, self.batch = set(record.labels), set(record.batch)
-        # A forward's own products of weights are fixed too. Names with ":" are never a parameter's.
+        # So are products of weights. Names with ":" are never a parameter's.
         self.fixed = {n: Fixed(name, shape_of(n), n) for n, name in record.tensors.items()}
         self.trainable = {n for n in self.fixed if n not in record.constants}
         self.result = Walk()
@@ -66,6 +67,8 @@ class Walker:
                 continue
             elif not (with_gradients and self._step(node)):
                 unknown.append(node)
+        live = ancestors_until(self.record.answers, self.values)
+        unknown = [n for n in unknown if n in live]  # a row of labels went into a step
         if unknown:
             begins = [n for n in unknown if any(i in self.values for i in n.all_input_nodes)]
             described = map(self._described, begins or unknown)
@@ -250,10 +253,10 @@ class Walker:
             return None
         args: Any = rows.args
         labels, table, *options = args
-        plain = not rows.kwargs and all(not x for x in (*options[:2], *options[3:]))
+        plain = not rows.kwargs and {*options[:2]} <= {None} and not any(options[3:])
         if labels not in self.labels or table not in self.fixed or not plain:
             return None
-        same = shape_of(x)[1:] == shape_of(rows)[1:] and len(shape_of(x)) == 2
+        same = len(shape_of(x)) == 2 and shape_of(x)[1:] == shape_of(rows)[1:]
         return self.fixed[table].name if same else None
 
     def _quotient(self, node: fx.Node) -> bool:
@@ -402,8 +405,7 @@ class Walker:
                 node in rest or node in labels or node in sizes or sets_gradients(node)
             ):
                 copied[node] = graph.node_copy(node, lambda n: copied[n])
-        answers = [copied[a] for a in self.record.answers]
-        graph.output(tuple(answers))
+        graph.output(tuple([copied[a] for a in self.record.answers]))
         module = fx.GraphModule(self.record.root, graph)
         learnt = [self.fixed[n].name for n in fixed if n in self.trainable]
         held = [name for name, _ in module.named_parameters()]
