@@ -158,7 +158,7 @@ MUTANTS = {
         "test_engines.py::test_engines_agree_on_curved_critics[SiLU-wgan-gp]",
     ),
     "the loss's slope lost on rows that it shares with r1": Mutant(
-        "explicit._times", lambda right, x, factor: x, f"{CHECK}[r1-explicit]"
+        "explicit._plus", lambda right, t, h, factor: t + h, f"{CHECK}[r1-explicit]"
     ),
     "half of r1": Mutant(
         "gradient_penalty.gradient_penalty_reference", half_of_r1, f"{CHECK}[r1-explicit]"

@@ -990,7 +990,7 @@ LINEAR = {
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("name", "penalty"), in_turn(LINEAR, ["wgan-gp", "r1", "none", "r1+r2"]))
 def test_engines_agree_on_linear_layers_over_any_axes(name, penalty):
-    *shape, layer = LINEAR[name]
+    *shape, layer = copy.deepcopy(LINEAR[name])
     units = layer(torch.zeros(2, *shape)).flatten(1).shape[1]
     critic = nn.Sequential(layer, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(units, 1))
     assert walk(critic).tail is None
