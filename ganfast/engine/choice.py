@@ -53,13 +53,13 @@ def choose(
     compile: bool | None = None,
     walked: Walk | str | None = None,
 ) -> Choice:
-    """The engine for a critic. Nothing that varies from run to run decides, so that a resumed run
-    gets the same engine.
+    """The engine for a critic, as far as it can be told without pictures. Nothing that varies from
+    run to run decides, so that a resumed run gets the same engine.
 
     "auto" is explicit where the critic can be walked; else autograd where it is compiled, or
-    penalised on a GPU; else the reference. Measured on two CPU cores (benchmarks/results): autograd
-    that is not compiled was slower than the reference, for all the work it saves; compiled it was
-    faster. First derivatives alone took longer compiled, so without a penalty they are not.
+    penalised on a GPU; else the reference. Under a penalty `counting.fewest` may take another one
+    at the first pictures. First derivatives alone took longer compiled on two CPU cores
+    (benchmarks/results), so without a penalty they are not.
 
     Args:
         walked: the critic's walk, or why it has none; None = try.

@@ -47,6 +47,12 @@ class Convolution(NamedTuple):
         return torch.ops.aten.convolution_backward(dy, x, weight, None, *self._options, mask)
 
 
+def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    """A number for all axes, or one for each."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * (axes if len(values) == 1 else 1)
+
+
 # Convolutions between many channels and a picture's one to three, on a CPU.
 #
 # oneDNN vectorises over channels, so that writing one channel costs it as much as writing

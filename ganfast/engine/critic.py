@@ -17,7 +17,6 @@ from ganfast.engine.counting import ORDER, fewest, step_flops
 from ganfast.engine.engines import Engine, Engines
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.objective import Inputs, Stats
-from ganfast.engine.reference import whole_loss
 from ganfast.engine.walking.steps import CannotWalk, Walk
 from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
 from ganfast.engine.walking.walk import walk, walk_trace
@@ -55,7 +54,8 @@ def make_critic_step(
             not at all.
         autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None
             = as it is.
-        engine: "reference", "autograd" or "explicit"; "auto" = `choose`.
+        engine: "reference", "autograd" or "explicit"; "auto" = `choose`, and where that is not
+            explicit for a piecewise-linear critic, the one with the fewest FLOPs.
         compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as
             they are, which it makes slower; False = not; None = on a GPU only.
         check: compare the first step, with penalty and without, with the reference; an engine that
@@ -139,9 +139,9 @@ class CriticStep:
         engine, compile = self._asked
         known = is_known(self.critic)
         # A step that runs the forward needs no graph of it.
-        eager = engine == "reference" or (engine == "autograd" and not self._compiles(compile))
         hooked = is_hooked(self.critic)
-        eager = eager or hooked
+        eager = hooked or engine == "reference"
+        eager = eager or (engine == "autograd" and not self._compiles(compile))
         self._front_end = None if known or eager else FrontEnd(self.critic, self.autocast)
         self._chosen: dict[tuple[Trace | None, EngineName], _Chosen] = {}
         self._trace: Trace | None = None
@@ -222,9 +222,7 @@ class CriticStep:
         if not now.uncounted:
             return
         now.uncounted = False
-        eps, noise = real.new_full((len(real),), 0.5), torch.full_like(real, 0.5)
-        points = points_of(self.penalties, real, real, eps, noise)
-        inputs = Inputs(real, real, labels, labels, points)
+        inputs = self._other(Inputs(real, real, labels, labels), True)
         try:
             flops = step_flops(
                 *(self.critic, self.loss, self.penalties, inputs),
@@ -380,19 +378,18 @@ class CriticStep:
             except Exception as error:  # whatever a compiler or a user's critic comes up with
                 if isinstance(error, InputError) or is_out_of_memory(error):
                     raise  # the critic's or the machine's fault, not the engine's
-                self._raise_mistake(moved, penalties)
+                self._raise_mistake(moved, penalised)
                 return f"failed ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             if verdict.passed:
                 return None
         gap, allowed = verdict.error, verdict.allowed
         return f"gave gradients {gap:.2g} off the reference's, {allowed:.2g} allowed"
 
-    def _raise_mistake(self, inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> None:
+    def _raise_mistake(self, inputs: Inputs, penalised: bool) -> None:
         """Raise what the reference raises, if it does: then the caller is mistaken, not an
         engine."""
         with nothing_changed(self.critic), held_power_iteration(self.critic), torch.enable_grad():
-            total, _ = whole_loss(self.critic, self.loss, penalties, inputs, self.autocast)
-            torch.autograd.grad(total, self.gradients.parameters, allow_unused=True)
+            self._engines.made(Choice("reference", False, ""), None, None)(inputs, penalised)
 
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""

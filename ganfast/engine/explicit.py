@@ -21,10 +21,10 @@ from torch import Tensor
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.layers import Block, Blocks, Conv, Gradients, Kept, Layer, Linear, Weights
 from ganfast.engine.lean import LeanDerivatives
-from ganfast.engine.maps import Folded, LabelRows
+from ganfast.engine.maps import LabelRows, unfolded
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.engine.rows import Rows
-from ganfast.engine.walking.steps import Step, Value, Walk
+from ganfast.engine.walking.steps import Value, Walk
 from ganfast.engine.weights import MadeWeights, added
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.models import Judgement
@@ -155,7 +155,7 @@ class ExplicitStep:
             return weights
         names = {
             name
-            for layer in map(_unfolded, self.walk.steps)
+            for layer in (unfolded(step.layer) for step in self.walk.steps)
             if isinstance(layer, Conv | Linear)
             for name in (layer.weight, layer.bias)
         }
@@ -403,10 +403,6 @@ class _Tail:
         count = len(self._leaves)
         self.gradients = dict(zip(self._own, gradients[count:], strict=True))
         return gradients[:count]
-
-
-def _unfolded(step: Step) -> Layer:
-    return step.layer.layer if isinstance(step.layer, Folded) else step.layer
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ganfast.engine.convolution import MOST, Convolution, is_thin
+from ganfast.engine.convolution import MOST, Convolution, is_thin, per_axis
 from ganfast.models.members import modules
 from ganfast.tensors import laid_out_like
 
@@ -223,15 +223,10 @@ def _convolution(axes: int, original: Callable[..., Tensor]) -> Callable[..., Te
             kind = torch.get_autocast_dtype(device)
             input, weight = input.to(kind), weight.to(kind)
         bias = None if bias is None else bias.to(weight.dtype)
-        s, p, d = (_per_axis(value, axes) for value in (stride, padding, dilation))
+        s, p, d = (per_axis(value, axes) for value in (stride, padding, dilation))
         return Convolve.apply(input, weight, bias, Convolution(s, p, d, groups))
 
     return convolve
-
-
-def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * (axes if len(values) == 1 else 1)
 
 
 def _seen(weight: Tensor | None) -> Tensor | None:

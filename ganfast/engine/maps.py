@@ -172,3 +172,8 @@ class Folded(Layer):
         rows, factor = block
         factor = None if factor is None else factor.repeat_interleave(self.channels)
         return Block(rows.flatten(0, 1), factor)
+
+
+def unfolded(layer: Layer) -> Layer:
+    """The layer that is folded, or the layer itself."""
+    return layer.layer if isinstance(layer, Folded) else layer

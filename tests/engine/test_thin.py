@@ -90,7 +90,7 @@ def test_data_gradient_of_a_convolution_of_pictures(geometry, channels, layout, 
     y = F.conv2d(x, w, None, stride, padding, dilation)
     dy = torch.randn_like(y)
     (exact,) = torch.autograd.grad(y, x, dy)
-    shape = Convolution(*(lean._per_axis(v, 2) for v in (stride, padding, dilation)), 1)
+    shape = Convolution(*(convolution.per_axis(v, 2) for v in (stride, padding, dilation)), 1)
     torch.testing.assert_close(shape.data_gradient(dy, w, x), exact, rtol=1e-10, atol=1e-10)
     assert len(calls) == 1
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from ganfast.engine import layers as L
 from ganfast.engine import maps as M
-from ganfast.engine.convolution import Convolution
+from ganfast.engine.convolution import Convolution, per_axis
 from ganfast.engine.norms import Affine, Standardise
 from ganfast.engine.walking.record import shape_of
 
@@ -29,12 +29,6 @@ class Fixed:
     name: str  # among the weights that a step is given
     shape: tuple[int, ...]
     node: Any  # in the recorded graph
-
-
-def per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    """A number for all axes, or one for each."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * (axes if len(values) == 1 else 1)
 
 
 def padded(padding: Any, dilation: tuple[int, ...], kernel: tuple[int, ...]) -> Any:

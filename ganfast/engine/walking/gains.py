@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from ganfast.engine.layers import Conv, Layer, Linear, Scale
-from ganfast.engine.maps import Folded
+from ganfast.engine.layers import Conv, Linear, Scale
+from ganfast.engine.maps import Folded, unfolded
 from ganfast.engine.walking.functions import Fixed
 from ganfast.engine.walking.record import shape_of
 from ganfast.engine.walking.steps import Step, Walk
@@ -33,7 +33,7 @@ def gains_in_weights(walk: Walk, fixed: dict[str, Fixed], make: Make) -> None:
         if scale.output in ends or not all(_takes_gain(scale, r, fixed) for r in readers):
             continue
         for reader in readers:
-            layer, node = _unfolded(reader.layer), reader.node
+            layer, node = unfolded(reader.layer), reader.node
             assert isinstance(layer, Conv | Linear)
             assert node is not None
             weight = make(torch.mul, fixed[layer.weight], node, scale.layer.factor)
@@ -50,12 +50,8 @@ def gains_in_weights(walk: Walk, fixed: dict[str, Fixed], make: Make) -> None:
 
 def _takes_gain(scale: Step, reader: Step, fixed: dict[str, Fixed]) -> bool:
     """Whether the reader is linear, by a weight that is small beside what it reads."""
-    layer = _unfolded(reader.layer)
+    layer = unfolded(reader.layer)
     if not isinstance(layer, Conv | Linear) or scale.node is None or reader.node is None:
         return False
     weight, sample = fixed[layer.weight].shape, shape_of(scale.node)[1:]
     return torch.Size(weight).numel() <= _MOST * torch.Size(sample).numel()
-
-
-def _unfolded(layer: Layer) -> Layer:
-    return layer.layer if isinstance(layer, Folded) else layer

@@ -54,19 +54,7 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
     return tuple(getattr(node.meta["example_value"], "shape", ()))
 
 
-def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes, and all that they are made of."""
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found
-
-
-def ancestors_until(nodes: Sequence[fx.Node], known: Container[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Sequence[fx.Node], known: Container[fx.Node] = ()) -> set[fx.Node]:
     """The nodes, and what they are made of as far as it is not known."""
     found: set[fx.Node] = set()
     pending = list(nodes)

@@ -6,17 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ganfast.engine import layers as L
-from ganfast.engine.convolution import Convolution
+from ganfast.engine.convolution import Convolution, per_axis
 from ganfast.engine.maps import Map
 from ganfast.engine.norms import Affine, BatchNorm, Standardise
 from ganfast.engine.walking.functions import dropout, padded
 from ganfast.models.dropout import Dropout
 
 Layers = list[L.Layer]
-# F.avg_pool2d is built in and has no signature.
-_POOL = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
-
-
 # Linear maps of each sample.
 _LINEAR = (
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample, nn.AvgPool1d, nn.AvgPool3d),
@@ -105,8 +101,9 @@ def _plain_layers(m: nn.Module) -> Layers | None:
         case nn.Softplus() if m.beta == 1 and m.threshold == 20:
             return [L.softplus()]
         case nn.AvgPool2d():
-            sizes = [_pair(a) for a in (m.kernel_size, m.stride, m.padding)]
-            return [L.AvgPool((*sizes, *(getattr(m, option) for option in _POOL)))]
+            sizes = [per_axis(a, 2) for a in (m.kernel_size, m.stride, m.padding)]
+            options = m.ceil_mode, m.count_include_pad, m.divisor_override
+            return [L.AvgPool((*sizes, *options))]
         case _ if isinstance(m, _LINEAR):
             return [Map(m.forward)]
         case nn.ConstantPad1d() | nn.ConstantPad2d() | nn.ConstantPad3d() if not m.value:
@@ -128,7 +125,3 @@ def _dropout(m: nn.Dropout | nn.Dropout2d) -> Layers:
     if isinstance(m, Dropout):
         return [L.Dropout(m.numbers, m.mask)]
     return dropout(F.dropout if isinstance(m, nn.Dropout) else F.dropout2d, m.p)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)

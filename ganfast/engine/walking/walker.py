@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ganfast.engine.layers import LabelColumn, Layer, Linear, Reshape, Scale, Sum
-from ganfast.engine.maps import Add, Folded, Joined, LabelRows, Multiply, Shift
+from ganfast.engine.maps import Add, Folded, Joined, LabelRows, Multiply, Shift, unfolded
 from ganfast.engine.walking.functions import (
     Fixed,
     changes_nothing,
@@ -21,7 +21,6 @@ from ganfast.engine.walking.gains import gains_in_weights
 from ganfast.engine.walking.record import (
     Record,
     ancestors,
-    ancestors_until,
     kind_of,
     module_of,
     sets_gradients,
@@ -67,7 +66,7 @@ class Walker:
                 continue
             elif not (with_gradients and self._step(node)):
                 unknown.append(node)
-        live = ancestors_until(self.record.answers, self.values)
+        live = ancestors(self.record.answers, self.values)
         unknown = [n for n in unknown if n in live]  # a row of labels went into a step
         if unknown:
             begins = [n for n in unknown if any(i in self.values for i in n.all_input_nodes)]
@@ -423,7 +422,7 @@ class Walker:
         it."""
         read = set(self.result.tail.given if self.result.tail else ())
         for step in self.result.steps:
-            layer = step.layer.layer if isinstance(step.layer, Folded) else step.layer
+            layer = unfolded(step.layer)
             read |= {name for name in vars(layer).values() if isinstance(name, str)}
         made = [n for n, f in self.fixed.items() if f.name in read and n.op != "placeholder"]
         if not made:
