@@ -299,7 +299,11 @@ class _Forward:
     places: tuple[Value, ...]  # the values that the head reads
 
     def seeded(self, seeds: Sequence[Tensor]) -> ByValue:
-        return dict(zip(self.places, seeds, strict=True))
+        """By value; one that a critic returns twice has the sum."""
+        total: ByValue = {}
+        for place, seed in zip(self.places, seeds, strict=True):
+            total[place] = total[place] + seed if place in total else seed
+        return total
 
 
 class _Logits:

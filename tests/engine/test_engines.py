@@ -1616,6 +1616,7 @@ class Several(nn.Module):
 AVERAGED = {
     "a map": lambda patches, whole, logits: patches,
     "two scales": lambda patches, whole, logits: [patches, whole],
+    "one map twice": lambda patches, whole, logits: [patches, whole, patches],
     "a map and classes": lambda patches, whole, logits: Judgement(patches.squeeze(1), logits),
     "scales and classes": lambda patches, whole, logits: Judgement([patches, whole], logits),
 }
