@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 
 from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.engine.heads import Logits, Tail
 from ganfast.engine.layers import Block, Blocks, Conv, Gradients, Kept, Layer, Linear, Weights
-from ganfast.engine.lean import LeanDerivatives
 from ganfast.engine.maps import LabelRows, unfolded
-from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
+from ganfast.engine.objective import Inputs, Stats, penalty_stats
 from ganfast.engine.rows import Rows
 from ganfast.engine.walking.steps import Value, Walk
 from ganfast.engine.weights import MadeWeights, added
 from ganfast.kernels.gradient_penalty import gradient_penalty
-from ganfast.models import Judgement
-from ganfast.models.members import holding
 from ganfast.penalties import penalty_of, segments_of
 from ganfast.tensors import full_precision
 
@@ -78,7 +76,12 @@ class ExplicitStep:
         w = self._cast(weights, ready)
         values, kept = self._forward(w, rows, drawn)
         places = walk.tail.inputs if walk.tail else walk.outputs
-        head = (_Tail if walk.tail else _Logits)(self, weights, [values[v] for v in places], rows)
+        answers = [values[v] for v in places]
+        head: Logits | Tail
+        if walk.tail:
+            head = Tail(walk, self.loss, self.compute, weights, answers, rows)
+        else:
+            head = Logits(walk, self.loss, answers, rows)
         done = _Forward(w, values, kept, rows, head, places)
         stats: Stats = {}
         if not self.penalties:
@@ -109,7 +112,7 @@ class ExplicitStep:
             torch.cat([s[: rows.start], one])
             for s, one in zip(slopes, done.head.unit(), strict=True)
         ]
-        assert isinstance(done.head, _Logits)
+        assert isinstance(done.head, Logits)
         slope = done.head.score_slopes[rows.start : rows.loss]
         alone = len(rows.pictures) - rows.start - len(slope)
         bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
@@ -295,7 +298,7 @@ class _Forward:
     values: ByValue
     kept: dict[Value, Kept]
     rows: Rows
-    head: "_Logits | _Tail"
+    head: Logits | Tail
     places: tuple[Value, ...]  # the values that the head reads
 
     def seeded(self, seeds: Sequence[Tensor]) -> ByValue:
@@ -304,109 +307,6 @@ class _Forward:
         for place, seed in zip(self.places, seeds, strict=True):
             total[place] = total[place] + seed if place in total else seed
         return total
-
-
-class _Logits:
-    """The end of a critic that was walked whole: its score, and class logits if there are some."""
-
-    def __init__(
-        self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
-    ) -> None:
-        self.rows, self.answers = rows, answers
-        self.gradients: Gradients = {}  # no weights: a walked critic's belong to its steps
-        leaves = [a.detach().requires_grad_() for a in answers]
-        real, fake = rows.groups[:2]
-        with torch.enable_grad():
-            score, classes = engine.walk.judge(leaves, len(rows.pictures))
-            both = [
-                Judgement(score[group], None if classes is None else classes[group])
-                for group in (real, fake)
-            ]
-            labels = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            total, stats = objective(engine.loss, both[0], both[1], *labels)
-            # Where a picture has one score, its delta is the slope of the loss at the score.
-            alone = len(answers) == 1 + (classes is not None)
-            several = not alone or score.numel() != answers[0].numel()
-            wanted = [*leaves, score] if several else leaves
-            slopes = torch.autograd.grad(
-                total, wanted, retain_graph=several, materialize_grads=True
-            )
-            self.slopes = slopes[: len(leaves)]
-            self.score_slopes = slopes[-1 if several else 0].flatten()  # (rows,)
-            self._units: Sequence[Tensor] = ()
-            if several:
-                self._units = torch.autograd.grad(score.sum(), leaves, materialize_grads=True)
-        self.stats = {name: value.detach() for name, value in stats.items()}
-
-    def unit(self) -> list[Tensor]:
-        """Deltas of the sum of scores, for the penalised rows."""
-        if self._units:
-            return [unit[self.rows.penalised] for unit in self._units]
-        score, *classes = (a[self.rows.penalised] for a in self.answers)
-        return [torch.ones_like(score), *(torch.zeros_like(c) for c in classes)]
-
-    def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """Deltas of the loss, for all rows; the penalty sends nothing back through logits."""
-        return self.slopes
-
-
-class _Tail:
-    """The end of a critic that only autograd can take: unknown heads, couplings between samples."""
-
-    def __init__(
-        self, engine: ExplicitStep, weights: Weights, answers: list[Tensor], rows: Rows
-    ) -> None:
-        tail = engine.walk.tail
-        assert tail is not None
-        self.rows = rows
-        self.gradients: Gradients = {}
-        self._own = {name: weights[name].detach().requires_grad_() for name in tail.weights}
-        self._leaves = [a.detach().requires_grad_() for a in answers]
-        kind, compute = rows.pictures.device.type, engine.compute
-        with torch.enable_grad(), LeanDerivatives():
-            used = {
-                name: leaf.view_as(leaf) for name, leaf in self._own.items()
-            }  # see lean.leads_to
-            judgements = []
-            # One call for reals, fakes, and each batch of points: statistics are a batch's own.
-            for group in rows.groups:
-                labels = []
-                if tail.takes_labels and rows.labels is not None:
-                    labels = [rows.labels[group]]
-                parts = [leaf[group].clone() for leaf in self._leaves]
-                counts = [rows.count] * tail.batches
-                given = [used.get(name, weights[name]) for name in tail.given]
-                computed = torch.autocast(kind, compute, enabled=compute is not None)
-                with computed, holding(tail.module, used):
-                    answer = tail.module(*parts, *labels, *counts, *given)
-                judgements.append(engine.walk.judge(answer, rows.count))
-            real, fake = rows.groups[:2]
-            both = (None, None) if rows.labels is None else (rows.labels[real], rows.labels[fake])
-            self._total, stats = objective(engine.loss, judgements[0], judgements[1], *both)
-            groups = zip(judgements, rows.groups, strict=True)
-            penalised = [j.score for j, group in groups if group.start >= rows.start]
-            self._delta: tuple[Tensor, ...] = ()
-            if penalised:
-                scores = torch.cat(penalised).sum()
-                self._delta = torch.autograd.grad(
-                    scores, self._leaves, create_graph=True, materialize_grads=True
-                )
-        self.stats = {name: value.detach() for name, value in stats.items()}
-
-    def unit(self) -> list[Tensor]:
-        return [d[self.rows.penalised].detach() for d in self._delta]
-
-    def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """Deltas of loss and tangents, for all rows. Sets the gradients of the tail's weights."""
-        with torch.enable_grad(), LeanDerivatives():
-            whole = self._total
-            for t, d in zip(tangents, self._delta, strict=False):
-                whole = whole + (t.detach() * d[self.rows.penalised]).sum()
-            leaves = [*self._leaves, *self._own.values()]
-            gradients = torch.autograd.grad(whole, leaves, materialize_grads=True)
-        count = len(self._leaves)
-        self.gradients = dict(zip(self._own, gradients[count:], strict=True))
-        return gradients[:count]
 
 
 @dataclass
