@@ -12,6 +12,7 @@ function in NumPy, for a sampler without torch.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -128,14 +129,14 @@ def _multiply_on_host(
     return high, a * np.uint64(multiplier)
 
 
-def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+def _exact_uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Uniforms in [0, 1) with 53 random bits, float64 (N, count). Arguments as `philox_words`."""
     return ((philox_words(seed, stream, index, count) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
 def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """Standard normals, float32 (N, count), by Box-Muller in float64. See `philox_words`."""
-    pairs = uniforms_reference(seed, stream, index, count + count % 2)
+    pairs = _exact_uniforms(seed, stream, index, count + count % 2)
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[:, 0::2]))  # 1 - u lies in (0, 1]: never log(0)
     angle = 2.0 * math.pi * pairs[:, 1::2]
     normals = torch.empty(pairs.shape, dtype=torch.float32, device=index.device)
@@ -143,6 +144,48 @@ def latents_reference(seed: int, stream: int, index: Tensor, count: int) -> Tens
     normals[:, 0::2] = radius * torch.cos(angle)
     normals[:, 1::2] = radius * torch.sin(angle)
     return normals[:, :count].contiguous()
+
+
+def uniforms_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Uniforms in [0, 1) with 24 random bits, float32 (N, count). See `philox_words`."""
+    parts = _exact_uniforms(seed, stream, index, count) * 2.0**24
+    return parts.floor().float() * 2.0**-24  # without floor a float32 may round up to 1
+
+
+def coins_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Whether a uniform is below 1/2, bool (N, count). See `philox_words`."""
+    return _exact_uniforms(seed, stream, index, count) < 0.5
+
+
+def grains_reference(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Uniforms in [0, 1) with 13 random bits, four from a word, float32 (N, count). See
+    `philox_words`."""
+    words = (_exact_uniforms(seed, stream, index, -(-count // 4)) * 2.0**52).to(torch.int64)
+    parts = torch.stack([(words >> shift) & 0x1FFF for shift in (39, 26, 13, 0)], dim=2)
+    return parts.flatten(1)[:, :count].float() * 2.0**-13
+
+
+@jit
+def philox_block(c0, c1, k0, k1, m0, m1, w0, w1):
+    """The four words of the counters (c0, c1, 0, 0), uint64. The rest is `philox_numbers`."""
+    c2 = c0 * 0
+    c3 = c2
+    # Cast by function, because a key of 1 comes as a constant, which has no `.to`.
+    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)
+    mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
+        low0, low1 = c0 * mul0, c2 * mul1
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 += w0.to(tl.uint64)
+        key1 += w1.to(tl.uint64)
+    return c0, c1, c2, c3
+
+
+def philox_numbers(seed: int, stream: int) -> list[int]:
+    """Keys, multipliers and increments as int64 bits, in which a kernel takes them."""
+    words = (seed % (1 << 64), stream % (1 << 64), *_MULTIPLIERS, *_WEYL)
+    return [_signed(word) for word in words]
 
 
 @jit
@@ -169,96 +212,146 @@ def _turn(u):
 
 
 @jit
+def _normals(word0, word1):
+    """Two standard normals of two words, float64, by Box-Muller."""
+    u0 = (word0 >> 11).to(tl.float64) * 1.1102230246251565e-16  # 2^-53
+    u1 = (word1 >> 11).to(tl.float64) * 1.1102230246251565e-16
+    radius = tl.sqrt(-2.0 * tl.log(1.0 - u0))  # 1 - u is exact, and never 0
+    cos, sin = _turn(u1)
+    return radius * cos, radius * sin
+
+
+@jit
+def _number(word, KIND: tl.constexpr):
+    if KIND == "uniform":
+        number = (word >> 40).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+    else:  # a coin
+        number = (word >> 63) == 0
+    return number
+
+
+@jit
+def _store_grains(at, word, left, inside):
+    """The four numbers of a word, the uppermost first, of which ``left`` exist."""
+    for k in tl.static_range(4):
+        grain = ((word >> (51 - 13 * k)) & 0x1FFF).to(tl.float32) * 0.0001220703125  # 2^-13
+        tl.store(at + k, grain, mask=inside & (left > k))
+
+
+@jit
 def _draw_kernel(
     index_ptr,
     out_ptr,
     N,
     COUNT,
     PER_ROW,
+    GROUP,
+    STRIDE,
     k0,
     k1,
     m0,
     m1,
     w0,
     w1,
-    NORMAL: tl.constexpr,
+    KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One Philox block, four words, an element: normals (Box-Muller on two pairs) or uniforms of
-    row j // PER_ROW.
-
-    Keys, multipliers and increments come as int64 bits.
-    """
+    """One Philox block, four words, an element: numbers of row j // PER_ROW. GROUP rows lie behind
+    each other, groups STRIDE elements apart."""
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = j < N * PER_ROW
     row, block = j // PER_ROW, j % PER_ROW
-    c0 = (block + 1).to(tl.uint64)
-    c1 = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
-    c2 = c0 * 0
-    c3 = c2
-    # Cast by function, because a key of 1 comes as a constant, which has no `.to`.
-    key0, key1 = tl.cast(k0, tl.uint64), tl.cast(k1, tl.uint64)
-    mul0, mul1 = m0.to(tl.uint64), m1.to(tl.uint64)
-    for _ in tl.static_range(10):
-        high0, high1 = tl.umulhi(c0, mul0), tl.umulhi(c2, mul1)
-        low0, low1 = c0 * mul0, c2 * mul1
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0 += w0.to(tl.uint64)
-        key1 += w1.to(tl.uint64)
-    u0 = (c0 >> 11).to(tl.float64) * 1.1102230246251565e-16  # 2^-53
-    u1 = (c1 >> 11).to(tl.float64) * 1.1102230246251565e-16
-    u2 = (c2 >> 11).to(tl.float64) * 1.1102230246251565e-16
-    u3 = (c3 >> 11).to(tl.float64) * 1.1102230246251565e-16
-    at = out_ptr + row * COUNT + block * 4
-    left = COUNT - block * 4  # columns of this block that exist
-    if NORMAL:
-        # 1 - u is exact, and never 0.
-        near, far = tl.sqrt(-2.0 * tl.log(1.0 - u0)), tl.sqrt(-2.0 * tl.log(1.0 - u2))
-        cos1, sin1 = _turn(u1)
-        cos3, sin3 = _turn(u3)
-        u0, u1, u2, u3 = near * cos1, near * sin1, far * cos3, far * sin3
-    kind = out_ptr.dtype.element_ty
-    tl.store(at, u0.to(kind), mask=inside)
-    tl.store(at + 1, u1.to(kind), mask=inside & (left > 1))
-    tl.store(at + 2, u2.to(kind), mask=inside & (left > 2))
-    tl.store(at + 3, u3.to(kind), mask=inside & (left > 3))
+    index = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
+    c0, c1, c2, c3 = philox_block((block + 1).to(tl.uint64), index, k0, k1, m0, m1, w0, w1)
+    begin = out_ptr + row // GROUP * STRIDE + row % GROUP * COUNT
+    if KIND == "grain":
+        at, left = begin + block * 16, COUNT - block * 16
+        _store_grains(at, c0, left, inside)
+        _store_grains(at + 4, c1, left - 4, inside)
+        _store_grains(at + 8, c2, left - 8, inside)
+        _store_grains(at + 12, c3, left - 12, inside)
+    else:
+        if KIND == "normal":
+            n0, n1 = _normals(c0, c1)
+            n2, n3 = _normals(c2, c3)
+        else:
+            n0, n1 = _number(c0, KIND), _number(c1, KIND)
+            n2, n3 = _number(c2, KIND), _number(c3, KIND)
+        at, left = begin + block * 4, COUNT - block * 4
+        kind = out_ptr.dtype.element_ty
+        tl.store(at, n0.to(kind), mask=inside)
+        tl.store(at + 1, n1.to(kind), mask=inside & (left > 1))
+        tl.store(at + 2, n2.to(kind), mask=inside & (left > 2))
+        tl.store(at + 3, n3.to(kind), mask=inside & (left > 3))
 
 
 _BLOCK = 128
+Reference = Callable[[int, int, Tensor, int], Tensor]
+# What is drawn: its type, how many numbers a word makes, its definition.
+KINDS: dict[str, tuple[torch.dtype, int, Reference]] = {
+    "normal": (torch.float32, 1, latents_reference),
+    "uniform": (torch.float32, 1, uniforms_reference),
+    "coin": (torch.bool, 1, coins_reference),
+    "grain": (torch.float32, 4, grains_reference),
+}
 
 
-def draw_triton(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    """The launcher: normals float32 or uniforms float64, (N, count). See `philox_words`."""
-    kind = torch.float32 if normal else torch.float64
-    out = torch.empty(len(index), count, dtype=kind, device=index.device)
-    per_row = blocks(count, 4)
-    words = (seed % (1 << 64), stream % (1 << 64), *_MULTIPLIERS, *_WEYL)
-    arguments = (index.contiguous(), out, len(index), count, per_row, *map(_signed, words))
-    flags, grid = {"NORMAL": normal, "BLOCK": _BLOCK}, (blocks(len(index) * per_row, _BLOCK),)
-    launch(_draw_kernel, grid, index.device, *arguments, **flags, num_warps=4)
-    return out
+def draw_triton(kind: str, seed: int, stream: int, index: Tensor, out: Tensor) -> None:
+    """The launcher: fill ``out`` (groups, rows, count), where groups * rows = N, with numbers of a
+    kind in `KINDS`. Groups may lie apart in memory."""
+    _, rows, count = out.shape
+    per_row = blocks(count, 4 * KINDS[kind][1])
+    numbers = (len(index), count, per_row, rows, out.stride(0), *philox_numbers(seed, stream))
+    flags, grid = {"KIND": kind, "BLOCK": _BLOCK}, (blocks(len(index) * per_row, _BLOCK),)
+    launch(
+        _draw_kernel, grid, index.device, index.contiguous(), out, *numbers, **flags, num_warps=4
+    )
 
 
-_draw = torch.library.custom_op("ganfast::draw", draw_triton, mutates_args=())
+_draw = torch.library.custom_op("ganfast::draw", draw_triton, mutates_args=("out",))
 
 
-@_draw.register_fake
-def _(seed: int, stream: int, index: Tensor, count: int, normal: bool) -> Tensor:
-    return index.new_empty(len(index), count, dtype=torch.float32 if normal else torch.float64)
+def _drawn(
+    kind: str, seed: int, stream: int, index: Tensor, count: int, out: Tensor | None = None
+) -> Tensor:
+    dtype, _, reference = KINDS[kind]
+    if not use_triton(index):
+        numbers = reference(seed, stream, index, count)
+        return numbers if out is None else out.copy_(numbers.view_as(out))
+    filled = out
+    if filled is None:
+        filled = torch.empty(1, len(index), count, dtype=dtype, device=index.device)
+    _draw(kind, _signed(seed), _signed(stream), index, filled)
+    return filled[0] if out is None else filled
 
 
-def latents(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+def latents(seed: int, stream: int, index: Tensor, count: int, out: Tensor | None = None) -> Tensor:
     """Standard normals, float32 (N, count). See `philox_words`.
 
     A device's are within one unit in the last place of the reference's.
+
+    Args:
+        out: where they go, (groups, rows, count) with groups * rows = N, whose last two dimensions
+            are contiguous; None = a new tensor.
     """
-    if use_triton(index):
-        return _draw(_signed(seed), _signed(stream), index, count, True)
-    return latents_reference(seed, stream, index, count)
+    return _drawn("normal", seed, stream, index, count, out)
 
 
-def uniforms(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
-    """Uniforms in [0, 1), float64 (N, count), to the bit the reference's. See `philox_words`."""
-    if use_triton(index):
-        return _draw(_signed(seed), _signed(stream), index, count, False)
-    return uniforms_reference(seed, stream, index, count)
+def uniforms(
+    seed: int, stream: int, index: Tensor, count: int, out: Tensor | None = None
+) -> Tensor:
+    """Uniforms in [0, 1) with 24 bits, float32 (N, count), to the bit the reference's; ``out`` as
+    of `latents`."""
+    return _drawn("uniform", seed, stream, index, count, out)
+
+
+def coins(seed: int, stream: int, index: Tensor, count: int, out: Tensor | None = None) -> Tensor:
+    """Whether a uniform is below 1/2, bool (N, count), to the bit the reference's; ``out`` as of
+    `latents`."""
+    return _drawn("coin", seed, stream, index, count, out)
+
+
+def grains(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """Uniforms in [0, 1) with 13 bits, four from a word, float32 (N, count), to the bit the
+    reference's."""
+    return _drawn("grain", seed, stream, index, count)

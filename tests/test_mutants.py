@@ -204,7 +204,7 @@ MUTANTS = {
         "test_gradient_penalty.py::test_value_norm_and_direction_are_those_of_float64",
     ),
     "nine rounds of Philox": Mutant(
-        "latents._draw_kernel",
+        "latents.philox_block",
         swapped("10", "9"),
         "test_latents.py::test_uniforms_are_the_words_of_numpys_philox",
     ),

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from ganfast import latents as host
-from ganfast import random
-from ganfast.kernels import latents
-from ganfast.kernels.latents import latents_reference, philox_words, uniforms_reference
+from ganfast.kernels import latents, shuffle
+from ganfast.kernels.latents import latents_reference, philox_words
 from ganfast.latents import Purpose
 from ganfast.random import noise, normal, permute, scalar_seed, uniform
 
@@ -127,7 +126,7 @@ def test_latents_are_the_same_in_torch_and_numpy(dim):
 def test_uniforms_and_normals_are_the_textbook_functions_of_the_words():
     words = host.philox_words(3, 1, np.arange(4), 6)
     u = (words >> np.uint64(11)) / 2.0**53
-    np.testing.assert_array_equal(uniforms_reference(3, 1, torch.arange(4), 6).numpy(), u)
+    np.testing.assert_array_equal(latents._exact_uniforms(3, 1, torch.arange(4), 6).numpy(), u)
     radius = np.sqrt(-2 * np.log(1 - u[:, 0::2]))
     z = np.empty_like(u)
     z[:, 0::2], z[:, 1::2] = (
@@ -171,13 +170,8 @@ def test_uniforms_are_uniform_and_never_one():
 
 
 def test_a_uniform_close_to_one_is_not_rounded_up_to_it(monkeypatch):
-    import ganfast.random
-
-    monkeypatch.setattr(
-        ganfast.random,
-        "uniforms",
-        lambda *_: torch.tensor([[1 - 2.0**-53, 1 - 2.0**-24]], dtype=torch.float64),
-    )
+    exact = torch.tensor([[1 - 2.0**-53, 1 - 2.0**-24]], dtype=torch.float64)
+    monkeypatch.setattr(latents, "_exact_uniforms", lambda *_: exact)
     assert uniform(0, Purpose.FLIP, torch.tensor([0]), 2).tolist() == [[1 - 2.0**-24, 1 - 2.0**-24]]
 
 
@@ -279,7 +273,7 @@ def test_a_cpu_shuffles_as_other_devices_do(size, epochs):
     position = torch.randint(0, 2**62, (count,), generator=rng) % sizes
     epoch = torch.randint(0, epochs, (count,), generator=rng)
     given = position, sizes if size == "each its own" else size, 2**63 - 1, Purpose.ORDER, epoch
-    assert torch.equal(random._permuted_on_host(*given), random._permuted_on_device(*given))
+    assert torch.equal(shuffle._permuted_on_host(*given), shuffle.permute_reference(*given))
 
 
 def test_permute_is_elementwise():

@@ -78,14 +78,13 @@ class Ours:
         """
         for optimizer in (self.adam_generator, self.adam_critic):
             optimizer.renew()
-        self.feed.set(0)
-        self.feed.clock.fill_(self.problem.config.batch)
+        self.feed.rewind()
+        self.feed.critic()
         self._at = 1
 
     def used(self, phase: str) -> Inputs:
         """What the first call of a phase after `rewind` is fed."""
-        second = self._turns > 1 or phase == "generator"
-        self.feed.clock.fill_(self.problem.config.batch if second else 0)
+        self.rewind()
         fed = self.feed.critic() if phase == "critic" else self.feed.generator()
         real = torch.empty(0) if fed.real is None else fed.real
         eps, noise = getattr(fed, "eps", None), getattr(fed, "noise", None)
@@ -94,7 +93,7 @@ class Ours:
 
     def _turn(self, critic: Phase) -> None:
         if self._at >= self._turns:  # the same tables again: speed does not depend on them
-            self.feed.set(0)
+            self.feed.rewind()
             self._at = 0
         self._at += 1
         critic()

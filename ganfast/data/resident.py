@@ -13,9 +13,11 @@ from torch import Tensor
 from ganfast.data.pack import Pack
 from ganfast.data.stacked import StackedImages
 from ganfast.errors import InputError
+from ganfast.kernels._triton import use_triton
+from ganfast.kernels.pictures import as_pictures, gather_pictures
 from ganfast.latents import Purpose
 from ganfast.log import logger
-from ganfast.random import permute, uniform
+from ganfast.random import coin, permute
 
 _ROOM = 0.6  # share of the free device memory that pictures may take
 
@@ -97,17 +99,16 @@ class ResidentData:
         shown = self._balanced(index) if self.balanced else self._shuffled(index)
         return shown if self.subset is None else self.subset[shown]
 
-    def mirrored(self, index: Tensor) -> Tensor | None:
-        """Which pictures are shown mirrored, bool (N,); None without mirroring."""
-        return uniform(self.seed, Purpose.FLIP, index)[:, 0] < 0.5 if self.flip else None
+    def mirrored(self, index: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """Which pictures are shown mirrored, bool (N,); None without mirroring. ``out``: as of
+        `ganfast.random.normal`."""
+        return coin(self.seed, Purpose.FLIP, index, out).squeeze(-1) if self.flip else None
 
     def pictures(self, position: Tensor, mirrored: Tensor | None) -> Tensor:
         """Float32 (N, C, H, W) in [-1, 1], channels last."""
-        pictures = self._gather(position).float().div_(127.5).sub_(1)
-        pictures = pictures.to(memory_format=torch.channels_last)
-        if mirrored is None:
-            return pictures
-        return torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+        if self.resident and use_triton(self.images):
+            return gather_pictures(self.images, self.triples, position, mirrored)
+        return as_pictures(self._gather(position), mirrored)
 
     def labels_at(self, position: Tensor) -> Tensor | None:
         """Classes int64 (N,), or None for a set without."""

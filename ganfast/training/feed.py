@@ -1,10 +1,10 @@
 """What the next steps need: pictures, latents, epsilons and rates, in tensors that stay in place.
 
-All of it is a function of (seed, image counter). One draw serves several generator steps, as it
-costs many small operations. Steps read it by a counter on the device, so that a captured step goes
-through it by itself.
+All of it is a function of (seed, image counter). One draw serves several generator steps, so that
+its launches are shared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,9 @@ from ganfast.penalties import drawn_numbers
 from ganfast.random import noise, normal, uniform
 from ganfast.training.ema import ema_decay
 
-_NUMBERS = 2**17  # about as many latent numbers are drawn at once, for 64 generator steps at most
+_LEAST, _MOST = 8, 64  # generator steps that one draw serves
+# Bytes of the tables, above `_LEAST` steps. On a CPU, what is drawn stays in its caches.
+_BYTES = 2**19
 
 
 @dataclass
@@ -45,96 +47,132 @@ class GeneratorFeed:
 
 
 class Feed:
-    """Serves the step at which ``clock`` stands, which counts images on the device."""
+    """Serves one step after another from tables of the next `ahead` generator steps.
+
+    The tables of a critic's turn lie side by side in one row of 64-bit words, so that one copy
+    serves the turn.
+    """
 
     def __init__(self, config: Config, data: ResidentData) -> None:
         c, self.config, self.data, device = config, config, data, data.device
         self.step_images = c.optim.critic_steps * c.batch
-        self.ahead = min(64, max(1, _NUMBERS // (self.step_images * c.net.latent)))
-        count, rows = self.ahead * self.step_images, self.ahead * c.optim.critic_steps
-        self.clock = torch.zeros((), dtype=torch.int64, device=device)
-        self._first = torch.zeros_like(self.clock)  # clock of the first step in the tables
-        self._drawn = range(0)  # on the host: clocks of all steps in the tables
-        self._offsets = torch.arange(count, device=device)
-        self._step_offsets = torch.arange(self.ahead, device=device) * self.step_images
-        self._positions = torch.zeros(rows, c.batch, dtype=torch.int64, device=device)
-        self._mirrored: Tensor | None = None
+        bytes_of_step = 4 * self.step_images * c.net.latent
+        self.ahead = min(_MOST, max(_LEAST, _BYTES // bytes_of_step))
+        self._drawn = range(0)  # on the host: image counters of all steps in the tables
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._offsets = torch.arange(self.ahead * self.step_images, device=device)
+        # Which turn comes next, counted on the device: a captured phase goes through the tables by
+        # itself.
+        self._turn = torch.zeros(1, dtype=torch.int64, device=device)
+        columns = {
+            "image": (torch.int64, 1),
+            "step": (torch.int64, 1),
+            "rates": (torch.float64, 3),
+            "position": (torch.int64, c.batch),
+            "z": (torch.float32, c.batch * c.net.latent),
+        }
+        if c.conditional != "no":
+            columns["labels"] = torch.int64, c.batch
         if data.flip:
-            self._mirrored = torch.zeros(rows, c.batch, dtype=torch.bool, device=device)
-        self._z = torch.zeros(rows, c.batch, c.net.latent, device=device)
-        self._eps: Tensor | None = None
+            columns["mirrored"] = torch.bool, c.batch
         if drawn_numbers(c.penalty) == "eps":
-            self._eps = torch.zeros(rows, c.batch, device=device)
+            columns["eps"] = torch.float32, c.batch
+        turns = self.ahead * c.optim.critic_steps
+        # One row more in front, so that the row of the last turn has the number of the next one.
+        self._columns_of, words = _layout(columns)
+        self._last = torch.zeros(1 + turns, words, dtype=torch.int64, device=device)
+        self._next = self._last[1:]
+        self._columns = self._columns_of(self._next)
+        number = torch.arange(turns, device=device)[:, None] // c.optim.critic_steps
+        self._columns["step"].copy_(number)
         self._z_generator = torch.zeros(self.ahead, c.batch, c.net.latent, device=device)
-        self._rates = torch.zeros(self.ahead, 3, dtype=torch.float64, device=device)
 
     def due(self, images: int) -> bool:
         """Whether the tables lack the step from ``images`` on, so that they must be drawn."""
         return images not in self._drawn
 
     def set(self, images: int) -> None:
-        """Turn the clock to ``images`` and let the tables start there; `draw` must follow."""
-        self.clock.fill_(images)
+        """Let the tables start at ``images``; `draw` must follow."""
+        c, turns = self.config, self.config.optim.critic_steps
         self._first.fill_(images)
+        self.rewind()
         self._drawn = range(images, images + self.ahead * self.step_images, self.step_images)
+        # The rates are computed on the host: a GPU would launch thirty kernels for them.
+        steps = torch.tensor(self._drawn)
+        decay = ema_decay(self.step_images, steps + self.step_images, c.ema_kimg)
+        factor = schedule(c, steps)
+        rates = [factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay]
+        self._columns["rates"].copy_(torch.stack(rates, dim=1).repeat_interleave(turns, 0))
+
+    def rewind(self) -> None:
+        """Begin the tables again."""
+        self._turn.zero_()
 
     def draw(self) -> None:
         """Fill the tables from their first step on."""
-        c, index = self.config, self._first + self._offsets
-        steps = self._first + self._step_offsets
+        c, tables, index = self.config, self._columns, self._first + self._offsets
+        turns = index.view(-1, c.batch)
+        tables["image"].copy_(turns[:, :1])
+        position = self.data.positions(index)
+        tables["position"].copy_(position.view_as(turns))
+        if "labels" in tables:
+            labels = self.data.labels_at(position)
+            assert labels is not None
+            tables["labels"].copy_(labels.view_as(turns))
+        if "mirrored" in tables:
+            self.data.mirrored(index, tables["mirrored"].unsqueeze(2))
+        z = tables["z"].unflatten(1, (c.batch, c.net.latent))
+        normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent, z)
+        if "eps" in tables:
+            uniform(c.seed, Purpose.EPSILON, index, 1, tables["eps"].unsqueeze(2))
         # A generator step counts as the last of its critic's turns.
-        last = index.view(self.ahead, c.optim.critic_steps, c.batch)[:, -1].reshape(-1)
-        self._positions.copy_(self.data.positions(index).view_as(self._positions))
-        mirrored = self.data.mirrored(index)
-        if self._mirrored is not None and mirrored is not None:
-            self._mirrored.copy_(mirrored.view_as(self._mirrored))
-        self._z.copy_(normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent).view_as(self._z))
-        if self._eps is not None:
-            self._eps.copy_(uniform(c.seed, Purpose.EPSILON, index).view_as(self._eps))
-        z = normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent)
-        self._z_generator.copy_(z.view_as(self._z_generator))
-        factor, shown = schedule(c, steps), steps + self.step_images
-        decay = ema_decay(self.step_images, shown, c.ema_kimg)
-        rates = [factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay]
-        self._rates.copy_(torch.stack(rates, dim=1))
+        last = index.view(self.ahead, -1, c.batch)[:, -1].flatten()
+        normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent, self._z_generator)
 
     def critic(self) -> CriticFeed:
-        """For the critic step that shows the pictures from the clock on."""
-        turn = (self.clock - self._first) // self.config.batch
-        position = _row(self._positions, turn)
-        real, labels = self._pictures(position, turn), self._labels(position)
-        rate = _row(self._rates, turn // self.config.optim.critic_steps)[0]
-        eps = None if self._eps is None else _row(self._eps, turn)
-        return CriticFeed(real, labels, _row(self._z, turn), eps, self._noise(real), rate)
+        """For the next critic step."""
+        c, now = self.config, self._row(self._next)
+        self._turn.add_(1)
+        real, z = self._pictures(now), now["z"].view(c.batch, c.net.latent)
+        noise = self._noise(real, now["image"])
+        return CriticFeed(real, now.get("labels"), z, now.get("eps"), noise, now["rates"][0])
 
     def generator(self) -> GeneratorFeed:
-        """For the generator step whose last critic step ended where the clock stands."""
-        turn = (self.clock - self._first) // self.config.batch - 1
-        step = turn // self.config.optim.critic_steps
-        position = _row(self._positions, turn)
-        real = self._pictures(position, turn) if loss_of(self.config.loss).pairs else None
-        _, rate, decay = _row(self._rates, step).unbind()
-        z = _row(self._z_generator, step)
-        return GeneratorFeed(real, self._labels(position), z, rate, decay)
+        """For the next generator step, behind its last critic step."""
+        now = self._row(self._last)
+        z = self._z_generator.index_select(0, now["step"])[0]
+        real = self._pictures(now) if loss_of(self.config.loss).pairs else None
+        _, rate, decay = now["rates"].unbind()
+        return GeneratorFeed(real, now.get("labels"), z, rate, decay)
 
-    def _pictures(self, position: Tensor, turn: Tensor) -> Tensor:
-        mirrored = None if self._mirrored is None else _row(self._mirrored, turn)
-        return self.data.pictures(position, mirrored)
+    def _row(self, table: Tensor) -> dict[str, Tensor]:
+        """The columns of one turn, by a number that the host does not wait for."""
+        columns = self._columns_of(table.index_select(0, self._turn))
+        return {name: column[0] for name, column in columns.items()}
 
-    def _labels(self, position: Tensor) -> Tensor | None:
-        return self.data.labels_at(position) if self.config.conditional != "no" else None
+    def _pictures(self, now: dict[str, Tensor]) -> Tensor:
+        return self.data.pictures(now["position"], now.get("mirrored"))
 
-    def _noise(self, real: Tensor) -> Tensor | None:
+    def _noise(self, real: Tensor, image: Tensor) -> Tensor | None:
         c = self.config
         if drawn_numbers(c.penalty) != "noise":
             return None
-        index = self.clock + self._offsets[: c.batch]
+        index = image + self._offsets[: c.batch]
         return noise(c.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)
 
 
-def _row(table: Tensor, row: Tensor) -> Tensor:
-    """table[row] by a number on the device, which the host does not wait for."""
-    return table.index_select(0, row.view(1))[0]
+def _layout(
+    columns: dict[str, tuple[torch.dtype, int]],
+) -> tuple[Callable[[Tensor], dict[str, Tensor]], int]:
+    """How columns share a row of 64-bit words: what names them in a table int64 (rows, words), each
+    (rows, numbers) of its type, and how many words there are."""
+    words = [-(-count * kind.itemsize // 8) for kind, count in columns.values()]
+
+    def named(table: Tensor) -> dict[str, Tensor]:
+        parts = zip(table.split(words, 1), columns.items(), strict=True)
+        return {name: part.view(kind)[:, :count] for part, (name, (kind, count)) in parts}
+
+    return named, sum(words)
 
 
 def schedule(config: Config, images: Tensor) -> Tensor:

@@ -61,7 +61,6 @@ class Iteration:
             real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
         )
         self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
-        self.feed.clock.add_(self._config.batch)
         return stats
 
     def _generator(self) -> Stats:

@@ -19,9 +19,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+_answers: list[ctypes.CDLL] = []
+
 
 def load_answers() -> None:
-    """Compile and load ``pretended.cpp``, before torch; RuntimeError without a C++ compiler."""
+    """Compile and load ``pretended.cpp``, before torch is imported."""
     found = importlib.util.find_spec("torch")
     root, source = Path(str(found and found.origin)).parent, Path(__file__).with_suffix(".cpp")
     with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +33,7 @@ def load_answers() -> None:
         subprocess.run(
             [*command, "-lc10", "-ltorch_cpu", "-o", str(library)], check=True, capture_output=True
         )
-        ctypes.CDLL(str(library))
+        _answers.append(ctypes.CDLL(str(library)))
 
 
 if __name__ == "__main__":
@@ -68,10 +70,10 @@ class Launches(TorchDispatchMode):
         self.strangers: list[str] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
         name = str(function).split(".")[1]
         if name in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"):
             self.waits.append(str(function))
+        result = function(*args, **(kwargs or {}))
         if name not in _FREE:
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
             self.operations[str(function)] += 1
@@ -85,10 +87,13 @@ def pretend() -> None:
     """Answer what ganfast asks of torch.cuda, as an H200 would."""
     import torch._dynamo  # which lists torch's own functions when it is first imported
 
+    _answers[0].take_over()
     yes: Any = lambda *_, **__: True  # noqa: E731
     torch.cuda.is_available = torch.cuda.is_bf16_supported = yes
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.device_count = lambda: 1
+    torch.cuda._lazy_init = lambda: None
+    torch._subclasses.fake_tensor.init_gpu_context = lambda _: None
     torch.cuda.set_device = torch.cuda.synchronize = lambda *_: None
     torch.cuda.mem_get_info = lambda *_: (140 << 30, 141 << 30)
     torch.cuda.manual_seed_all = torch.cuda.set_rng_state = lambda *_: None

@@ -14,7 +14,15 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter is on: nothing is compiled", allow_module_level=True)
 
-from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8  # noqa: E402
+from ganfast.kernels import (  # noqa: E402
+    adam_ema,
+    bias_act,
+    gradient_penalty,
+    latents,
+    pictures,
+    shuffle,
+    to_uint8,
+)
 
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
 ARCHITECTURES = (80, 90, 100)
@@ -65,11 +73,21 @@ def cases():
         strides = " ".join(f"stride_{axis}" for axis in "nchw")
         signature = types(f"x_ptr: {kind}, y_ptr: *u8, numel C H W {strides}: i32")
         yield f"to-uint8-{name}", to_uint8._tail_kernel, signature, {"BLOCK": to_uint8._BLOCK}, 4
-    for normal in (True, False):
-        signature = types("index_ptr: *i64, N COUNT PER_ROW: i32, k0 k1 m0 m1 w0 w1: i64")
-        signature["out_ptr"] = "*fp32" if normal else "*fp64"
-        constants = {"NORMAL": normal, "BLOCK": drawn._BLOCK}
-        yield f"draw-{normal}", drawn._draw_kernel, signature, constants, 4
+    keys = types("k0 k1 m0 m1 w0 w1: i64")
+    for kind in drawn.KINDS:
+        signature = keys | types("index_ptr: *i64, N COUNT PER_ROW GROUP STRIDE: i32")
+        signature["out_ptr"] = "*i1" if kind == "coin" else "*fp32"
+        constants = {"KIND": kind, "BLOCK": drawn._BLOCK}
+        yield f"draw-{kind}", drawn._draw_kernel, signature, constants, 4
+    for sizes in (True, False):
+        signature = keys | types("position_ptr size_ptr epoch_ptr out_ptr: *i64, N size: i32")
+        constants = {"SIZES": sizes, "ROUNDS": shuffle._ROUNDS, "BLOCK": shuffle._BLOCK}
+        yield f"shuffle-{sizes}", shuffle._shuffle_kernel, signature, constants, 4
+    for channels, flag in ((1, False), (3, True)):
+        signature = types("images_ptr: *u8, planes_ptr position_ptr: *i64, mirrored_ptr: *i1")
+        signature |= types("out_ptr: *fp32, SIZE WIDTH: i32")
+        constants = {"C": channels, "PLANES": flag, "MIRRORED": flag, "BLOCK": pictures._BLOCK}
+        yield f"pictures-{channels}", pictures._pictures_kernel, signature, constants, 4
     for average, low in ((True, True), (False, False)):
         signature = types("p_ptr g_ptr m_ptr v_ptr average_ptr rates_ptr: *fp32, low_ptr: *bf16")
         signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2 eps: fp32")
@@ -78,12 +96,16 @@ def cases():
 
 
 CASES = {name: rest for name, *rest in cases()}
-SHORT = [name for name in CASES if "bf16" in name or name.startswith(("draw", "adam"))]
+SHORT = [
+    name
+    for name in CASES
+    if "bf16" in name or name.startswith(("draw", "adam", "shuffle", "pictures"))
+]
 # every kernel once, as its longest program
 SAMPLE = f"""
     whole-bf16-{gradient_penalty._ONE_PROGRAM}-False-True direction-bf16-False-True squares-bf16
-    bias-act-bf16-i64 tangent-bf16-i64 delta-columns-bf16 delta-rows-bf16 to-uint8-bf16 draw-True
-    adam-True-True
+    bias-act-bf16-i64 tangent-bf16-i64 delta-columns-bf16 delta-rows-bf16 to-uint8-bf16 draw-normal
+    shuffle-True pictures-3 adam-True-True
 """.split()
 
 

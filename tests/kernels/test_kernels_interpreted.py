@@ -185,7 +185,7 @@ def assert_dispatch(monkeypatch, public, reference, *args, kernel: dict[str, int
 
 # The second process.
 
-KERNELS = ["gradient_penalty", "bias_act", "latents", "to_uint8", "adam_ema"]
+KERNELS = "gradient_penalty bias_act latents shuffle pictures to_uint8 adam_ema".split()
 FILES = [*KERNELS, "engine_kernels", "optim"]
 _OWN = ("GANFAST_KERNELS", "GANFAST_METER", "PYTEST_ADDOPTS")  # not for the second process
 # Which tests, and their least number: fewer means that some are not collected any more.

@@ -6,13 +6,7 @@ import torch
 
 import ganfast.kernels.latents as module
 from ganfast import latents as host
-from ganfast.kernels.latents import (
-    draw_triton,
-    latents,
-    latents_reference,
-    uniforms,
-    uniforms_reference,
-)
+from ganfast.kernels.latents import KINDS, latents, latents_reference
 from tests.kernels.test_kernels_interpreted import (
     DEVICE,
     assert_dispatch,
@@ -27,8 +21,13 @@ SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 -
 INDEX = torch.tensor([0, 1, 2, 2**32 - 1, 2**32, 2**40, 2**53 + 1, 2**63 - 1])
 
 
-def draw(seed, stream, index, count, normal):
-    return run_kernel(module.draw_triton, seed, stream, index, count, normal, _draw_kernel=1).cpu()
+def draw(seed, stream, index, count, kind="normal"):
+    def drawn(index):
+        out = torch.empty(1, len(index), count, dtype=KINDS[kind][0], device=index.device)
+        module.draw_triton(kind, seed, stream, index, out)
+        return out[0]
+
+    return run_kernel(drawn, index, _draw_kernel=1).cpu()
 
 
 def numpy_words(seed, stream, index, count):
@@ -38,16 +37,23 @@ def numpy_words(seed, stream, index, count):
     return generator.random_raw(count)
 
 
-def assert_numpys_uniforms(seed, stream, count):
-    """The upper 53 bits of a word, exactly: a wrong bit of key, counter or product reaches them."""
+def assert_numpys_words(seed, stream, count):
+    """52 bits of each of ``count`` words, exactly, and what the upper ones of them make: a wrong
+    bit of key, counter or product reaches them."""
     words = np.stack([numpy_words(seed, stream, int(i), count) for i in INDEX])
-    found = draw(seed, stream, INDEX, count, False)
-    assert found.dtype == torch.float64
-    assert found.tolist() == ((words >> np.uint64(11)) / 2.0**53).tolist()
+    grains = draw(seed, stream, INDEX, 4 * count, "grain").numpy()
+    assert grains.dtype == np.float32
+    parts = (grains.reshape(*words.shape, 4) * 2.0**13).astype(np.uint64)
+    found = sum(parts[:, :, k] << np.uint64(51 - 13 * k) for k in range(4))
+    np.testing.assert_array_equal(found, words >> np.uint64(12) << np.uint64(12))
+    uniform = draw(seed, stream, INDEX, count, "uniform").numpy()
+    assert uniform.dtype == np.float32
+    np.testing.assert_array_equal(uniform, (words >> np.uint64(40)) / 2.0**24)
+    np.testing.assert_array_equal(draw(seed, stream, INDEX, count, "coin"), words < 2**63)
 
 
 def assert_references_normals(seed, stream, index, count, most_off=0):
-    found = draw(seed, stream, index, count, True)
+    found = draw(seed, stream, index, count)
     expected = latents_reference(seed, stream, index, count)
     assert found.dtype == torch.float32
     assert found.shape == expected.shape
@@ -62,14 +68,14 @@ def assert_references_normals(seed, stream, index, count, most_off=0):
 @pytest.mark.parametrize("stream", [0, 1, 13, 2**64 - 1])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_uniforms_are_the_words_of_numpys_philox(seed, stream):
-    assert_numpys_uniforms(seed, stream, 7)
+    assert_numpys_words(seed, stream, 7)
 
 
 @on_kernels
 @pytest.mark.parametrize("count", range(1, 10))
 def test_any_number_of_columns(count):
     """Rows end in the middle of a block of four words."""
-    assert_numpys_uniforms(7, 3, count)
+    assert_numpys_words(7, 3, count)
     assert_references_normals(7, 3, INDEX, count)
 
 
@@ -88,7 +94,7 @@ def test_normals_of_every_seed_and_of_large_indices(seed):
 @on_kernels
 def test_normals_are_those_of_the_exported_sampler():
     for seed, stream in ((3, 0), (2**64 - 1, 5)):
-        found = draw(seed, stream, INDEX, 9, True).numpy()
+        found = draw(seed, stream, INDEX, 9).numpy()
         np.testing.assert_array_max_ulp(
             found, host.latents(seed, INDEX.numpy(), 9, stream=stream), 1
         )
@@ -96,32 +102,42 @@ def test_normals_are_those_of_the_exported_sampler():
 
 
 @on_kernels
-@pytest.mark.parametrize("normal", [True, False])
-def test_a_row_does_not_depend_on_the_batch_it_is_drawn_in(normal):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_batch_it_is_drawn_in(kind):
     index = torch.arange(5, 305)
-    whole = draw(9, 4, index, 5, normal)
+    whole = draw(9, 4, index, 5, kind)
     for i in (0, 1, 63, 64, 150, 299):
-        assert torch.equal(draw(9, 4, index[i : i + 1], 5, normal)[0], whole[i])
+        assert torch.equal(draw(9, 4, index[i : i + 1], 5, kind)[0], whole[i])
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(9, 4, index[order], 5, normal), whole[order])
-    assert torch.equal(draw(9, 4, index, 3, normal), whole[:, :3])
+    assert torch.equal(draw(9, 4, index[order], 5, kind), whole[order])
+    assert torch.equal(draw(9, 4, index, 3, kind), whole[:, :3])
 
 
 @on_kernels
 def test_seed_stream_and_index_each_draw_their_own():
     rows = torch.cat(
-        [draw(seed, stream, torch.tensor([0, 1]), 4, False) for seed in (0, 1) for stream in (0, 1)]
+        [draw(seed, stream, torch.tensor([0, 1]), 4) for seed in (0, 1) for stream in (0, 1)]
     )
     assert len(rows.flatten().unique()) == rows.numel()
-    assert not torch.equal(draw(0, 1, INDEX, 4, False), draw(1, 0, INDEX, 4, False))
+    assert not torch.equal(draw(0, 1, INDEX, 4), draw(1, 0, INDEX, 4))
+
+
+@on_kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_rows_may_lie_apart(kind):
+    """As the tables of a training: what lies between is not touched."""
+    table = torch.zeros(4, 7, 11, dtype=KINDS[kind][0], device=DEVICE)
+    index = torch.arange(90, 90 + 4 * 5)
+    with launching(_draw_kernel=1):
+        module.draw_triton(kind, 5, 0, index.to(DEVICE), table[:, :5])
+    assert torch.equal(table[:, :5].reshape(20, 11).cpu(), draw(5, 0, index, 11, kind))
+    assert not table[:, 5:].any()
 
 
 @on_kernels
 def test_no_rows_launch_nothing():
-    for normal in (True, False):
-        assert run_kernel(
-            draw_triton, 0, 0, torch.empty(0, dtype=torch.int64), 5, normal
-        ).shape == (0, 5)
+    with launching():
+        assert latents(0, 0, torch.empty(0, dtype=torch.int64, device=DEVICE), 5).shape == (0, 5)
 
 
 @on_kernels
@@ -129,15 +145,16 @@ def test_indices_need_not_be_dense():
     wide = torch.arange(40).to(DEVICE)
     for index in (wide[::3], wide.view(8, 5)[:, 2], wide[3:4].expand(6)):
         with launching(_draw_kernel=1):
-            found = draw_triton(5, 0, index, 5, False)
-        assert torch.equal(found.cpu(), uniforms_reference(5, 0, index.cpu(), 5))
+            found = module.uniforms(5, 0, index, 5)
+        assert torch.equal(found.cpu(), module.uniforms_reference(5, 0, index.cpu(), 5))
 
 
 @on_kernels
-@pytest.mark.parametrize("normal", [True, False])
-def test_the_operation_keeps_its_schema_and_its_fake(normal):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operation_keeps_its_schema_and_its_fake(kind):
     for index in (torch.arange(6), torch.arange(12)[::2], torch.arange(0)):
-        assert_op(module._draw, -5, 2, index.to(DEVICE), 5, normal)
+        out = torch.zeros(1, len(index), 5, dtype=KINDS[kind][0], device=DEVICE)
+        assert_op(module._draw, kind, -5, 2, index.to(DEVICE), out)
 
 
 @on_kernels
@@ -146,8 +163,8 @@ def test_the_operation_keeps_its_schema_and_its_fake(normal):
 def test_the_public_functions_take_every_seed_and_stream(seed, stream):
     with launching(_draw_kernel=2):
         drawn = latents(seed, stream, INDEX.to(DEVICE), 5)
-        uniform = uniforms(seed, stream, INDEX.to(DEVICE), 5)
-    assert torch.equal(uniform.cpu(), uniforms_reference(seed, stream, INDEX, 5))
+        uniform = module.uniforms(seed, stream, INDEX.to(DEVICE), 5)
+    assert torch.equal(uniform.cpu(), module.uniforms_reference(seed, stream, INDEX, 5))
     torch.testing.assert_close(
         drawn.cpu(), latents_reference(seed, stream, INDEX, 5), rtol=2e-7, atol=0
     )
@@ -156,10 +173,20 @@ def test_the_public_functions_take_every_seed_and_stream(seed, stream):
 # Which of the two runs; tests/test_random.py has the reference itself.
 
 
-def test_reference_or_kernel(monkeypatch):
-    for public, reference in ((latents, latents_reference), (uniforms, uniforms_reference)):
-        for seed in (3, 2**64 - 1):
-            drawn, expected = (
-                (lambda index, f=f, s=seed: f(s, 4, index, 5)) for f in (public, reference)
-            )
-            assert_dispatch(monkeypatch, drawn, expected, INDEX, kernel={"_draw_kernel": 1})
+@pytest.mark.parametrize("name", ["latents", "uniforms", "coins", "grains"])
+def test_reference_or_kernel(name, monkeypatch):
+    public, reference = (getattr(module, n) for n in (name, f"{name}_reference"))
+    for seed in (3, 2**64 - 1):
+        drawn, expected = (
+            (lambda index, f=f, s=seed: f(s, 4, index, 5)) for f in (public, reference)
+        )
+        assert_dispatch(monkeypatch, drawn, expected, INDEX, kernel={"_draw_kernel": 1})
+
+
+@pytest.mark.parametrize("name", ["latents", "uniforms", "coins"])
+def test_numbers_go_where_they_are_wanted(name):
+    function = getattr(module, name)
+    for table in (torch.zeros(1, 8, 3), torch.zeros(2, 9, 3)[:, :4]):
+        out = (table.bool() if name == "coins" else table).to(DEVICE)
+        assert function(4, 1, INDEX.to(DEVICE), 3, out) is out
+        assert torch.equal(out.reshape(8, 3), function(4, 1, INDEX.to(DEVICE), 3))

@@ -829,7 +829,7 @@ def planted(monkeypatch):
 
             def spoiled(self):
                 given = draw(self)
-                if int(self.clock) + self.config.batch in images:
+                if int(self._first + self._turn * self.config.batch) in images:
                     given.real[3, 0, 5, 5] = math.nan
                 return given
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ganfast import random
-from ganfast.kernels import latents
+from ganfast.kernels import latents, shuffle
 
 # A captured stream may not wait for the device: these give the host a value, or a size.
 HOST_READS = {
@@ -29,7 +28,7 @@ class Tape(TorchDispatchMode):
         self._words = pytest.MonkeyPatch()
 
     def __enter__(self) -> Any:
-        self._words.setattr(random, "_permuted_on_host", random._permuted_on_device)
+        self._words.setattr(shuffle, "_permuted_on_host", shuffle.permute_reference)
         self._words.setattr(latents, "_words_on_host", latents._words_on_device)
         return super().__enter__()
 
