@@ -29,8 +29,9 @@ from ganfast.kernels._triton import (
 )
 
 _BLOCK = 2048  # elements of a program of the elementwise kernels
-_ROWS = 32  # rows and columns of a program that sums over rows
-_COLUMNS = 64
+_COLUMNS = 64  # of a program that sums over rows
+_TILE = 2048  # elements that such a program takes at a time
+_PROGRAMS = 1024  # that sum over rows at once: seven on each of an H200's 132 multiprocessors
 _ROW_PART = 512  # of a row that one program sums: at 1024 ptxas spills for sm_80
 
 
@@ -46,15 +47,15 @@ def bias_act_delta_reference(
 ) -> tuple[Tensor, Tensor]:
     """dz like dy, and db (C,) in float32 or more."""
     dy = dense(dy)
-    dz = _exact(dy) * torch.where(_unpacked(bits, dy, 0), 1.0, slope).to(_exact(dy).dtype)
+    dz = _exact(dy) * torch.where(_unpacked(bits, dy), 1.0, slope).to(_exact(dy).dtype)
     weighted = dz * _exact(sample_weight).view(-1, *[1] * (dy.dim() - 1))
     return dz.to(dy.dtype), weighted.sum([0, *range(2, dy.dim())])
 
 
-def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float) -> Tensor:
     """t like c."""
     c = dense(c)
-    t = _exact(c) * torch.where(_unpacked(bits, c, first), 1.0, slope).to(_exact(c).dtype)
+    t = _exact(c) * torch.where(_unpacked(bits, c), 1.0, slope).to(_exact(c).dtype)
     return t.to(c.dtype)
 
 
@@ -73,41 +74,67 @@ def _packed(mask: Tensor) -> Tensor:
     return (padded.int() << torch.arange(8, device=mask.device)).sum(1).to(torch.uint8)
 
 
-def _unpacked(bits: Tensor, like: Tensor, first: int) -> Tensor:
-    """The mask of elements first, first + 1, ... in the shape and layout of ``like``."""
+def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
+    """The mask in the shape and layout of ``like``."""
     flat = ((bits[:, None].int() >> torch.arange(8, device=bits.device)) & 1).flatten()
-    mask = flat[first : first + like.numel()].bool()
-    return mask.as_strided(like.shape, like.stride())
+    return flat.bool().as_strided(like.shape, like.stride())
 
 
 @jit
-def _forward_kernel(x_ptr, bias_ptr, y_ptr, bits_ptr, numel, C, INNER, slope, BLOCK: tl.constexpr):
-    """Elements in memory order; an element's channel is (i // INNER) % C."""
-    block = tl.program_id(0).to(tl.int64)
-    i = block * BLOCK + tl.arange(0, BLOCK)
+def _forward_kernel(
+    x_ptr,
+    bias_ptr,
+    y_ptr,
+    bits_ptr,
+    numel,
+    C,
+    INNER,
+    slope,
+    EIGHTS: tl.constexpr,
+    LARGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Elements in memory order; an element's channel is (i // INNER) % C. EIGHTS: the eight of a
+    byte have one channel, where INNER is a multiple of 8."""
+    block = tl.program_id(0)
+    if LARGE:
+        block = block.to(tl.int64)
+    j, k = block * (BLOCK // 8) + tl.arange(0, BLOCK // 8), tl.arange(0, 8)
+    i = j[:, None] * 8 + k[None, :]
     inside = i < numel
     x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
-    z = x + tl.load(bias_ptr + (i // INNER) % C, mask=inside, other=0.0).to(tl.float32)
+    if EIGHTS:
+        channel = (j * 8 // INNER) % C
+        z = x + tl.load(bias_ptr + channel, mask=j * 8 < numel, other=0.0).to(tl.float32)[:, None]
+    else:
+        z = x + tl.load(bias_ptr + (i // INNER) % C, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + i, tl.where(z > 0, z, z * slope).to(y_ptr.dtype.element_ty), mask=inside)
-    positive = ((z > 0) & inside).to(tl.int32)
-    byte = tl.sum(tl.reshape(positive, (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :], 1)
-    j = block * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+    byte = tl.sum(((z > 0) & inside).to(tl.int32) << k[None, :], 1)
     tl.store(bits_ptr + j, byte.to(tl.uint8), mask=j * 8 < numel)
 
 
 @jit
-def _through(v, bits_ptr, at, inside, slope):
-    """v times phi' of the elements ``at``."""
-    byte = tl.load(bits_ptr + (at >> 3), mask=inside, other=0).to(tl.int32)
-    return tl.where(((byte >> (at & 7).to(tl.int32)) & 1) != 0, v, v * slope)
+def _through(v, shifted, slope):
+    """v times phi', as the lowest bit of ``shifted`` says."""
+    return tl.where((shifted & 1) != 0, v, v * slope)
 
 
 @jit
-def _tangent_kernel(c_ptr, bits_ptr, t_ptr, numel, first, slope, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _bit_of_each(bits_ptr, i, inside):
+    """The bits of elements, lowest, by a load an element: their bytes begin anywhere."""
+    byte = tl.load(bits_ptr + (i >> 3), mask=inside, other=0).to(tl.int32)
+    return byte >> (i & 7).to(tl.int32)
+
+
+@jit
+def _tangent_kernel(c_ptr, bits_ptr, t_ptr, numel, slope, BLOCK: tl.constexpr):
+    j = tl.program_id(0).to(tl.int64) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+    k = tl.arange(0, 8)
+    i = j[:, None] * 8 + k[None, :]
     inside = i < numel
     c = tl.load(c_ptr + i, mask=inside, other=0.0).to(tl.float32)
-    t = _through(c, bits_ptr, first + i, inside, slope)
+    byte = tl.load(bits_ptr + j, mask=j * 8 < numel, other=0).to(tl.int32)
+    t = _through(c, byte[:, None] >> k[None, :], slope)
     tl.store(t_ptr + i, t.to(t_ptr.dtype.element_ty), mask=inside)
 
 
@@ -121,46 +148,85 @@ def _delta_columns_kernel(
     R,
     C,
     PER_SAMPLE,
+    STEPS,
     slope,
+    EIGHTS: tl.constexpr,
+    LARGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Channels last: memory is (R = N * spatial, C). part_ptr (row blocks, C) gets the weighted
-    column sums of a block of rows."""
-    block = tl.program_id(0).to(tl.int64)
-    r = block * ROWS + tl.arange(0, ROWS)
+    """Channels last: memory is (R = N * spatial, C). A program takes STEPS blocks of rows and adds
+    them up in registers: part_ptr (programs, C) gets their weighted column sums. EIGHTS: a row
+    fills whole bytes, where C is a multiple of 8."""
+    program = tl.program_id(0)
+    if LARGE:
+        program = program.to(tl.int64)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (r < R)[:, None] & (c < C)[None, :]
-    i = r[:, None] * C + c[None, :]
-    dy = tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32)
-    dz = _through(dy, bits_ptr, i, inside, slope)
-    tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-    w = tl.load(weight_ptr + r // PER_SAMPLE, mask=r < R, other=0.0).to(tl.float32)
-    tl.store(part_ptr + block * C + c, tl.sum(dz * w[:, None], 0), mask=c < C)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(0, STEPS):
+        r = (program * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        i = r[:, None] * C + c[None, :]
+        inside = (r < R)[:, None] & (c < C)[None, :]
+        dy = tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32)
+        if EIGHTS:
+            j = tl.program_id(1) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+            some = (r < R)[:, None] & (j * 8 < C)[None, :]
+            byte = tl.load(bits_ptr + r[:, None] * (C // 8) + j[None, :], mask=some, other=0)
+            eight = byte.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]
+            shifted = tl.reshape(eight, (ROWS, COLUMNS))
+        else:
+            shifted = _bit_of_each(bits_ptr, i, inside)
+        dz = _through(dy, shifted, slope)
+        tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        w = tl.load(weight_ptr + r // PER_SAMPLE, mask=r < R, other=0.0).to(tl.float32)
+        total += dz * w[:, None]
+    tl.store(part_ptr + program * C + c, tl.sum(total, 0), mask=c < C)
 
 
 @jit
 def _delta_rows_kernel(
-    dy_ptr, bits_ptr, weight_ptr, dz_ptr, part_ptr, C, INNER, slope, BLOCK: tl.constexpr
+    dy_ptr,
+    bits_ptr,
+    weight_ptr,
+    dz_ptr,
+    part_ptr,
+    C,
+    INNER,
+    slope,
+    EIGHTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Contiguous: one program a (sample, channel), a row of INNER elements. part_ptr is (N, C)."""
+    """Contiguous: one program a (sample, channel), a row of INNER elements. part_ptr is (N, C).
+    EIGHTS: a row fills whole bytes, where INNER is a multiple of 8."""
     w = tl.load(weight_ptr + tl.program_id(0) // C).to(tl.float32)
     row = tl.program_id(0).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float32)
+    j, k = tl.arange(0, BLOCK // 8), tl.arange(0, 8)
+    total = tl.zeros((BLOCK // 8, 8), tl.float32)
     for start in range(0, INNER, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        inside = k < INNER
-        i = row * INNER + k
+        at = start + j[:, None] * 8 + k[None, :]
+        inside = at < INNER
+        i = row * INNER + at
         dy = tl.load(dy_ptr + i, mask=inside, other=0.0).to(tl.float32)
-        dz = _through(dy, bits_ptr, i, inside, slope)
+        if EIGHTS:
+            first = bits_ptr + row * (INNER // 8) + start // 8
+            byte = tl.load(first + j, mask=start + j * 8 < INNER, other=0).to(tl.int32)
+            shifted = byte[:, None] >> k[None, :]
+        else:
+            shifted = _bit_of_each(bits_ptr, i, inside)
+        dz = _through(dy, shifted, slope)
         tl.store(dz_ptr + i, dz.to(dz_ptr.dtype.element_ty), mask=inside)
         total += dz
-    tl.store(part_ptr + row, tl.sum(total, 0) * w)
+    tl.store(part_ptr + row, tl.sum(tl.sum(total, 1), 0) * w)
 
 
 def _inner(x: Tensor) -> int:
     """How many elements lie between two channels of a sample."""
     return x[0, 0].numel() if x.is_contiguous() else 1
+
+
+def _large(x: Tensor) -> bool:
+    """Whether an index of a program's elements may need 64 bits."""
+    return x.numel() > 2**31 - _BLOCK
 
 
 def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
@@ -170,7 +236,8 @@ def bias_act_triton(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tens
     bits = torch.empty(blocks(x.numel(), 8), dtype=torch.uint8, device=x.device)
     tensors, inner = (x, bias.contiguous(), y, bits), _inner(x) if x.numel() else 1
     numbers, grid = (x.numel(), x.shape[1], inner, slope), (blocks(x.numel(), _BLOCK),)
-    launch(_forward_kernel, grid, x.device, *tensors, *numbers, BLOCK=_BLOCK, num_warps=8)
+    flags = {"EIGHTS": inner % 8 == 0, "LARGE": _large(x), "BLOCK": _BLOCK, "num_warps": 8}
+    launch(_forward_kernel, grid, x.device, *tensors, *numbers, **flags)
     return y, bits
 
 
@@ -184,28 +251,33 @@ def bias_act_delta_triton(
         return torch.empty_like(dy), torch.zeros(c, dtype=torch.float32, device=dy.device)
     dz = torch.empty_like(dy)
     tensors = (dy, bits, sample_weight.contiguous(), dz)
-    if _inner(dy) == 1:  # channels last, or nothing behind the channels
-        rows, per_sample = dy.numel() // c, dy.numel() // (n * c)
-        parts = torch.empty(blocks(rows, _ROWS), c, dtype=torch.float32, device=dy.device)
+    inner = _inner(dy)
+    if inner == 1:  # channels last, or nothing behind the channels
         columns = min(_COLUMNS, power_of_two(c))
-        grid = (len(parts), blocks(c, columns))
-        sizes = (rows, c, per_sample, slope)
-        flags = {"ROWS": _ROWS, "COLUMNS": columns, "num_warps": 4}
-        launch(_delta_columns_kernel, grid, dy.device, *tensors, parts, *sizes, **flags)
+        rows, side_by_side = _TILE // columns, blocks(c, columns)
+        count = blocks(dy.numel() // c, rows)
+        # By shape alone, so that the sum is the same on every GPU.
+        steps = max(1, count * side_by_side // _PROGRAMS)
+        parts = torch.empty(blocks(count, steps), c, dtype=torch.float32, device=dy.device)
+        numbers = (dy.numel() // c, c, dy.numel() // (n * c), steps, slope)
+        flags = {"EIGHTS": c % 8 == 0, "LARGE": _large(dy), "ROWS": rows, "COLUMNS": columns}
+        arguments, grid = (*tensors, parts, *numbers), (len(parts), side_by_side)
+        launch(_delta_columns_kernel, grid, dy.device, *arguments, **flags, num_warps=4)
     else:
         parts = torch.empty(n, c, dtype=torch.float32, device=dy.device)
-        inner = _inner(dy)
-        block = min(_ROW_PART, power_of_two(inner))
-        flags = {"BLOCK": block, "num_warps": 4}
+        block = max(8, min(_ROW_PART, power_of_two(inner)))
+        flags = {"EIGHTS": inner % 8 == 0, "BLOCK": block, "num_warps": 4}
         launch(_delta_rows_kernel, (n * c,), dy.device, *tensors, parts, c, inner, slope, **flags)
     return dz, parts.sum(0)  # the second stage: no atomics, so that the sum is the same every time
 
 
-def bias_act_tangent_triton(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+def bias_act_tangent_triton(
+    c: Tensor, bits: Tensor, slope: float, out: Tensor | None = None
+) -> Tensor:
     """The launcher; arguments as `bias_act_tangent`."""
     c = dense(c)
-    t = torch.empty_like(c)
-    arguments, grid = (c, bits, t, c.numel(), first, slope), (blocks(c.numel(), _BLOCK),)
+    t = torch.empty_like(c) if out is None else out
+    arguments, grid = (c, bits, t, c.numel(), slope), (blocks(c.numel(), _BLOCK),)
     launch(_tangent_kernel, grid, c.device, *arguments, BLOCK=_BLOCK, num_warps=8)
     return t
 
@@ -214,9 +286,11 @@ _bias_act = torch.library.custom_op("ganfast::bias_act", bias_act_triton, mutate
 _bias_act_delta = torch.library.custom_op(
     "ganfast::bias_act_delta", bias_act_delta_triton, mutates_args=()
 )
-_bias_act_tangent = torch.library.custom_op(
-    "ganfast::bias_act_tangent", bias_act_tangent_triton, mutates_args=()
-)
+
+
+@torch.library.custom_op("ganfast::bias_act_tangent", mutates_args=("out",))
+def _bias_act_tangent(c: Tensor, bits: Tensor, slope: float, out: Tensor) -> None:
+    bias_act_tangent_triton(c, bits, slope, out)
 
 
 @_bias_act.register_fake
@@ -227,11 +301,6 @@ def _(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
 @_bias_act_delta.register_fake
 def _(dy: Tensor, bits: Tensor, slope: float, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(dense(dy)), dy.new_empty(dy.shape[1], dtype=torch.float32)
-
-
-@_bias_act_tangent.register_fake
-def _(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
-    return torch.empty_like(dense(c))
 
 
 def bias_act(x: Tensor, bias: Tensor, slope: float) -> tuple[Tensor, Tensor]:
@@ -268,17 +337,32 @@ def bias_act_delta(
     return compute(dy, bits, slope, sample_weight)
 
 
-def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, first: int = 0) -> Tensor:
+def bias_act_tangent(c: Tensor, bits: Tensor, slope: float, out: Tensor | None = None) -> Tensor:
     """A direction through the activation.
 
     Args:
-        c: (n, C, *spatial): the direction at x for some of the samples that made the bits, in the
-            same layout.
+        c: (N, C, *spatial), the direction at x, laid out as the x that made the bits.
         bits, slope: as `bias_act_delta`.
-        first: elements that lie before those samples: samples * C * spatial.
+        out: gets t; like c in shape, type and layout; None = a new tensor.
+
+    Returns:
+        t like c: ``out`` if there is one.
+
+    Raises:
+        ValueError: ``out`` has another type or layout.
     """
-    compute = _bias_act_tangent if _kernel(c) else bias_act_tangent_reference
-    return compute(c, bits, slope, first)
+    c = dense(c)
+    if out is not None and (out.stride(), out.dtype) != (c.stride(), c.dtype):
+        raise ValueError(
+            f"out has strides {out.stride()} and {out.dtype}; expected {c.stride()} and {c.dtype}, "
+            "as c has: same_layout brings c there"
+        )
+    if not _kernel(c):
+        t = bias_act_tangent_reference(c, bits, slope)
+        return t if out is None else out.copy_(t)
+    t = torch.empty_like(c) if out is None else out
+    _bias_act_tangent(c, bits, slope, t)
+    return t
 
 
 class _Differentiable(torch.autograd.Function):

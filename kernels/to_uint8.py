@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ganfast.kernels._triton import blocks, jit, launch, tl, use_triton
+from ganfast.kernels._triton import blocks, dense, jit, launch, tl, use_triton
 
-_BLOCK = 1024
+_BLOCK = 1024  # pixels of a program
 
 
 def to_uint8_reference(pictures: Tensor) -> Tensor:
@@ -15,26 +15,54 @@ def to_uint8_reference(pictures: Tensor) -> Tensor:
 
 
 @jit
-def _tail_kernel(
-    x_ptr, y_ptr, numel, C, H, W, stride_n, stride_c, stride_h, stride_w, BLOCK: tl.constexpr
-):
-    """Elements of y in memory order, gathered from x by its strides."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < numel
-    c, w, h, n = i % C, i // C % W, i // (C * W) % H, i // (C * W) // H
-    at = x_ptr + n * stride_n + c * stride_c + h * stride_h + w * stride_w
-    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    scaled = tl.minimum(tl.maximum((x + 1.0) * 127.5, 0.0), 255.0)
-    # Adding 1.5 * 2^23 leaves no room for a fraction: the hardware rounds it away, ties to even.
-    tl.store(y_ptr + i, ((scaled + 12582912.0) - 12582912.0).to(tl.uint8), mask=inside)
+def _tail_kernel(x_ptr, y_ptr, P, PARTS, C: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK pixels of one picture, which is C planes of P pixels, as P pixels of C bytes.
+
+    Indices are 32 bits wide within a picture. WORDS: four bytes a store, where P is a multiple of
+    4. The C bytes of four pixels fill C words.
+    """
+    picture = (tl.program_id(0) // PARTS).to(tl.int64) * P * C
+    first, k = tl.program_id(0) % PARTS * BLOCK, tl.arange(0, 4)
+    four = first // 4 + tl.arange(0, BLOCK // 4)
+    if WORDS:
+        p = 4 * four[:, None] + k[None, :]
+    else:
+        p = first + tl.arange(0, BLOCK)
+    planes = ()
+    for c in tl.static_range(C):
+        x = tl.load(x_ptr + picture + c * P + p, mask=p < P, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum((x + 1.0) * 127.5, 0.0), 255.0)
+        # Adding 1.5 * 2^23 leaves no room for a fraction: the hardware rounds it away, ties to
+        # even.
+        level = ((scaled + 12582912.0) - 12582912.0).to(tl.uint8)
+        if WORDS:
+            planes += (level.to(tl.int32),)  # type: ignore[assignment]
+        else:
+            tl.store(y_ptr + picture + p * C + c, level, mask=p < P)
+    if WORDS:
+        words = (y_ptr + picture).to(tl.pointer_type(tl.int32))
+        for w in tl.static_range(C):
+            word = tl.zeros((BLOCK // 4,), tl.int32)
+            for c in tl.static_range(C):
+                at = k * C + c - 4 * w  # the byte's place in this word, if it lies in it
+                here = ((at >= 0) & (at < 4))[None, :]
+                word += tl.sum(tl.where(here, planes[c] << (8 * (at & 3))[None, :], 0), 1)
+            tl.store(words + four * C + w, word, mask=4 * four < P)
 
 
 def to_uint8_triton(pictures: Tensor) -> Tensor:
     """The launcher; arguments as `to_uint8`."""
     n, c, h, w = pictures.shape
     y = torch.empty(n, h, w, c, dtype=torch.uint8, device=pictures.device)
-    numbers, grid = (y.numel(), c, h, w, *pictures.stride()), (blocks(y.numel(), _BLOCK),)
-    launch(_tail_kernel, grid, y.device, pictures, y, *numbers, BLOCK=_BLOCK, num_warps=4)
+    if not y.numel():
+        return y
+    pictures = dense(pictures)
+    # Channels last, the elements lie as the bytes will: one plane.
+    planes = c if pictures.is_contiguous() else 1
+    pixels = c * h * w // planes
+    parts = blocks(pixels, _BLOCK)
+    flags = {"C": planes, "WORDS": planes > 1 and pixels % 4 == 0, "BLOCK": _BLOCK}
+    launch(_tail_kernel, (n * parts,), y.device, pictures, y, pixels, parts, **flags, num_warps=4)
     return y
 
 

@@ -11,7 +11,7 @@ Work, in forward passes of N pictures: WGAN-GP 10 (curved 12), R1 7 (9), R1+R2 8
 takes 12, 9, 12.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,7 +20,17 @@ from torch import Tensor
 
 from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.heads import Logits, Tail
-from ganfast.engine.layers import Block, Blocks, Conv, Gradients, Kept, Layer, Linear, Weights
+from ganfast.engine.layers import (
+    Block,
+    Blocks,
+    Conv,
+    ConvAct,
+    Gradients,
+    Kept,
+    Layer,
+    Linear,
+    Weights,
+)
 from ganfast.engine.maps import LabelRows, unfolded
 from ganfast.engine.objective import Inputs, Stats, penalty_stats
 from ganfast.engine.rows import Rows
@@ -62,6 +72,7 @@ class ExplicitStep:
             for i in step.inputs
         }
         self.needed |= set(walk.tail.inputs if walk.tail else walk.outputs)
+        self.overwritten = _overwritten(walk)
 
     def __call__(
         self,
@@ -118,7 +129,8 @@ class ExplicitStep:
         bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
         delta, g, settled = self._backward(done, done.seeded(seeds), ALL, rows.penalised, bias)
         direction, stats = self._penalise(g, rows)
-        tangent = self._tangent(done, direction)
+        over = set() if shared else self.overwritten
+        tangent = self._tangent(done, direction, over)
 
         own, both = slice(0, rows.start), slice(rows.start, rows.loss)
 
@@ -128,7 +140,8 @@ class ExplicitStep:
                 return [], [d], biases, [ALL]
             h, t = done.values[i], tangent[i]
             if not shared:
-                h[rows.penalised] = t  # in place: nobody reads those rows any more
+                if i not in over:
+                    h[rows.penalised] = t  # in place: nobody reads those rows any more
                 return [h], [d], biases, [ALL]
             inputs = [h[own], _plus(t[:shared], h[both], slope), t[shared:]]
             return inputs, [d], biases, [ALL]
@@ -236,20 +249,29 @@ class ExplicitStep:
                 pending[i] = pending[i] + d if i in pending else d
         return deltas, pending.get(0, torch.empty(0)), settled
 
-    def _tangent(self, done: "_Forward", direction: Tensor) -> ByValue:
-        """The tangents of all values for a direction at the pictures of the penalised rows."""
+    def _tangent(
+        self, done: "_Forward", direction: Tensor, over: Collection[Value] = ()
+    ) -> ByValue:
+        """The tangents of all values for a direction at the pictures of the penalised rows.
+
+        Those of ``over`` are written over the values themselves, in the penalised rows.
+        """
         tangents = {0: direction}
         for k, step in enumerate(self.walk.steps):
             kept = _sliced(done.kept[step.output], done.rows.penalised)
             inputs = [tangents[i] for i in step.inputs]
-            tangents[step.output] = step.layer.tangent(done.w, kept, *inputs)
+            tangent = step.layer.tangent
+            if step.output in over:
+                assert isinstance(step.layer, ConvAct)
+                tangent = step.layer.tangent_over_output
+            tangents[step.output] = tangent(done.w, kept, *inputs)
             del inputs
             self._let_go(tangents, k)
         return tangents
 
     def _penalise(self, g: Tensor, rows: Rows) -> tuple[Tensor, Stats]:
-        """Directions of the penalised rows, from their input gradients."""
-        g, n = full_precision(g), rows.count
+        """Directions of the penalised rows, from their input gradients and in their type."""
+        n = rows.count
         directions: dict[int, Tensor] = {}
         values, norms = [], []
         for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
@@ -262,7 +284,7 @@ class ExplicitStep:
                 )
                 values.append(value)
                 norms.append(norm)
-                directions[k] = directions[k] + u if k in directions else u
+                directions[k] = full_precision(directions[k]) + u if k in directions else u
         direction = torch.cat([directions[k] for k in range(len(rows.segments))])
         return direction, penalty_stats(values, norms)
 
@@ -330,6 +352,18 @@ def _bare(walk: Walk) -> set[Value]:
         if not step.layer.weights and all(i in bare for i in step.inputs):
             bare.add(step.output)
     return bare
+
+
+def _overwritten(walk: Walk) -> set[Value]:
+    """Values whose penalised rows nobody but weight gradients reads after the delta pass.
+
+    `ConvAct` keeps bits for its own tangent, and a convolution or linear layer behind it reads the
+    tangent alone.
+    """
+    read = set(walk.tail.inputs if walk.tail else walk.outputs)
+    read |= {i for s in walk.steps if not isinstance(s.layer, Conv | Linear) for i in s.inputs}
+    fused = {step.output for step in walk.steps if isinstance(step.layer, ConvAct)}
+    return fused - read
 
 
 def _sliced(kept: Kept, rows: slice) -> Kept:

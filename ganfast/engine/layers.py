@@ -154,6 +154,12 @@ class ConvAct(Conv):
         c = same_layout(self._apply(w, t[0], None), y)
         return bias_act_tangent(c, bits.reshape(-1), self.slope)
 
+    def tangent_over_output(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
+        """The tangent, written over y: nobody may read those rows of y any more."""
+        _, bits, y = kept
+        c = same_layout(self._apply(w, t[0], None), y)
+        return bias_act_tangent(c, bits.reshape(-1), self.slope, out=y)
+
     def gradients(self, w: Weights, inputs: Tensor, deltas: Tensor, biases: Blocks) -> Gradients:
         return self._weight_gradient(w, deltas, inputs)
 

@@ -5,6 +5,7 @@ Runs on CUDA, and under triton's interpreter, where `test_kernels_interpreted.py
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganfast.engine import make_critic_step
 from ganfast.engine.check import full_float32, relative_error
@@ -91,6 +92,26 @@ def test_bf16_rounds_a_little(monkeypatch, penalty):
     gradients, _, _, reference, _ = steps(monkeypatch, penalty, autocast=torch.bfloat16)
     # The interpreter cuts bits off where hardware rounds.
     assert 1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
+
+
+class Copies(TorchDispatchMode):
+    """Shapes of what `copy_` writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.copy_.default:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_kernel_writes_a_tangent_where_the_weight_gradient_reads_it(monkeypatch):
+    with Copies() as copies:
+        steps(monkeypatch, "wgan-gp")
+    maps = [shape for shape in copies.shapes if len(shape) == 4 and shape[0] == N]
+    assert set(maps) <= {(N, 1, 16, 16)}  # pictures, which no kernel makes
 
 
 def test_launches_are_counted_by_layers(monkeypatch):

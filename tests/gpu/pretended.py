@@ -55,6 +55,20 @@ _FREE = {
 }  # fmt: skip
 
 
+# Operations of ours that launch more than one kernel: partial sums are summed by another.
+_SEVERAL = {"bias_act_delta": 2}
+
+
+def _kernels(name: str, args: tuple[Any, ...]) -> int:
+    if name == "convolution_backward":  # one for the input, one for the weight
+        return sum(args[-1])
+    if name == "gradient_penalty":
+        from ganfast.kernels.gradient_penalty import _ONE_PROGRAM
+
+        return 1 if args[0][0].numel() <= _ONE_PROGRAM else 2
+    return _SEVERAL.get(name, 1)
+
+
 class Launches(TorchDispatchMode):
     """Counts operations and the bytes of their tensors.
 
@@ -76,7 +90,7 @@ class Launches(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if name not in _FREE:
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-            self.operations[str(function)] += 1
+            self.operations[str(function)] += _kernels(name, args)
             self.bytes += sum(x.nbytes for x in tensors)
             if any(x.device.type != "cuda" and x.dim() for x in tensors):
                 self.strangers.append(str(function))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 import ganfast.kernels.bias_act as module
-from ganfast.kernels._triton import launches
+from ganfast.kernels._triton import dense, launches
 from ganfast.kernels.bias_act import biased_leaky_relu
 from tests.depth import in_turn
 from tests.kernels.test_kernels_interpreted import (
@@ -19,13 +19,17 @@ from tests.kernels.test_kernels_interpreted import (
     assert_as_exact,
     assert_dispatch,
     assert_op,
+    launching,
     on_kernels,
+    poisoned_memory,
     randn,
     run_kernel,
 )
 
 # Odd: one element, no multiple of 8, of a program's 2048 elements, of 32 rows or of 64 columns.
+# And rows or channels that fill whole bytes: 1x16 to 3x8x40x8.
 SHAPES = "1x1 5x3 4x70 2x5x11 1x1x1x1 1x70x1x1 2x3x3x3 3x5x7x6 2x70x9x7 4x1x9x7 2x3x40x33"
+SHAPES += " 3x16 2x5x24 2x72x4x4 3x8x40x8"
 SHAPES = [tuple(map(int, shape.split("x"))) for shape in SHAPES.split()]
 CASES = [
     (shape, layout)
@@ -114,17 +118,13 @@ def assert_delta_right(dy, mask, weight, slope):
     )
 
 
-def assert_tangent_right(shape, samples, slope, dtype=torch.float32, layout="contiguous"):
-    """A direction for some of the samples that made the bits."""
+def assert_tangent_right(shape, slope, dtype=torch.float32, layout="contiguous"):
     mask = randn(*shape, seed=4, layout=layout) > 0
-    c = randn(*shape, seed=5, dtype=dtype, layout=layout)[samples]
-    first = samples.start * mask[0].numel()
-    t = run_kernel(
-        module.bias_act_tangent_triton, c, bits_of(mask), slope, first, _tangent_kernel=1
-    )
+    c = randn(*shape, seed=5, dtype=dtype, layout=layout)
+    t = run_kernel(module.bias_act_tangent_triton, c, bits_of(mask), slope, _tangent_kernel=1)
     assert t.stride() == c.stride()
-    exact = c.double() * torch.where(mask[samples], 1.0, float(slope))
-    assert_as_exact(t, module.bias_act_tangent_reference(c, bits_of(mask), slope, first), exact)
+    exact = c.double() * torch.where(mask, 1.0, float(slope))
+    assert_as_exact(t, module.bias_act_tangent_reference(c, bits_of(mask), slope), exact)
 
 
 @on_kernels
@@ -139,19 +139,27 @@ def test_delta_and_bias_gradient_are_those_of_float64(shape, layout, dtype, slop
     assert_delta_right(*delta_inputs(shape, dtype, layout), slope)
 
 
-PARTS = [
-    (shape, layout, samples)
-    for shape in ((5, 3), (5, 3, 3, 3), (5, 5, 9, 7), (5, 1, 1, 1), (5, 3, 19, 33))
-    for layout in (LAYOUTS if len(shape) == 4 else ["contiguous"])
-    for samples in (slice(0, 5), slice(1, 3), slice(3, 4), slice(4, 5))
-]
+@on_kernels
+@pytest.mark.parametrize(("shape", "layout", "dtype", "slope"), in_turn(CASES, TYPES))
+def test_the_tangent_is_that_of_float64(shape, layout, dtype, slope):
+    assert_tangent_right(shape, slope, dtype, layout)
 
 
 @on_kernels
-@pytest.mark.parametrize(("shape", "layout", "samples", "dtype"), in_turn(PARTS, FLOATS))
-def test_the_tangent_reads_the_bits_of_its_own_samples(shape, layout, samples, dtype):
-    """Of 3, 27, 315, 1 and 1881 elements a sample: the first bit lies anywhere in its byte."""
-    assert_tangent_right(shape, samples, 0.2, dtype, layout)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tangent_may_be_written_over_some_rows_of_another_tensor(layout):
+    """As the explicit engine does: rows before and behind keep what they hold."""
+    h, c = randn(6, 8, 5, 3, layout=layout), randn(3, 8, 5, 3, seed=5, layout=layout)
+    mask = randn(3, 8, 5, 3, seed=4, layout=layout) > 0
+    expected = h.clone()
+    expected[2:5] = module.bias_act_tangent_reference(c, bits_of(mask), 0.2)
+    with poisoned_memory() as guards, launching(_tangent_kernel=1):
+        given = guards.copy(h.to(DEVICE))
+        rows = given[2:5]
+        t = module.bias_act_tangent(c.to(DEVICE), bits_of(mask).to(DEVICE), 0.2, rows)
+    assert t is rows
+    assert given.stride() == h.stride()
+    assert torch.equal(given.cpu(), expected)
 
 
 @on_kernels
@@ -178,6 +186,25 @@ def test_the_bias_gradient_is_the_same_every_time(layout):
     bits = bits_of(mask).to(DEVICE)
     first, second = (module.bias_act_delta_triton(dy, bits, 0.2, weight)[1] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@on_kernels
+@pytest.mark.parametrize("channels", [8, 70])
+def test_a_program_may_take_several_blocks_of_rows(monkeypatch, channels):
+    """The last program has fewer blocks, and the last block fewer rows."""
+    monkeypatch.setattr(module, "_PROGRAMS", 3)
+    inputs = delta_inputs((3, channels, 40, 33), layout="channels last")
+    assert_delta_right(*inputs, 0.2)
+
+
+@on_kernels
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [5, 8])
+def test_indices_of_64_bits_find_the_same_elements(monkeypatch, channels, layout):
+    """Where tensors have more than 2**31 elements, which no test has memory for."""
+    monkeypatch.setattr(module, "_large", lambda x: True)
+    assert_forward_right(*inputs((2, channels, 9, 16), layout=layout), 0.2)
+    assert_delta_right(*delta_inputs((2, channels, 9, 16), layout=layout), 0.2)
 
 
 @on_kernels
@@ -280,7 +307,7 @@ def test_the_operations_keep_their_schemas_and_fakes(shape, layout):
     for v in (x, x[:, 1:], x[1:]):
         assert_op(module._bias_act, v, bias[-v.shape[1] :], 0.2)
         assert_op(module._bias_act_delta, v, bits, 0.2, weight[: len(v)])
-        assert_op(module._bias_act_tangent, v, bits, 0.2, 1)
+        assert_op(module._bias_act_tangent, v, bits, 0.2, torch.empty_like(dense(v)))
 
 
 # The references, and which of the two runs.
@@ -306,9 +333,8 @@ def test_the_references_are_the_definition(shape, layout, dtype):
     torch.testing.assert_close(
         db.double(), weighted.sum([0, *range(2, dy.dim())]), rtol=1e-5, atol=1e-4
     )
-    last = dy[-1:]
-    t = module.bias_act_tangent_reference(last, bits_of(mask), 0.2, dy.numel() - last.numel())
-    torch.testing.assert_close(t.double(), expected[-1:], **rounding)
+    t = module.bias_act_tangent_reference(dy, bits_of(mask), 0.2)
+    torch.testing.assert_close(t.double(), expected, **rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *FLOATS], ids=str)
@@ -328,13 +354,21 @@ def test_reference_or_kernel(monkeypatch, layout, dtype):
         (
             module.bias_act_tangent,
             module.bias_act_tangent_reference,
-            (dy[1:], bits_of(mask), 0.2, 27),
+            (dy, bits_of(mask), 0.2),
             "_tangent_kernel",
         ),
     ):
         assert_dispatch(
             monkeypatch, public, reference, *arguments, kernel={kernel: 1} if runs else {}
         )
+
+
+@pytest.mark.parametrize("wrong", ["type", "layout"])
+def test_a_tangent_is_not_written_into_another_type_or_layout(wrong):
+    c, bits = randn(2, 8, 3, 3), torch.zeros(18, dtype=torch.uint8)
+    out = c.half() if wrong == "type" else c.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"out has strides .*; expected \(72, 9, 3, 1\) and"):
+        module.bias_act_tangent(c, bits, 0.2, out)
 
 
 # For eager autograd.

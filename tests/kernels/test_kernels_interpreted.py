@@ -229,7 +229,7 @@ def test_every_kernel_compiles_with_integers_of_one(names):
     if INTERPRETED:
         pytest.skip("the interpreter is on: nothing is compiled")
     from tests.kernels import test_kernels_aot
-    from tests.kernels.test_kernels_aot import CASES, resources
+    from tests.kernels.test_kernels_aot import CASES, compiled
 
     failed = {}
     for name in getattr(test_kernels_aot, names):
@@ -241,7 +241,7 @@ def test_every_kernel_compiles_with_integers_of_one(names):
             if kind in ("i32", "i64") and argument not in fixed
         }
         try:
-            resources(kernel, signature, constants | ones, warps, 90)
+            compiled(kernel, signature, constants | ones, warps, 90)
         except Exception as error:
             failed[name] = str(error)[-200:]
     assert not failed
