@@ -19,6 +19,7 @@ from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
+from ganfast.device import set_libraries
 from ganfast.engine.compiled import graphs
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
@@ -50,9 +51,7 @@ def measure(
         keep: is given the record as it stands after every variant and every phase.
     """
     problem = Problem(setting)
-    torch.backends.cudnn.benchmark = True
-    tf32 = problem.autocast is not None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    set_libraries(problem.device, problem.config.precision)
     record = records.make("train", name_of(problem), _conditions(problem), []) | {"ahead": {}}
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
