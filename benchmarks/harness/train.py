@@ -36,6 +36,7 @@ class Plan:
 
     variants: tuple[str, ...] = DEFAULT
     rounds: int = 30
+    profile: bool = False  # on a CPU, too
 
 
 def measure(
@@ -93,12 +94,21 @@ def measure(
             more = _facts_of(phase, facts[name], float(np.median(seconds)), peaks)
             more["calls_per_sample"] = warm[name].calls
             one = records.measurement(phase, name, seconds, **more)
-            if problem.device.type == "cuda":
-                median = one["summary"]["median"]
-                one |= device_activity(runs[name], variants[name].wait, median)
+            if problem.device.type == "cuda" or plan.profile:
+                one |= _activity(runs[name], variants[name].wait, one, problem.device)
             measured.append(one)
         keep(so_far())
     return so_far()
+
+
+def _activity(
+    run: Callable[[], object], wait: Callable[[], None], one: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """By the profiler; where it is not allowed to look, its reason."""
+    try:
+        return device_activity(run, wait, one["summary"]["median"], device)
+    except Exception as error:
+        return {"profiler": records.reason(error)}
 
 
 def _conditions(problem: Problem) -> dict[str, Any]:
