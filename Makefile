@@ -71,7 +71,7 @@ gpu-rehearsal:
 
 ## whether ganfast works on this NVIDIA GPU, and how fast: five minutes, and a text for an issue
 gpu-quick:
-	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_quick.py $(ARGS)
+	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_quick.py "$(LIMIT)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist docs/_build *.egg-info

@@ -1,6 +1,6 @@
 """Parts of `make gpu` that measure phases of trainings, each command in this one process.
 
-python benchmarks/gpu_parts.py smoke|bench|large|penalties|variants ... [--tiny]
+python benchmarks/gpu_parts.py smoke|bench|large|penalties|variants|versus ... [--tiny]
 
 `--tiny` is for a CPU: small networks, variants that need no GPU. Records go where those of the
 other scripts do.
@@ -115,8 +115,13 @@ def variants(tiny: bool) -> None:
     _measure((MNIST, CELEBA), [name for name in VARIANTS if name != "jax" or JAX], 20, tiny)
 
 
+def versus(tiny: bool) -> None:
+    """Against tuned eager, for `make gpu-quick`."""
+    _measure((MNIST,), ("tuned", *QUICK), 12, tiny)
+
+
 COMMANDS: dict[str, Callable[[bool], None]] = {
-    command.__name__: command for command in (smoke, bench, large, penalties, variants)
+    command.__name__: command for command in (smoke, bench, large, penalties, variants, versus)
 }
 
 

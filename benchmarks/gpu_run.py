@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
@@ -35,9 +35,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CALLS = {"first": ("smoke", "tests", "bench"), "second": ("kernels", "train", "large", "rest")}
 CALLS["all"] = CALLS["first"] + CALLS["second"]
-# Seconds of each part; of another LIMIT, its share.
-SECONDS = {"smoke": 30.0, "tests": 120.0, "bench": 250.0}
-SECONDS |= dict.fromkeys(CALLS["second"], 60.0)
 _GPU, _CHOICE = "tests/gpu/test_gpu.py", "tests/engine/test_engine_choice.py"
 # Twelve of the GPU tests: random numbers, capture of unlike phases, bf16, inductor.
 _CAPTURED = "test_captured_phases_train_as_uncaptured_ones"
@@ -92,6 +89,7 @@ class Deadline:
     ) -> None:
         self._seconds, self._until = seconds, time.monotonic() + seconds
         self.records, self._log, self._look = records, log, look
+        self._last = ""  # line that was printed
 
     def __call__(self, *arguments: str) -> Outcome:
         """A Python of its own, in the checkout."""
@@ -104,6 +102,7 @@ class Deadline:
             "PYTHONUNBUFFERED": "1",
             "GANFAST_RECORDS": str(self.records),
         }
+        self._last = "no output"
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -126,10 +125,11 @@ class Deadline:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             tee.join(2)
-        return PASSED if code == 0 else Outcome("failed", f"{command}: exit code {code}")
+        return PASSED if code == 0 else Outcome("failed", f"{command}: {self._last} (exit {code})")
 
     def _tee(self, output: IO[bytes]) -> None:
         for line in output:
+            self._last = line.decode(errors="replace").strip() or self._last
             for file in filter(None, (sys.stdout.buffer, self._log)):
                 file.write(line)
                 file.flush()
@@ -218,14 +218,20 @@ def _speed(run: Deadline) -> Outcome:
     return worst(*(run(speed, d, "--device", "cuda", *o.split()) for d, o in options.items()))
 
 
-PARTS = {part.__name__: part for part in (smoke, tests, bench, kernels, train, large, rest)}
+class Part(NamedTuple):
+    seconds: float  # of another LIMIT than the sum, its share
+    run: Callable[[Deadline, bool], Outcome]
+
+
+PARTS = {"smoke": Part(30, smoke), "tests": Part(120, tests), "bench": Part(250, bench)}
+PARTS |= {part.__name__: Part(60, part) for part in (kernels, train, large, rest)}
 
 
 class Session:
     """One call: the parts asked for, what became of them, and the files that tell of it."""
 
     def __init__(
-        self, out: Path, parts: Sequence[str], limit: float, title: str, tiny: bool = False
+        self, out: Path, parts: Mapping[str, Part], limit: float, title: str, tiny: bool = False
     ) -> None:
         self.out, self.parts, self.title, self.tiny = out, parts, title, tiny
         self.until = time.monotonic() + limit
@@ -240,13 +246,14 @@ class Session:
         """All parts, then the summary on standard output; the exit code."""
         try:
             with open(self.out / "gpu.log", "ab") as log:
-                for i, name in enumerate(self.parts):
+                ahead = sum(part.seconds for part in self.parts.values())
+                for name, part in self.parts.items():
                     began = time.monotonic()
-                    share = SECONDS[name] / sum(SECONDS[other] for other in self.parts[i:])
                     self.ended[name] = UNDER_WAY, 0.0
                     self.write()
-                    run = Deadline(share * (self.until - began), self.records, log, self.look)
-                    outcome = PARTS[name](run, self.tiny)
+                    share = part.seconds / ahead * (self.until - began)
+                    ahead -= part.seconds
+                    outcome = part.run(Deadline(share, self.records, log, self.look), self.tiny)
                     self.ended[name] = outcome, time.monotonic() - began
                     print(f"{name}: {outcome.word} {outcome.why}".strip(), flush=True)
         finally:  # also when a signal ends it
@@ -306,22 +313,29 @@ def replace(path: Path, text: str) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"make gpu: {message}", file=sys.stderr)
+    target = "gpu-quick" if Path(sys.argv[0]).stem == "gpu_quick" else "gpu"
+    print(f"make {target}: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def asked(part: str, limit: str) -> tuple[tuple[str, ...], float]:
+def asked(part: str, limit: str) -> tuple[dict[str, Part], float]:
     """Parts and seconds; SystemExit 2 and a sentence where one makes no sense."""
-    parts = CALLS.get(part, (part,))
-    if not set(parts) <= PARTS.keys():
+    names = CALLS.get(part, (part,))
+    if not set(names) <= PARTS.keys():
         _refuse(f"PART is {part!r}; expected {', '.join(CALLS)}, or one of {', '.join(PARTS)}")
+    parts = {name: PARTS[name] for name in names}
+    return parts, seconds_of(limit, parts)
+
+
+def seconds_of(limit: str, parts: Mapping[str, Part]) -> float:
+    """Of all parts together; "" = what they want. SystemExit 2 and a sentence for no number."""
     try:
-        seconds = float(limit or sum(SECONDS[name] for name in parts))
+        seconds = float(limit or sum(part.seconds for part in parts.values()))
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         _refuse(f"LIMIT is {limit!r}; expected the seconds of all parts together, above 0")
-    return parts, seconds
+    return seconds
 
 
 def machine(tiny: bool) -> str:

@@ -68,8 +68,8 @@ def phases(record: Record) -> list[str]:
         lines.append("  " + ", ".join(cells))
     for phase in dict.fromkeys(m["phase"] for m in timed):
         ours = [m for m in timed if m["phase"] == phase and m["variant"].startswith("ganfast")]
-        best = min(ours, key=lambda m: m["summary"]["median"], default={})
-        if "longest" in best:
+        best = min(ours, key=lambda m: m["summary"]["median"], default=None)
+        if best and "longest" in best:
             lines.append(f"  longest of {phase}, {best['variant']}")
             for name, count, seconds in best["longest"]:
                 lines.append(f"  {seconds * 1e6:10,.1f} us {count:5}x  {name}")

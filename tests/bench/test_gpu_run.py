@@ -248,14 +248,10 @@ def test_sampler_targets(micro, faster, roof, outcome):
 # Parts
 
 
-def parts(monkeypatch, **made):
-    """In place of the parts: functions of the deadline, in this order."""
-    monkeypatch.setattr(gpu_run, "PARTS", made)
-    monkeypatch.setattr(gpu_run, "SECONDS", dict.fromkeys(made, 60.0) | {"bench": 240.0})
-
-
-def session(out: Path, *names: str, limit=60.0):
-    return gpu_run.Session(out, names, limit, "a GPU that is pretended")
+def session(out: Path, limit=60.0, **parts):
+    """Parts are functions, of 60 s each, and bench of 240."""
+    made = {name: gpu_run.Part(240 if name == "bench" else 60, run) for name, run in parts.items()}
+    return gpu_run.Session(out, made, limit, "a GPU that is pretended")
 
 
 def test_commands_of_a_part_share_its_seconds_and_what_they_started_ends_with_them(tmp_path):
@@ -280,12 +276,12 @@ def test_commands_of_a_part_share_its_seconds_and_what_they_started_ends_with_th
         pytest.fail("a process of the part is left")
 
 
-def test_a_command_that_fails_is_named_with_its_code():
+def test_a_command_that_fails_is_named_with_its_code_and_what_it_said_last():
     run = gpu_run.Deadline(60)
     assert run("-c", "pass") == gpu_run.PASSED
-    assert run("-c", "raise SystemExit(3)") == gpu_run.Outcome(
-        "failed", "-c raise SystemExit(3): exit code 3"
-    )
+    code = "print('it is off\\n'); raise SystemExit(3)"
+    assert run("-c", code) == gpu_run.Outcome("failed", f"-c {code}: it is off (exit 3)")
+    assert run("-c", "raise SystemExit(1)").why == "-c raise SystemExit(1): no output (exit 1)"
 
 
 def test_what_a_command_prints_is_logged_and_it_is_told_where_records_go(tmp_path, capfd):
@@ -303,7 +299,7 @@ def test_tests_that_were_stopped_did_not_pass():
     )
 
 
-def test_parts_share_the_limit_and_leave_what_they_do_not_need(tmp_path, monkeypatch):
+def test_parts_share_the_limit_and_leave_what_they_do_not_need(tmp_path):
     """Of 60 s for 60 : 240 : 60 the first has 10 s. It needs none, so the second has 48 of 60."""
     seconds = {}
 
@@ -315,12 +311,11 @@ def test_parts_share_the_limit_and_leave_what_they_do_not_need(tmp_path, monkeyp
         return run
 
     names = ("smoke", "bench", "rest")
-    parts(monkeypatch, **{name: part(name) for name in names})
-    assert session(tmp_path, *names).run() == 0
+    assert session(tmp_path, **{name: part(name) for name in names}).run() == 0
     assert seconds == pytest.approx({"smoke": 10, "bench": 48, "rest": 60}, rel=0.02)
 
 
-def test_the_summary_tells_of_every_part_while_one_is_under_way(tmp_path, monkeypatch, capsys):
+def test_the_summary_tells_of_every_part_while_one_is_under_way(tmp_path, capsys):
     """What a SIGKILL finds, and what a part measured before it was over."""
     found = []
 
@@ -337,9 +332,8 @@ def test_the_summary_tells_of_every_part_while_one_is_under_way(tmp_path, monkey
         found.append([record["name"] for record in records.read_all(tmp_path / "gpu.jsonl")])
         raise SystemExit(143)  # as SIGTERM does
 
-    parts(monkeypatch, smoke=smoke, bench=bench, rest=None)
     with pytest.raises(SystemExit):
-        session(tmp_path, "smoke", "bench", "rest").run()
+        session(tmp_path, smoke=smoke, bench=bench, rest=None).run()
     for text in (*found[:2], (tmp_path / "summary.txt").read_text(), capsys.readouterr().out):
         assert re.search(r"^failed +smoke .* it broke$", text, re.MULTILINE)
         assert re.search(r"^stopped +bench .* under way", text, re.MULTILINE)
@@ -348,15 +342,14 @@ def test_the_summary_tells_of_every_part_while_one_is_under_way(tmp_path, monkey
     assert found[2] == ["in the middle", "train-wgan-gp-28"]
 
 
-def test_an_archive_that_is_there_grows(tmp_path, monkeypatch):
+def test_an_archive_that_is_there_grows(tmp_path):
     def part(deadline, tiny):
         name = f"record {len(list(deadline.records.iterdir()))}"
         records.write(train_record({}) | {"name": name}, deadline.records)
         return gpu_run.PASSED
 
-    parts(monkeypatch, smoke=part, rest=part)
     for _ in range(2):
-        session(tmp_path, "smoke", "rest").run()
+        session(tmp_path, smoke=part, rest=part).run()
     names = [record["name"] for record in records.read_all(tmp_path / "gpu.jsonl")]
     assert names == ["record 0", "record 1"] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -370,8 +363,7 @@ def test_a_summary_that_breaks_costs_no_record(tmp_path, monkeypatch):
         return gpu_run.PASSED
 
     monkeypatch.setattr(gpu_run.Session, "summary", lambda self, records: 1 / 0)
-    parts(monkeypatch, smoke=part)
-    assert session(tmp_path, "smoke").run() == 1
+    assert session(tmp_path, smoke=part).run() == 1
     assert len(records.read_all(tmp_path / "gpu.jsonl")) == 1
     assert "ZeroDivisionError" in (tmp_path / "summary.txt").read_text()
 
@@ -386,15 +378,14 @@ def test_a_summary_that_breaks_costs_no_record(tmp_path, monkeypatch):
         ("passed", {"tuned-graph": "RunError: off"}, 1),
     ],
 )
-def test_exit_code_1_is_for_what_ran_and_failed(word, failed, code, tmp_path, monkeypatch, capsys):
+def test_exit_code_1_is_for_what_ran_and_failed(word, failed, code, tmp_path, capsys):
     missed = ITERATION | {("iteration", "ganfast"): 8.1}  # no target of an iteration holds
 
     def bench(deadline, tiny):
         records.write(train_record(missed, failed=failed), deadline.records)
         return gpu_run.Outcome(word, "why it was so")
 
-    monkeypatch.setitem(gpu_run.PARTS, "bench", bench)
-    assert session(tmp_path, "bench").run() == code
+    assert session(tmp_path, bench=bench).run() == code
     shown = capsys.readouterr().out
     assert f"{word:10}bench" in shown
     grey = "does not hold wgan-gp iteration, MNIST, batch 64, width 64"
@@ -411,7 +402,7 @@ def test_two_calls_take_twelve_minutes_and_have_every_part():
     assert gpu_run.CALLS["all"] == tuple(gpu_run.PARTS)
     seconds = [gpu_run.asked(call, "")[1] for call in ("first", "second")]
     assert sum(seconds) <= 720
-    assert gpu_run.asked("bench", "90") == (("bench",), 90.0)
+    assert gpu_run.asked("bench", "90") == ({"bench": gpu_run.PARTS["bench"]}, 90.0)
 
 
 @pytest.mark.parametrize(
