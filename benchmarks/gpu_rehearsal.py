@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
         problems, seconds = whole(Path(temporary) / "whole")
         print(f"whole: {seconds:.0f} s, {'; '.join(problems) or 'nothing is missing'}", flush=True)
         for i, number in enumerate(_KILLS):
-            moment = seconds * moments.uniform(0, 0.5)
+            moment = seconds * moments.uniform(0, 0.4)
             wrong = killed(Path(temporary) / str(i), number, moment)
             said = "; ".join(wrong) or "nothing is missing"
             print(f"{number.name} after {moment:.1f} s: {said}", flush=True)

@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -130,9 +130,10 @@ class Deadline:
     def _tee(self, output: IO[bytes]) -> None:
         for line in output:
             self._last = line.decode(errors="replace").strip() or self._last
-            for file in filter(None, (sys.stdout.buffer, self._log)):
-                file.write(line)
-                file.flush()
+            for file in filter(None, (self._log, sys.stdout.buffer)):
+                with suppress(OSError):  # a pipe that nobody reads must not block the command
+                    file.write(line)
+                    file.flush()
 
     def _stopped(self, why: str) -> Outcome:
         why = f"{why}, the {self._seconds:.3g} s of the part are over"
@@ -143,29 +144,21 @@ class Deadline:
 # Parts. ``tiny``: what a CPU can do of it, in seconds.
 
 
-def _own(run: Deadline, tiny: bool, *commands: str) -> Outcome:
-    sizes = ["--tiny"] if tiny else []
-    return run("benchmarks/gpu_parts.py", *commands, *sizes)
+def phases(*commands: str) -> Callable[[Deadline, bool], Outcome]:
+    """A part that is commands of gpu_parts.py, in one process."""
+    return lambda run, tiny: run("benchmarks/gpu_parts.py", *commands, *["--tiny"] * tiny)
 
 
-def _pytest(run: Deadline, tiny: bool, *arguments: str) -> Outcome:
+def _pytest(run: Deadline, *arguments: str) -> Outcome:
     """Tests that did not end did not pass."""
-    several = importlib.util.find_spec("xdist") and not tiny
-    spread = ["-n", "3"] if several else []
+    spread = ["-n", "3"] if importlib.util.find_spec("xdist") else []
     outcome = run("-m", "pytest", "-q", *spread, *arguments)
     return Outcome("failed", outcome.why) if outcome.word == "stopped" else outcome
 
 
-def smoke(run: Deadline, tiny: bool) -> Outcome:
-    return _own(run, tiny, "smoke")
-
-
 def tests(run: Deadline, tiny: bool) -> Outcome:
-    return _pytest(run, tiny, *FIRST_TESTS)
-
-
-def bench(run: Deadline, tiny: bool) -> Outcome:
-    return _own(run, tiny, "bench")
+    """On a CPU they are skipped, and starting three processes for that would take longer."""
+    return run("-m", "pytest", "-q", *FIRST_TESTS) if tiny else _pytest(run, *FIRST_TESTS)
 
 
 def kernels(run: Deadline, tiny: bool) -> Outcome:
@@ -180,17 +173,18 @@ def train(run: Deadline, tiny: bool) -> Outcome:
     return run("benchmarks/gpu_train.py", *size.split())
 
 
-def large(run: Deadline, tiny: bool) -> Outcome:
-    return _own(run, tiny, "large")
-
-
 def rest(run: Deadline, tiny: bool) -> Outcome:
     """The other tests, the sampler, all variants, time to a quality on real pictures."""
-    outcomes = [] if tiny else [_pytest(run, tiny, *KERNEL_TESTS)]
+    if tiny:
+        return _sampler(run, tiny)
     others = [f"--deselect={name}" for name in FIRST_TESTS]
-    outcomes += [_pytest(run, tiny, "-m", "gpu", _GPU, _CHOICE, *others), _sampler(run, tiny)]
-    outcomes += [] if tiny else [_own(run, tiny, "penalties", "variants"), _speed(run)]
-    return worst(*outcomes)
+    return worst(
+        _pytest(run, *KERNEL_TESTS),
+        _pytest(run, "-m", "gpu", _GPU, _CHOICE, *others),
+        _sampler(run, tiny),
+        phases("penalties", "variants")(run, tiny),
+        _speed(run),
+    )
 
 
 def _sampler(run: Deadline, tiny: bool) -> Outcome:
@@ -199,9 +193,10 @@ def _sampler(run: Deadline, tiny: bool) -> Outcome:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return Outcome("skipped", f"{', '.join(missing)} not installed here (the extra `export`)")
-    tested = _pytest(run, tiny, "-rs", "-m", "gpu", "tests/gpu/test_gpu_sampler.py")
-    smoke = ["--smoke"] if tiny else []
-    return worst(tested, run("benchmarks/bench_sampler.py", "--gpu", *smoke))
+    if tiny:
+        return run("benchmarks/bench_sampler.py", "--gpu", "--smoke")
+    tested = _pytest(run, "-rs", "-m", "gpu", "tests/gpu/test_gpu_sampler.py")
+    return worst(tested, run("benchmarks/bench_sampler.py", "--gpu"))
 
 
 def _speed(run: Deadline) -> Outcome:
@@ -223,8 +218,15 @@ class Part(NamedTuple):
     run: Callable[[Deadline, bool], Outcome]
 
 
-PARTS = {"smoke": Part(30, smoke), "tests": Part(120, tests), "bench": Part(250, bench)}
-PARTS |= {part.__name__: Part(60, part) for part in (kernels, train, large, rest)}
+PARTS = {
+    "smoke": Part(30, phases("smoke")),
+    "tests": Part(120, tests),
+    "bench": Part(250, phases("bench")),
+    "kernels": Part(60, kernels),
+    "train": Part(60, train),
+    "large": Part(60, phases("large")),
+    "rest": Part(60, rest),
+}
 
 
 class Session:
@@ -258,23 +260,22 @@ class Session:
                     print(f"{name}: {outcome.word} {outcome.why}".strip(), flush=True)
         finally:  # also when a signal ends it
             print(self.write(), flush=True)
-            shutil.rmtree(self.records)
+            shutil.rmtree(self.records, ignore_errors=True)
         failed = any(outcome.word == "failed" for outcome, _ in self.ended.values())
         return 1 if failed or self._failed else 0
 
     def look(self) -> None:
         """Write what was measured since the last look."""
-        paths = self.records.glob("*.json")
-        seen = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+        seen = self._seen
+        with suppress(FileNotFoundError):  # one was just replaced; the next look is in a second
+            seen = {path: path.stat().st_mtime_ns for path in self.records.glob("*.json")}
         if seen != self._seen:
             self._seen = seen
             self.write()
 
     def write(self) -> str:
         """gpu.jsonl and summary.txt as they stand; the summary's text."""
-        from ganfast.bench.records import condensed, read
-
-        records = [condensed(read(path)) for path in sorted(self.records.glob("*.json"))]
+        records = self.measured()
         text = self._before + "".join(json.dumps(record) + "\n" for record in records)
         replace(self._archive, text)
         try:
@@ -285,22 +286,30 @@ class Session:
         replace(self.out / "summary.txt", summary)
         return summary
 
-    def summary(self, records: Sequence[dict]) -> str:
-        from ganfast.bench.report import phases
+    def measured(self) -> list[dict[str, Any]]:
+        """All records. A whole one may take a partial one's place meanwhile: they are read anew."""
+        from ganfast.bench.records import condensed, read
+        from ganfast.errors import InputError
+
+        for _ in range(9):
+            with suppress(InputError):
+                return [condensed(read(path)) for path in sorted(self.records.glob("*.json"))]
+        raise RuntimeError(f"records in {self.records} cannot be read")
+
+    def summary(self, records: Sequence[dict[str, Any]]) -> str:
+        from ganfast.bench import report
         from ganfast.bench.targets import failures, judged
 
         self._failed = any(failures(record) for record in records)
-        lines, why = (
-            [self.title, "", "parts"],
-            {name: f"part {name}: not asked for" for name in PARTS},
-        )
+        why = {name: f"part {name}: not asked for" for name in PARTS}
+        lines = [self.title, "", "parts"]
         for name in self.parts:
             outcome, seconds = self.ended.get(name, (Outcome("not begun"), 0.0))
             why[name] = f"part {name}: {outcome.word} {outcome.why}".strip()
             lines.append(f"{outcome.word:10}{name:10}{seconds:6.0f} s  {outcome.why}".rstrip())
         fullest = sorted(records, key=lambda record: len(record["measurements"]))
         for record in {record["name"]: record for record in fullest}.values():
-            lines += ["", *phases(record)]
+            lines += ["", *report.phases(record)]
         lines += ["", "targets, of an H200", *map(str, judged(records, why))]
         return "\n".join(lines) + "\n"
 

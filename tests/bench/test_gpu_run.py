@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -355,6 +356,36 @@ def test_an_archive_that_is_there_grows(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("gpu.jsonl", "gpu.log", "summary.txt")
     ]
+
+
+def test_a_record_that_is_replaced_while_it_is_read_costs_nothing(tmp_path, monkeypatch):
+    """The partial record has gone, and the whole one was not there when the folder was listed."""
+    made = session(tmp_path)
+    records.keeper(made.records)(train_record({}))
+    read, times = records.read, []
+
+    def replaced(path):
+        times.append(path.name)
+        if len(times) == 1:
+            records.write(train_record({}), made.records)
+        return read(path)
+
+    monkeypatch.setattr(records, "read", replaced)
+    (record,) = made.measured()
+    assert "partial" not in record
+    assert [".partial" in name for name in times] == [True, False]
+
+
+def test_an_output_that_nobody_reads_does_not_block_a_command(tmp_path, monkeypatch):
+    class Closed:
+        def write(self, line):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=Closed()))
+    code = "for i in range(20000): print('a line that fills a pipe of 64 kB')"
+    with open(tmp_path / "log", "wb") as log:
+        assert gpu_run.Deadline(60, tmp_path, log)("-c", code) == gpu_run.PASSED
+    assert len((tmp_path / "log").read_text().splitlines()) == 20000
 
 
 def test_a_summary_that_breaks_costs_no_record(tmp_path, monkeypatch):
