@@ -16,7 +16,6 @@ from dataclasses import replace
 from measure import RESULTS
 
 from ganfast.bench import records, train
-from ganfast.bench.activity import device_activity
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import HostClock, sample
@@ -74,9 +73,8 @@ def smoke(tiny: bool) -> None:
             for phase, run in variant.phases.items():
                 first = sample(run, 1, clock)
                 seconds = sample(run, 10 if tiny else REPLAYS, clock)
-                activity = device_activity(run, clock.wait, seconds, problem.device)
-                more = {"first_call_s": first} | activity
-                measured.append(records.measurement(phase, name, [seconds], **more))
+                one = records.measurement(phase, name, [seconds], first_call_s=first)
+                measured.append(one | train.activity_of(run, clock.wait, one, problem.device))
                 keep(records.updated(record, measured, why))
         except Exception as error:
             why[name] = records.reason(error)

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,6 +72,8 @@ def measure(
                 variants[name], facts[name] = _prepared(problem, name)
             except Exception as error:  # a variant that cannot run is a result too
                 failed[name] = records.reason(error)
+                if not isinstance(error, InputError) or error.__cause__:
+                    traceback.print_exc()
         if name in failed:
             say(f"  {name}: {failed[name]}")
         keep(so_far())
@@ -95,13 +98,13 @@ def measure(
             more["calls_per_sample"] = warm[name].calls
             one = records.measurement(phase, name, seconds, **more)
             if problem.device.type == "cuda" or plan.profile:
-                one |= _activity(runs[name], variants[name].wait, one, problem.device)
+                one |= activity_of(runs[name], variants[name].wait, one, problem.device)
             measured.append(one)
         keep(so_far())
     return so_far()
 
 
-def _activity(
+def activity_of(
     run: Callable[[], object], wait: Callable[[], None], one: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """By the profiler; where it is not allowed to look, its reason."""
