@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 # a process and a thread for each core: two threads of one process would wait for each other wherever something else runs
 EACH := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PYTEST) -n auto --maxprocesses 8
 
-.PHONY: demo test test-oldest check accept accept-full bench docs gpu clean
+.PHONY: demo test test-oldest check accept accept-full bench docs gpu gpu-rehearsal gpu-quick clean
 
 ## train on the embedded digits, draw from the result, export it and check the export
 demo: $(DEMO_STAMP)
@@ -59,10 +59,19 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -E -W --keep-going -n docs docs/_build
 	@echo "look at docs/_build/index.html"
 
-## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch: PART=tests|kernels|phases|bench|sampler|train|speed|all
+## what needs an NVIDIA GPU, in an un-installed checkout with the system's torch:
+## PART=first|second|all, or a part; LIMIT=seconds in all; OUT=folder of the results
 PART ?= all
 gpu:
-	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py $(PART)
+	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_run.py "$(PART)" "$(LIMIT)"
+
+## the same script on a CPU: once whole, and killed at three random moments
+gpu-rehearsal:
+	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_rehearsal.py $(ARGS)
+
+## whether ganfast works on this NVIDIA GPU, and how fast: five minutes, and a text for an issue
+gpu-quick:
+	@PYTHONPATH=. $(PYTHON) benchmarks/gpu_quick.py "$(LIMIT)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist docs/_build *.egg-info

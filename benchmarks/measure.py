@@ -1,12 +1,14 @@
 """What the scripts in this folder share: `ganfast.bench` by short names, records into results/."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ganfast.bench import records, timing
 
-RESULTS = Path(__file__).parent / "results"
+# `make gpu` collects records in a folder of its own.
+RESULTS = Path(os.environ.get("GANFAST_RECORDS") or Path(__file__).parent / "results")
 wait = timing.HostClock().wait
 
 
@@ -22,7 +24,7 @@ def interleaved(
 def record(
     name: str, conditions: Mapping[str, Any], seconds: Mapping[str, list[float]], **derived: Any
 ) -> Path:
-    """Write results/<date>-<name>.json."""
+    """Write <date>-<name>.json into the folder for results."""
     entries = [records.measurement("", variant, samples) for variant, samples in seconds.items()]
     content = records.make(name.split("-")[0], name, conditions, entries)
     return records.write(content | {"derived": derived}, RESULTS)

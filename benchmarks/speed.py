@@ -27,7 +27,7 @@ from ganfast import configfile
 from ganfast.config import Config
 from ganfast.data import Pack
 from ganfast.data.pack import open_data
-from ganfast.device import find_device
+from ganfast.device import find_device, set_libraries
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.extractors import find_extractor
@@ -98,6 +98,7 @@ def run(config: Config, goal: Goal, judge: Judge, looks: int, limit: float) -> d
     history: list[dict[str, Any]] = []
     began, looked = time.monotonic(), 0.0
     plan = make_plan(config)
+    set_libraries(plan.device, plan.config.precision)
 
     def seconds() -> float:
         if plan.device.type == "cuda":

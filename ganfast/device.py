@@ -1,6 +1,13 @@
-"""Where a run computes and in which number format: "auto" made definite."""
+"""Where a run computes and in which number format: "auto" made definite.
 
+Also what a process asks of CUDA: the switches of its libraries, and the capture of a graph.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,3 +57,46 @@ def resolved(config: Config, device: torch.device) -> Config:
 def prepared(net: nn.Module, device: torch.device) -> nn.Module:
     """On its device, weights of convolutions channels last: the layout of cuDNN and oneDNN."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def set_libraries(device: torch.device, precision: str) -> None:
+    """Set cuDNN's and cuBLAS' switches for this process; `ganfast train` and benchmarks alike.
+
+    fp32 means fp32. The other precisions let products and convolutions of float32 round their
+    factors to TF32, which keeps more bits than bf16. cuDNN times its algorithms at the first call
+    of each shape and keeps the fastest, because the shapes of a training stay. Another run may find
+    another one the fastest, so two runs on a GPU differ in bits.
+    `torch.use_deterministic_algorithms(True)`, called before, keeps cuDNN from timing. On a CPU
+    nothing is set.
+    """
+    if device.type != "cuda":
+        return
+    tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any = None, stream: Any = None) -> Iterator[None]:
+    """Record what is launched inside into a CUDA graph, undisturbed by the rest of the process.
+
+    Garbage is collected before, and not inside: a collection may free an older graph or event,
+    which ends a capture. What other threads ask of CUDA ends it neither ("thread_local").
+
+    Args:
+        graph: what is recorded into.
+        pool: `torch.cuda.graph_pool_handle()` of graphs that share memory; None = its own.
+        stream: where it is recorded; None = a side stream of torch's.
+
+    Raises:
+        RuntimeError: what a capture forbids was launched.
+    """
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collects:
+            gc.enable()

@@ -45,8 +45,9 @@ class Case(NamedTuple):
 
 def cases(device: torch.device, small: bool) -> Iterator[Case]:
     """Of every kernel; ``small``: sizes for a CPU."""
+    has_bf16 = not small and torch.cuda.is_bf16_supported(including_emulation=False)
     for shape in _SMALL_LAYERS if small else _LAYERS:
-        yield from _bias_act(shape, device, torch.float32 if small else torch.bfloat16)
+        yield from _bias_act(shape, device, torch.bfloat16 if has_bf16 else torch.float32)
     for shape in _SMALL_PICTURES if small else _PICTURES:
         g = torch.randn(shape, device=device, dtype=torch.float32)
         options = (10.0, 1.0, False, False, 1 / shape[0])
@@ -205,7 +206,8 @@ def _timed(
             rate = case.bytes / median
             one |= {"least_bytes": case.bytes, "bytes_per_s": rate, "share_of_copy": rate / copy}
             if cache == "hot" and device.type == "cuda":
-                activity = device_activity(variants[name], torch.cuda.synchronize, median)
+                wait = torch.cuda.synchronize
+                activity = device_activity(variants[name], wait, median, device)
                 one["launches"] = int(activity["launches"])
             measured.append(one)
     return measured

@@ -277,6 +277,8 @@ def captured(phase: Step) -> Step:
 
     It is replayed once, because a capture executes nothing and other phases read what it fills.
     """
+    from ganfast.device import capturing  # here: older revisions, which are compared with, lack it
+
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -284,7 +286,7 @@ def captured(phase: Step) -> Step:
             phase()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         phase()
     graph.replay()
     return graph.replay

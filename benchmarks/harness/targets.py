@@ -53,7 +53,9 @@ def judged(records: Sequence[Record], why: Mapping[str, str]) -> list[Row]:
     """
     rows = []
     for target in TARGETS:
-        record = next(filter(target.pick, records), None)
+        # A setting may have been measured twice, with some variants first.
+        about = [record for record in records if target.pick(record)]
+        record = max(about, key=lambda record: len(record["measurements"]), default=None)
         absent: Judged = "not measured", why.get(target.part, "there is no record of it")
         rows.append(Row(target.text, *(absent if record is None else target.judge(record))))
     for record in records:
@@ -160,18 +162,16 @@ def _matrix_share(record: Record) -> Judged:
     return _verdict(share >= 0.4, f"{share:.0%}, by {critic['variant']}", {})
 
 
-def _idle(record: Record) -> Judged:
+def _gpu_time(record: Record, most: float) -> Judged:
+    """Seconds in which the device was busy with one replayed critic phase: gaps do not count."""
     best = fastest(record, GRAPHS, "critic")
     if best is None:
         return _unknown({name: _missing(record, name) for name in GRAPHS})
-    by = keyed(record)
-    phases = {phase: by.get(("", phase, best["variant"])) for phase in ("critic", "generator")}
-    idle = {phase: m["idle_share"] for phase, m in phases.items() if m and "idle_share" in m}
-    if not idle:
-        return "not measured", _STOPPED
-    figure = ", ".join(f"{phase} {share:.1%}" for phase, share in idle.items())
-    missing = {phase: _STOPPED for phase in phases if phase not in idle}
-    return _verdict(max(idle.values()) < 0.05, f"{figure}, of {best['variant']}", missing)
+    if "busy_s" not in best:
+        return "not measured", best.get("profiler", _STOPPED)
+    busy, launches = best["busy_s"], best["launches"]
+    figure = f"{busy * 1e6:,.0f} us in {launches} launches, of {best['variant']}"
+    return _verdict(busy <= most, figure, {})
 
 
 def _penalty_cost(record: Record, most: float) -> Judged:
@@ -214,7 +214,7 @@ _COPY = "at least 70% of a copy's rate"
 _LARGE_PICTURES = [f"gradient_penalty {shape}" for shape in ("4096x3x64x64", "512x3x256x256")]
 _GREY = "wgan-gp iteration, MNIST, batch 64, width 64: at least"
 _FACES = "wgan-gp iteration, CelebA-64, batch 128, width 64: at least"
-_REPLAYED = "the device idles less than 5% of a replayed phase"
+_REPLAYED = "GPU time of wgan-gp's replayed critic phase"
 _STEP = "critic step at most"
 _CRITIC = "critic phase, CelebA-64, batch 512, width 128: at least 40% of the matrix peak"
 _WITHOUT = "the one without penalty"
@@ -231,6 +231,12 @@ _ITERATIONS: tuple[tuple[str, Callable[[Record], bool], tuple[str, ...], float],
     (f"{_FACES} 5x naive eager", _CELEBA, ("naive",), 5.0),
     (f"{_FACES} 1.3x the best of compiled, captured and JAX", _CELEBA, _RIVALS, 1.3),
     (f"{_FACES} 1.3x JAX", _CELEBA, ("jax",), 1.3),
+)
+# Estimated from launches, bytes and FLOPs. No share of idle time is asked for: kernels of 2 us have
+# gaps of about 1 us between them in any graph.
+_GPU_TIMES: tuple[tuple[str, Callable[[Record], bool], float], ...] = (
+    (f"{_REPLAYED}, MNIST, batch 64: at most 150 us", _MNIST, 150e-6),
+    (f"{_REPLAYED}, CelebA-64, batch 128: at most 1300 us", _CELEBA, 1300e-6),
 )
 _SAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("batch 1: at most 100 us of GPU time", "GPU time of batch 1, us", {"most": 100.0}),
@@ -251,17 +257,20 @@ TARGETS = (
         Target("bench", text, pick, partial(_faster, rivals=rivals, least=least))
         for text, pick, rivals, least in _ITERATIONS
     ),
-    Target("phases", _CRITIC, _LARGE_CRITIC, _matrix_share),
-    Target("bench", f"{_REPLAYED}, MNIST", _MNIST, _idle),
-    Target("bench", f"{_REPLAYED}, CelebA-64", _CELEBA, _idle),
-    Target("bench", f"WGAN-GP's {_STEP} 1.8x {_WITHOUT}", _CELEBA, _COST_OF_ONE),
-    Target("phases", f"R1 + R2's {_STEP} 1.45x {_WITHOUT}", _BOTH, _COST_OF_BOTH),
+    Target("large", _CRITIC, _LARGE_CRITIC, _matrix_share),
     *(
-        Target("sampler", f"sampler, {text}", _SAMPLER, partial(_ratio, key=key, **bound))
+        Target("bench", text, pick, partial(_gpu_time, most=most))
+        for text, pick, most in _GPU_TIMES
+    ),
+    Target("bench", f"WGAN-GP's {_STEP} 1.8x {_WITHOUT}", _CELEBA, _COST_OF_ONE),
+    Target("rest", f"R1 + R2's {_STEP} 1.45x {_WITHOUT}", _BOTH, _COST_OF_BOTH),
+    *(
+        Target("rest", f"sampler, {text}", _SAMPLER, partial(_ratio, key=key, **bound))
         for text, key, bound in _SAMPLES
     ),
     *(
-        Target("speed", f"{data} to its quality", _named(f"speed-{data}-*"), _reached)
+        Target("rest", f"{data} to its quality", _named(f"speed-{data}-*"), _reached)
         for data in ("mnist", "stacked-mnist")
     ),
+    Target("train", "discs to their quality", _named("resume-wgan-gp-cuda"), _reached),
 )

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
+from ganfast.device import set_libraries
 from ganfast.engine.compiled import graphs
 from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
@@ -35,6 +37,7 @@ class Plan:
 
     variants: tuple[str, ...] = DEFAULT
     rounds: int = 30
+    profile: bool = False  # on a CPU, too
 
 
 def measure(
@@ -50,9 +53,7 @@ def measure(
         keep: is given the record as it stands after every variant and every phase.
     """
     problem = Problem(setting)
-    torch.backends.cudnn.benchmark = True
-    tf32 = problem.autocast is not None
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    set_libraries(problem.device, problem.config.precision)
     record = records.make("train", name_of(problem), _conditions(problem), []) | {"ahead": {}}
     measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -71,6 +72,8 @@ def measure(
                 variants[name], facts[name] = _prepared(problem, name)
             except Exception as error:  # a variant that cannot run is a result too
                 failed[name] = records.reason(error)
+                if not isinstance(error, InputError) or error.__cause__:
+                    traceback.print_exc()
         if name in failed:
             say(f"  {name}: {failed[name]}")
         keep(so_far())
@@ -94,12 +97,21 @@ def measure(
             more = _facts_of(phase, facts[name], float(np.median(seconds)), peaks)
             more["calls_per_sample"] = warm[name].calls
             one = records.measurement(phase, name, seconds, **more)
-            if problem.device.type == "cuda":
-                median = one["summary"]["median"]
-                one |= device_activity(runs[name], variants[name].wait, median)
+            if problem.device.type == "cuda" or plan.profile:
+                one |= activity_of(runs[name], variants[name].wait, one, problem.device)
             measured.append(one)
         keep(so_far())
     return so_far()
+
+
+def activity_of(
+    run: Callable[[], object], wait: Callable[[], None], one: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """By the profiler; where it is not allowed to look, its reason."""
+    try:
+        return device_activity(run, wait, one["summary"]["median"], device)
+    except Exception as error:
+        return {"profiler": records.reason(error)}
 
 
 def _conditions(problem: Problem) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The ways to compute one iteration, and the proof that they compute the same."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class TorchPrepared:
 def _xla(problem: Problem) -> Prepared:
     if find_spec("jax") is None:
         raise InputError("JAX is not installed: pip install 'ganfast[jax]'")
+    # Else XLA takes 75% of a GPU's memory, once for all, at its first use.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from ganfast.bench.xla import Xla
 
     return Xla(problem)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ganfast.device import capturing
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.export.drawing.lanes import HostLane, Lane, Pictures, copied
@@ -134,6 +135,9 @@ class _StaticLane:
     def on_device(self, rows: Rows, parts: list[int]) -> Tensor:
         shape = (len(rows), *self._backend.manifest.shape)
         result = torch.empty(shape, dtype=torch.uint8, device=self._backend.device)
+        if self._stream is not None:
+            # The caller's kernels may still use the memory that `result` was given.
+            self._stream.wait_stream(torch.cuda.current_stream(self._backend.device))
         start = 0
         for bucket in parts:
             slot = self._slots[0]
@@ -210,9 +214,7 @@ class _Captured:
                     backend.program(**self.inputs)
                 stream.synchronize()
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(
-                    self._graph, stream=stream, capture_error_mode="thread_local"
-                ):
+                with capturing(self._graph, stream=stream):
                     self._images = backend.program(**self.inputs)
         except RuntimeError as error:
             raise RunError(

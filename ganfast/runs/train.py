@@ -16,6 +16,7 @@ import torch
 from ganfast import disk
 from ganfast.config import Config, run_folder
 from ganfast.data.progress import progress_bar
+from ganfast.device import set_libraries
 from ganfast.engine import (
     Choice,
     CriticStep,
@@ -183,8 +184,7 @@ def _train_on(
 ) -> list[int]:
     """Train from the state of the plan to its end, or to a signal; returns the signals received."""
     config, state, folder = plan.config, plan.state, plan.folder
-    # fp32 means fp32; torch computes matrix products so by default, but not convolutions.
-    torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+    set_libraries(plan.device, config.precision)
     position = resumed.record.log_lines if resumed else None
     target, events = config.kimg * 1000, config.log.tensorboard
     with ExitStack() as held:

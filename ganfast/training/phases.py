@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ganfast.device import capturing
 from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
 from ganfast.errors import InputError
 from ganfast.log import logger
@@ -162,7 +163,7 @@ class Phase:
         graph, device = torch.cuda.CUDAGraph(), self._graphs.device
         main = torch.cuda.current_stream(device)
         try:
-            with torch.cuda.graph(graph, pool=self._graphs.pool, stream=self._graphs.side):
+            with capturing(graph, self._graphs.pool, self._graphs.side):
                 for name, value in self._step().items():
                     self._stats[name].copy_(value)
         except Exception as error:  # a library, or a user's network, may do what a capture forbids

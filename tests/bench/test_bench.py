@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast.bench import compare, kernels, records, stats, train
-from ganfast.bench.activity import covered
+from ganfast.bench import compare, kernels, records, report, stats, train
+from ganfast.bench.activity import covered, device_activity
 from ganfast.bench.kernels import Case, _adam, _agree
 from ganfast.bench.ours import Ours
 from ganfast.bench.plain import Plain, captured
@@ -303,7 +304,7 @@ def test_a_captured_phase_was_replayed_before_another_one_reads_what_it_fills(mo
         "current_stream": lambda: stream,
         "stream": lambda side: nullcontext(),
         "CUDAGraph": lambda: SimpleNamespace(replay=lambda: calls.append("replay")),
-        "graph": lambda graph: nullcontext(),
+        "graph": lambda graph, *rest, **options: nullcontext(),
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -428,6 +429,84 @@ def test_the_measured_phases_train_as_the_loop_does():
 def test_kernels_that_overlap_count_once():
     assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.75)]) == 4
     assert covered([]) == 0
+
+
+def test_launches_and_the_longest_are_those_of_the_profiled_call():
+    """Three names, of which one is launched thrice; what comes before the call does not count."""
+    x, calls = torch.ones(300, 300), []
+
+    def run():
+        calls.append(1)
+        for _ in range(3):
+            torch.mm(x, x)
+        torch.sin(x)
+        torch.neg(x)
+
+    torch.cos(x)
+    found = device_activity(run, lambda: None, 10.0, torch.device("cpu"))
+    assert calls == [1]
+    assert found["launches"] == 5
+    counts = {name: count for name, count, _ in found["longest"]}
+    assert counts == {"aten::mm": 3, "aten::sin": 1, "aten::neg": 1}
+    seconds = [s for _, _, s in found["longest"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) == pytest.approx(found["busy_s"])
+    assert found["idle_share"] == pytest.approx(1 - found["busy_s"] / 10)
+
+
+def test_phases_of_a_record_are_told_with_the_longest_of_our_best():
+    def measured(variant, median, longest):
+        more = {"first_call_s": 2.0, "launches": 7, "busy_s": 5e-6, "idle_share": 0.5}
+        return records.measurement("critic", variant, [median], **more, longest=longest)
+
+    rows = [
+        measured("tuned-graph", 1e-3, [["theirs", 1, 1e-6]]),
+        measured("ganfast", 9e-3, [["slow", 1, 1e-6]]),
+        measured("ganfast-graph", 2e-3, [["gemm", 3, 40e-6], ["fill", 1, 1e-6]]),
+        records.measurement("generator", "ganfast", [1.0], first_call_s=1.0, profiler="E: refused"),
+    ]
+    record = records.make("train", "a setting", {}, rows, {}, {"jax": "E: broken"})
+    lines = report.phases(record | {"partial": True})
+    assert lines[0] == "a setting, stopped before its end"
+    assert [" ".join(line.split()) for line in lines[3:]] == [
+        "critic ganfast-graph 2,000 us, 7 launches, busy 5 us, idle 50%, first 2.0 s",
+        "generator ganfast 1,000,000 us, first 1.0 s, E: refused",
+        "longest of critic, ganfast-graph",
+        "40.0 us 3x gemm",
+        "1.0 us 1x fill",
+        "jax: E: broken",
+    ]
+
+
+def test_a_profiler_that_is_not_allowed_costs_no_measurement(monkeypatch):
+    def refused(*arguments):
+        raise RuntimeError("CUPTI is not permitted")
+
+    monkeypatch.setattr(train, "device_activity", refused)
+    setting = Setting("wgan-gp", "digits", width=4, batch=4, device="cpu")
+    record = train.measure(setting, train.Plan(("ganfast",), 5, profile=True))
+    critic = records.keyed(record)["", "critic", "ganfast"]
+    assert critic["profiler"] == "RuntimeError: CUPTI is not permitted"
+    assert len(critic["samples"]) == 5
+
+
+@pytest.mark.parametrize("chosen", [None, "true"])
+def test_jax_takes_memory_of_a_gpu_as_it_needs_it_unless_the_user_says_so(monkeypatch, chosen):
+    """By the time it is imported: XLA reads the variable once."""
+    from types import ModuleType
+
+    name, seen = "XLA_PYTHON_CLIENT_PREALLOCATE", []
+    monkeypatch.setenv(name, "set back afterwards")
+    if chosen is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, chosen)
+    fake = ModuleType("ganfast.bench.xla")
+    fake.Xla = lambda problem: seen.append(os.environ[name])
+    monkeypatch.setitem(sys.modules, "ganfast.bench.xla", fake)
+    monkeypatch.setattr("ganfast.bench.variants.find_spec", lambda package: True)
+    VARIANTS["jax"].prepare(None)
+    assert seen == [chosen or "false"]
 
 
 # Command line

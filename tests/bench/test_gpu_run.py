@@ -4,17 +4,22 @@ Records that the targets are judged by are made up.
 """
 
 import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ganfast.bench import records
 from ganfast.bench.targets import Row, failures, judged
 from ganfast.config import LogConfig
+from tests.programs import python
 from tests.runs.test_training import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -158,18 +163,26 @@ def test_the_share_of_the_matrix_peak_takes_the_flops_that_were_counted(seconds,
     assert row[1:] == (outcome, f"{1 / seconds:.0%}, by ganfast-graph")
 
 
-@pytest.mark.parametrize(("idle", "outcome"), [(0.049, "holds"), (0.05, "does not hold")])
-def test_idle_is_that_of_the_worse_phase_of_the_replayed_variant(idle, outcome):
-    times = {
-        ("critic", "ganfast"): (0.1, {"idle_share": 0.9}),
-        ("critic", "ganfast-graph"): (1.0, {"idle_share": 0.01}),
-    }
-    record = train_record(times | {("generator", "ganfast-graph"): (1.0, {"idle_share": idle})})
-    assert row_of("idles less than 5% of a replayed phase, MNIST", record).outcome == outcome
-    assert (
-        row_of("idles less than 5% of a replayed phase, MNIST", train_record(times)).outcome
-        == "not measured"
+@pytest.mark.parametrize(("busy", "outcome"), [(150e-6, "holds"), (151e-6, "does not hold")])
+def test_gpu_time_is_that_of_the_replayed_variant_whatever_the_gaps(busy, outcome):
+    times = {("critic", "ganfast"): (0.1e-3, {"busy_s": 1e-6, "launches": 9})}
+    row = "GPU time of wgan-gp's replayed critic phase, MNIST"
+    assert row_of(row, train_record(times)).outcome == "not measured"
+    times[("critic", "ganfast-graph")] = (1e-3, {"busy_s": busy, "launches": 70})
+    assert row_of(row, train_record(times))[1:] == (
+        outcome,
+        f"{busy * 1e6:.0f} us in 70 launches, of ganfast-graph",
     )
+    times[("critic", "ganfast-graph")] = (1e-3, {"profiler": "RuntimeError: not allowed"})
+    assert row_of(row, train_record(times))[1:] == ("not measured", "RuntimeError: not allowed")
+
+
+def test_of_two_records_of_a_setting_the_fuller_one_is_judged():
+    quick = train_record({("iteration", "ganfast-graph"): 1.0, ("iteration", "tuned-graph"): 3.0})
+    full = train_record(ITERATION | {("iteration", "ganfast-graph"): 1.0})
+    for both in ((quick, full), (full, quick)):
+        row = row_of("MNIST, batch 64, width 64: at least 1.3x the best captured", *both)
+        assert row.figure == "1.40x compiled-graph, by ganfast-graph"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +249,12 @@ def test_sampler_targets(micro, faster, roof, outcome):
 # Parts
 
 
+def session(out: Path, limit=60.0, **parts):
+    """Parts are functions, of 60 s each, and bench of 240."""
+    made = {name: gpu_run.Part(240 if name == "bench" else 60, run) for name, run in parts.items()}
+    return gpu_run.Session(out, made, limit, "a GPU that is pretended")
+
+
 def test_commands_of_a_part_share_its_seconds_and_what_they_started_ends_with_them(tmp_path):
     run, began = gpu_run.Deadline(1.5), time.monotonic()
     sleeper = "[sys.executable, '-c', 'import time; time.sleep(60)']"
@@ -258,17 +277,126 @@ def test_commands_of_a_part_share_its_seconds_and_what_they_started_ends_with_th
         pytest.fail("a process of the part is left")
 
 
-def test_a_command_that_fails_is_named_with_its_code():
+def test_a_command_that_fails_is_named_with_its_code_and_what_it_said_last():
     run = gpu_run.Deadline(60)
     assert run("-c", "pass") == gpu_run.PASSED
-    assert run("-c", "raise SystemExit(3)") == gpu_run.Outcome(
-        "failed", "-c raise SystemExit(3): exit code 3"
-    )
+    code = "print('it is off\\n'); raise SystemExit(3)"
+    assert run("-c", code) == gpu_run.Outcome("failed", f"-c {code}: it is off (exit 3)")
+    assert run("-c", "raise SystemExit(1)").why == "-c raise SystemExit(1): no output (exit 1)"
+
+
+def test_what_a_command_prints_is_logged_and_it_is_told_where_records_go(tmp_path, capfd):
+    code = "import os, sys; print(os.environ['GANFAST_RECORDS']); print('wrong', file=sys.stderr)"
+    with open(tmp_path / "log", "wb") as log:
+        gpu_run.Deadline(60, tmp_path / "records", log)("-c", code)
+    expected = {str(tmp_path / "records"), "wrong"}
+    assert set((tmp_path / "log").read_text().split()) == expected
+    assert expected <= set(capfd.readouterr().out.split())
 
 
 def test_tests_that_were_stopped_did_not_pass():
-    outcomes = [gpu_run.PASSED, gpu_run.Outcome("stopped", "over")]
-    assert gpu_run.tests(lambda *_: outcomes.pop()) == gpu_run.Outcome("failed", "over")
+    assert gpu_run.tests(lambda *_: gpu_run.Outcome("stopped", "over"), False) == gpu_run.Outcome(
+        "failed", "over"
+    )
+
+
+def test_parts_share_the_limit_and_leave_what_they_do_not_need(tmp_path):
+    """Of 60 s for 60 : 240 : 60 the first has 10 s. It needs none, so the second has 48 of 60."""
+    seconds = {}
+
+    def part(name):
+        def run(deadline, tiny):
+            seconds[name] = deadline._seconds
+            return gpu_run.PASSED
+
+        return run
+
+    names = ("smoke", "bench", "rest")
+    assert session(tmp_path, **{name: part(name) for name in names}).run() == 0
+    assert seconds == pytest.approx({"smoke": 10, "bench": 48, "rest": 60}, rel=0.02)
+
+
+def test_the_summary_tells_of_every_part_while_one_is_under_way(tmp_path, capsys):
+    """What a SIGKILL finds, and what a part measured before it was over."""
+    found = []
+
+    def smoke(deadline, tiny):
+        records.write(train_record({("critic", "ganfast"): 1.0}), deadline.records)
+        return gpu_run.Outcome("failed", "it broke")
+
+    def bench(deadline, tiny):
+        found.append((tmp_path / "summary.txt").read_text())
+        keep = records.keeper(deadline.records)
+        keep(train_record({("critic", "ganfast"): 1.0}) | {"name": "in the middle"})
+        deadline._look()
+        found.append((tmp_path / "summary.txt").read_text())
+        found.append([record["name"] for record in records.read_all(tmp_path / "gpu.jsonl")])
+        raise SystemExit(143)  # as SIGTERM does
+
+    with pytest.raises(SystemExit):
+        session(tmp_path, smoke=smoke, bench=bench, rest=None).run()
+    for text in (*found[:2], (tmp_path / "summary.txt").read_text(), capsys.readouterr().out):
+        assert re.search(r"^failed +smoke .* it broke$", text, re.MULTILINE)
+        assert re.search(r"^stopped +bench .* under way", text, re.MULTILINE)
+        assert re.search(r"^not begun +rest ", text, re.MULTILINE)
+    assert "in the middle, stopped before its end" in found[1]
+    assert found[2] == ["in the middle", "train-wgan-gp-28"]
+
+
+def test_an_archive_that_is_there_grows(tmp_path):
+    def part(deadline, tiny):
+        name = f"record {len(list(deadline.records.iterdir()))}"
+        records.write(train_record({}) | {"name": name}, deadline.records)
+        return gpu_run.PASSED
+
+    for _ in range(2):
+        session(tmp_path, smoke=part, rest=part).run()
+    names = [record["name"] for record in records.read_all(tmp_path / "gpu.jsonl")]
+    assert names == ["record 0", "record 1"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("gpu.jsonl", "gpu.log", "summary.txt")
+    ]
+
+
+def test_a_record_that_is_replaced_while_it_is_read_costs_nothing(tmp_path, monkeypatch):
+    """The partial record has gone, and the whole one was not there when the folder was listed."""
+    made = session(tmp_path)
+    records.keeper(made.records)(train_record({}))
+    read, times = records.read, []
+
+    def replaced(path):
+        times.append(path.name)
+        if len(times) == 1:
+            records.write(train_record({}), made.records)
+        return read(path)
+
+    monkeypatch.setattr(records, "read", replaced)
+    (record,) = made.measured()
+    assert "partial" not in record
+    assert [".partial" in name for name in times] == [True, False]
+
+
+def test_an_output_that_nobody_reads_does_not_block_a_command(tmp_path, monkeypatch):
+    class Closed:
+        def write(self, line):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=Closed()))
+    code = "for i in range(20000): print('a line that fills a pipe of 64 kB')"
+    with open(tmp_path / "log", "wb") as log:
+        assert gpu_run.Deadline(60, tmp_path, log)("-c", code) == gpu_run.PASSED
+    assert len((tmp_path / "log").read_text().splitlines()) == 20000
+
+
+def test_a_summary_that_breaks_costs_no_record(tmp_path, monkeypatch):
+    def part(deadline, tiny):
+        records.write(train_record({}), deadline.records)
+        return gpu_run.PASSED
+
+    monkeypatch.setattr(gpu_run.Session, "summary", lambda self, records: 1 / 0)
+    assert session(tmp_path, smoke=part).run() == 1
+    assert len(records.read_all(tmp_path / "gpu.jsonl")) == 1
+    assert "ZeroDivisionError" in (tmp_path / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -281,17 +409,14 @@ def test_tests_that_were_stopped_did_not_pass():
         ("passed", {"tuned-graph": "RunError: off"}, 1),
     ],
 )
-def test_exit_code_1_is_for_what_ran_and_failed(word, failed, code, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_run, "RESULTS", tmp_path)
-    began = time.time()
-    old = records.write(
-        train_record({}, failed={"naive": "RunError: off"}) | {"name": "old"}, tmp_path
-    )
-    os.utime(old, (began - 60, began - 60))
+def test_exit_code_1_is_for_what_ran_and_failed(word, failed, code, tmp_path, capsys):
     missed = ITERATION | {("iteration", "ganfast"): 8.1}  # no target of an iteration holds
-    records.write(train_record(missed, failed=failed), tmp_path)
-    ended = {"bench": (gpu_run.Outcome(word, "why it was so"), 1.0)}
-    assert gpu_run.summary(ended, began) == code
+
+    def bench(deadline, tiny):
+        records.write(train_record(missed, failed=failed), deadline.records)
+        return gpu_run.Outcome(word, "why it was so")
+
+    assert session(tmp_path, bench=bench).run() == code
     shown = capsys.readouterr().out
     assert f"{word:10}bench" in shown
     grey = "does not hold wgan-gp iteration, MNIST, batch 64, width 64"
@@ -302,7 +427,82 @@ def test_exit_code_1_is_for_what_ran_and_failed(word, failed, code, tmp_path, mo
     )
     faces = "not measured  wgan-gp iteration, CelebA-64, batch 128, width 64"
     assert f"{faces}: at least 1.3x JAX: part bench: {word} why it was so" in shown
-    assert "old: naive" not in shown
+
+
+def test_two_calls_take_twelve_minutes_and_have_every_part():
+    assert gpu_run.CALLS["all"] == tuple(gpu_run.PARTS)
+    seconds = [gpu_run.asked(call, "")[1] for call in ("first", "second")]
+    assert sum(seconds) <= 720
+    assert gpu_run.asked("bench", "90") == ({"bench": gpu_run.PARTS["bench"]}, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "sentence"),
+    [
+        (["nonsense"], "", "PART is 'nonsense'; expected first, second, all, or one of smoke, "),
+        (["first", "abc"], "", "LIMIT is 'abc'; expected the seconds of all parts together"),
+        (["first", "-1"], "", "LIMIT is '-1'; expected"),
+        (["first", "inf"], "", "LIMIT is 'inf'; expected"),
+        (["first"], "", "needs an NVIDIA GPU, and torch"),
+        (["first", "--tiny"], "/proc/nothing", "OUT is '/proc/nothing', which cannot be written"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(arguments, out, sentence, monkeypatch, capsys):
+    monkeypatch.setenv("OUT", out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as error:
+        gpu_run.main(arguments)
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"make gpu: {sentence}")
+    assert len(said.splitlines()) == 1
+
+
+def test_the_twelve_tests_that_come_first_and_the_kernels_are_there():
+    assert len(gpu_run.FIRST_TESTS) == 12
+    assert {Path(name).name for name in gpu_run.KERNEL_TESTS} == {
+        f"test_{name}.py" for name in gpu_run._TESTED.split()
+    }
+    done = python("-m", "pytest", "-q", "--collect-only", *gpu_run.FIRST_TESTS, cwd=gpu_run.ROOT)
+    assert "12 tests collected" in done.stdout, done.stdout
+
+
+def test_nothing_that_make_gpu_imports_needs_tyro_or_cattrs():
+    """Machines with a GPU and torch often lack them; what is imported inside a function counts."""
+    tested = [*gpu_run.KERNEL_TESTS, "tests/gpu/test_gpu.py", "tests/gpu/test_gpu_sampler.py"]
+    modules = [name.removesuffix(".py").replace("/", ".") for name in tested]
+    scripts = "gpu_run gpu_parts gpu_train gpu_quick bench_sampler speed"
+    code = f"""
+import sys
+for name in ("tyro", "cattrs", "cattr", "attrs", "attr", "docstring_parser"):
+    sys.modules[name] = None  # importing it is an error from here on
+sys.path.insert(0, "benchmarks")
+from importlib import import_module
+for name in {[*scripts.split(), *modules]!r}:
+    import_module(name)
+import gpu_train
+from ganfast.cli import main
+assert main("bench kernels to_uint8 --device cpu --no-compile --rounds 5".split()) == 0
+"""
+    done = python("-c", code, cwd=gpu_run.ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.accept
+def test_the_rehearsal_loses_nothing(tmp_path):
+    """Whole and killed, without tyro and cattrs, as `make gpu-rehearsal` runs it."""
+    blocks = "import sys\nfor name in ('tyro', 'cattrs'):\n    sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(blocks)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "benchmarks/gpu_rehearsal.py"]
+    environment["PYTHONPATH"] += os.pathsep + str(gpu_run.ROOT)
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=gpu_run.ROOT, env=environment, capture_output=True, text=True
+    )
+    print(done.stdout, f"{time.monotonic() - began:.0f} s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nothing is missing") == 4
 
 
 # The resumed training
@@ -344,3 +544,39 @@ def test_classes_of_the_pictures_made_for_a_gpu_differ():
     assert images.shape == (600, 28, 28)
     means = np.stack([images[labels == k].mean(0) for k in range(10)])
     assert min(np.abs(a - b).mean() for i, a in enumerate(means) for b in means[:i]) > 5
+
+
+def test_seconds_to_a_quality_leave_out_what_is_no_training():
+    """10,000 pictures at 5,000 a second, then 10,000 at 10,000; the clock of the log says more."""
+    lines = [
+        {"images": 10_000, "seconds": 50.0, "images_per_second": 5000.0},
+        {"images": 10_000, "seconds": 60.0, "score/frechet": 3.1},
+        {"images": 20_000, "seconds": 70.0, "images_per_second": 10_000.0},
+        {"images": 20_000, "seconds": 90.0, "score/frechet": 3.0},
+    ]
+    found = gpu_train.to_quality(lines)
+    assert (found["reached"], found["images"], found["seconds"]) == (True, 20_000, 3.0)
+    assert found["curve"] == [[10_000, 2.0, 3.1], [20_000, 3.0, 3.0]]
+    found = gpu_train.to_quality(lines[:3])
+    assert (found["reached"], found["images"], found["seconds"]) == (False, None, None)
+
+
+def test_a_training_that_is_scored_resumes_from_what_was_saved(tmp_path, monkeypatch):
+    """`resumed` removes the last checkpoint: scorings must not leave one behind the saved one."""
+    monkeypatch.setenv("GANFAST_RECORDS", str(tmp_path))
+    made = []
+    monkeypatch.setattr(gpu_train, "generated", lambda count: small_discs())
+    monkeypatch.setattr(gpu_train, "_LOOK", 0.6)
+    monkeypatch.setattr(gpu_train, "record", lambda *args, **facts: made.append(facts["result"]))
+    assert gpu_train.main("--device cpu --kimg 1 --width 4".split()) == 0
+    (result,) = made
+    assert result["wrong"] == []
+    assert result["resumed_at"] == pytest.approx(950, abs=160)
+    assert [images for images, _, _ in result["curve"]] == [640, 1120]
+
+
+def small_discs() -> dict[str, np.ndarray]:
+    return _generated(1000)
+
+
+_generated = gpu_train.generated

@@ -1,4 +1,4 @@
-"""The sampler's back ends on a GPU, by `make gpu PART=sampler`.
+"""The sampler's back ends on a GPU, by `make gpu PART=rest`.
 
 A back end is skipped, with the reason, where its package is missing.
 """

@@ -62,7 +62,6 @@ def use_threads(count: int) -> None:
     if count == 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = flags + " --xla_cpu_multi_thread_eigen=false"
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import torch
 
     torch.set_num_threads(count)
