@@ -1,6 +1,6 @@
 """The optimizer of both networks: Adam and the moving average of the weights, in flat buffers.
 
-On a GPU it is one pass over memory, the Triton kernel of `ganfast.kernels.adam_ema`. Elsewhere it
+On a GPU it is one pass over memory, the Triton kernels of `ganfast.kernels.adam_ema`. Elsewhere it
 calls the operation below torch's fused Adam on the same buffers, because the bookkeeping of
 torch.optim takes as long as a small network's update.
 """
@@ -17,7 +17,7 @@ from ganfast.engine.gradients import trainable, views_of
 from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
 from ganfast.kernels._triton import use_triton
-from ganfast.kernels.adam_ema import adam_ema, adam_rates
+from ganfast.kernels.adam_ema import adam_ema
 from ganfast.models.members import is_known
 
 _EPS = 1e-8
@@ -105,22 +105,20 @@ class FlatAdam(torch.optim.Optimizer):
             rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
         if self.average is not None and decay is None:
             raise ValueError("this optimizer moves an average: give its decay")
+        if use_triton(self.flat) and self.flat.dtype == torch.float32:
+            rates = self._steps, rate, rate if decay is None else decay
+            more = limit, self.average, self._low
+            adam_ema(self.flat, gradient, m, v, *rates, beta1, beta2, eps, *more)
+            return
         self._steps.add_(1)
-        if one_pass := use_triton(self.flat) and self.flat.dtype == torch.float32:
-            rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
-            low = None if limit else self._low  # clipped weights are copied below
-            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, low)
-        else:
-            lr = rate.float() if rate.is_cuda else rate
-            buffers: list[list[Tensor]]
-            buffers = [[self.flat], [gradient], [m], [v], [], [self._steps]]
-            _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
-            if self.average is not None and decay is not None:
-                self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+        lr = rate.float() if rate.is_cuda else rate
+        buffers: list[list[Tensor]] = [[self.flat], [gradient], [m], [v], [], [self._steps]]
+        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
         if limit:
             self.flat.clamp_(-limit, limit)
-        if limit or not one_pass:
-            self.renew()
+        if self.average is not None and decay is not None:
+            self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+        self.renew()
 
     @torch.no_grad()
     def renew(self) -> None:

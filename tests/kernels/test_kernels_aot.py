@@ -3,6 +3,7 @@
 Types and constants are the launchers'. A kernel that spills has STACK or LOCAL bytes.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -70,11 +71,16 @@ def cases():
         signature["out_ptr"] = "*fp32" if normal else "*fp64"
         constants = {"NORMAL": normal, "BLOCK": drawn._BLOCK}
         yield f"draw-{normal}", drawn._draw_kernel, signature, constants, 4
+    signature = types("step_ptr rates_ptr: *fp32, lr_ptr decay_ptr: *fp64")
+    constants = {"LOG_BETA1": -math.inf, "LOG_BETA2": math.log2(0.9)}
+    yield "adam-rates", adam_ema._rates_kernel, signature, constants, 1
     for average, low in ((True, True), (False, False)):
         signature = types("p_ptr g_ptr m_ptr v_ptr average_ptr rates_ptr: *fp32, low_ptr: *bf16")
-        signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2 eps: fp32")
-        constants = {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK}
-        yield f"adam-{average}-{low}", adam_ema._adam_kernel, signature, constants, 4
+        signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2: fp32")
+        signature |= types("eps limit: fp32")
+        constants = {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK, "CLIP": low}
+        name, warps = f"adam-{average}-{low}", adam_ema._WARPS
+        yield name, adam_ema._adam_kernel, signature, constants, warps
 
 
 CASES = {name: rest for name, *rest in cases()}
@@ -83,7 +89,7 @@ SHORT = [name for name in CASES if "bf16" in name or name.startswith(("draw", "a
 SAMPLE = f"""
     whole-bf16-{gradient_penalty._ONE_PROGRAM}-False-True direction-bf16-False-True squares-bf16
     bias-act-bf16-i64 tangent-bf16-i64 delta-columns-bf16 delta-rows-bf16 to-uint8-bf16 draw-True
-    adam-True-True
+    adam-True-True adam-rates
 """.split()
 
 
