@@ -51,8 +51,11 @@ def adam_ema_reference(
     limit: float = 0.0,
     average: Tensor | None = None,
     low: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> None:
     """The definition; arguments as `adam_ema`."""
+    if skip is not None and skip.item():
+        return
     step.add_(1)
     rates = adam_rates(step, lr, decay, beta1, beta2)
     step_size, root_scale, kept = rates.to(p.dtype).unbind()
@@ -69,7 +72,14 @@ def adam_ema_reference(
 
 @jit
 def _rates_kernel(
-    step_ptr, lr_ptr, decay_ptr, rates_ptr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr
+    step_ptr,
+    lr_ptr,
+    decay_ptr,
+    skip_ptr,
+    rates_ptr,
+    LOG_BETA1: tl.constexpr,
+    LOG_BETA2: tl.constexpr,
+    SKIP: tl.constexpr,
 ):
     step = tl.load(step_ptr) + 1.0
     t = step.to(tl.float64)
@@ -81,6 +91,8 @@ def _rates_kernel(
     tl.store(rates_ptr, step_size.to(tl.float32))
     tl.store(rates_ptr + 1, root_scale.to(tl.float32))
     tl.store(rates_ptr + 2, tl.load(decay_ptr).to(tl.float32))
+    if SKIP:
+        step -= tl.load(skip_ptr)
     tl.debug_barrier()  # no thread may still have the old number to read
     tl.store(step_ptr, step)
 
@@ -93,6 +105,7 @@ def _adam_kernel(
     v_ptr,
     average_ptr,
     low_ptr,
+    skip_ptr,
     rates_ptr,
     numel,
     beta1,
@@ -104,9 +117,12 @@ def _adam_kernel(
     CLIP: tl.constexpr,
     AVERAGE: tl.constexpr,
     LOW: tl.constexpr,
+    SKIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if SKIP:
+        numel = tl.where(tl.load(skip_ptr) == 0.0, numel, 0)
     inside = i < numel
     step_size, root_scale = tl.load(rates_ptr), tl.load(rates_ptr + 1)
     decay = tl.load(rates_ptr + 2)
@@ -143,15 +159,19 @@ def adam_ema_triton(
     limit: float,
     average: Tensor | None,
     low: Tensor | None,
+    skip: Tensor | None,
 ) -> None:
     """The launcher; arguments as `adam_ema`, none left out: torch 2.11 loses count of defaults."""
     rates = torch.empty(3, dtype=torch.float32, device=p.device)
     logs = {f"LOG_BETA{k}": math.log2(b) if b else -math.inf for k, b in ((1, beta1), (2, beta2))}
-    launch(_rates_kernel, (1,), p.device, step, lr, decay, rates, **logs, num_warps=1)
+    may_skip, skip = {"SKIP": skip is not None}, rates if skip is None else skip
+    scalars = step, lr, decay, skip, rates
+    launch(_rates_kernel, (1,), p.device, *scalars, **logs, **may_skip, num_warps=1)
     flags = {"CLIP": limit > 0, "AVERAGE": average is not None, "LOW": low is not None}
     average, low = p if average is None else average, p if low is None else low
-    tensors, betas = (p, g, m, v, average, low, rates), (beta1, 1 - beta1, beta2, 1 - beta2)
+    tensors, betas = (p, g, m, v, average, low, skip, rates), (beta1, 1 - beta1, beta2, 1 - beta2)
     arguments, grid = (*tensors, p.numel(), *betas, eps, limit), (blocks(p.numel(), _BLOCK),)
+    flags |= may_skip
     launch(_adam_kernel, grid, p.device, *arguments, **flags, BLOCK=_BLOCK, num_warps=_WARPS)
 
 
@@ -174,6 +194,7 @@ def adam_ema(
     limit: float = 0.0,
     average: Tensor | None = None,
     low: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> None:
     """One optimizer step, in place.
 
@@ -185,6 +206,7 @@ def adam_ema(
         limit: parameters are clipped to [-limit, limit]; 0 = no clipping.
         average: moving average of p, float32 (numel,); None = none is kept.
         low: gets p in its own type, bfloat16 or float16 (numel,); None = no copy.
+        skip: float32 0-d on the device; where it is 1, nothing changes; None = 0.
     """
     run = _op if use_triton(p) and p.dtype == torch.float32 else adam_ema_reference
-    run(p, g, m, v, step, lr, decay, beta1, beta2, eps, limit, average, low)
+    run(p, g, m, v, step, lr, decay, beta1, beta2, eps, limit, average, low, skip)

@@ -52,9 +52,9 @@ class State:
             make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
         )
 
-    def step(self, function, g, scalars, betas, eps=EPS, limit=0.0):
+    def step(self, function, g, scalars, betas, eps=EPS, limit=0.0, skip=None):
         arguments = self.p, g, self.m, self.v, *scalars, *betas, eps, limit
-        function(*arguments, self.average, self.low)
+        function(*arguments, self.average, self.low, skip)
 
 
 def scalars_of(step, lr=LR, decay=DECAY):
@@ -158,13 +158,32 @@ def test_clipping_keeps_what_is_not_a_number():
     assert state.p.abs().nan_to_num().max().item() == pytest.approx(0.01, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "function", [adam_ema_reference, pytest.param(adam_ema_triton, marks=on_kernels)]
+)
+def test_a_step_to_be_skipped_changes_nothing_and_is_not_counted(function):
+    plain, state = State.start(1500), State.start(1500)
+    counts, skip = [scalars_of(1) for _ in range(2)], torch.zeros((), device=DEVICE)
+    for step, skipped in enumerate((0.0, 1.0, 1.0, 0.0)):
+        g = gradient(1500, step).to(DEVICE)
+        if skipped:
+            g[7] = torch.inf
+        else:
+            plain.step(function, g, counts[0], (0.5, 0.9), limit=0.5)
+        state.step(function, g, counts[1], (0.5, 0.9), limit=0.5, skip=skip.fill_(skipped))
+    assert [scalars[0].item() for scalars in counts] == [2, 2]
+    for name in ("p", "m", "v", "average", "low"):
+        assert torch.equal(getattr(state, name), getattr(plain, name))
+
+
 @on_kernels
 @pytest.mark.parametrize("betas", BETAS, ids=str)
 @pytest.mark.parametrize("step", [1, 2, 3, 10, 1000, 10**5, 10**6, 2**24 - 1])
 def test_the_rates_of_a_step_are_the_definitions_to_the_last_place(step, betas):
     scalars, rates = scalars_of(step), torch.empty(3, device=DEVICE)
     logs = [math.log2(b) if b else -math.inf for b in betas]
-    launch(module._rates_kernel, (1,), rates.device, *scalars, rates, *logs, num_warps=1)
+    arguments = *scalars, rates, rates, *logs, False
+    launch(module._rates_kernel, (1,), rates.device, *arguments, num_warps=1)
     assert scalars[0].item() == step
     powers = [np.longdouble(b) ** step for b in betas]
     exact = LR / (1 - powers[0]), 1 / np.sqrt(1 - powers[1]), DECAY
@@ -238,7 +257,8 @@ def test_the_operation_keeps_its_schema_and_its_fake(given):
     state = State.start(70, *given)
     g = gradient(70, 1).to(DEVICE)
     tensors = state.p, g, state.m, state.v, *scalars_of(1)
-    assert_op(module._op, *tensors, 0.5, 0.9, EPS, 0.1, state.average, state.low)
+    skip = torch.zeros((), device=DEVICE) if all(given) else None
+    assert_op(module._op, *tensors, 0.5, 0.9, EPS, 0.1, state.average, state.low, skip)
 
 
 # Rates, the reference, and which of the two runs.

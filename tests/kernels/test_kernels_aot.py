@@ -71,14 +71,16 @@ def cases():
         signature["out_ptr"] = "*fp32" if normal else "*fp64"
         constants = {"NORMAL": normal, "BLOCK": drawn._BLOCK}
         yield f"draw-{normal}", drawn._draw_kernel, signature, constants, 4
-    signature = types("step_ptr rates_ptr: *fp32, lr_ptr decay_ptr: *fp64")
-    constants = {"LOG_BETA1": -math.inf, "LOG_BETA2": math.log2(0.9)}
+    signature = types("step_ptr skip_ptr rates_ptr: *fp32, lr_ptr decay_ptr: *fp64")
+    constants = {"LOG_BETA1": -math.inf, "LOG_BETA2": math.log2(0.9), "SKIP": True}
     yield "adam-rates", adam_ema._rates_kernel, signature, constants, 1
     for average, low in ((True, True), (False, False)):
         signature = types("p_ptr g_ptr m_ptr v_ptr average_ptr rates_ptr: *fp32, low_ptr: *bf16")
+        signature["skip_ptr"] = "*fp32"
         signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2: fp32")
         signature |= types("eps limit: fp32")
         constants = {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK, "CLIP": low}
+        constants["SKIP"] = low
         name, warps = f"adam-{average}-{low}", adam_ema._WARPS
         yield name, adam_ema._adam_kernel, signature, constants, warps
 
