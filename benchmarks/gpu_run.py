@@ -48,7 +48,9 @@ FIRST_TESTS = [
     f"{_GPU}::test_a_set_larger_than_device_memory_is_streamed_with_the_same_batches",
     f"{_GPU}::test_every_preset_trains_on_the_gpu[wgan-gp-bf16]",
 ]
-_TESTED = "gradient_penalty bias_act latents shuffle pictures to_uint8 adam_ema engine_kernels optim"
+_TESTED = (
+    "gradient_penalty bias_act latents shuffle pictures to_uint8 adam_ema engine_kernels optim"
+)
 KERNEL_TESTS = [
     str(path.relative_to(ROOT))
     for name in _TESTED.split()

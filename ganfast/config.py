@@ -252,8 +252,9 @@ class Config(_Checked):
     size: int = 0
     seed: int = 0  # of everything random, 0 or more
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
-    # of the networks; auto = bf16 on a GPU that has it, else fp32
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # of the networks; auto = bf16 on a GPU that has it, else fp32; fp16 is for GPUs without bf16,
+    # with a loss scale, and auto never takes it: it has not run on a GPU yet
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     # train without pictures that cannot be read, and count them; else the first one is an error
     skip_corrupt: bool = False

@@ -54,6 +54,11 @@ def resolved(config: Config, device: torch.device) -> Config:
     return replace(config, precision=precision, net=net)
 
 
+def autocast_of(config: Config) -> torch.dtype | None:
+    """The type that the networks compute in; None for float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+
+
 def prepared(net: nn.Module, device: torch.device) -> nn.Module:
     """On its device, weights of convolutions channels last: the layout of cuDNN and oneDNN."""
     return net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

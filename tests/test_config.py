@@ -172,7 +172,7 @@ def test_an_unknown_preset_is_refused_with_the_closest():
         (Config, {"channels": 2}, ["channels", "2", "3 (colour)"]),
         (Config, {"imbalance": 0.5}, ["imbalance", "0.5"]),
         (Config, {"ema_kimg": -1.0}, ["ema_kimg", "-1.0"]),
-        (Config, {"precision": "fp16"}, ["precision", "'fp16'", "bf16"]),
+        (Config, {"precision": "fp8"}, ["precision", "'fp8'", "bf16"]),
         (Config, {"conditional": "yes"}, ["conditional", "'yes'", "projection"]),
         (Config, {"flip": "maybe"}, ["flip", "'maybe'"]),
     ],

@@ -110,13 +110,13 @@ def _adam(device: torch.device, count: int) -> Iterator[Case]:
     """
     g, m = (torch.randn(count, device=device) for _ in range(2))
     v = torch.rand(count, device=device) + 0.01
-    step, rate, decay = (torch.tensor(v, device=device) for v in (3.0, 1e-3, 0.999))
-    rates = adam_ema.adam_rates(step, rate, decay, 0.5, 0.99)
+    rate, decay = (torch.tensor(v, dtype=torch.float64, device=device) for v in (1e-3, 0.999))
 
     def moving(function: Callable[..., Any]) -> Run:
         p, average = (torch.zeros(count, device=device) for _ in range(2))
         low = torch.empty(count, dtype=torch.bfloat16, device=device)
-        buffers = (p, g.clone(), m.clone(), v.clone(), rates, 0.5, 0.99, 1e-8, average, low)
+        moments = m.clone(), v.clone(), torch.tensor(2.0, device=device), rate, decay
+        buffers = (p, g.clone(), *moments, 0.5, 0.99, 1e-8, 0.0, average, low, None)
 
         def run() -> tuple[Tensor, ...]:
             function(*buffers)

@@ -46,11 +46,14 @@ class Ours:
         self.adam_generator = self.state.optimizer_generator
         self.adam_critic = self.state.optimizer_critic
         twins = self.adam_generator.computing, self.adam_critic.computing
-        options: dict[str, Any] = {"check": False, "computing": twins[1]}
+        adams = self.adam_generator, self.adam_critic
+        scales = [None if adam.scale is None else adam.scale.value for adam in adams]
+        options: dict[str, Any] = {"check": False, "computing": twins[1], "scale": scales[1]}
         critic_step = make_critic_step(
             self.critic, c.loss, c.penalty, dtype, engine, compile, **options
         )
-        generator_step = make_generator_step(*nets, c.loss, dtype, compile, twins, check=False)
+        options = {"check": False, "computing": twins, "scale": scales[0]}
+        generator_step = make_generator_step(*nets, c.loss, dtype, compile, **options)
         drawing = make_drawing(self.generator, dtype, compile, twins[0])
         graphs = Graphs("on" if graph else "off", device)
         iteration = Iteration(self.state, data, c, critic_step, generator_step, drawing, graphs)

@@ -67,6 +67,12 @@ class Plain:
         options: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
         if tuned:
             options |= {"fused": True, "capturable": graph}
+        # One for each network, as ganfast has; enabled in float16 only.
+        half = self.autocast == torch.float16
+        self.scalers = {
+            name: torch.amp.GradScaler(device.type, 2.0**12, enabled=half)
+            for name in ("critic", "generator")
+        }
         adam = torch.optim.Adam
         self.adam_generator = adam(self.generator.parameters(), c.optim.lr_generator, **options)
         self.adam_critic = adam(self.critic.parameters(), c.optim.lr_critic, **options)
@@ -106,7 +112,7 @@ class Plain:
         with torch.no_grad(), autocast(self.problem.device, self.autocast):
             fake = pictures(self.generator, inputs.z, inputs.labels)
         self._critic_gradients(fake, inputs)
-        self.adam_critic.step()
+        self._step("critic", self.adam_critic)
         clip_weights(self.critic, self.problem.config.loss.clip)
 
     def generator_phase(self) -> None:
@@ -116,11 +122,16 @@ class Plain:
         real = inputs.real if loss_of(self.problem.config.loss).pairs else None
         self.adam_generator.zero_grad()
         loss = self._generator_loss(inputs.z, inputs.labels, real)
+        loss = self.scalers["generator"].scale(loss)
         loss.backward(inputs=list(self.generator.parameters()))
-        self.adam_generator.step()
+        self._step("generator", self.adam_generator)
         with torch.no_grad():
             averages, weights = self.average.parameters(), self.generator.parameters()
             torch._foreach_lerp_(list(averages), list(weights), 1e-3)
+
+    def _step(self, network: str, adam: torch.optim.Optimizer) -> None:
+        self.scalers[network].step(adam)
+        self.scalers[network].update()
 
     def generator_loss(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
         nets, loss = (self.generator, self.critic), self.problem.config.loss
@@ -189,7 +200,7 @@ class Plain:
             self.adam_critic.zero_grad()
             points, real = self._points(fake, inputs), inputs.real.detach()
             value = loss(critic, fake.detach(), real, points, inputs.labels)
-            value.backward(inputs=parameters)
+            self.scalers["critic"].scale(value).backward(inputs=parameters)
 
         return run
 
@@ -205,20 +216,24 @@ class Plain:
             real: Tensor,
             points: Tensor | None,
             labels: Tensor | None,
+            scale: Tensor | None,
         ) -> list[Tensor]:
             leaves = {name: weights[name].detach().requires_grad_() for name in parameters}
             points = None if points is None else points.detach()
             with torch.enable_grad():
                 arguments = (fake.detach(), real.detach(), points, labels)
                 total = functional_call(whole, weights | leaves, arguments)
+                total = total if scale is None else total * scale
                 return list(torch.autograd.grad(total, list(leaves.values())))
 
-        step = compiled(gradients)
+        step, scaler = compiled(gradients), self.scalers["critic"]
+        one = torch.ones((), device=self.problem.device) if scaler.is_enabled() else None
 
         def run(fake: Tensor, inputs: Inputs) -> None:
             weights = {name: w.detach() for name, w in (parameters | buffers).items()}
             points = self._points(fake, inputs)
-            filled = step(weights, fake, inputs.real, points, inputs.labels)
+            scale = None if one is None else scaler.scale(one)
+            filled = step(weights, fake, inputs.real, points, inputs.labels, scale)
             for p, g in zip(parameters.values(), filled, strict=True):
                 # Fused Adam walks weight and gradient by address.
                 p.grad = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ganfast.bench.setting import Setting
 from ganfast.data.pack import Pack, PackInfo
-from ganfast.device import find_device, resolved
+from ganfast.device import autocast_of, find_device, resolved
 from ganfast.models import NetSpec, build_critic, build_generator
 from ganfast.penalties import drawn_numbers
 
@@ -45,7 +45,7 @@ class Problem:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.config.precision == "bf16" else None
+        return autocast_of(self.config)
 
     def networks(self, seed: int) -> tuple[nn.Module, nn.Module]:
         """Generator and critic at the initial weights of a seed, in training mode, on the CPU."""

@@ -7,7 +7,7 @@ from ganfast.config import Config, EngineName
 from ganfast.errors import InputError
 from ganfast.presets import data_kind, preset_config
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # Learning rate of both networks while measuring: weights stay where they began, so the work does.
 RATE = 1e-6
 

@@ -45,6 +45,8 @@ class Xla:
                 f"the JAX variant does not know the penalty {c.penalty.kind}; expected one of "
                 f"{', '.join(PENALTIES)}: add it to {Path(__file__).name}"
             )
+        if problem.autocast == torch.float16:
+            raise InputError("the JAX variant has no loss scale: give --precision fp32 or bf16")
         dtype = jnp.bfloat16 if problem.autocast is not None else jnp.float32
         generator, critic = problem.networks(0)
         self.critic = CriticNet(critic, (c.channels, c.size, c.size), dtype)  # type: ignore[arg-type]

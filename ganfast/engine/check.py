@@ -42,7 +42,7 @@ def reference_gradients(
     all), so that memory stays small.
 
     Only a critic whose samples do not meet may be sliced. Spectral normalisation is taken as it
-    stands.
+    stands. The scale of the inputs is divided out again.
     """
     parameters = [p for p in critic.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in parameters]
@@ -58,7 +58,13 @@ def reference_gradients(
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
         for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient * (len(some.real) / n)
-    return total
+    return unscaled(total, inputs)
+
+
+def unscaled(gradients: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """Float32 gradients without the scale of the inputs that they were computed for."""
+    scale = inputs.scale
+    return list(gradients) if scale is None else [g.float() / scale for g in gradients]
 
 
 def check(
@@ -71,7 +77,8 @@ def check(
     separable: bool,
     patient: bool = False,
 ) -> Verdict:
-    """The error of an engine's ``gradients`` for ``inputs`` against the reference's.
+    """The error of an engine's ``gradients`` for ``inputs``, times their scale, against the
+    reference's.
 
     ``separable``: the critic's samples do not meet, so that the reference may take a few at a time.
     ``patient``: measure in float64 and allow four times the error of eager autograd. This is for
@@ -84,11 +91,12 @@ def check(
         torch.manual_seed(0)
         return reference_gradients(critic, loss, penalties, inputs, autocast, rows)
 
+    plain = inputs._replace(scale=None)
     with full_float32():
         if patient:
-            exact = reference(copy.deepcopy(critic).double(), inputs.changed(Tensor.double), None)
+            exact = reference(copy.deepcopy(critic).double(), plain.changed(Tensor.double), None)
         else:
-            exact = reference(critic, inputs, None)
+            exact = reference(critic, plain, None)
     allowed = ROUNDING
     # A GPU may round the factors of float32 products to fewer bits, in eager autograd too.
     if patient or autocast is not None or exact[0].is_cuda:
@@ -96,7 +104,7 @@ def check(
         allowed += (4 if patient else 2) * relative_error(eager, exact)
     pairs = zip(gradients, exact, strict=True)
     filled = [torch.zeros_like(e) if g is None else g for g, e in pairs]
-    return Verdict(relative_error(filled, exact), allowed)
+    return Verdict(relative_error(unscaled(filled, inputs), exact), allowed)
 
 
 def relative_error(gradients: Sequence[Tensor], exact: Sequence[Tensor]) -> float:

@@ -42,6 +42,7 @@ def make_critic_step(
     compile: bool | None = None,
     check: bool = True,
     computing: nn.Module | None = None,
+    scale: Tensor | None = None,
 ) -> "CriticStep":
     """A callable that fills ``.grad`` of the critic's parameters with the gradient of its whole
     loss; see `CriticStep.__call__`.
@@ -52,8 +53,8 @@ def make_critic_step(
         loss: what to minimise, or its kind by name.
         penalty: how the gradient is held, or its kind by name; several may be given; "none" or () =
             not at all.
-        autocast: run the critic in this type (bfloat16), penalty and norms staying in float32; None
-            = as it is.
+        autocast: run the critic in this type (bfloat16, float16), penalty and norms staying in
+            float32; None = as it is.
         engine: "reference", "autograd" or "explicit"; "auto" = `choose`, and where that is not
             explicit for a piecewise-linear critic, the one with the fewest FLOPs.
         compile: True = one compiled graph, but on a CPU "auto" leaves first derivatives alone as
@@ -63,6 +64,8 @@ def make_critic_step(
         computing: a twin of the critic whose weights somebody keeps in the type of ``autocast``
             (`FlatAdam.computing`), which the explicit engine takes them from; None = they are cast
             in every step.
+        scale: the gradients are filled times this power of two, float32 0-d on the device, which
+            may change between steps (`FlatAdam.scale`); None = as they are. float16 needs one.
 
     Raises:
         InputError: an unknown name, a batch norm under a penalty, or an engine that was asked for
@@ -85,7 +88,7 @@ def make_critic_step(
             f"penalties at intervals {', '.join(str(p.interval) for p in penalties)}; "
             "expected one for all of them"
         )
-    return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing)
+    return CriticStep(critic, loss, penalties, autocast, engine, compile, check, computing, scale)
 
 
 UNDECIDED = Choice("reference", False, "not chosen before the first pictures")
@@ -119,8 +122,9 @@ class CriticStep:
         compile: bool | None,
         check: bool,
         computing: nn.Module | None,
+        scale: Tensor | None,
     ) -> None:
-        self.critic, self.computing = critic, computing
+        self.critic, self.computing, self.scale = critic, computing, scale
         self.loss, self.penalties, self.autocast = loss, penalties, autocast
         self._asked, self._wants_check = (engine, compile), check
         # Whether an engine that was asked for and cannot take the critic is an error.
@@ -301,7 +305,7 @@ class CriticStep:
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
-        inputs = Inputs(real, fake, real_labels, fake_labels, points)
+        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
@@ -367,6 +371,8 @@ class CriticStep:
         penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
             moved = inputs.changed(partial(operator.mul, 0.99**attempt))
+            if inputs.scale is not None:  # a training finds one that float16 has room for
+                moved = moved._replace(scale=inputs.scale / 16 ** (attempt + 1))
             last = attempt == _ATTEMPTS - 1
             try:
                 held = held_power_iteration(self.critic)

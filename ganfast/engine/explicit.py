@@ -286,7 +286,7 @@ class ExplicitStep:
                 norms.append(norm)
                 directions[k] = full_precision(directions[k]) + u if k in directions else u
         direction = torch.cat([directions[k] for k in range(len(rows.segments))])
-        return direction, penalty_stats(values, norms)
+        return rows.scaled(direction), penalty_stats(values, norms)
 
     def _gradients(
         self,

@@ -31,6 +31,7 @@ def make_generator_step(
     compile: bool = False,
     computing: tuple[nn.Module, nn.Module] | None = None,
     check: bool = True,
+    scale: Tensor | None = None,
 ) -> "GeneratorStep":
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
 
@@ -41,15 +42,15 @@ def make_generator_step(
             (`FlatAdam.computing`); None = autocast casts them in every step.
         check: compare the first step of that one graph with a step that is not compiled, which
             takes its place if they differ.
+        scale: the gradients are filled times this, as by `make_critic_step`.
 
     Returns:
         ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures
         to draw, and reals (N, C, H, W) with the same labels, which the relativistic loss compares
         with. It returns 0-d tensors and waits for nothing.
     """
-    return GeneratorStep(
-        generator, critic, loss, autocast, compile, computing or (generator, critic), check
-    )
+    twins = computing or (generator, critic)
+    return GeneratorStep(generator, critic, loss, autocast, compile, twins, check, scale)
 
 
 class GeneratorStep:
@@ -64,8 +65,10 @@ class GeneratorStep:
         compile: bool,
         computing: tuple[nn.Module, nn.Module],
         check: bool,
+        scale: Tensor | None,
     ) -> None:
         self.generator, self.gradients = generator, FlatGradients(generator)
+        self.scale = scale
         computation = partial(_whole_loss, loss, autocast), computing
         exactly = None
         if autocast is not None:
@@ -74,7 +77,7 @@ class GeneratorStep:
         if compile and next(generator.parameters()).is_cuda:
             self._run = _ByTorch(computation)
         elif compile:
-            self._run = Recorded("generator step", computation, True, exactly, check)
+            self._run = Recorded("generator step", computation, True, exactly, check, True)
 
     @property
     def compiled(self) -> bool:
@@ -85,7 +88,7 @@ class GeneratorStep:
     ) -> Stats:
         if not self.gradients.fits:
             self.gradients = FlatGradients(self.generator)
-        gradients, stats = self._run(z, labels, real)
+        gradients, stats = self._run(z, labels, real, self.scale)
         self.gradients.fill(gradients)
         return {name: value.detach() for name, value in stats.items()}
 
@@ -110,6 +113,7 @@ def _whole_loss(
     z: Tensor,
     labels: Tensor | None,
     real: Tensor | None,
+    scale: Tensor | None,
 ) -> tuple[Tensor, Stats]:
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
@@ -122,7 +126,7 @@ def _whole_loss(
         by_class = class_loss(judgement.classes, labels).mean()
         stats |= {"class_loss": by_class, "class_accuracy": accuracy(judgement.classes, labels)}
         total = total + loss.class_weight_generator * by_class
-    return total, stats
+    return total if scale is None else total * scale, stats
 
 
 def make_drawing(

@@ -36,7 +36,7 @@ class Logits:
             several = not alone or score.numel() != answers[0].numel()
             wanted = [*leaves, score] if several else leaves
             slopes = torch.autograd.grad(
-                total, wanted, retain_graph=several, materialize_grads=True
+                rows.scaled(total), wanted, retain_graph=several, materialize_grads=True
             )
             self.slopes = slopes[: len(leaves)]
             self.score_slopes = slopes[-1 if several else 0].flatten()  # (rows,)
@@ -112,7 +112,7 @@ class Tail:
     def adjoint(self, tangents: Sequence[Tensor] = ()) -> Sequence[Tensor]:
         """Deltas of loss and tangents, for all rows. Sets the gradients of the tail's weights."""
         with torch.enable_grad(), LeanDerivatives():
-            whole = self._total
+            whole = self.rows.scaled(self._total)
             for t, d in zip(tangents, self._delta, strict=False):
                 whole = whole + (t.detach() * d[self.rows.penalised]).sum()
             leaves = [*self._leaves, *self._own.values()]

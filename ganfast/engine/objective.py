@@ -22,6 +22,8 @@ class Inputs(NamedTuple):
     fake_labels: Tensor | None
     # one batch for each penalty at points of its own, judged with the labels of the reals
     points: tuple[Tensor, ...] = ()
+    # gradients are computed times this power of two, 0-d (`ganfast.training.scale`); None = as is
+    scale: Tensor | None = None
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same step with other pictures."""

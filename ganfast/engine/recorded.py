@@ -85,6 +85,8 @@ class Recorded(Compiled):
         exactly: the same in float32, where ``computation`` computes in less. The graph's error
             against it may be twice that of the function.
         check: compare.
+        scaled: the last argument is a scale of the loss, or None. Gradients are compared at smaller
+            ones too, because a training may yet have to find one that float16 has room for.
     """
 
     def __init__(
@@ -94,9 +96,10 @@ class Recorded(Compiled):
         trained: bool = False,
         exactly: Computation | None = None,
         check: bool = True,
+        scaled: bool = False,
     ) -> None:
         super().__init__(name, computation, trained)
-        self._exactly, self._wants_check = exactly, check
+        self._exactly, self._wants_check, self._scaled = exactly, check, scaled
         self._graphs: dict[Any, _Graph] = {}
 
     def tried(self, *args: Tensor | None) -> Any:
@@ -120,7 +123,9 @@ class Recorded(Compiled):
 
     def _check(self, graph: "_Graph", z: Any, *more: Any) -> None:
         for attempt in range(_ATTEMPTS):
-            args = (0.99**attempt * z, *more)
+            args = [0.99**attempt * z, *more]
+            if self._scaled and args[-1] is not None:
+                args[-1] = args[-1] / 16 ** (attempt + 1)
             by_graph = self._compared(graph, *args)
             exact = plain = self._compared(eager, self.computation, self.trained, *args)
             if self._exactly is not None:

@@ -19,7 +19,8 @@ def whole_loss(
     inputs: Inputs,
     autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Stats]:
-    """The critic's whole loss, 0-d and differentiable by the parameters, and its parts."""
+    """The critic's whole loss, 0-d and differentiable by the parameters, and its parts. Where the
+    inputs have a scale, the loss is that many times as large, and its parts are not."""
     real = inputs.real.detach().requires_grad_(holds(penalties, "real"))
     # Detached too: there is never a path back into the generator.
     fake = inputs.fake.detach().requires_grad_(holds(penalties, "fake"))
@@ -48,4 +49,6 @@ def whole_loss(
     total, stats = objective(loss, on_real, on_fake, inputs.real_labels, inputs.fake_labels)
     for penalty, value in zip(penalties, values, strict=True):
         total = total + penalty.interval * value.mean()  # lazy: rarer, as much heavier
+    if inputs.scale is not None:
+        total = total * inputs.scale
     return total, stats | (penalty_stats(values, norms) if penalties else {})

@@ -21,6 +21,7 @@ class Rows:
     # what the penalised rows are, N each: "fake", "real", or the number of a batch of points
     segments: tuple[str | int, ...]
     penalties: Sequence[PenaltyConfig]
+    scale: Tensor | None  # of `Inputs`
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
@@ -33,7 +34,12 @@ class Rows:
             labels = torch.cat([y for _, y in batches if y is not None])
         held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
-        return Rows(pictures, labels, len(inputs.real), segments, penalties)
+        return Rows(pictures, labels, len(inputs.real), segments, penalties, inputs.scale)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """x times the scale. Of the loss and of the directions of the penalised rows, it is in
+        every adjoint and tangent, and so once in every gradient of a weight."""
+        return x if self.scale is None else x * self.scale
 
     @staticmethod
     def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:

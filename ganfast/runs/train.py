@@ -221,15 +221,18 @@ def _train_on(
 def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     state, c = plan.state, plan.config
     autocast, compiled = plan.autocast, plan.compile
-    of_generator = state.optimizer_generator.computing
-    of_critic = state.optimizer_critic.computing
+    twins = state.optimizer_generator.computing, state.optimizer_critic.computing
+    optimizers = state.optimizer_generator, state.optimizer_critic
+    scales = [None if it.scale is None else it.scale.value for it in optimizers]
+    options: dict[str, Any] = {"computing": twins[1], "scale": scales[1]}
     critic = make_critic_step(
-        state.critic, c.loss, c.penalty, autocast, plan.engine, compiled, computing=of_critic
+        state.critic, c.loss, c.penalty, autocast, plan.engine, compiled, **options
     )
+    options = {"computing": twins, "scale": scales[0]}
     generator = make_generator_step(
-        state.generator, state.critic, c.loss, autocast, compiled, (of_generator, of_critic)
+        state.generator, state.critic, c.loss, autocast, compiled, **options
     )
-    return critic, generator, make_drawing(state.generator, autocast, compiled, of_generator)
+    return critic, generator, make_drawing(state.generator, autocast, compiled, twins[0])
 
 
 def _engine_before(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ganfast.config import GuardConfig
 from ganfast.training.state import State, contents_of
 
 _NETWORKS = ("generator", "critic")
+_SKIPPED = 20  # steps in a row: the scale that each halves is a millionth by then
 
 
 class Guard:
@@ -50,6 +51,14 @@ class Guard:
         if bad:
             others = f", nor are {len(bad) - 1} other tensors" if len(bad) > 1 else ""
             return f"{bad[0]} is not a finite number{others}"
+        for net, optimizer in zip(_NETWORKS, state.optimizers().values(), strict=True):
+            scale = optimizer.scale
+            if scale is not None and (skipped := scale.skipped()) >= _SKIPPED:
+                return (
+                    f"{skipped} steps of the {net} in a row were left out, as its gradient is not "
+                    f"finite in float16 even at a loss scale of {float(scale.value):.2g}: "
+                    "precision fp32 may train"
+                )
         sizes = {net: _norm_of(net, state, norms) for net in _NETWORKS}
         for net, norm in sizes.items():
             before = self._good.get(net)
@@ -91,6 +100,8 @@ def named_tensors(state: State) -> dict[str, Tensor]:
                 named[f"the gradient of {name} of the {net}"] = parameter.grad
         for key, tensor in contents[f"optimizer_{net}"].items():
             index, moment = key.split(".", 1)
+            if index == "scale":
+                continue
             named[f"Adam's {moment} for {parameters[int(index)][0]} of the {net}"] = tensor
     return {
         name: tensor

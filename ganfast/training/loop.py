@@ -10,6 +10,7 @@ import torch
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
+from ganfast.device import autocast_of
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.random import device_generator
 from ganfast.training.feed import Feed
@@ -78,7 +79,7 @@ def watch_of(state: State, data: ResidentData, config: Config) -> Watch:
     z = torch.zeros(config.batch, config.net.latent, device=data.device)
     judged = labels if getattr(state.critic, "takes_labels", False) else None
     calls = (state.critic, pictures, judged), (state.generator, z, labels)
-    return Watch(calls, torch.bfloat16 if config.precision == "bf16" else None)
+    return Watch(calls, autocast_of(config))
 
 
 def train_loop(

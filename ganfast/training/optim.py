@@ -1,6 +1,6 @@
 """The optimizer of both networks: Adam and the moving average of the weights, in flat buffers.
 
-On a GPU it is one pass over memory, the Triton kernel of `ganfast.kernels.adam_ema`. Elsewhere it
+On a GPU it is one pass over memory, the Triton kernels of `ganfast.kernels.adam_ema`. Elsewhere it
 calls the operation below torch's fused Adam on the same buffers, because the bookkeeping of
 torch.optim takes as long as a small network's update.
 """
@@ -17,8 +17,9 @@ from ganfast.engine.gradients import trainable, views_of
 from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
 from ganfast.kernels._triton import use_triton
-from ganfast.kernels.adam_ema import adam_ema, adam_rates
+from ganfast.kernels.adam_ema import adam_ema
 from ganfast.models.members import is_known
+from ganfast.training.scale import LossScale
 
 _EPS = 1e-8
 _fused_adam = partial(torch._fused_adam_, weight_decay=0.0, amsgrad=False, maximize=False)
@@ -41,7 +42,8 @@ class FlatAdam(torch.optim.Optimizer):
             and again; None = the type of its weights.
 
     ``computing`` is the network to compute with: ``net`` itself, or a twin whose weights are copies
-    of type ``compute``, renewed by each step.
+    of type ``compute``, renewed by each step. ``scale`` is what the gradients must have been
+    computed times where ``compute`` is float16, else None.
 
     Raises:
         InputError: nothing to train, or parameters of several types.
@@ -71,6 +73,7 @@ class FlatAdam(torch.optim.Optimizer):
             followers = [a for a, p in pairs if p.requires_grad]
             self.average = _moved_into_one([a.data for a in followers], followers)
         self._low, self.computing = None, net
+        self.scale = LossScale(self.flat.device) if compute == torch.float16 else None
         if compute is not None:
             self._low = self.flat.to(compute)
             views = views_of(self._low, self.parameters)
@@ -90,6 +93,9 @@ class FlatAdam(torch.optim.Optimizer):
     ) -> None:
         """Move the weights by their gradients, then the average after them, and renew the copies.
 
+        Where there is a scale, the gradients are divided by it first. If they are not finite,
+        nothing moves but the scale, and the step is not counted.
+
         Args:
             rate: learning rate, float64 0-d on the device; None = the rate given at the start.
             decay: what stays of the average, float64 0-d on the device; needed where there is one.
@@ -105,22 +111,29 @@ class FlatAdam(torch.optim.Optimizer):
             rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
         if self.average is not None and decay is None:
             raise ValueError("this optimizer moves an average: give its decay")
+        skip = None
+        if self.scale is not None:
+            self.scale.divide(gradient)
+            skip = self.scale.skip
+        if use_triton(self.flat) and self.flat.dtype == torch.float32:
+            rates = self._steps, rate, rate if decay is None else decay
+            fixed, more = (beta1, beta2, eps, limit), (self.average, self._low, skip)
+            adam_ema(self.flat, gradient, m, v, *rates, *fixed, *more)
+            return
         self._steps.add_(1)
-        if one_pass := use_triton(self.flat) and self.flat.dtype == torch.float32:
-            rates = adam_rates(self._steps, rate, rate if decay is None else decay, beta1, beta2)
-            low = None if limit else self._low  # clipped weights are copied below
-            adam_ema(self.flat, gradient, m, v, rates, beta1, beta2, eps, self.average, low)
-        else:
-            lr = rate.float() if rate.is_cuda else rate
-            buffers: list[list[Tensor]]
-            buffers = [[self.flat], [gradient], [m], [v], [], [self._steps]]
-            _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
-            if self.average is not None and decay is not None:
-                self.average.lerp_(self.flat, (1 - decay).to(self.flat.dtype))
+        lr = rate.float() if rate.is_cuda else rate
+        buffers: list[list[Tensor]] = [[self.flat], [gradient], [m], [v], [], [self._steps]]
+        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps, found_inf=skip)
         if limit:
             self.flat.clamp_(-limit, limit)
-        if limit or not one_pass:
-            self.renew()
+        if self.average is not None and decay is not None:
+            share = 1 - decay
+            if skip is not None:
+                share = share * (1 - skip)
+            self.average.lerp_(self.flat, share.to(self.flat.dtype))
+        if skip is not None:
+            self._steps.sub_(skip)
+        self.renew()
 
     @torch.no_grad()
     def renew(self) -> None:
@@ -157,7 +170,14 @@ class FlatAdam(torch.optim.Optimizer):
         views = views_of(self._own_gradient, self.parameters)
         for p, view in zip(self.parameters, views, strict=True):
             view.zero_() if p.grad is None else view.copy_(p.grad)
+            if self.scale is not None and p.grad is not None:
+                p.grad = view  # who looks at it later is to see it divided
         return self._own_gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of torch's optimizers, and the scale where there is one."""
+        scale = {} if self.scale is None else {"scale": self.scale.tensors()}
+        return super().state_dict() | scale
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -169,6 +189,8 @@ class FlatAdam(torch.optim.Optimizer):
             entry = state_dict["state"].get(index, {})
             for name, mine in self.state[p].items():
                 mine.copy_(entry[name]) if name in entry else mine.zero_()
+        if self.scale is not None:
+            self.scale.load(state_dict.get("scale", {}))
         self.renew()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ganfast.config import Conditional, Config, EngineName, run_folder
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
-from ganfast.device import find_device, prepared, resolved
+from ganfast.device import autocast_of, find_device, prepared, resolved
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.engine.check import nothing_changed
 from ganfast.engine.choice import refuse_batch_norm
@@ -53,7 +53,7 @@ class Plan:
     @property
     def autocast(self) -> torch.dtype | None:
         """The type the networks compute in, None for float32."""
-        return _autocast(self.config)
+        return autocast_of(self.config)
 
     @property
     def engine(self) -> EngineName:
@@ -144,12 +144,8 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     if config.penalty.active:
         refuse_batch_norm(critic, config.penalty.kind)
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
-    state = State.of(generator, critic, config, _autocast(config))
+    state = State.of(generator, critic, config, autocast_of(config))
     return Plan(config, run_folder(config), device, pack, data, spec, state)
-
-
-def _autocast(config: Config) -> torch.dtype | None:
-    return torch.bfloat16 if config.precision == "bf16" else None
 
 
 def _conditional(config: Config, pack: Pack) -> Conditional:

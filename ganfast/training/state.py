@@ -91,21 +91,32 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], another: str) 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and step counts by "<index of the parameter>.<exp_avg|exp_avg_sq|step>"."""
-    state = optimizer.state_dict()["state"]
+    """Adam's moments and step counts by "<index of the parameter>.<exp_avg|exp_avg_sq|step>", and
+    where there is a loss scale its numbers by "scale.<name>"."""
+    whole = optimizer.state_dict()
+    entries = whole["state"] | ({"scale": whole["scale"]} if "scale" in whole else {})
     return {
-        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
+        f"{index}.{name}": value
+        for index, entry in entries.items()
+        for name, value in entry.items()
     }
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str
 ) -> None:
-    """Copy moments and step counts into an optimizer; a parameter without any gets zeros."""
+    """Copy moments, step counts and loss scale into an optimizer.
+
+    A parameter without moments gets zeros, and an optimizer without a scale takes none.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
+    scale: dict[str, Tensor] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        if index == "scale":
+            scale[name] = value
+            continue
         if int(index) >= len(parameters) or (
             name != "step" and value.shape != parameters[int(index)].shape
         ):
@@ -114,7 +125,7 @@ def restore_optimizer(
                 f"{key} has shape {tuple(value.shape)}"
             )
         entries.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": entries})
+    optimizer.load_state_dict({"state": entries, "scale": scale})
 
 
 class Copy:

@@ -198,7 +198,7 @@ def test_version(run):
         ("train --optim.lr-critc 3", "--optim.lr-critc.*did you mean --optim.lr-critic"),
         ("train --kimg abc", "--kimg is 'abc'; expected a number"),
         ("train --batch 1.5", "--batch is '1.5'; expected a whole number"),
-        ("train --precision fp16", "fp16.*--precision.*fp32.*bf16"),
+        ("train --precision fp8", "fp8.*--precision.*fp32.*bf16"),
         ("train --penalty.kind wgangp", "wgangp.*--penalty.kind.*wgan-gp"),
         ("train --kimg", "--kimg needs a value"),
         ("train --data", "--data: expected one argument.*--help"),

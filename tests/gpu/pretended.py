@@ -55,8 +55,9 @@ _FREE = {
 }  # fmt: skip
 
 
-# Operations of ours that launch more than one kernel: partial sums are summed by another.
-_SEVERAL = {"bias_act_delta": 2}
+# Operations of ours that launch more than one kernel: partial sums are summed, and rates made, by
+# another.
+_SEVERAL = {"bias_act_delta": 2, "adam_ema": 2}
 
 
 def _kernels(name: str, args: tuple[Any, ...]) -> int:

@@ -1,12 +1,15 @@
-"""Adam, average and short copy in one kernel: five steps against torch's optimizer in float64."""
+"""Adam, clipping, average and short copy: five steps against torch's optimizer in float64."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import ganfast.kernels.adam_ema as module
+from ganfast.kernels._triton import launch
 from ganfast.kernels.adam_ema import adam_ema, adam_ema_reference, adam_ema_triton, adam_rates
 from tests.kernels.test_kernels_interpreted import (
     DEVICE,
@@ -49,18 +52,25 @@ class State:
             make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
         )
 
-    def step(self, function, g, rates, betas, eps=EPS):
-        function(self.p, g, self.m, self.v, rates, *betas, eps, self.average, self.low)
+    def step(self, function, g, scalars, betas, eps=EPS, limit=0.0, skip=None):
+        arguments = self.p, g, self.m, self.v, *scalars, *betas, eps, limit
+        function(*arguments, self.average, self.low, skip)
 
 
-def rates_of(step, betas, lr=LR, decay=DECAY):
-    scalars = (
-        torch.tensor(value, dtype=torch.float64, device=DEVICE) for value in (step, lr, decay)
-    )
-    return adam_rates(*scalars, *betas)
+def scalars_of(step, lr=LR, decay=DECAY):
+    """What a step reads from the device; ``step`` counts from 1."""
+    before = torch.tensor(step - 1, dtype=torch.float32, device=DEVICE)
+    rates = (torch.tensor(value, dtype=torch.float64, device=DEVICE) for value in (lr, decay))
+    return before, *rates
 
 
-def exact_steps(numel, betas, eps=EPS):
+def units(found, exact):
+    """Distance of a float32 number from an exact one, in units in the last place."""
+    gap = abs(np.longdouble(found) - np.longdouble(exact))
+    return float(gap / np.spacing(np.float32(exact)))
+
+
+def exact_steps(numel, betas, eps=EPS, limit=0.0):
     """p, m, v and average after five steps of torch's own Adam."""
     p = torch.nn.Parameter(randn(numel, seed=50).double())
     average = p.detach().clone()
@@ -68,6 +78,8 @@ def exact_steps(numel, betas, eps=EPS):
     for step in range(1, STEPS + 1):
         p.grad = gradient(numel, step).double()
         optimizer.step()
+        if limit:
+            p.data.clamp_(-limit, limit)
         average += (1 - DECAY) * (p.detach() - average)
     state = optimizer.state[p]
     return p.detach(), state["exp_avg"], state["exp_avg_sq"], average
@@ -82,22 +94,21 @@ def assert_moments(state, m, v):
     assert ((state.m.cpu().double() - m).abs() <= 3e-7 * largest).all()
 
 
-def assert_right(numel, betas, average=True, low=True, eps=EPS):
-    with poisoned_memory() as guards, launching(_adam_kernel=STEPS):
+def assert_right(numel, betas, average=True, low=True, eps=EPS, limit=0.0):
+    with poisoned_memory() as guards, launching(_rates_kernel=STEPS, _adam_kernel=STEPS):
         found = State.start(numel, average, low, guards.copy)
+        scalars = tuple(map(guards.copy, scalars_of(1)))
         for step in range(1, STEPS + 1):
             g = guards.copy(gradient(numel, step).to(DEVICE))
-            rates = guards.copy(rates_of(step, betas))
-            given = g.clone(), rates.clone()
-            found.step(module.adam_ema_triton, g, rates, betas, eps)
-            assert torch.equal(g, given[0])
-            assert torch.equal(rates, given[1])
-    own = State.start(numel)
+            given = g.clone()
+            found.step(module.adam_ema_triton, g, scalars, betas, eps, limit)
+            assert torch.equal(g, given)
+            assert [x.item() for x in scalars] == [step, LR, DECAY]
+    own, scalars = State.start(numel), scalars_of(1)
     for step in range(1, STEPS + 1):
-        own.step(
-            adam_ema_reference, gradient(numel, step).to(DEVICE), rates_of(step, betas), betas, eps
-        )
-    p, m, v, mean = exact_steps(numel, betas, eps)
+        g = gradient(numel, step).to(DEVICE)
+        own.step(adam_ema_reference, g, scalars, betas, eps, limit)
+    p, m, v, mean = exact_steps(numel, betas, eps, limit)
     assert_as_exact(found.p, own.p.cpu(), p)
     assert_moments(found, m, v)
     if average:
@@ -126,8 +137,58 @@ def test_without_momentum_the_first_moment_is_the_gradient_to_the_bit():
     state = State.start(1500)
     for step in (1, 2):
         g = gradient(1500, step).to(DEVICE)
-        state.step(adam_ema_triton, g, rates_of(step, (0.0, 0.9)), (0.0, 0.9))
+        state.step(adam_ema_triton, g, scalars_of(step), (0.0, 0.9))
         assert torch.equal(state.m, g)
+
+
+@on_kernels
+@pytest.mark.parametrize("average", [True, False])
+def test_weights_are_clipped_before_they_are_averaged_and_copied(average):
+    assert_right(1500, (0.5, 0.999), average, limit=0.5)  # half of the weights are beyond
+
+
+@on_kernels
+def test_clipping_keeps_what_is_not_a_number():
+    """The divergence guard looks at the weights: a limit in the place of NaN would hide it."""
+    state, g = State.start(70), gradient(70, 1).to(DEVICE)
+    g[3] = torch.nan
+    state.step(adam_ema_triton, g, scalars_of(1), (0.0, 0.9), limit=0.01)
+    for x in (state.p, state.average, state.low):
+        assert x.isnan().nonzero().flatten().tolist() == [3]
+    assert state.p.abs().nan_to_num().max().item() == pytest.approx(0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function", [adam_ema_reference, pytest.param(adam_ema_triton, marks=on_kernels)]
+)
+def test_a_step_to_be_skipped_changes_nothing_and_is_not_counted(function):
+    plain, state = State.start(1500), State.start(1500)
+    counts, skip = [scalars_of(1) for _ in range(2)], torch.zeros((), device=DEVICE)
+    for step, skipped in enumerate((0.0, 1.0, 1.0, 0.0)):
+        g = gradient(1500, step).to(DEVICE)
+        if skipped:
+            g[7] = torch.inf
+        else:
+            plain.step(function, g, counts[0], (0.5, 0.9), limit=0.5)
+        state.step(function, g, counts[1], (0.5, 0.9), limit=0.5, skip=skip.fill_(skipped))
+    assert [scalars[0].item() for scalars in counts] == [2, 2]
+    for name in ("p", "m", "v", "average", "low"):
+        assert torch.equal(getattr(state, name), getattr(plain, name))
+
+
+@on_kernels
+@pytest.mark.parametrize("betas", BETAS, ids=str)
+@pytest.mark.parametrize("step", [1, 2, 3, 10, 1000, 10**5, 10**6, 2**24 - 1])
+def test_the_rates_of_a_step_are_the_definitions_to_the_last_place(step, betas):
+    scalars, rates = scalars_of(step), torch.empty(3, device=DEVICE)
+    logs = [math.log2(b) if b else -math.inf for b in betas]
+    arguments = *scalars, rates, rates, *logs, False
+    launch(module._rates_kernel, (1,), rates.device, *arguments, num_warps=1)
+    assert scalars[0].item() == step
+    powers = [np.longdouble(b) ** step for b in betas]
+    exact = LR / (1 - powers[0]), 1 / np.sqrt(1 - powers[1]), DECAY
+    # Half a unit is what rounding to float32 costs.
+    assert max(map(units, rates.tolist(), exact)) < 0.501
 
 
 @on_kernels
@@ -140,7 +201,7 @@ def test_eps_is_added_to_the_root():
 def test_a_gradient_of_zero_moves_nothing_and_stays_finite():
     state = State.start(1500)
     before = state.p.clone()
-    state.step(adam_ema_triton, torch.zeros_like(state.p), rates_of(1, (0.0, 0.9)), (0.0, 0.9))
+    state.step(adam_ema_triton, torch.zeros_like(state.p), scalars_of(1), (0.0, 0.9))
     assert torch.equal(state.p, before)
     assert torch.equal(state.average, before)
     assert (state.m == 0).all()
@@ -149,14 +210,15 @@ def test_a_gradient_of_zero_moves_nothing_and_stays_finite():
 
 @on_kernels
 def test_what_changes_from_step_to_step_is_read_from_the_device():
-    """A captured graph replays with the same arguments: only the rates' memory may differ."""
-    g, rates = gradient(1500, 1).to(DEVICE), rates_of(1, (0.0, 0.9))
+    """A captured graph replays with the same arguments: only the scalars' memory may differ."""
+    g, scalars = gradient(1500, 1).to(DEVICE), scalars_of(1)
     moved, kept = [], []
     for lr, decay in ((LR, DECAY), (2 * LR, DECAY), (LR, 0.5), (0.0, DECAY)):
-        rates.copy_(rates_of(1, (0.0, 0.9), lr, decay))
+        for x, value in zip(scalars, (0, lr, decay), strict=True):
+            x.fill_(value)
         state = State.start(1500)
         before = state.p.double()
-        state.step(adam_ema_triton, g, rates, (0.0, 0.9))
+        state.step(adam_ema_triton, g, scalars, (0.0, 0.9))
         moved.append(state.p.double() - before)
         kept.append(state.average.double() - before)
     still = {"rtol": 1e-2, "atol": 1e-6}  # differences of float32 numbers of size 1
@@ -175,20 +237,17 @@ def test_a_decay_of_one_keeps_the_average_and_of_zero_follows(decay):
     state.average.add_(1)
     before = state.average.clone()
     state.step(
-        adam_ema_triton,
-        gradient(1500, 1).to(DEVICE),
-        rates_of(1, (0.0, 0.9), decay=decay),
-        (0.0, 0.9),
+        adam_ema_triton, gradient(1500, 1).to(DEVICE), scalars_of(1, decay=decay), (0.0, 0.9)
     )
     torch.testing.assert_close(state.average, before if decay else state.p, rtol=0, atol=1e-6)
     assert decay == 0.0 or torch.equal(state.average, before)
 
 
 @on_kernels
-def test_no_parameters_launch_nothing():
-    with launching():
+def test_without_parameters_a_step_is_counted_and_nothing_else():
+    with launching(_rates_kernel=1):
         State.start(0).step(
-            adam_ema_triton, torch.empty(0, device=DEVICE), rates_of(1, (0.0, 0.9)), (0.0, 0.9)
+            adam_ema_triton, torch.empty(0, device=DEVICE), scalars_of(1), (0.0, 0.9)
         )
 
 
@@ -197,9 +256,9 @@ def test_no_parameters_launch_nothing():
 def test_the_operation_keeps_its_schema_and_its_fake(given):
     state = State.start(70, *given)
     g = gradient(70, 1).to(DEVICE)
-    rates = rates_of(1, (0.5, 0.9))
-    parameters = state.p, g, state.m, state.v
-    assert_op(module._op, *parameters, rates, 0.5, 0.9, EPS, state.average, state.low)
+    tensors = state.p, g, state.m, state.v, *scalars_of(1)
+    skip = torch.zeros((), device=DEVICE) if all(given) else None
+    assert_op(module._op, *tensors, 0.5, 0.9, EPS, 0.1, state.average, state.low, skip)
 
 
 # Rates, the reference, and which of the two runs.
@@ -209,22 +268,18 @@ def test_the_operation_keeps_its_schema_and_its_fake(given):
 def test_rates_are_the_corrections_of_adam(betas):
     for step in (1, 2, 1000):
         for kind in (torch.int64, torch.float32):
-            rates = adam_rates(
-                torch.tensor(step, dtype=kind), torch.tensor(LR), torch.tensor(DECAY), *betas
-            )
-            assert rates.dtype == torch.float32
+            rates = adam_rates(torch.tensor(step, dtype=kind), *scalars_of(1)[1:], *betas)
             expected = [LR / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5, DECAY]
-            assert rates.tolist() == pytest.approx(expected, rel=2e-7)
+            assert rates.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("betas", BETAS, ids=str)
 @pytest.mark.parametrize("eps", [EPS, 0.1])
 def test_the_reference_is_torchs_adam(betas, eps):
-    own = State.start(1500)
+    own, scalars = State.start(1500), scalars_of(1)
     for step in range(1, STEPS + 1):
-        own.step(
-            adam_ema_reference, gradient(1500, step).to(DEVICE), rates_of(step, betas), betas, eps
-        )
+        own.step(adam_ema_reference, gradient(1500, step).to(DEVICE), scalars, betas, eps)
+    assert scalars[0] == STEPS
     p, m, v, average = exact_steps(1500, betas, eps)
     assert_moments(own, m, v)
     torch.testing.assert_close(own.p.cpu().double(), p, rtol=1e-6, atol=1e-6)
@@ -237,7 +292,8 @@ def test_reference_or_kernel(monkeypatch, dtype):
     """The kernel knows float32 only."""
 
     def stepped(function):
-        def run(p, g, rates):
+        def run(p, g, *scalars):
+            scalars = [x.clone() for x in scalars]
             state = State(
                 p.clone(),
                 torch.zeros_like(p),
@@ -245,14 +301,13 @@ def test_reference_or_kernel(monkeypatch, dtype):
                 p.clone(),
                 torch.zeros_like(p, dtype=torch.bfloat16),
             )
-            state.step(function, g, rates, (0.5, 0.9))
-            return state.p, state.m, state.v, state.average, state.low
+            state.step(function, g, scalars, (0.5, 0.9))
+            return state.p, state.m, state.v, scalars[0], state.average, state.low
 
         return run
 
     p, g = randn(1500, dtype=dtype), gradient(1500, 1).to(dtype)
-    rates = rates_of(1, (0.5, 0.9)).to("cpu", dtype)
-    kernel = {"_adam_kernel": 1} if dtype == torch.float32 else {}
-    assert_dispatch(
-        monkeypatch, stepped(adam_ema), stepped(adam_ema_reference), p, g, rates, kernel=kernel
-    )
+    scalars = [x.cpu() for x in scalars_of(1)]
+    kernels = ("_rates_kernel", "_adam_kernel") if dtype == torch.float32 else ()
+    runs = stepped(adam_ema), stepped(adam_ema_reference)
+    assert_dispatch(monkeypatch, *runs, p, g, *scalars, kernel=dict.fromkeys(kernels, 1))

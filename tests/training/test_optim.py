@@ -10,6 +10,7 @@ from ganfast.config import OptimConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.errors import InputError, RunError
 from ganfast.training.optim import FlatAdam
+from tests.kernels.test_kernels_interpreted import DEVICE, RUNS, launching
 
 OPTIM = OptimConfig(beta1=0.5, beta2=0.9)
 
@@ -96,6 +97,24 @@ def test_a_loaded_state_lies_where_the_old_one_lay_and_goes_on_alike():
     assert torch.equal(optimizer.flat, fresh.flat)
     fresh.load_state_dict({"state": {}})
     assert all(not t.any() for p in fresh.parameters for t in fresh.state[p].values())
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05])
+def test_a_step_clips_and_renews_the_short_copies(limit):
+    """On a GPU in two launches: one makes the rates, one moves everything."""
+    kernels = dict.fromkeys(("_rates_kernel", "_adam_kernel"), 1) if RUNS else {}
+    modules = net().to(DEVICE), net().to(DEVICE)
+    ours, plain = (FlatAdam(module, 0.01, OPTIM, compute=torch.bfloat16) for module in modules)
+    for module, optimizer, clip in zip(modules, (ours, plain), (limit, 0.0), strict=True):
+        FlatGradients(module).fill([g.to(DEVICE) for g in gradients(module, 0)])
+        with launching(**kernels):
+            optimizer.step(limit=clip)
+    assert plain.flat.abs().max() > 0.5
+    assert torch.equal(ours.flat, plain.flat.clamp(-limit, limit) if limit else plain.flat)
+    twins = list(ours.computing.parameters())
+    assert sum(q.dtype == torch.bfloat16 for q in twins) == 3  # of the convolutions
+    for p, q in zip(ours.parameters, twins, strict=True):
+        torch.testing.assert_close(q.float(), p, rtol=2**-7, atol=0)
 
 
 def test_a_missing_gradient_is_zero():

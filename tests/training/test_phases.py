@@ -19,7 +19,7 @@ from ganfast.training.loop import train_loop
 from ganfast.training.phases import Graphs, Phase, Watch
 from ganfast.training.plan import Plan, make_plan
 from ganfast.training.state import contents_of, restore
-from tests.depth import DIFFERENT, EACH_PRESET
+from tests.depth import DIFFERENT, in_turn
 from tests.training.tape import Tape
 
 STEPS = 9
@@ -78,11 +78,13 @@ def trained(plan: Plan, twins: bool = True):
         if twins
         else (None, None)
     )
-    critic_step = make_critic_step(
-        state.critic, c.loss, c.penalty, plan.autocast, c.engine, compile=False, computing=twins[1]
-    )
+    optimizers = state.optimizer_generator, state.optimizer_critic
+    scales = [optimizer.scale and optimizer.scale.value for optimizer in optimizers]
+    how: dict = {"compile": False, "computing": twins[1], "scale": scales[1]}
+    critic_step = make_critic_step(state.critic, c.loss, c.penalty, plan.autocast, c.engine, **how)
+    how = {"computing": twins[0] and twins, "scale": scales[0]}
     generator_step = make_generator_step(
-        state.generator, state.critic, c.loss, plan.autocast, computing=twins[0] and twins
+        state.generator, state.critic, c.loss, plan.autocast, **how
     )
     drawing = make_drawing(state.generator, plan.autocast, computing=twins[0])
     before = addresses(plan)
@@ -107,6 +109,8 @@ def tensors(plan: Plan) -> dict[str, torch.Tensor]:
     ):
         for i, p in enumerate(optimizer.parameters):
             found |= {f"{name}.{i}.{key}": value for key, value in optimizer.state[p].items()}
+        if optimizer.scale:
+            found |= {f"{name}.{key}": value for key, value in optimizer.scale.tensors().items()}
     return found
 
 
@@ -119,10 +123,16 @@ VARIANTS = {
     "balanced": {"balanced": True},
     "long tail": {"imbalance": 3.0},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
     "no average": {"ema_kimg": 0.0},
     "lazy": {"penalty": PenaltyConfig("r1", 1.0, interval=2)},
 }
-PAIRS = [("flipped", "lazy"), ("balanced", "bf16"), ("long tail", "no average")]
+PAIRS = [
+    ("flipped", "lazy"),
+    ("balanced", "bf16"),
+    ("flipped", "fp16"),
+    ("long tail", "no average"),
+]
 
 
 @pytest.mark.parametrize(
@@ -155,15 +165,17 @@ def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_pat
     assert len(seen) == STEPS
 
 
-@pytest.mark.parametrize("preset", EACH_PRESET)
-def test_weights_kept_in_bfloat16_train_as_those_that_autocast_casts(preset, tmp_path):
+@pytest.mark.parametrize(("preset", "precision"), in_turn(PRESETS, ["bf16", "fp16"]))
+def test_weights_kept_in_a_half_type_train_as_those_that_autocast_casts(
+    preset, precision, tmp_path
+):
     """To the bit, clipped or not, and after a state was restored."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    ours, plain = (plan_of(tmp_path / name, preset, precision="bf16") for name in "ab")
+    ours, plain = (plan_of(tmp_path / name, preset, precision=precision) for name in "ab")
     plain.state.optimizer_generator.computing = plain.state.generator  # what draws the fakes
     for plan in (ours, plain):
-        other = plan_of(tmp_path / "a", preset, precision="bf16", seed=5)
+        other = plan_of(tmp_path / "a", preset, precision=precision, seed=5)
         restore(plan.state, contents_of(other.state), 0, "a test")
     kept, seen = trained(ours)
     cast, seen_again = trained(plain, twins=False)
@@ -173,10 +185,10 @@ def test_weights_kept_in_bfloat16_train_as_those_that_autocast_casts(preset, tmp
     low = [
         (twins[name], p)
         for name, p in state.generator.named_parameters()
-        if twins[name].dtype == torch.bfloat16
+        if twins[name].dtype == plan.autocast
     ]
     assert low
-    assert all(torch.equal(copy, own.bfloat16()) for copy, own in low)
+    assert all(torch.equal(copy, own.to(plan.autocast)) for copy, own in low)
 
 
 @pytest.mark.parametrize("baked", ["rate", "counter", "read"])

@@ -17,7 +17,7 @@ def setting_flags(parser: Any) -> None:
     for name in ("size", "channels", "width", "batch"):
         parser.flag(f"--{name}", 0, "0 = as the preset has it for that data")
     parser.flag("--classes", -1, "-1 = the data's; 0 = none")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.flag("--device", "auto", DEVICE)
     parser.flag("--threads", 0, "of torch and XLA alike; 0 = all")
     parser.flag("--rounds", 30, "samples of each variant, taken in turns (default 30)")
