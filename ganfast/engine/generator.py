@@ -71,9 +71,7 @@ class GeneratorStep:
         if autocast is not None:
             exactly = partial(_whole_loss, loss, None), (generator, critic)
         self._run: Callable[..., Result] = partial(eager, computation, True)
-        if compile and next(generator.parameters()).is_cuda:
-            self._run = _ByTorch(computation)
-        elif compile:
+        if compile:
             self._run = Recorded("generator step", computation, True, exactly, check)
 
     @property
@@ -130,6 +128,7 @@ def make_drawing(
     autocast: torch.dtype | None = None,
     compile: bool = False,
     computing: nn.Module | None = None,
+    check: bool = True,
 ) -> Drawing:
     """`draw` for a critic's step, without gradients.
 
@@ -140,10 +139,10 @@ def make_drawing(
     """
     net = computing or generator
     function = partial(_drawn, autocast)
-    if not compile or any(p.is_cuda for p in net.parameters()):
+    if not compile:
         return partial(function, net)
     exactly = (partial(_drawn, None), (generator,)) if autocast is not None else None
-    return Recorded("drawing for the critic", (function, (net,)), exactly=exactly)
+    return Recorded("drawing for the critic", (function, (net,)), exactly=exactly, check=check)
 
 
 @torch.no_grad()

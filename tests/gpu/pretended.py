@@ -39,9 +39,12 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch._prims_common import suggest_memory_format  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+
+from tests.gpu.pretended_inductor import pretend_inductor  # noqa: E402
 
 # Operations that launch nothing: they make a tensor, or name a part of one.
 _FREE = {
@@ -103,12 +106,8 @@ def pretend() -> None:
 
 
 def _layout(x: Tensor, weight: Tensor, _: Any) -> torch.memory_format:
-    last = any(
-        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-        for t in (x, weight)
-        if t.dim() == 4
-    )
-    return torch.channels_last if last else torch.contiguous_format
+    last = torch.channels_last
+    return last if last in map(suggest_memory_format, (x, weight)) else torch.contiguous_format
 
 
 def _pretended(x: Tensor) -> Any:
@@ -128,6 +127,8 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
     from ganfast.training.phases import Graphs
     from ganfast.training.state import State
 
+    if compile:
+        pretend_inductor()
     problem = Problem(Setting(**setting))
     c, device, kind, pack = problem.config, problem.device, problem.autocast, problem.pack
     host = torch.device("cpu")
@@ -150,7 +151,7 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
         generator = make_generator_step(
             state.generator, state.critic, c.loss, kind, computing=twins, **how
         )
-        drawing = make_drawing(state.generator, kind, compile, twins[0])
+        drawing = make_drawing(state.generator, kind, compile, twins[0], False)
         graphs = Graphs("off", device)
         iteration = Iteration(state, data, c, critic, generator, drawing, graphs)
         iteration.feed.set(0)
