@@ -84,9 +84,7 @@ def _strides_of(like: Tensor, x: Tensor) -> Tensor:
 
     Two tensors of one layout may differ in the strides of axes of length 1.
     """
-    same = all(
-        a == b for a, b, n in zip(x.stride(), like.stride(), x.shape, strict=True) if n != 1
-    )
+    same = all(a == b for a, b, n in zip(x.stride(), like.stride(), x.shape, strict=True) if n != 1)
     return x.as_strided(like.shape, like.stride()) if same else x
 
 

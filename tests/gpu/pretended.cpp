@@ -25,6 +25,11 @@ C10_REGISTER_GUARD_IMPL(CUDA, Guard);
 
 }  // namespace
 
+// To be called when torch is imported: a build for CUDA has registered its own guard by then.
+extern "C" void register_guard() {
+  c10::impl::DeviceGuardImplRegistrar(c10::DeviceType::CUDA, new Guard());
+}
+
 namespace at {
 
 // Read once, when torch first asks: so this library is loaded before torch is imported.

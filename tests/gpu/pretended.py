@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 
-def load_answers() -> None:
+def load_answers() -> ctypes.CDLL:
     """Compile and load ``pretended.cpp``, before torch; RuntimeError without a C++ compiler."""
     found = importlib.util.find_spec("torch")
     root, source = Path(str(found and found.origin)).parent, Path(__file__).with_suffix(".cpp")
@@ -31,15 +31,16 @@ def load_answers() -> None:
         subprocess.run(
             [*command, "-lc10", "-ltorch_cpu", "-o", str(library)], check=True, capture_output=True
         )
-        ctypes.CDLL(str(library))
+        return ctypes.CDLL(str(library))
 
 
 if __name__ == "__main__":
-    load_answers()
+    answers = load_answers()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._prims_common import suggest_memory_format  # noqa: E402
+from torch._subclasses import fake_tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
@@ -88,6 +89,7 @@ def pretend() -> None:
     """Answer what ganfast asks of torch.cuda, as an H200 would."""
     import torch._dynamo  # which lists torch's own functions when it is first imported
 
+    fake_tensor.init_gpu_context = lambda *_: None
     yes: Any = lambda *_, **__: True  # noqa: E731
     torch.cuda.is_available = torch.cuda.is_bf16_supported = yes
     torch.cuda.is_current_stream_capturing = lambda: False
@@ -174,6 +176,7 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
 
 
 def main() -> None:
+    answers.register_guard()
     pretend()
     print(json.dumps([counted(**setting) for setting in json.loads(sys.argv[1])]))
 

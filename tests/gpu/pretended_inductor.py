@@ -108,10 +108,7 @@ def pretend_inductor() -> None:
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
         get_current_device=lambda: 0,
         utils=SimpleNamespace(
-            get_device_properties=lambda _: {
-                "max_shared_mem": 232448,
-                "multiprocessor_count": 132,
-            }
+            get_device_properties=lambda _: {"max_shared_mem": 232448, "multiprocessor_count": 132}
         ),
     )
     driver.set_active(target)
@@ -137,6 +134,7 @@ def pretend_inductor() -> None:
             return compile_graph(gm, *args, **kwargs)
         except _Wrote as wrote:
             import os  # DEBUG
+
             if os.environ.get("DUMP"):  # DEBUG
                 k = len(os.listdir(os.environ["DUMP"]))  # DEBUG
                 open(f"{os.environ['DUMP']}/g{k}.py", "w").write(str(wrote))  # DEBUG
