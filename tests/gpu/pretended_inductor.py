@@ -7,6 +7,7 @@ lets the graph return empty tensors of the right shapes.
 
 import re
 from collections import Counter
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,12 +34,15 @@ _H200 = SimpleNamespace(
 )
 
 
-class _Wrote(Exception):  # noqa: N818
+class _Wrote(Exception):
     """Ends the lowering of a graph with what inductor wrote."""
 
 
 class Written(OutputCode):
-    """A graph in place of its code: a call counts the launches and computes nothing."""
+    """A graph in place of its code: a call counts the launches and computes nothing.
+
+    It counts the bytes of arguments and results, not those of what lies between.
+    """
 
     _boxed_call = True
 
@@ -53,16 +57,19 @@ class Written(OutputCode):
         pass
 
     def __call__(self, inputs: Any) -> list[Any]:
-        inputs.clear()
-        for mode in _get_current_dispatch_mode_stack():
-            if hasattr(mode, "operations"):
-                mode.operations.update(self.launches)
-        return [
+        outputs = [
             torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
             if isinstance(x, Tensor)
             else x
             for x in self._outputs
         ]
+        moved = sum(x.nbytes for x in [*inputs, *outputs] if isinstance(x, Tensor))
+        inputs.clear()
+        for mode in _get_current_dispatch_mode_stack():
+            if hasattr(mode, "operations"):
+                mode.operations.update(self.launches)
+                mode.bytes += moved
+        return outputs
 
 
 def launches_of(code: str) -> Counter[str]:
@@ -73,6 +80,7 @@ def launches_of(code: str) -> Counter[str]:
     return Counter([*own, *others])
 
 
+@cache
 def pretend_inductor() -> None:
     """Let inductor write for an H200 that it cannot ask, and load nothing."""
     import torch._inductor.compile_fx as compile_fx
@@ -133,11 +141,6 @@ def pretend_inductor() -> None:
         try:
             return compile_graph(gm, *args, **kwargs)
         except _Wrote as wrote:
-            import os  # DEBUG
-
-            if os.environ.get("DUMP"):  # DEBUG
-                k = len(os.listdir(os.environ["DUMP"]))  # DEBUG
-                open(f"{os.environ['DUMP']}/g{k}.py", "w").write(str(wrote))  # DEBUG
             return Written(str(wrote), values)
 
     compile_fx.fx_codegen_and_compile = written
