@@ -55,8 +55,10 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
 
     They are detached and require a gradient.
     """
-    eps = eps.view(-1, *[1] * (real.dim() - 1))
-    return (eps * real.detach() + (1 - eps) * fake.detach()).requires_grad_()
+    eps, real, fake = eps.view(-1, *[1] * (real.dim() - 1)), real.detach(), fake.detach()
+    if real.is_cuda:  # in one launch
+        return torch.lerp(fake, real, eps.to(real.dtype)).requires_grad_()
+    return (eps * real + (1 - eps) * fake).requires_grad_()
 
 
 def perturb(real: Tensor, fake: Tensor, noise: Tensor) -> Tensor:

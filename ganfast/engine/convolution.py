@@ -1,5 +1,6 @@
 """A convolution without its tensors, and the operations that it and its derivatives consist of."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -7,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
+
+from ganfast.log import logger
 
 
 class Convolution(NamedTuple):
@@ -21,30 +26,47 @@ class Convolution(NamedTuple):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = as_channels_last(x) if self.last and is_thin(x, weight, self.groups) else x
-        return torch.ops.aten.convolution(x, weight, bias, *self._options)
-
-    @property
-    def _options(self) -> tuple[Any, ...]:
-        """As torch's operations take them, between them "not transposed" and no output padding."""
-        zeros = [0] * len(self.stride)
-        return self.stride, self.padding, self.dilation, False, zeros, self.groups
+        if may_pad(x, weight.shape[1], self.groups) and is_faster(self._forward, x, weight):
+            x, weight = padded(x), padded(weight)
+        return self._forward(x, weight, bias)
 
     def data_gradient(self, dy: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """``x`` gives the shape only."""
+        few = weight.shape[1]
         if is_thin(dy, weight, self.groups):
             return overlapped(dy, weight, x.shape[2:], self)
-        return self._backward(dy, x, weight, [True, False, False])[0]
+        if may_pad(dy, few, self.groups) and is_faster(self._data_gradient, weight, x, dy):
+            return self._data_gradient(padded(weight), unwritten(x), dy)[:, :few]
+        return self._data_gradient(weight, x, dy)
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """``weight`` gives the shape only."""
+        few = weight.shape[1]
         if is_small(dy, weight, self.groups):
             return patch_product(dy, x, weight, self)
+        if may_pad(dy, few, self.groups) and is_faster(self._weight_gradient, x, weight, dy):
+            return self._weight_gradient(padded(x), unwritten(weight), dy)[:, :few]
+        return self._weight_gradient(x, weight, dy)
+
+    def _forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.ops.aten.convolution(x, weight, bias, *self._options)
+
+    def _data_gradient(self, weight: Tensor, x: Tensor, dy: Tensor) -> Tensor:
+        return self._backward(dy, x, weight, [True, False, False])[0]
+
+    def _weight_gradient(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
         return self._backward(dy, x, weight, [False, True, False])[1]
 
     def _backward(
         self, dy: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.aten.convolution_backward(dy, x, weight, None, *self._options, mask)
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        """As torch's operations take them, between them "not transposed" and no output padding."""
+        zeros = [0] * len(self.stride)
+        return self.stride, self.padding, self.dilation, False, zeros, self.groups
 
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:
@@ -179,3 +201,85 @@ def patch_product(dy: Tensor, x: Tensor, weight: Tensor, shape: Convolution) -> 
     patches = patches.reshape(n * dy.shape[2] * dy.shape[3], -1)
     product = dy.permute(0, 2, 3, 1).reshape(-1, out).t() @ patches
     return product.view(out, *kernel, channels).permute(0, 3, 1, 2)
+
+
+# Convolutions between many channels and a picture's one to three, on a GPU in half precision: with
+# zeros for channels, up to eight, where that is faster.
+#
+# Tensor cores take eight numbers of a pixel at a time. cuDNN is said to pad packed NCHW itself
+# ("Tensor Ops Made Easier in cuDNN", NVIDIA 2018); inductor pads matrix products only. Zeros add
+# nothing to a sum. Whether the copies are worth it depends on the GPU and on the library, so both
+# are timed on the device.
+#
+# Like the choices that cuDNN makes by time, these may differ between two runs, and the last bits
+# with them. So `torch.backends.cudnn.benchmark` switches both.
+
+CHANNELS = 8
+_CALLS, _WARM_UP = 20, 3
+_SLEEP = 20_000_000  # cycles in which the GPU waits for the host to queue what is timed
+
+_faster: dict[Any, bool] = {}  # of what was timed, for the process
+
+
+def may_pad(x: Tensor, few: int, groups: int) -> bool:
+    """Whether a convolution of ``x`` with a picture's ``few`` channels is timed both ways."""
+    if not (x.is_cuda and torch.backends.cudnn.benchmark):
+        return False
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    if not (half and groups == 1 and x.dim() == 4 and 0 < few <= MOST and len(x) > 0):
+        return False
+    # FLOPs are counted on fake tensors that nobody records, and are those of the definition.
+    counted = isinstance(x, FakeTensor) and get_proxy_mode() is None
+    return not (counted or torch.compiler.is_compiling())
+
+
+def is_faster(operation: Callable[..., Tensor], *tensors: Tensor) -> bool:
+    """Whether ``operation(*tensors)`` takes less time with the first two, pictures and weights,
+    padded.
+
+    It is a method of a `Convolution`, timed on the device at its first call with tensors of these
+    shapes.
+    """
+    method: Any = operation
+    key = method.__name__, method.__self__, *[(t.shape, t.dtype, t.device) for t in tensors]
+    if key not in _faster:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        with _disable_current_modes(), torch.no_grad():  # outside of what is being recorded
+            own = [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
+            first, second, *more = [t.contiguous(memory_format=torch.channels_last) for t in own]
+            plain = _milliseconds(lambda: operation(first, second, *more))
+            other = _milliseconds(lambda: operation(padded(first), padded(second), *more))
+        _faster[key] = other < plain
+        logger.debug(
+            "%s of %s: %.4f ms, padded to %d channels %.4f ms; taken: %s",
+            *(operation.__name__, [tuple(t.shape) for t in tensors], plain, CHANNELS, other),
+            "padded" if other < plain else "as it is",
+        )
+    return _faster[key]
+
+
+def _milliseconds(run: Callable[[], Tensor]) -> float:
+    """Of one call on the GPU, without what the host takes to queue it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(_WARM_UP):
+        run()
+    torch.cuda._sleep(_SLEEP)
+    start.record()
+    for _ in range(_CALLS):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / _CALLS
+
+
+def padded(x: Tensor) -> Tensor:
+    """``x`` (N, few, H, W) with zeros for channels up to `CHANNELS`, channels last."""
+    more = F.pad(x, (0, 0, 0, 0, 0, CHANNELS - x.shape[1]))
+    return more.contiguous(memory_format=torch.channels_last)
+
+
+def unwritten(x: Tensor) -> Tensor:
+    """What `padded` returns, without its numbers: only its shape and layout are read."""
+    n, _, h, w = x.shape
+    return x.new_empty(n, h, w, CHANNELS).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.choice import Choice
 from ganfast.engine.compiled import compiled
 from ganfast.engine.draws import Draws
-from ganfast.engine.explicit import ExplicitStep
+from ganfast.engine.explicit import ExplicitStep, bias_shares
 from ganfast.engine.gradients import trainable
 from ganfast.engine.objective import Inputs, Stats
 from ganfast.engine.reference import whole_loss
@@ -98,11 +98,13 @@ class Engines:
         return run
 
     def _explicit(self, compile: bool, walked: Walk, trace: Trace | None) -> Engine:
-        if use_triton(self.parameters[0]) and self.parameters[0].dtype != torch.float64:
+        by_kernels = use_triton(self.parameters[0]) and self.parameters[0].dtype != torch.float64
+        if by_kernels:
             with held_power_iteration(self.critic):  # only the shapes are looked at
                 walked = fused(walked, EffectiveWeights(self.critic).values)
         steps: dict[bool, Any] = {}
         draws = {}
+        shares: dict[tuple[bool, int], Tensor] = {}
         for penalised, penalties in ((True, self.penalties), (False, ())):
             step = ExplicitStep(walked, self.loss, penalties, self.autocast)
             steps[penalised] = compiled(step) if compile else step
@@ -114,6 +116,9 @@ class Engines:
         ready = {name: value.detach() for name, value in twin if value.dtype == self.autocast}
 
         def run(inputs: Inputs, penalised: bool) -> tuple[list[Tensor | None], Stats]:
+            key = penalised, len(inputs.real)
+            if by_kernels and key not in shares:
+                shares[key] = bias_shares(inputs.real, self.penalties if penalised else ())
             effective, buffers = EffectiveWeights(self.critic), {}
             if walked.normed:
                 buffers = dict(self.critic.named_buffers(remove_duplicate=False))
@@ -122,7 +127,8 @@ class Engines:
                 weights = effective.values | running | dict(self.constants())
                 # out here: a compiler would draw other numbers
                 drawn = draws[penalised](inputs, weights)
-                gradients, stats = steps[penalised](weights, inputs, ready, drawn)
+                given = weights, inputs, ready, drawn, shares.get(key)
+                gradients, stats = steps[penalised](*given)
                 for name, buffer in running.items():
                     buffer.copy_(gradients[name])
                 for layer in walked.normed:

@@ -52,7 +52,8 @@ class ExplicitStep:
     statistics. It changes nothing.
 
     A third argument may bring weights that are in the type to compute in already; a fourth brings
-    the numbers of layers that draw, as `draws.Draws` makes them.
+    the numbers of layers that draw, as `draws.Draws` makes them. A fifth may bring the share of
+    each row in the biases, as `bias_shares` makes it: made here it is made for every layer.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ExplicitStep:
         inputs: Inputs,
         ready: Weights = MappingProxyType({}),
         drawn: Mapping[Value, Tensor] = MappingProxyType({}),
+        shares: Tensor | None = None,
     ) -> tuple[Gradients, Stats]:
         walk, rows = self.walk, Rows.of(inputs, self.penalties)
         made = MadeWeights(walk.making, weights)
@@ -93,7 +95,7 @@ class ExplicitStep:
             head = Tail(walk, self.loss, self.compute, weights, answers, rows)
         else:
             head = Logits(walk, self.loss, answers, rows)
-        done = _Forward(w, values, kept, rows, head, places)
+        done = _Forward(w, values, kept, rows, head, places, shares)
         stats: Stats = {}
         if not self.penalties:
             gradients = self._without_penalty(done)
@@ -104,7 +106,8 @@ class ExplicitStep:
         return made.back(added(gradients, head.gradients)), head.stats | stats
 
     def _without_penalty(self, done: "_Forward") -> Gradients:
-        adjoint, _, settled = self._backward(done, done.seeded(done.head.adjoint()), ALL, None)
+        seeds = done.seeded(done.head.adjoint())
+        adjoint, _, settled = self._backward(done, seeds, ALL, None, done.shares)
 
         def pair(out: Value, i: Value | None, a: Tensor) -> Pairs:
             return [] if i is None else [done.values[i]], [a], [Block(a)], [ALL]
@@ -126,7 +129,9 @@ class ExplicitStep:
         assert isinstance(done.head, Logits)
         slope = done.head.score_slopes[rows.start : rows.loss]
         alone = len(rows.pictures) - rows.start - len(slope)
-        bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
+        bias = done.shares
+        if bias is None or shared:
+            bias = torch.cat([slope.new_ones(rows.start), slope, slope.new_zeros(alone)])
         delta, g, settled = self._backward(done, done.seeded(seeds), ALL, rows.penalised, bias)
         direction, stats = self._penalise(g, rows)
         over = set() if shared else self.overwritten
@@ -322,6 +327,7 @@ class _Forward:
     rows: Rows
     head: Logits | Tail
     places: tuple[Value, ...]  # the values that the head reads
+    shares: Tensor | None = None
 
     def seeded(self, seeds: Sequence[Tensor]) -> ByValue:
         """By value; one that a critic returns twice has the sum."""
@@ -343,6 +349,14 @@ class _Bend:
         kept = _sliced(kept, slice(self.start, None))
         more = layer.second(kept, self.tangent[before], self.delta[after])
         return torch.cat([d[: self.start], d[self.start :] + more]) if self.start else d + more
+
+
+def bias_shares(real: Tensor, penalties: Sequence[PenaltyConfig]) -> Tensor:
+    """float32 (rows,): 1 for the loss's 2N rows, 0 for the points of penalties."""
+    n, points = len(real), sum(penalty_of(p).points is not None for p in penalties)
+    shares = torch.zeros((2 + points) * n, device=real.device)
+    shares[: 2 * n] = 1
+    return shares
 
 
 def _bare(walk: Walk) -> set[Value]:

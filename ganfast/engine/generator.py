@@ -12,7 +12,7 @@ from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
 from ganfast.engine.objective import Stats
-from ganfast.engine.recorded import Compiled, Computation, Recorded, eager
+from ganfast.engine.recorded import Compiled, Computation, Recorded, eager, why_not_recorded
 from ganfast.losses import accuracy, class_loss, generator_loss, loss_of
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
@@ -36,8 +36,8 @@ def make_generator_step(
     """A callable that fills ``.grad`` of the generator's parameters, and of no others.
 
     Args:
-        compile: on a GPU by torch.compile; on a CPU in one graph with its gradients, of torch's
-            layers and ours only.
+        compile: in one graph with its gradients, of torch's layers and ours only. On a GPU
+            networks with other layers go through torch.compile.
         computing: twins of both whose weights somebody keeps in the type of ``autocast``
             (`FlatAdam.computing`); None = autocast casts them in every step.
         check: compare the first step of that one graph with a step that is not compiled, which
@@ -74,7 +74,8 @@ class GeneratorStep:
         if autocast is not None:
             exactly = partial(_whole_loss, loss, None), (generator, critic)
         self._run: Callable[..., Result] = partial(eager, computation, True)
-        if compile and next(generator.parameters()).is_cuda:
+        foreign = compile and bool(why_not_recorded(*computing))
+        if foreign and next(generator.parameters()).is_cuda:
             self._run = _ByTorch(computation)
         elif compile:
             self._run = Recorded("generator step", computation, True, exactly, check, True)
@@ -134,20 +135,22 @@ def make_drawing(
     autocast: torch.dtype | None = None,
     compile: bool = False,
     computing: nn.Module | None = None,
+    check: bool = True,
 ) -> Drawing:
     """`draw` for a critic's step, without gradients.
 
     Args:
-        compile: on a CPU in one graph, of torch's layers and ours only, compared with `draw` at
-            first; else as it is.
+        compile: in one graph, of torch's layers and ours only; else as it is.
         computing: the generator's twin, as of `make_generator_step`.
+        check: compare the first result of that graph with `draw`, which takes its place if they
+            differ.
     """
     net = computing or generator
     function = partial(_drawn, autocast)
-    if not compile or any(p.is_cuda for p in net.parameters()):
+    if not compile:
         return partial(function, net)
     exactly = (partial(_drawn, None), (generator,)) if autocast is not None else None
-    return Recorded("drawing for the critic", (function, (net,)), exactly=exactly)
+    return Recorded("drawing for the critic", (function, (net,)), exactly=exactly, check=check)
 
 
 @torch.no_grad()
@@ -166,6 +169,6 @@ def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> Tenso
 
 
 def thin_convolutions(device: torch.device, net: nn.Module) -> AbstractContextManager[Any]:
-    """`ThinConvolutions` where they are the faster ones."""
-    on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
-    return ThinConvolutions(net) if on_cpu else nullcontext()
+    """`ThinConvolutions` where they may be the faster ones."""
+    ours = device.type == "cpu" or torch.backends.cudnn.benchmark
+    return ThinConvolutions(net) if ours and not torch.compiler.is_compiling() else nullcontext()

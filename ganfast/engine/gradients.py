@@ -44,14 +44,48 @@ class FlatGradients:
         None is 0 in ``flat``, and None in ``.grad`` as autograd leaves it: an optimizer then
         passes the parameter over, with its decay and its counts.
         """
+        pairs: list[tuple[Tensor, Tensor]] = []
         for parameter, view, gradient in zip(self.parameters, self.views, gradients, strict=True):
             if gradient is None:
                 view.zero_()
                 parameter.grad = None
                 continue
-            view.copy_(gradient)
+            pairs.append((view, gradient))
             if parameter.grad is not view:
                 parameter.grad = view
+        if self.flat.is_cuda:
+            _copy_together(pairs)
+        else:
+            for view, gradient in pairs:
+                view.copy_(gradient)
+
+
+def _copy_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy each second tensor into the first, in one launch for each type of the second ones.
+
+    torch does so for tensors whose strides are those of their targets; any others take a launch
+    each.
+    """
+    of_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in pairs:
+        source = _strides_of(target, source)
+        if source.stride() != target.stride():
+            target.copy_(source)
+            continue
+        targets, sources = of_type.setdefault(source.dtype, ([], []))
+        targets.append(target)
+        sources.append(source)
+    for targets, sources in of_type.values():
+        torch._foreach_copy_(targets, sources)
+
+
+def _strides_of(like: Tensor, x: Tensor) -> Tensor:
+    """x with the strides of ``like``, if its numbers lie in memory as they say.
+
+    Two tensors of one layout may differ in the strides of axes of length 1.
+    """
+    same = all(a == b for a, b, n in zip(x.stride(), like.stride(), x.shape, strict=True) if n != 1)
+    return x.as_strided(like.shape, like.stride()) if same else x
 
 
 def trainable(net: nn.Module) -> list[nn.Parameter]:

@@ -115,8 +115,9 @@ class Conv(Layer):
         return self._apply(w, x[0], w[self.bias] if self.bias else None), (x[0],)
 
     def delta(self, w: Weights, kept: Kept, dy: Tensor) -> Sequence[Tensor]:
-        kind = w[self.weight].dtype
-        return (self.shape.data_gradient(dy.to(kind), w[self.weight], kept[0].to(kind)),)
+        x, kind = kept[0], w[self.weight].dtype
+        x = x if x.dtype == kind else torch.empty_like(x, dtype=kind)  # for its shape: no cast
+        return (self.shape.data_gradient(dy.to(kind), w[self.weight], x),)
 
     def tangent(self, w: Weights, kept: Kept, *t: Tensor) -> Tensor:
         return self._apply(w, t[0], None)

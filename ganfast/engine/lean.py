@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ganfast.engine.convolution import MOST, Convolution, is_thin, per_axis
+from ganfast.engine.convolution import MOST, Convolution, is_thin, may_pad, per_axis
 from ganfast.models.members import modules
 from ganfast.tensors import laid_out_like
 
@@ -175,14 +175,24 @@ def _may_be_thin(m: nn.Module) -> bool:
 
 
 def _is_thin(m: Any, x: Tensor, weight: Tensor) -> bool:
-    return is_thin(x, weight, m.groups) and not torch.is_autocast_enabled("cpu")
+    on_cpu = is_thin(x, weight, m.groups) and not torch.is_autocast_enabled("cpu")
+    return on_cpu or may_pad(x, weight.shape[1], m.groups)
+
+
+def _cast(*tensors: Tensor | None) -> Any:
+    """As autocast would on a GPU, which does not see the operations of this file."""
+    if not torch.is_autocast_enabled("cuda"):
+        return tensors
+    kind = torch.get_autocast_dtype("cuda")
+    kept = [t is None or not t.is_cuda or t.dtype == torch.float64 for t in tensors]
+    return [t if t is None or as_is else t.to(kind) for t, as_is in zip(tensors, kept, strict=True)]
 
 
 # Both read the weight once: under spectral normalisation every reading is a power iteration.
 
 
 def _conv_forward(m: Any, x: Tensor) -> Tensor:
-    weight, bias = m.weight, m.bias
+    x, weight, bias = _cast(x, m.weight, m.bias)
     if not _is_thin(m, x, weight) or isinstance(m.padding, str):
         return m._conv_forward(x, weight, bias)
     shape = Convolution(m.stride, m.padding, m.dilation, 1, last=True)
@@ -193,7 +203,7 @@ def _transposed_forward(m: Any, x: Tensor, output_size: list[int] | None = None)
     """A transposed convolution is the data gradient of the convolution with its weights."""
     if output_size is not None:
         return nn.ConvTranspose2d.forward(m, x, output_size)
-    weight, bias = m.weight, m.bias
+    x, weight, bias = _cast(x, m.weight, m.bias)
     s, p, d, o = m.stride, m.padding, m.dilation, m.output_padding
     if not _is_thin(m, x, weight):
         return torch.conv_transpose2d(x, weight, bias, s, p, o, m.groups, d)

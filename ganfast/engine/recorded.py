@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ganfast.engine.check import ROUNDING, nothing_changed, relative_error
+from ganfast.engine.check import ROUNDING, full_float32, nothing_changed, relative_error
 from ganfast.engine.compiled import compiled
 from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
@@ -128,8 +128,11 @@ class Recorded(Compiled):
                 args[-1] = args[-1] / 16 ** (attempt + 1)
             by_graph = self._compared(graph, *args)
             exact = plain = self._compared(eager, self.computation, self.trained, *args)
-            if self._exactly is not None:
-                exact = self._compared(eager, self._exactly, self.trained, *args)
+            # A GPU may round the factors of float32 products to fewer bits, in eager autograd too.
+            if self._exactly is not None or z.is_cuda:
+                exactly = self._exactly or self.computation
+                with full_float32():
+                    exact = self._compared(eager, exactly, self.trained, *args)
             error = relative_error(by_graph, exact)
             if error <= ROUNDING + 2 * relative_error(plain, exact):
                 return
@@ -195,7 +198,8 @@ class _Graph:
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
         dropped = _each_dropout(self._nets, lambda layer, like: next(drawn))
         held = holding(self._nets, tensors | leaves)
-        with dropped, held, torch.set_grad_enabled(self._trained):
+        graded = torch.set_grad_enabled(self._trained)
+        with dropped, held, _batches_counted_at_once(self._nets), graded:
             result = self._function(*self._nets, *args)
             if not self._trained:
                 return result
@@ -228,6 +232,44 @@ def _each_dropout(net: nn.Module, numbers: Callable[[Dropout, Tensor], Tensor]) 
     finally:
         for layer in layers:
             layer.__dict__.pop("numbers")
+
+
+class _Calls:
+    """Stands for a batch norm's counter of batches while a graph is recorded."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add_(self, calls: int) -> None:
+        self.count += calls
+
+
+@contextmanager
+def _batches_counted_at_once(net: nn.Module) -> Iterator[None]:
+    """The counters of all batch norms are raised in one operation, when the block is through.
+
+    On a GPU each of them would be a launch of its own, which adds 1 to one number.
+    """
+    layers: list[Any] = [
+        m
+        for m in modules(net)
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        # Without a momentum the counter is read as well.
+        and m.momentum is not None
+        and m.num_batches_tracked is not None
+    ]
+    counters = [layer.num_batches_tracked for layer in layers]
+    calls = [_Calls() for _ in layers]
+    for layer, own in zip(layers, calls, strict=True):
+        layer._buffers["num_batches_tracked"] = own
+    try:
+        yield
+    finally:
+        for layer, counter in zip(layers, counters, strict=True):
+            layer._buffers["num_batches_tracked"] = counter
+    for count in {own.count for own in calls if own.count}:
+        of_count = [c for c, own in zip(counters, calls, strict=True) if own.count == count]
+        torch._foreach_add_(of_count, count)
 
 
 _DRAWING = (

@@ -66,10 +66,10 @@ class Feed:
         self._turn = torch.zeros(1, dtype=torch.int64, device=device)
         columns = {
             "image": (torch.int64, 1),
-            "step": (torch.int64, 1),
             "rates": (torch.float64, 3),
             "position": (torch.int64, c.batch),
             "z": (torch.float32, c.batch * c.net.latent),
+            "z_generator": (torch.float32, c.batch * c.net.latent),  # in a step's last turn
         }
         if c.conditional != "no":
             columns["labels"] = torch.int64, c.batch
@@ -83,9 +83,6 @@ class Feed:
         self._last = torch.zeros(1 + turns, words, dtype=torch.int64, device=device)
         self._next = self._last[1:]
         self._columns = self._columns_of(self._next)
-        number = torch.arange(turns, device=device)[:, None] // c.optim.critic_steps
-        self._columns["step"].copy_(number)
-        self._z_generator = torch.zeros(self.ahead, c.batch, c.net.latent, device=device)
 
     def due(self, images: int) -> bool:
         """Whether the tables lack the step from ``images`` on, so that they must be drawn."""
@@ -121,13 +118,14 @@ class Feed:
             tables["labels"].copy_(labels.view_as(turns))
         if "mirrored" in tables:
             self.data.mirrored(index, tables["mirrored"].unsqueeze(2))
-        z = tables["z"].unflatten(1, (c.batch, c.net.latent))
-        normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent, z)
+        latents = [tables[name].unflatten(1, (c.batch, -1)) for name in ("z", "z_generator")]
+        normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent, latents[0])
         if "eps" in tables:
             uniform(c.seed, Purpose.EPSILON, index, 1, tables["eps"].unsqueeze(2))
         # A generator step counts as the last of its critic's turns.
-        last = index.view(self.ahead, -1, c.batch)[:, -1].flatten()
-        normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent, self._z_generator)
+        every = slice(c.optim.critic_steps - 1, None, c.optim.critic_steps)
+        last = turns[every].flatten()
+        normal(c.seed, Purpose.GENERATOR_LATENT, last, c.net.latent, latents[1][every])
 
     def critic(self) -> CriticFeed:
         """For the next critic step."""
@@ -139,9 +137,9 @@ class Feed:
 
     def generator(self) -> GeneratorFeed:
         """For the next generator step, behind its last critic step."""
-        now = self._row(self._last)
-        z = self._z_generator.index_select(0, now["step"])[0]
-        real = self._pictures(now) if loss_of(self.config.loss).pairs else None
+        c, now = self.config, self._row(self._last)
+        z = now["z_generator"].view(c.batch, c.net.latent)
+        real = self._pictures(now) if loss_of(c.loss).pairs else None
         _, rate, decay = now["rates"].unbind()
         return GeneratorFeed(real, now.get("labels"), z, rate, decay)
 

@@ -299,6 +299,21 @@ def test_the_autocast_that_a_caller_is_in_stays_outside():
 
 
 @rarely_compiled
+def test_batch_norms_count_each_of_their_calls(compiler, caplog):
+    """Also one that is called twice in a forward, beside one that keeps no statistics."""
+    shared, without = nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False)
+    generator = nn.Sequential(nn.Linear(6, 8), shared, nn.BatchNorm1d(8), without, shared)
+    twin, z = copy.deepcopy(generator), torch.randn(5, 6)
+    by_graph, exact = make_drawing(generator, compile=True), make_drawing(twin)
+    for _ in range(2):
+        torch.testing.assert_close(by_graph(z, None), exact(z, None), rtol=1e-5, atol=1e-6)
+    assert [int(generator[i].num_batches_tracked) for i in (1, 2)] == [4, 2]
+    for mine, theirs in zip(generator.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert "not compiled" not in caplog.text
+
+
+@rarely_compiled
 def test_a_network_that_is_trained_and_not_in_turns_has_two_graphs(compiler):
     config, generator, _ = pair("gan")
     drawing, (z, labels, _) = make_drawing(generator, compile=True), fed(config)

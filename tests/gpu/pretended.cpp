@@ -21,12 +21,13 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   bool queryEvent(void*) const override { return true; }
 };
 
+C10_REGISTER_GUARD_IMPL(CUDA, Guard);
+
 }  // namespace
 
-// Called when torch is imported: its own guard, which a CUDA build of it has, is registered then.
-extern "C" void take_over() {
-  static const Guard guard;
-  c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)].store(&guard);
+// To be called when torch is imported: a build for CUDA has registered its own guard by then.
+extern "C" void register_guard() {
+  c10::impl::DeviceGuardImplRegistrar(c10::DeviceType::CUDA, new Guard());
 }
 
 namespace at {

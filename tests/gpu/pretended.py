@@ -19,10 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-_answers: list[ctypes.CDLL] = []
 
-
-def load_answers() -> None:
+def load_answers() -> ctypes.CDLL:
     """Compile and load ``pretended.cpp``, before torch is imported."""
     found = importlib.util.find_spec("torch")
     root, source = Path(str(found and found.origin)).parent, Path(__file__).with_suffix(".cpp")
@@ -33,17 +31,22 @@ def load_answers() -> None:
         subprocess.run(
             [*command, "-lc10", "-ltorch_cpu", "-o", str(library)], check=True, capture_output=True
         )
-        _answers.append(ctypes.CDLL(str(library)))
+        return ctypes.CDLL(str(library))
 
 
 if __name__ == "__main__":
-    load_answers()
+    answers = load_answers()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch._prims_common import suggest_memory_format  # noqa: E402
+from torch._subclasses import fake_tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+
+from ganfast.kernels.gradient_penalty import _ONE_PROGRAM  # noqa: E402
+from tests.gpu.pretended_inductor import SEVERAL, pretend_inductor  # noqa: E402
 
 # Operations that launch nothing: they make a tensor, or name a part of one.
 _FREE = {
@@ -55,19 +58,12 @@ _FREE = {
 }  # fmt: skip
 
 
-# Operations of ours that launch more than one kernel: partial sums are summed, and rates made, by
-# another.
-_SEVERAL = {"bias_act_delta": 2, "adam_ema": 2}
-
-
 def _kernels(name: str, args: tuple[Any, ...]) -> int:
     if name == "convolution_backward":  # one for the input, one for the weight
         return sum(args[-1])
     if name == "gradient_penalty":
-        from ganfast.kernels.gradient_penalty import _ONE_PROGRAM
-
-        return 1 if args[0][0].numel() <= _ONE_PROGRAM else 2
-    return _SEVERAL.get(name, 1)
+        return SEVERAL[name] if args[0][0].numel() > _ONE_PROGRAM else 1
+    return SEVERAL.get(name, 1)
 
 
 class Launches(TorchDispatchMode):
@@ -102,13 +98,11 @@ def pretend() -> None:
     """Answer what ganfast asks of torch.cuda, as an H200 would."""
     import torch._dynamo  # which lists torch's own functions when it is first imported
 
-    _answers[0].take_over()
+    fake_tensor.init_gpu_context = lambda *_: None
     yes: Any = lambda *_, **__: True  # noqa: E731
     torch.cuda.is_available = torch.cuda.is_bf16_supported = yes
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.device_count = lambda: 1
-    torch.cuda._lazy_init = lambda: None
-    torch._subclasses.fake_tensor.init_gpu_context = lambda _: None
     torch.cuda.set_device = torch.cuda.synchronize = lambda *_: None
     torch.cuda.mem_get_info = lambda *_: (140 << 30, 141 << 30)
     torch.cuda.manual_seed_all = torch.cuda.set_rng_state = lambda *_: None
@@ -123,12 +117,8 @@ def pretend() -> None:
 
 
 def _layout(x: Tensor, weight: Tensor, _: Any) -> torch.memory_format:
-    last = any(
-        t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-        for t in (x, weight)
-        if t.dim() == 4
-    )
-    return torch.channels_last if last else torch.contiguous_format
+    last = torch.channels_last
+    return last if last in map(suggest_memory_format, (x, weight)) else torch.contiguous_format
 
 
 def _pretended(x: Tensor) -> Any:
@@ -148,6 +138,8 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
     from ganfast.training.phases import Graphs
     from ganfast.training.state import State
 
+    if compile:
+        pretend_inductor()
     problem = Problem(Setting(**setting))
     c, device, kind, pack = problem.config, problem.device, problem.autocast, problem.pack
     host = torch.device("cpu")
@@ -170,7 +162,7 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
         generator = make_generator_step(
             state.generator, state.critic, c.loss, kind, computing=twins, **how
         )
-        drawing = make_drawing(state.generator, kind, compile, twins[0])
+        drawing = make_drawing(state.generator, kind, compile, twins[0], False)
         graphs = Graphs("off", device)
         iteration = Iteration(state, data, c, critic, generator, drawing, graphs)
         iteration.feed.set(0)
@@ -193,6 +185,7 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
 
 
 def main() -> None:
+    answers.register_guard()
     pretend()
     print(json.dumps([counted(**setting) for setting in json.loads(sys.argv[1])]))
 

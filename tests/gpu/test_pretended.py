@@ -70,9 +70,10 @@ def test_launches_of_every_preset_are_those_of_the_table():
 def test_a_pretended_gpu_sees_waits_and_strangers():
     program = """
 from tests.gpu import pretended
-pretended.load_answers()
+answers = pretended.load_answers()
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+answers.register_guard()
 pretended.pretend()
 with FakeTensorMode(allow_non_fake_inputs=True), pretended.Launches() as seen:
     x = torch.zeros(3, device="cuda")

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganfast.config import OptimConfig
-from ganfast.engine.gradients import FlatGradients
+from ganfast.engine.gradients import FlatGradients, _copy_together
 from ganfast.errors import InputError, RunError
 from ganfast.training.optim import FlatAdam
 from tests.kernels.test_kernels_interpreted import DEVICE, RUNS, launching
@@ -115,6 +116,34 @@ def test_a_step_clips_and_renews_the_short_copies(limit):
     assert sum(q.dtype == torch.bfloat16 for q in twins) == 3  # of the convolutions
     for p, q in zip(ours.parameters, twins, strict=True):
         torch.testing.assert_close(q.float(), p, rtol=2**-7, atol=0)
+
+
+class Operations(TorchDispatchMode):
+    """Names of what runs inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_gradients_of_any_type_and_layout_are_copied_together():
+    """As on a GPU: an operation for each type, and one for each gradient that lies otherwise."""
+    weight = torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    one_channel = torch.randn(4, 1, 2, 2).as_strided((4, 1, 2, 2), (4, 4, 2, 1))
+    sources = [weight.bfloat16(), one_channel.bfloat16(), torch.randn(4), torch.randn(4, 3, 2, 2)]
+    targets = [torch.full_like(x, torch.nan, dtype=torch.float32) for x in sources]
+    targets[1] = targets[1].as_strided((4, 1, 2, 2), (4, 1, 2, 1))
+    targets[3] = targets[3].contiguous(memory_format=torch.channels_last)
+    with Operations() as operations:
+        _copy_together(list(zip(targets, sources, strict=True)))
+    copies = [name for name in operations.seen if "copy" in name]
+    assert sorted(copies) == ["_foreach_copy_.default", "_foreach_copy_.default", "copy_.default"]
+    for target, source in zip(targets, sources, strict=True):
+        assert torch.equal(target, source.float())
 
 
 def test_a_missing_gradient_is_zero():
