@@ -102,12 +102,17 @@ def _forward_kernel(
     j, k = block * (BLOCK // 8) + tl.arange(0, BLOCK // 8), tl.arange(0, 8)
     i = j[:, None] * 8 + k[None, :]
     inside = i < numel
-    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    first = j * 8
+    if LARGE:  # counted from a sample's start: one division of 64 bits, not one an element
+        sample = tl.cast(C, tl.int64) * INNER
+        first = (block * BLOCK % sample).to(tl.int32) + tl.arange(0, BLOCK // 8) * 8
+    # The bias comes first, because with x in registers ptxas spills for sm_100.
     if EIGHTS:
-        channel = (j * 8 // INNER) % C
-        z = x + tl.load(bias_ptr + channel, mask=j * 8 < numel, other=0.0).to(tl.float32)[:, None]
+        bias = tl.load(bias_ptr + first // INNER % C, mask=j * 8 < numel, other=0.0)[:, None]
     else:
-        z = x + tl.load(bias_ptr + (i // INNER) % C, mask=inside, other=0.0).to(tl.float32)
+        channel = (first[:, None] + k[None, :]) // INNER % C
+        bias = tl.load(bias_ptr + channel, mask=inside, other=0.0)
+    z = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32) + bias.to(tl.float32)
     tl.store(y_ptr + i, tl.where(z > 0, z, z * slope).to(y_ptr.dtype.element_ty), mask=inside)
     byte = tl.sum(((z > 0) & inside).to(tl.int32) << k[None, :], 1)
     tl.store(bits_ptr + j, byte.to(tl.uint8), mask=j * 8 < numel)
