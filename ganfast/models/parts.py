@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.first = first
-        units = int(torch.tensor(first).prod())
+        units = prod(first)
         self.project = nn.Linear(latent, units, bias=bias)
         # The same map as a one-hot label beside z, but its rows start as large as the whole
         # contribution of z.
