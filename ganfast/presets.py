@@ -203,8 +203,8 @@ def _rpgan(kind: str) -> Config:
 )
 def _r3(kind: str) -> Config:
     # Gamma and beta2 lie between the first and last values of the paper's schedules at 64x64: 2 and
-    # 0.2, 0.9 and 0.99. Its rate falls from 2e-4 to 5e-5 over 20,000 kimg, of which a run on a CPU
-    # sees the beginning. It has 2 blocks a stage.
+    # 0.2, 0.9 and 0.99. The paper's rate falls from 2e-4 to 5e-5 over 20,000 kimg, of which a run
+    # on a CPU sees the beginning. The paper has 2 blocks a stage.
     penalty = PenaltyConfig("r1+r2", weight=1.0)
     optim = replace(_ADAM_R1, beta2=0.95)
     net = NetConfig(blocks=1, latent=64, generator_norm="none")
