@@ -70,8 +70,10 @@ class NetConfig(_Checked):
     """Generator and critic."""
 
     # channels of the layer at full resolution (mlp: units of a hidden layer / 8);
-    # 0 = 32 on a CPU, 64 on a GPU
+    # 0 = 32 on a CPU (r3: 16), 64 on a GPU
     width: int = 0
+    # residual blocks a stage (r3, resnet); 0 = as in the papers: 2 of r3, 1 of resnet
+    blocks: int = 0
     latent: int = 128  # numbers a picture is made from
     # between the generator's layers
     generator_norm: Literal["none", "batch", "layer", "instance"] = "batch"
@@ -83,7 +85,7 @@ class NetConfig(_Checked):
     init: Literal["he", "dcgan", "torch"] = "he"
 
     def check(self) -> None:
-        self._at_least(0, "width")
+        self._at_least(0, "width", "blocks")
         if not 0 <= self.critic_dropout < 1:
             raise InputError(
                 f"critic_dropout is {self.critic_dropout}; expected a share from 0 to below 1"
@@ -248,7 +250,8 @@ class Config(_Checked):
     # 0 = what suits the pictures
     kimg: float = 100.0
     batch: int = 64  # real images per critic step
-    # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128); 0 = the data's own
+    # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128; resnet and r3: 16 to
+    # 256, 4 to 7 times a power of two); 0 = the data's own
     size: int = 0
     seed: int = 0  # of everything random, 0 or more
     device: str = "auto"  # auto = cuda where there is one, else cpu; or cpu, cuda, cuda:1
@@ -272,7 +275,7 @@ class Config(_Checked):
     # mirror at random; auto = only where the data allows (faces, not digits)
     flip: Literal["auto", "on", "off"] = "auto"
 
-    # dcgan, mlp, or your own: my.module:Critic,my.module:MyGenerator
+    # dcgan, mlp, resnet, r3, or your own: my.module:Critic,my.module:MyGenerator
     # (a class with "generator" in its name generates)
     model: str = "dcgan"
 

@@ -195,6 +195,23 @@ def _rpgan(kind: str) -> Config:
     return _fitted(config, kind)
 
 
+@_preset(
+    "r3",
+    "Huang 2025, arXiv:2501.05441",
+    "residual networks without norms, relativistic pairing with R1 and R2",
+    Kimg(60, 60, 5000),
+)
+def _r3(kind: str) -> Config:
+    # Gamma and beta2 lie between the first and last values of the paper's schedules at 64x64: 2 and
+    # 0.2, 0.9 and 0.99. The paper's rate falls from 2e-4 to 5e-5 over 20,000 kimg, of which a run
+    # on a CPU sees the beginning. The paper has 2 blocks a stage.
+    penalty = PenaltyConfig("r1+r2", weight=1.0)
+    optim = replace(_ADAM_R1, beta2=0.95)
+    net = NetConfig(blocks=1, latent=64, generator_norm="none")
+    loss = LossConfig("relativistic")
+    return _fitted(Config(model="r3", loss=loss, penalty=penalty, net=net, optim=optim), kind)
+
+
 # Sets whose name says what the pictures are -> the field of `Kimg`. A path does not say it.
 _LENGTHS = {"digits": "digits", "mnist": "mnist", "stacked-mnist": "mnist", "celeba": "large"}
 _PASSES = 1000  # most passes over a set: a choice, no training set it

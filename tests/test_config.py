@@ -34,6 +34,7 @@ LENGTHS = {
     "wgan": (300, 400, 10000), "wgan-gp": (200, 250, 10000), "dragan": (150, 300, 5000),
     "hinge": (150, 300, 5000), "lsgan": (150, 300, 5000), "r1": (150, 300, 5000),
     "rpgan": (150, 300, 5000),
+    "r3": (60, 60, 5000),
 }  # fmt: skip
 
 
@@ -115,6 +116,13 @@ def test_presets_are_what_their_papers_say():
     assert (made["gan"].model, made["gan"].loss.kind) == ("mlp", "non-saturating")
     assert (made["r1"].penalty.kind, made["r1"].loss.kind) == ("r1", "non-saturating")
     assert (made["rpgan"].penalty.kind, made["rpgan"].loss.kind) == ("r1+r2", "relativistic")
+    r3 = made["r3"]
+    assert (r3.model, r3.loss.kind, r3.penalty.kind) == ("r3", "relativistic", "r1+r2")
+    assert (r3.optim.lr_generator, r3.optim.lr_critic, r3.optim.beta1) == (2e-4, 2e-4, 0.0)
+    assert (r3.optim.critic_steps, r3.penalty.interval) == (1, 1)
+    assert (r3.net.latent, r3.net.generator_norm, r3.net.critic_norm) == (64, "none", "none")
+    assert 0.2 <= r3.penalty.weight <= 2  # the paper's schedule at 64x64
+    assert 0.9 <= r3.optim.beta2 <= 0.99
     assert (made["dragan"].penalty.kind, made["dragan"].penalty.weight) == ("dragan", 10.0)
     for config in made.values():
         assert config.net.critic_norm != "batch" or not config.penalty.active

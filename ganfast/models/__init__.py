@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,9 @@ from ganfast.config import Config
 from ganfast.errors import InputError
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
-from ganfast.models.parts import Judgement, dcgan_init, he_init, spectral
+from ganfast.models.parts import Judgement, dcgan_init, fits, he_init, spectral
+from ganfast.models.r3 import r3_critic, r3_generator, r3_init
+from ganfast.models.resnet import resnet_critic, resnet_generator
 from ganfast.tensors import full_precision
 
 __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
@@ -41,6 +44,7 @@ class NetSpec:
     critic_dropout: float = 0.0
     init: str = "he"
     model: str = "dcgan"
+    blocks: int = 0  # residual blocks a stage; 0 = as many as the family has
 
     @staticmethod
     def of(config: Config, size: int, channels: int, classes: int, conditional: str) -> "NetSpec":
@@ -49,7 +53,27 @@ class NetSpec:
         norms = net.generator_norm, net.critic_norm, net.critic_dropout
         classes = classes if conditional != "no" else 0
         sizes = size, channels, classes, conditional, net.width, net.latent
-        return NetSpec(*sizes, *norms, net.init, config.model)
+        return NetSpec(*sizes, *norms, net.init, config.model, net.blocks)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks by one name. A new family: a row of `FAMILIES`."""
+
+    critic: Callable[..., nn.Module]
+    generator: Callable[..., nn.Module]
+    he: Callable[[nn.Module], object] = he_init  # what ``init == "he"`` does
+    residual: bool = False  # has blocks to count, and halves the side exactly
+    largest: int = 128  # side in pixels
+
+
+FAMILIES = {
+    "dcgan": Family(dcgan_critic, dcgan_generator),
+    "mlp": Family(mlp_critic, mlp_generator),
+    "resnet": Family(resnet_critic, resnet_generator, residual=True, largest=256),
+    "r3": Family(r3_critic, r3_generator, r3_init, residual=True, largest=256),
+}
+_NAMES = ", ".join(FAMILIES)
 
 
 def build_generator(spec: NetSpec) -> nn.Module:
@@ -57,10 +81,11 @@ def build_generator(spec: NetSpec) -> nn.Module:
     family, own = _parse(spec.model, spec)
     if "generator" in own:
         return _construct(own["generator"], spec)
-    _check_size(family, spec)
-    make = mlp_generator if family == "mlp" else dcgan_generator
+    more = _checked(family, spec)
     shape = spec.size, spec.channels, spec.width
-    return _initialise(make(*shape, spec.generator_norm, spec.latent, spec.classes), spec)
+    make, classes = FAMILIES[family].generator, spec.classes
+    net = make(*shape, spec.generator_norm, spec.latent, classes, **more)
+    return _initialise(net, family, spec)
 
 
 def build_critic(spec: NetSpec) -> nn.Module:
@@ -70,13 +95,11 @@ def build_critic(spec: NetSpec) -> nn.Module:
         critic: Any = _construct(own["critic"], spec)
         critic.takes_labels = spec.conditional == "projection"
         return cast(nn.Module, critic)
-    _check_size(family, spec)
-    make = {"dcgan": dcgan_critic, "mlp": mlp_critic}[family]
-    classes = spec.classes, spec.conditional
-    net = make(
-        spec.size, spec.channels, spec.width, spec.critic_norm, *classes, spec.critic_dropout
-    )
-    _initialise(net, spec)
+    more = _checked(family, spec)
+    shape, classes = (spec.size, spec.channels, spec.width), (spec.classes, spec.conditional)
+    make = FAMILIES[family].critic
+    net = make(*shape, spec.critic_norm, *classes, spec.critic_dropout, **more)
+    _initialise(net, family, spec)
     # After the initial weights, which it hides behind its estimates.
     return spectral(net) if spec.critic_norm == "spectral" else net
 
@@ -147,31 +170,45 @@ def _described(answer: Any) -> str:
     return f"a {type(answer).__name__}"
 
 
-def _initialise(net: nn.Module, spec: NetSpec) -> nn.Module:
+def _initialise(net: nn.Module, family: str, spec: NetSpec) -> nn.Module:
     if spec.init != "torch":
-        {"he": he_init, "dcgan": dcgan_init}[spec.init](net)
+        {"he": FAMILIES[family].he, "dcgan": dcgan_init}[spec.init](net)
     return net
 
 
-def _check_size(family: str, spec: NetSpec) -> None:
-    if not 16 <= spec.size <= 128:
+def _checked(family: str, spec: NetSpec) -> dict[str, int]:
+    """What the family's functions take beside the others' arguments. Raises InputError."""
+    row = FAMILIES[family]
+    if not 16 <= spec.size <= row.largest:
         raise InputError(
-            f"size is {spec.size}; the {family} networks make pictures of 16 to 128 pixels: "
-            "set --size"
+            f"size is {spec.size}; the {family} networks make pictures of 16 to {row.largest} "
+            "pixels: set --size"
         )
+    if row.residual and not fits(spec.size):
+        near = sorted(filter(fits, range(16, row.largest + 1)), key=lambda s: abs(s - spec.size))
+        raise InputError(
+            f"size is {spec.size}; the {family} networks halve the side exactly until it is 4 to "
+            f"7: set --size to {near[0]} or {near[1]}"
+        )
+    if spec.blocks and not row.residual:
+        raise InputError(
+            f"blocks is {spec.blocks}; the {family} networks have no residual blocks: "
+            "set --net.blocks 0, or --model resnet or r3"
+        )
+    return {"blocks": spec.blocks} if spec.blocks else {}
 
 
 def _parse(model: str, spec: NetSpec) -> tuple[str, dict[str, Any]]:
-    """The family, "dcgan" or "mlp", and a user's own classes by "generator" and "critic"."""
+    """The family, and a user's own classes by "generator" and "critic"."""
     family, own = "dcgan", {}
     for part in model.split(","):
-        if part in ("dcgan", "mlp"):
+        if part in FAMILIES:
             family = part
             continue
         module_name, _, name = part.partition(":")
         if not name or not module_name or module_name.startswith("."):
             raise InputError(
-                f"model is {part!r}; expected dcgan, mlp, or your own class as my.module:Critic"
+                f"model is {part!r}; expected {_NAMES}, or your own class as my.module:Critic"
             )
         own["generator" if "generator" in name.lower() else "critic"] = _load(module_name, name)
     return family, own

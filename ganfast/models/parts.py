@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -56,12 +57,17 @@ class Generator(nn.Module):
     """From z, and a class if there are classes, to a feature map, through ``layers``, to tanh."""
 
     def __init__(
-        self, latent: int, first: tuple[int, ...], layers: nn.Sequential, classes: int = 0
+        self,
+        latent: int,
+        first: tuple[int, ...],
+        layers: nn.Sequential,
+        classes: int = 0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.first = first
-        units = int(torch.tensor(first).prod())
-        self.project = nn.Linear(latent, units)
+        units = prod(first)
+        self.project = nn.Linear(latent, units, bias=bias)
         # The same map as a one-hot label beside z, but its rows start as large as the whole
         # contribution of z.
         self.classes = nn.Embedding(classes, units) if classes else None
@@ -76,6 +82,38 @@ class Generator(nn.Module):
                 raise ValueError("this generator draws a class on request: give labels (N,)")
             hidden = hidden + self.classes(labels)
         return torch.tanh(self.layers(hidden.unflatten(1, self.first)))
+
+
+class Residual(nn.Module):
+    """body(x) added to x, or to shortcut(x) where the shapes differ."""
+
+    def __init__(self, body: nn.Sequential, shortcut: nn.Sequential | None = None) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if self.shortcut is None else self.shortcut(x)) + self.body(x)
+
+
+def halved_sides(size: int) -> list[int]:
+    """Sides of the feature maps from the picture inwards, each half of the one before: [28, 14, 7].
+
+    The last is 4 to 7 where ``size`` is such a number times a power of two; `fits` tells.
+    """
+    chain = [size]
+    while chain[-1] >= 8 and chain[-1] % 2 == 0:
+        chain.append(chain[-1] // 2)
+    return chain
+
+
+def fits(size: int) -> bool:
+    """Whether a side can be halved exactly until it is 4 to 7."""
+    return 4 <= halved_sides(size)[-1] <= 7
+
+
+def widths(stages: int, width: int, most: int) -> list[int]:
+    """Channels from the picture inwards: they double, up to ``most`` or a width that is larger."""
+    return [min(width * 2**stage, max(width, most)) for stage in range(stages)]
 
 
 def norm_layer(kind: str, channels: int) -> list[nn.Module]:
@@ -124,7 +162,7 @@ def held_power_iteration(net: nn.Module) -> Iterator[None]:
 
 def he_init(module: nn.Module) -> None:
     """Weights N(0, 2 / fan-in), biases 0 (He 2015, arXiv:1502.01852, eq. 14, for the critic's
-    slope); heads keep unit gain.
+    slope); heads and shortcuts keep unit gain.
 
     Signals and gradients keep their scale through the critic, so that its gradient norm starts near
     1 where torch's default initial weights start it far below.
@@ -136,7 +174,8 @@ def he_init(module: nn.Module) -> None:
                 # Each output pixel sums kernel / stride^2 taps of every input channel.
                 taps, (sy, sx) = child.weight[0, 0].numel(), child.stride
                 fan_in = child.in_channels * taps // (sy * sx)
-            gain = 2 / (1 + LEAK**2) if name.startswith(("trunk", "layers")) else 1
+            inside = name.startswith(("trunk", "layers")) and ".shortcut." not in name
+            gain = 2 / (1 + LEAK**2) if inside else 1
             nn.init.normal_(child.weight, 0.0, (gain / fan_in) ** 0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)

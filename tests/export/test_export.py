@@ -21,7 +21,7 @@ from ganfast.export.engines.cache import EngineCache
 from ganfast.export.engines.engines import build_engines
 from ganfast.export.engines.vendor import Build, Flavour
 from ganfast.export.graph.deploy import deployable
-from ganfast.models import NetSpec, build_generator
+from ganfast.models import FAMILIES, NetSpec, build_generator
 from ganfast.runs.run import Run
 
 # ruff: noqa: E402  what follows needs onnx
@@ -54,17 +54,19 @@ def trained(folder, model: str, conditional: str) -> Run:
 
 @pytest.fixture(scope="module", params=["dcgan", "mlp"])
 def run(request, tmp_path_factory) -> Run:
-    classes = {"dcgan": "projection", "mlp": "no"}[request.param]
+    classes = "no" if request.param in ("mlp", "resnet") else "projection"
     return trained(tmp_path_factory.mktemp("run") / "r", request.param, classes)
 
 
 # Where nothing depends on the architecture.
 one_model = pytest.mark.parametrize("run", ["dcgan"], indirect=True)
 PRECISIONS = [("dcgan", precision) for precision in GATES] + [("mlp", "fp32"), ("mlp", "int8")]
+PRECISIONS += [("r3", "bf16"), ("resnet", "fp16")]
 PRECISIONS += [
-    pytest.param("mlp", each, marks=pytest.mark.accept)
+    pytest.param(model, each, marks=pytest.mark.accept)
+    for model in ("mlp", "r3", "resnet")
     for each in GATES
-    if ("mlp", each) not in PRECISIONS
+    if (model, each) not in PRECISIONS
 ]
 
 
@@ -113,22 +115,25 @@ def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
 
 
 @pytest.mark.parametrize("norm", ["batch", "none", "layer", "instance"])
-@pytest.mark.parametrize("model", ["dcgan", "mlp"])
+@pytest.mark.parametrize("model", FAMILIES)
 def test_deployed_pictures_are_the_generators(model, norm):
     torch.manual_seed(0)
-    net = build_generator(NetSpec(19, 3, 4, "projection", 4, 5, norm, model=model)).eval()
+    size = 20 if FAMILIES[model].residual else 19
+    net = build_generator(NetSpec(size, 3, 4, "projection", 4, 5, norm, model=model)).eval()
     for module in net.modules():  # statistics of which no part may be forgotten
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_var.uniform_(2e-4, 1e-3)  # beside which eps, 1e-5, is something
             module.running_mean.normal_(0, 0.02)
             module.weight.data.uniform_(0.005, 0.02)
             module.bias.data.normal_(0, 0.3)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.normal_(0, 0.02)
     z, labels, psi = torch.randn(12, 5), torch.arange(12) % 4, torch.linspace(0, 2, 12)
     deployed = deployable(net, 5, 4)
     kinds = {type(module).__name__ for module in deployed.modules()}
-    assert not kinds & {"BatchNorm1d", "BatchNorm2d", "ScaleShift"}
+    assert not kinds & {"BatchNorm1d", "BatchNorm2d"}
+    # A norm in front of a residual block has no layer before it that it could become part of.
+    assert ("ScaleShift" in kinds) == (model == "resnet" and norm == "batch")
     with torch.no_grad():
         drawn = deployed(z, labels, psi).numpy()
         exact = (net.double()(z.double() * psi.double()[:, None], labels) + 1) * 127.5

@@ -11,6 +11,7 @@ from ganfast.engine.maps import Map
 from ganfast.engine.norms import Affine, BatchNorm, Standardise
 from ganfast.engine.walking.functions import dropout, padded
 from ganfast.models.dropout import Dropout
+from ganfast.models.r3 import Resample
 
 Layers = list[L.Layer]
 # Linear maps of each sample.
@@ -31,7 +32,8 @@ def module_layers(m: nn.Module, name: str) -> Layers | None:
     if m._forward_hooks or m._forward_pre_hooks:
         return None  # a hook changes the input or the result
     forwards = [getattr(type(m), method, m.forward) for method in ("forward", "_conv_forward")]
-    if type(m) is not Dropout and not all(f.__module__.startswith("torch.nn.") for f in forwards):
+    torchs = all(f.__module__.startswith("torch.nn.") for f in forwards)
+    if not torchs and type(m) not in (Dropout, Resample):
         return None  # a subclass of torch's with a forward of its own
     here = f"{name}." if name else ""
     weight, bias = f"{here}weight", f"{here}bias" if getattr(m, "bias", None) is not None else None
@@ -40,6 +42,9 @@ def module_layers(m: nn.Module, name: str) -> Layers | None:
             return None
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             return _convolution(m, weight, bias)
+        case Resample() if not m.up:
+            shape = Convolution((2, 2), (1, 1), (1, 1), m.channels)
+            return [_frozen(L.Conv(weight, None, shape))]
         case nn.Linear():
             return [L.Linear(weight, bias)]
         case nn.GroupNorm():
@@ -64,6 +69,12 @@ def _convolution(m: Any, weight: str, bias: str | None) -> Layers:
     sides = list(m._reversed_padding_repeated_twice)
     bare = Convolution(m.stride, (0,) * len(m.kernel_size), m.dilation, m.groups)
     return [Map(lambda x: F.pad(x, sides, mode)), L.Conv(weight, bias, bare)]
+
+
+def _frozen(layer: L.Conv) -> L.Conv:
+    """The convolution without a weight gradient."""
+    layer.weights = ()
+    return layer
 
 
 def _affine(m: nn.Module, weight: str, bias: str | None, per_channel: bool) -> Layers:
