@@ -16,6 +16,7 @@ from dataclasses import replace
 from measure import RESULTS
 
 from ganfast.bench import records, train
+from ganfast.bench.activity import activity_of
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
 from ganfast.bench.timing import HostClock, sample
@@ -74,7 +75,7 @@ def smoke(tiny: bool) -> None:
                 first = sample(run, 1, clock)
                 seconds = sample(run, 10 if tiny else REPLAYS, clock)
                 one = records.measurement(phase, name, [seconds], first_call_s=first)
-                measured.append(one | train.activity_of(run, clock.wait, one, problem.device))
+                measured.append(one | activity_of(run, clock.wait, one, problem.device))
                 keep(records.updated(record, measured, why))
         except Exception as error:
             why[name] = records.reason(error)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ganfast.bench import calibrate, records
-from ganfast.bench.activity import device_activity
+from ganfast.bench.activity import activity_of
 from ganfast.bench.timing import HostClock, device_times, sample
 from ganfast.errors import RunError
 from ganfast.kernels import adam_ema, bias_act, gradient_penalty, latents, to_uint8
@@ -25,6 +25,8 @@ _LEAK = 0.2
 _LAYERS = [(192, 64, 14, 14), (384, 64, 32, 32), (384, 256, 8, 8), (1536, 128, 32, 32)]
 _PICTURES = [(64, 1, 28, 28), (128, 3, 64, 64), (4096, 3, 64, 64), (512, 3, 256, 256)]
 _SMALL_LAYERS, _SMALL_PICTURES = [(96, 32, 14, 14)], [(64, 1, 28, 28), (32, 3, 64, 64)]
+_ROWS, _SMALL_ROWS = 8192, 1024  # of latents
+_WEIGHTS, _SMALL_WEIGHTS = 20_000_000, 500_000
 _LOOPS = 5  # calibration loops a sample
 _AGREE = 2e-2  # of the largest value: roundings to bf16
 
@@ -60,12 +62,11 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
         triton = partial(to_uint8.to_uint8_triton, x)
         variants = _variants(triton, to_uint8.to_uint8_reference, x)
         yield Case("to_uint8", shape, x.numel() * 5, variants, _one)
-    index = torch.arange(1024 if small else 8192, device=device)
-    out = torch.empty(len(index), 128, device=index.device)
-    triton = partial(latents.draw_triton, "normal", 0, 1, index, out)
+    index = torch.arange(_SMALL_ROWS if small else _ROWS, device=device)
+    triton = partial(latents.latents, 0, 1, index, 128)
     variants = _variants(triton, lambda i: latents.latents_reference(0, 1, i, 128), index)
     yield Case("latents", (len(index), 128), len(index) * 128 * 4, variants, _one)
-    yield from _adam(device, 500_000 if small else 20_000_000)
+    yield from _adam(device, _SMALL_WEIGHTS if small else _WEIGHTS)
 
 
 def _bias_act(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -207,8 +208,8 @@ def _timed(
             one |= {"least_bytes": case.bytes, "bytes_per_s": rate, "share_of_copy": rate / copy}
             if cache == "hot" and device.type == "cuda":
                 wait = torch.cuda.synchronize
-                activity = device_activity(variants[name], wait, median, device)
-                one["launches"] = int(activity["launches"])
+                activity = activity_of(variants[name], wait, one, device)
+                one |= {k: activity[k] for k in ("launches", "profiler") if k in activity}
             measured.append(one)
     return measured
 

@@ -4,7 +4,8 @@ The device is waited for before and after, first calls are kept apart, variants 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,6 +121,19 @@ def interleaved(
             "the figures are void"
         )
     return seconds
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    """Inside, neither cuDNN nor ganfast chooses algorithms by their time."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 _CACHE = 256 << 20  # bytes, more than any cache holds

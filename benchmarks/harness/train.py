@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from ganfast.bench import calibrate, records
-from ganfast.bench.activity import device_activity
+from ganfast.bench.activity import activity_of
 from ganfast.bench.problem import Problem
 from ganfast.bench.setting import Setting
-from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, warm_up
+from ganfast.bench.timing import STEADY_SAMPLE, HostClock, interleaved, untimed, warm_up
 from ganfast.bench.variants import DEFAULT, VARIANTS, Prepared, first_calls, prove
 from ganfast.device import set_libraries
 from ganfast.engine.compiled import graphs
@@ -104,16 +104,6 @@ def measure(
     return so_far()
 
 
-def activity_of(
-    run: Callable[[], object], wait: Callable[[], None], one: dict[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """By the profiler; where it is not allowed to look, its reason."""
-    try:
-        return device_activity(run, wait, one["summary"]["median"], device)
-    except Exception as error:
-        return {"profiler": records.reason(error)}
-
-
 def _conditions(problem: Problem) -> dict[str, Any]:
     c = problem.config
     return {
@@ -162,12 +152,15 @@ def _prepared(problem: Problem, name: str) -> tuple[Prepared, dict[str, Any]]:
 
 
 def _flops(variant: Any, name: str) -> dict[str, float]:
-    """Of a call of each phase: XLA's own count, or a count of what is not compiled."""
+    """Of a call of each phase: XLA's own count, or a count of what is not compiled.
+
+    Without the zeros that convolutions of few channels may be padded with.
+    """
     if hasattr(variant, "flops"):
         return variant.flops()
     counts = {}
     for phase, run in variant.phases.items() if VARIANTS[name].counted else ():
-        with FlopCount() as count:
+        with untimed(), FlopCount() as count:
             run()
         counts[phase] = float(count.total)
     return counts

@@ -6,15 +6,18 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
-from ganfast.bench import compare, kernels, records, report, stats, train
+from ganfast.bench import activity, compare, kernels, records, report, stats, train, variants
 from ganfast.bench.activity import covered, device_activity
 from ganfast.bench.kernels import Case, _adam, _agree
 from ganfast.bench.ours import Ours
@@ -466,6 +469,46 @@ def test_launches_and_the_longest_are_those_of_the_profiled_call():
     assert found["idle_share"] == pytest.approx(1 - found["busy_s"] / 10)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_on_a_gpu_kernels_alone_are_counted_and_none_is_no_measurement(seen, monkeypatch):
+    """A span of torch.optim's lies on the device too, over all its kernels."""
+
+    def event(name, begin, end, annotation):
+        return SimpleNamespace(
+            name=name,
+            device_type=DeviceType.CUDA,
+            cpu_parent=None,
+            time_range=SimpleNamespace(start=begin, end=end),
+            is_user_annotation=annotation,
+        )
+
+    events = [event("Optimizer.step", 0, 90, True)] + [event("adam", 10, 12, False)] * seen
+    trace = nullcontext(SimpleNamespace(events=lambda: events))
+    monkeypatch.setattr("torch.profiler.profile", lambda **_: trace)
+    one = records.measurement("critic", "tuned", [8e-6])
+    found = activity.activity_of(lambda: None, lambda: None, one, torch.device("cuda"))
+    if seen:
+        assert (found["launches"], found["busy_s"]) == (1, pytest.approx(2e-6))
+        assert found["idle_share"] == pytest.approx(0.75)
+    else:
+        assert found == {"profiler": "RunError: the profiler saw nothing on the GPU"}
+
+
+def test_no_algorithm_is_chosen_by_time_for_a_proof_or_a_count(monkeypatch):
+    """Or cuDNN would time float64's, and zeros of padded channels would be counted as work."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    found, exact = [], variants.exact_gradients
+    look = lambda: found.append(torch.backends.cudnn.benchmark)  # noqa: E731
+    monkeypatch.setattr(variants, "exact_gradients", lambda *a: (look(), exact(*a))[1])
+    problem = Problem(Setting("wgan-gp", "digits", width=4, batch=4, device="cpu"))
+    prepared = VARIANTS["ganfast"].prepare(problem)
+    variants.prove(problem, prepared)
+    train._flops(SimpleNamespace(phases={"critic": look}), "ganfast")
+    assert len(found) >= 3
+    assert not any(found)
+    assert torch.backends.cudnn.benchmark
+
+
 def test_phases_of_a_record_are_told_with_the_longest_of_our_best():
     def measured(variant, median, longest):
         more = {"first_call_s": 2.0, "launches": 7, "busy_s": 5e-6, "idle_share": 0.5}
@@ -494,7 +537,7 @@ def test_a_profiler_that_is_not_allowed_costs_no_measurement(monkeypatch):
     def refused(*arguments):
         raise RuntimeError("CUPTI is not permitted")
 
-    monkeypatch.setattr(train, "device_activity", refused)
+    monkeypatch.setattr(activity, "device_activity", refused)
     setting = Setting("wgan-gp", "digits", width=4, batch=4, device="cpu")
     record = train.measure(setting, train.Plan(("ganfast",), 5, profile=True))
     critic = records.keyed(record)["", "critic", "ganfast"]

@@ -458,13 +458,12 @@ def test_what_cannot_be_run_is_one_sentence(arguments, out, sentence, monkeypatc
     assert len(said.splitlines()) == 1
 
 
-def test_the_twelve_tests_that_come_first_and_the_kernels_are_there():
-    assert len(gpu_run.FIRST_TESTS) == 12
+def test_the_tests_that_come_first_and_the_kernels_are_there():
     assert {Path(name).name for name in gpu_run.KERNEL_TESTS} == {
         f"test_{name}.py" for name in gpu_run._TESTED.split()
     }
     done = python("-m", "pytest", "-q", "--collect-only", *gpu_run.FIRST_TESTS, cwd=gpu_run.ROOT)
-    assert "12 tests collected" in done.stdout, done.stdout
+    assert f"{len(gpu_run.FIRST_TESTS)} tests collected" in done.stdout, done.stdout
 
 
 def test_nothing_that_make_gpu_imports_needs_tyro_or_cattrs():

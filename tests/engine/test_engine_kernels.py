@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ganfast.bench import kernels as bench
+from ganfast.commands.bench.kernels import KERNELS
 from ganfast.engine import make_critic_step
 from ganfast.engine.check import full_float32, relative_error
 from ganfast.engine.critic import CriticStep
@@ -112,6 +114,20 @@ def test_the_kernel_writes_a_tangent_where_the_weight_gradient_reads_it(monkeypa
         steps(monkeypatch, "wgan-gp")
     maps = [shape for shape in copies.shapes if len(shape) == 4 and shape[0] == N]
     assert set(maps) <= {(N, 1, 16, 16)}  # pictures, which no kernel makes
+
+
+def test_kernels_agree_with_their_definitions_where_the_benchmark_times_them(monkeypatch):
+    monkeypatch.setattr(bench, "_SMALL_LAYERS", [(2, 8, 6, 6)])
+    monkeypatch.setattr(bench, "_SMALL_PICTURES", [(2, 3, 8, 8)])
+    monkeypatch.setattr(bench, "_SMALL_ROWS", 8)
+    monkeypatch.setattr(bench, "_SMALL_WEIGHTS", 5000)
+    seen = []
+    for case in bench.cases(torch.device(DEVICE), small=True):
+        before = launches.total()
+        bench._agree(case, {name: case.variants[name] for name in ("triton", "eager")})
+        assert launches.total() > before
+        seen.append(case.kernel)
+    assert set(seen) == set(KERNELS)
 
 
 def test_launches_are_counted_by_layers(monkeypatch):

@@ -3,6 +3,7 @@
 Needs torch, numpy, PyYAML, Pillow, rich, safetensors and pytest; no installed ganfast.
 """
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 
 import ganfast
 from ganfast.config import Config, LogConfig
-from ganfast.engine import make_critic_step
+from ganfast.device import capturing
+from ganfast.engine import convolution, make_critic_step
 from ganfast.kernels.latents import latents, latents_reference, philox_words
 from ganfast.presets import PRESETS, preset_config
+from ganfast.training.feed import Feed
+from ganfast.training.phases import Graphs, Phase
 from ganfast.training.plan import make_plan
 
 pytestmark = [
@@ -41,13 +45,13 @@ def small_run(folder, preset: str, **changes):
     return ganfast.train(config_for(folder, preset, **changes), quiet=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_on_the_gpu(tmp_path, preset, precision):
-    """One of them compiled: compiling all would take longer than the whole part has."""
-    run = small_run(
-        tmp_path, preset, precision=precision, compile="auto" if preset == "wgan-gp" else "off"
-    )
+    """Few of them compiled: compiling all would take longer than the whole part has."""
+    compiled = preset == "wgan-gp" and precision != "fp16"
+    compile = "auto" if compiled else "off"
+    run = small_run(tmp_path, preset, precision=precision, compile=compile)
     pictures = run.sample(20, seed=3, device="cuda")
     assert pictures.shape == (20, 28, 28, 1)
     assert pictures.std() > 0
@@ -67,6 +71,82 @@ def test_latents_differ_from_the_cpu_by_one_ulp_at_most_and_rarely():
     different = cpu != gpu
     assert different.mean() <= 1e-5
     assert (np.abs(cpu - gpu)[different] <= np.spacing(np.abs(cpu[different]))).all()
+
+
+@pytest.mark.parametrize("preset", ["wgan-gp", "acgan"])
+def test_a_captured_draw_and_what_it_feeds_are_those_of_the_cpu(tmp_path, preset):
+    """To the bit, but for latents: shuffle, flips, labels, epsilons, rates; then the pictures."""
+    config = replace(config_for(tmp_path, preset), precision="fp32", flip="on")
+    plans = [make_plan(replace(config, device=device)) for device in ("cpu", "cuda")]
+    cpu, gpu = (Feed(plan.config, plan.data) for plan in plans)
+    draws = Phase("drawing", lambda: gpu.draw() or {}, Graphs("on", plans[1].device))
+    for images in (0, 5120, 2**31 - 320, 2**40, 2**53, 2**61):  # a capture is made in the fourth
+        for feed in (cpu, gpu):
+            feed.set(images)
+        cpu.draw()
+        draws()
+        assert gpu._columns.keys() == cpu._columns.keys()
+        for name, expected in cpu._columns.items():
+            found = gpu._columns[name].cpu()
+            if name.startswith("z"):
+                torch.testing.assert_close(found, expected, rtol=2.0**-23, atol=0)
+                assert (found != expected).double().mean() <= 1e-5
+            else:
+                assert torch.equal(found, expected), (name, images)
+        mine, theirs = gpu.critic(), cpu.critic()
+        assert torch.equal(mine.real.cpu(), theirs.real)
+        assert mine.real.is_contiguous(memory_format=torch.channels_last)
+    assert draws._graph is not None
+
+
+def test_garbage_of_a_capture_is_collected_behind_it():
+    """An older graph that ends in a capture would end the capture."""
+
+    def older():
+        x, graph = torch.zeros(8, device="cuda"), torch.cuda.CUDAGraph()
+        with capturing(graph):
+            x.add_(1)
+        return graph
+
+    old, x = [older() for _ in range(4)], torch.zeros((), device="cuda")
+
+    def step():
+        cycle = [old.pop()]
+        cycle.append(cycle)
+        del cycle
+        assert len([[] for _ in range(20_000)]) == 20_000  # Python collects meanwhile, if it may
+        return {"x": x.add_(1).clone()}
+
+    phase = Phase("littering", step, Graphs("on", torch.device("cuda", 0)))
+    assert [phase()["x"].item() for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert phase._graph is not None
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_of_few_channels_are_timed_and_right_either_way(channels, kind, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(convolution, "_faster", {})
+    torch.manual_seed(0)
+    shape = convolution.Convolution((2, 2), (1, 1), (1, 1), 1)
+    sizes = (16, channels, 28, 28), (64, channels, 4, 4), (16, 64, 14, 14)
+    given = [torch.randn(size, device="cuda").to(kind) for size in sizes]
+    given = [t.contiguous(memory_format=torch.channels_last) for t in given]
+
+    def results(x, w, dy):
+        passes = shape.forward(x, w), shape.data_gradient(dy, w, x), shape.weight_gradient(dy, x, w)
+        return [y.double() for y in passes]
+
+    exact = results(*(t.double() for t in given))
+    assert not convolution._faster
+    results(*given)
+    assert len(convolution._faster) == 3
+    for padded in (True, False):
+        monkeypatch.setattr(convolution, "is_faster", lambda *_, padded=padded: padded)
+        for found, expected in zip(results(*given), exact, strict=True):
+            assert found.shape == expected.shape
+            assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_pictures_agree_between_gpu_and_cpu(tmp_path):
