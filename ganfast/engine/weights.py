@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ganfast.engine.walking.steps import Making
 from ganfast.models.members import is_known_class, named_parameters, parameters, paths
+from ganfast.models.r3 import Resample
 
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -55,6 +56,8 @@ class EffectiveWeights:
         self.net = net
         self._named = named_parameters(net)
         self.values = {name: p.detach() for name, p in self._named}
+        filters = [(path, m) for path, m in paths(net) if isinstance(m, Resample)]
+        self.values |= {f"{path}.weight": m.weight for path, m in filters}
         self._made: dict[str, Tensor] = {}
         self._normed: dict[str, tuple[nn.Parameter, Back]] = {}
         for path, module in parametrised(net):

@@ -29,16 +29,14 @@ BLOCKS = 2  # residual blocks a stage
 
 
 class Resample(nn.Module):
-    """Halves or doubles the side of a map: every channel by the filter [1, 3, 3, 1] / 8 a side.
+    """Halves or doubles the side of a map: every channel by the filter [1, 3, 3, 1] / 8 a side."""
 
-    The filter is a frozen parameter and not a buffer: engines know parameters by their names.
-    """
+    weight: Tensor
 
     def __init__(self, channels: int, up: bool) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / (4 if up else 8)
-        filters = torch.outer(taps, taps).repeat(channels, 1, 1, 1)
-        self.weight = nn.Parameter(filters, requires_grad=False)
+        self.register_buffer("weight", torch.outer(taps, taps).repeat(channels, 1, 1, 1))
         self.channels, self.up = channels, up
 
     def forward(self, x: Tensor) -> Tensor:

@@ -561,7 +561,7 @@ def test_lazy_penalties_cost_less_but_not_nothing(figures):
 # The other commands
 
 
-def test_presets_lists_all_ten_with_their_papers(run):
+def test_presets_lists_all_with_their_papers(run):
     code, out, err = run("presets")
     assert (code, err) == (0, "")
     lines = out.splitlines()

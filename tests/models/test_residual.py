@@ -36,7 +36,7 @@ def moved(net):
     """With weights in place of zeros, so that every layer does something."""
     with torch.no_grad():
         for p in net.parameters():
-            if p.requires_grad and not p.any():
+            if not p.any():
                 p.normal_(0, 0.1)
     return net
 
@@ -186,10 +186,11 @@ def test_the_side_changes_by_the_interpolation_filter(up):
 
 
 def test_the_filter_never_learns():
-    critic = build_critic(spec())
-    filters = [m.weight for m in critic.modules() if isinstance(m, Resample)]
-    assert len(filters) == 2
-    assert not any(weight.requires_grad for weight in filters)
+    for net in (build_critic(spec()), build_generator(spec())):
+        filters = [m for m in net.modules() if isinstance(m, Resample)]
+        assert len(filters) == 2
+        assert not any([*m.parameters()] for m in filters)
+        assert all(p.requires_grad for p in net.parameters())
 
 
 def test_a_block_of_r3_by_hand():
