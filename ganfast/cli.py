@@ -23,6 +23,7 @@ commands:
   run       check a run directory           ganfast run check RUN
   sample    draw from a run or a bundle     ganfast sample --help
   eval      scores of runs or pictures      ganfast eval RUN --data mnist
+  judge     what a run's critic says        ganfast judge RUN photos/ --maps maps/
   plot      curves of runs as PNG or SVG    ganfast plot RUN RUN --out curves.png
   export    a run's generator as a bundle   ganfast export RUN --out digits.bundle --precision fp16
   refit     a bundle with other weights     ganfast refit digits.bundle --from RUN --out new.bundle
@@ -42,6 +43,7 @@ COMMANDS = {
     "train": "ganfast.commands.train:train",
     "sample": "ganfast.commands.sample:sample",
     "eval": "ganfast.commands.evaluate:evaluate",
+    "judge": "ganfast.commands.judge:judge",
     "plot": "ganfast.commands.plot:plot",
     "export": "ganfast.commands.export:export",
     "refit": "ganfast.commands.export:refit",

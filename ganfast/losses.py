@@ -78,13 +78,16 @@ class Loss:
     pairs: bool = False  # the generator's fakes are compared with the scores of reals
     # scores are logits of "this is real": label smoothing has a meaning
     probabilities: bool = False
+    # the score halfway between what the critic wants of reals and of fakes; None = a number added
+    # to all scores changes no loss, so that one score alone says nothing
+    middle: float | None = None
 
 
 LOSSES = {
-    "minimax": Loss(bce_critic, minimax_generator, probabilities=True),
-    "non-saturating": Loss(bce_critic, non_saturating_generator, probabilities=True),
-    "least-squares": Loss(least_squares_critic, least_squares_generator),
-    "hinge": Loss(hinge_critic, wasserstein_generator),
+    "minimax": Loss(bce_critic, minimax_generator, probabilities=True, middle=0.0),
+    "non-saturating": Loss(bce_critic, non_saturating_generator, probabilities=True, middle=0.0),
+    "least-squares": Loss(least_squares_critic, least_squares_generator, middle=0.5),
+    "hinge": Loss(hinge_critic, wasserstein_generator, middle=0.0),
     "wasserstein": Loss(wasserstein_critic, wasserstein_generator),
     "relativistic": Loss(relativistic_critic, relativistic_generator, pairs=True),
 }
@@ -122,6 +125,21 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of samples whose largest class logit is their label, 0-d."""
     return (logits.argmax(1) == labels).float().mean()
+
+
+def critic_accuracy(config: LossConfig, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of reals that score above the loss's middle, and of fakes that score below it, 0-d.
+
+    The middle is 0 for logits and the hinge loss, and 1/2 for least squares, whose targets are 0
+    and 1. Wasserstein and relativistic scores (N,) have no middle. There, both shares are that of
+    the pairs whose real scores above its fake: 1/2 for a critic that knows nothing, as a class may
+    have an offset of its own and the two of a pair have one class.
+    """
+    middle = loss_of(config).middle
+    if middle is None:
+        share = (real > fake).float().mean()
+        return share, share
+    return (real > middle).float().mean(), (fake < middle).float().mean()
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # a bundle is drawn without torch
     from ganfast.runs.run import Run
 
 
+_STEPS = 9  # pictures of a row along a direction; the middle one is not moved
+
+
 @dataclass(frozen=True)
 class Request:
     """What to draw and where to write it; the flags of `ganfast sample`."""
@@ -30,6 +33,8 @@ class Request:
     balanced: bool = False
     psi: float = 1.0
     interpolate: int = 0  # pictures a row; 0 = off
+    direction: int = 0  # number of a latent direction to walk along; 0 = off
+    strength: float = 3.0  # how far to either side, in standard deviations of z
     out: str = ""
     grid: str = ""
     columns: int = 0  # 0 = square, or one a class
@@ -91,6 +96,8 @@ def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
     labels = parse_labels(run, request)
     _check_places(request)
     try:
+        if request.direction:
+            return _write(run, request, *_along(run, request, labels), _STEPS)
         if request.interpolate:
             return _write(run, request, *_interpolated(run, request, labels), request.interpolate)
         drawn = (request.n, request.seed, labels, request.psi, request.first)
@@ -168,6 +175,33 @@ def _interpolated(
     return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
 
 
+def _along(
+    run: "Run | BundleSource", request: Request, labels: list[int] | None
+) -> tuple[Pictures, np.ndarray | None]:
+    """Rows of pictures z + t direction, t from -strength to strength; the middle one is z's own."""
+    if isinstance(run, BundleSource):
+        raise InputError(
+            f"{request.run} is a bundle, whose weights no direction is read from; give the run"
+        )
+    if request.interpolate:
+        raise InputError("give --direction or --interpolate, not both")
+    index = picture_index(request.n, request.seed, request.first)
+    directions = run.directions(request.checkpoint, request.device)
+    if not 1 <= request.direction <= len(directions):
+        raise InputError(
+            f"direction is {request.direction}; the generator of {run.folder} has directions 1 "
+            f"(the strongest) to {len(directions)}"
+        )
+    if not np.isfinite(request.strength):
+        raise InputError(f"strength is {request.strength}; expected a finite number, usually 3")
+    steps = np.linspace(-request.strength, request.strength, _STEPS, dtype=np.float32)[:, None]
+    walk = steps * directions[request.direction - 1]
+    z = np.concatenate([row + walk for row in latents(request.seed, index, run.latent)])
+    chosen = run.labels_of(index, request.seed, labels)
+    rows = None if chosen is None else chosen.repeat(_STEPS)
+    return run.draw(z, rows, request.psi, request.checkpoint, request.device), rows
+
+
 def _write(
     run: "Run | BundleSource",
     request: Request,
@@ -197,8 +231,9 @@ def _write(
     elif out is not None:
         for i, picture in enumerate(pictures):
             label = "" if labels is None else f"_class{labels[i]}"
-            row, step = divmod(i, request.interpolate or 1)
-            step_name = f"_step{step:03d}" if request.interpolate else ""
+            steps = _STEPS if request.direction else request.interpolate
+            row, step = divmod(i, steps or 1)
+            step_name = f"_step{step:03d}" if steps else ""
             name = f"seed{request.seed}_{request.first + row:06d}{step_name}{label}.png"
             save_png(picture, out / name)
         written.append(out)

@@ -12,6 +12,7 @@ from ganfast.losses import (
     LOSSES,
     accuracy,
     class_loss,
+    critic_accuracy,
     critic_loss,
     generator_loss,
     wasserstein_estimate,
@@ -220,6 +221,33 @@ def test_class_loss_is_minus_the_log_probability_of_the_label():
     torch.testing.assert_close(
         class_loss(logits, torch.tensor([1, 2])), expected, rtol=1e-14, atol=0
     )
+
+
+# Of a real and of a fake that the critic scores alike: whether it is told right.
+TOLD = {
+    "minimax": lambda r, f: (p(r) > 0.5, p(f) < 0.5),
+    "non-saturating": lambda r, f: (p(r) > 0.5, p(f) < 0.5),
+    # nearer to the target of its kind than to the other one
+    "least-squares": lambda r, f: (abs(r - 1) < abs(r), abs(f) < abs(f - 1)),
+    "hinge": lambda r, f: (r > 0, f < 0),
+    "wasserstein": lambda r, f: (r > f, r > f),
+    "relativistic": lambda r, f: (r > f, r > f),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_accuracy_of_a_critic_is_the_share_of_pictures_told_right(kind):
+    real = [2.0, -1.5, 0.25, 1.0, 0.75]
+    fake = [-0.5, 1.75, 0.3, 0.9, -3.0]
+    right = [TOLD[kind](r, f) for r, f in zip(real, fake, strict=True)]
+    expected = [sum(column) / 5 for column in zip(*right, strict=True)]
+    shares = critic_accuracy(LossConfig(kind), scores(*real), scores(*fake))
+    assert [share.item() for share in shares] == pytest.approx(expected, rel=1e-6)
+    assert all(share.shape == () and not share.requires_grad for share in shares)
+    assert 0 < min(expected) < 1
+    # Scores that a loss cannot tell apart have one accuracy: a number added to all of them.
+    moved = critic_accuracy(LossConfig(kind), scores(*real) + 7, scores(*fake) + 7)
+    assert (moved == shares) == (LOSSES[kind].middle is None)
 
 
 def test_accuracy_and_the_wasserstein_estimate():

@@ -459,3 +459,45 @@ def test_every_flag_of_the_command_reaches_the_request(monkeypatch):
     assert main(["sample", "r", *flags.split(), "--checkpoint", "9", "--device", "cpu"]) == 0
     assert main(["sample", "r"]) == 0
     assert asked == [wanted, Request(run="r")]
+
+
+# Directions
+
+
+def test_a_row_walks_along_a_direction_through_its_own_picture(conditional, tmp_path):
+    out = tmp_path / "walk.npz"
+    ask(conditional, n=3, seed=5, labels="Square", direction=2, strength=2.0, out=str(out))
+    with np.load(out) as file:
+        images, labels = file["images"], file["labels"]
+    assert labels.tolist() == [conditional.classes.index("Square")] * 27
+    z, along = latents(5, np.arange(3), 8), conditional.directions()[1]
+    moved = np.stack([row + t * along for row in z for t in np.linspace(-2, 2, 9)])
+    assert np.array_equal(images, conditional.draw(moved.astype(np.float32), labels))
+    own = conditional.sample(3, seed=5, labels=[int(labels[0])])
+    assert np.array_equal(images[4::9], own)
+    still = tmp_path / "still.npz"
+    ask(conditional, n=1, direction=2, strength=0.0, out=str(still))
+    with np.load(still) as file:
+        assert (file["images"] == file["images"][0]).all()
+
+
+def test_pictures_of_a_direction_are_named_by_row_and_step(plain, tmp_path):
+    ask(plain, n=2, first=4, direction=1, out=str(tmp_path / "steps"))
+    names = sorted(path.name for path in (tmp_path / "steps").iterdir())
+    assert len(names) == 18
+    assert names[0] == "seed0_000004_step000.png"
+    assert names[-1] == "seed0_000005_step008.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"direction": 9}, r"direction is 9; .* has directions 1 \(the strongest\) to 8"),
+        ({"direction": -1}, "direction is -1; "),
+        ({"direction": 1, "interpolate": 4}, "give --direction or --interpolate, not both"),
+        ({"direction": 1, "strength": float("nan")}, "strength is nan; expected a finite number"),
+    ],
+)
+def test_directions_that_are_not_there_are_refused(plain, options, message):
+    with pytest.raises(InputError, match=message):
+        ask(plain, n=1, **options)

@@ -14,6 +14,9 @@ _PANELS = {
     "generator/loss": "generator loss",
     "critic/wasserstein": "Wasserstein estimate",
     "critic/gradient_norm": "gradient norm",
+    "critic/real_accuracy": "accuracy on reals",
+    "critic/fake_accuracy": "accuracy on fakes",
+    "generator/spread": "spread of fakes / reals",
     "images_per_second": "images/s",
 }
 

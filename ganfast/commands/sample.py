@@ -10,7 +10,9 @@ def sample(args: list[str]) -> None:
         "Picture (seed, index) is the same however many are drawn with it.",
     )
     parser.add_argument("run", help="run directory, or bundle")
-    parser.flag("-n", 64, "how many pictures; with --interpolate how many rows (default 64)")
+    parser.flag(
+        "-n", 64, "how many pictures; with --interpolate or --direction how many rows (default 64)"
+    )
     parser.flag("--seed", 0, "names the stream of latents (default 0)")
     parser.flag("--first", 0, "index of the first picture (default 0)")
     parser.flag(
@@ -23,6 +25,10 @@ def sample(args: list[str]) -> None:
     parser.flag(
         "--interpolate", 0, "rows of STEPS pictures from one latent to the next", metavar="STEPS"
     )
+    what = "rows of 9 pictures along the K-th strongest latent direction, 1 to the latent's size"
+    parser.flag("--direction", 0, what, metavar="K")
+    what = "how far --direction goes to either side, in standard deviations of z (default 3)"
+    parser.flag("--strength", 3.0, what, metavar="A")
     parser.flag(
         "--out",
         "",

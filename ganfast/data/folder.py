@@ -1,12 +1,13 @@
 """A folder or zip of pictures of any size. Sub-folders are classes when all pictures lie in one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ganfast.data.files import PictureFiles
+from ganfast.data.files import PictureFiles, is_picture
 from ganfast.data.pictures import decode, is_grey, open_picture, preparation, prepare
 from ganfast.data.source import Selection, Source, Wanted, counted
 from ganfast.errors import InputError
@@ -68,6 +69,26 @@ class Folder(Source):
             return is_grey(open_picture(self._files.read(name), f"{name} in {self.path}"))
         except InputError:  # raised again when the picture is read, unless such are skipped
             return True
+
+
+def pictures_at(
+    path: Path, size: int, channels: int
+) -> tuple[list[str], Callable[[int, int], np.ndarray]]:
+    """Names of the pictures in a folder or zip, or of one picture, and what reads some of them.
+
+    They are prepared as for training: uint8 (stop - start, size, size, channels) of (start, stop).
+
+    Raises:
+        InputError: there is nothing, or no picture; later, one cannot be read.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a folder or zip of pictures, or a picture")
+    if path.is_file() and is_picture(path.name):
+        picture = prepare(decode(path.read_bytes(), str(path)), size, channels)
+        return [path.name], lambda start, stop: picture.transpose(1, 2, 0)[None][start:stop]
+    source = Folder(path)
+    names, read = source._files.names, source.select(Wanted(size, channels)).read
+    return names, lambda start, stop: read(start, stop).transpose(0, 2, 3, 1)
 
 
 def class_folders(names: list[str]) -> list[str]:

@@ -279,9 +279,9 @@ class CriticStep:
                 at every k-th step, where the penalties weigh k times as much.
 
         Returns:
-            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score;
-            with a penalty penalty, gradient_norm, gradient_norm_max; with a class head class_loss,
-            class_accuracy.
+            0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
+            real_accuracy, fake_accuracy (`ganfast.losses.critic_accuracy`); with a penalty penalty,
+            gradient_norm, gradient_norm_max; with a class head class_loss, class_accuracy.
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ganfast.config import LossConfig
-from ganfast.losses import accuracy, class_loss, critic_loss, wasserstein_estimate
+from ganfast.losses import accuracy, class_loss, critic_accuracy, critic_loss, wasserstein_estimate
 from ganfast.models.parts import Judgement
 
 Stats = dict[str, Tensor]
@@ -40,11 +40,14 @@ def objective(
 ) -> tuple[Tensor, Stats]:
     """The critic's loss without penalties, 0-d, and its parts."""
     total = critic_loss(config, real.score, fake.score).mean()
+    on_reals, on_fakes = critic_accuracy(config, real.score, fake.score)
     stats = {
         "loss": total,
         "wasserstein": wasserstein_estimate(real.score, fake.score),
         "real_score": real.score.mean(),
         "fake_score": fake.score.mean(),
+        "real_accuracy": on_reals,
+        "fake_accuracy": on_fakes,
     }
     if real.classes is not None and fake.classes is not None and real_labels is not None:
         by_class = class_loss(real.classes, real_labels).mean()

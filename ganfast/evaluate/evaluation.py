@@ -22,6 +22,7 @@ from ganfast.evaluate.ceiling import COMPONENTS, MOST, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Fakes, classes_like, shuffled
+from ganfast.evaluate.tails import class_recalls, cluster_centres, cluster_spread
 from ganfast.images import Pictures
 
 NEIGHBOURS = 5  # k of precision, recall, density, coverage
@@ -45,6 +46,9 @@ class Result:
     against: "Evaluation"
     sheet: Pictures  # the first pictures, uint8 (N, H, W, C)
     copies: Pictures  # fakes closest to a real, each before that real
+    class_recalls: dict[
+        str, float
+    ]  # of each class that reals of the reference have; {} = no labels
 
     @property
     def floor(self) -> dict[str, float]:
@@ -79,6 +83,7 @@ class Result:
             "name": self.name,
             "protocol": self.protocol,
             "scores": _plain(self.scores),
+            "class_recalls": self.class_recalls,
             "floor": _plain(self.floor),
             "floor_pictures": self.floor_pictures,
             "ceiling": self.ceiling,
@@ -149,8 +154,7 @@ class Evaluation:
             )
 
     def _reals(self, pack: Pack, positions: np.ndarray, labelled: bool = False) -> Chunks:
-        for start in range(0, len(positions), _CHUNK):
-            rows = np.sort(positions[start : start + _CHUNK])
+        for rows in _in_chunks(positions):
             labels = pack.labels[rows] if labelled and pack.labels is not None else None
             yield np.ascontiguousarray(np.asarray(pack.images[rows]).transpose(0, 2, 3, 1)), labels
 
@@ -187,7 +191,7 @@ class Evaluation:
         count = min(count, len(self.held_out))
         if count not in self._floors:
             chunks = self._reals(self.other, self.held_out[:count], labelled=True)
-            self._floors[count], _ = self._scores(chunks, [])
+            self._floors[count], *_ = self._scores(chunks, [])
         return self._floors[count]
 
     def ceiling_of(self, count: int) -> float:
@@ -207,8 +211,24 @@ class Evaluation:
         step = max(1, -(-len(rows) // most))
         return PixelGaussian(np.asarray(self.pack.images[rows[::step]]))
 
-    def _scores(self, chunks: Chunks, first: list[Pictures]) -> tuple[dict[str, float], int]:
-        """Scores, and how many neighbours were compared; ``first`` gets the first pictures."""
+    @cached_property
+    def _centres(self) -> Tensor:
+        return cluster_centres(self.features, self.seed)
+
+    def _recalls(self, recalled: Tensor) -> dict[str, float]:
+        """By the class of the reals behind the first features; {} where they have no labels."""
+        if self.pack.labels is None:
+            return {}
+        names = self.pack.info.classes
+        labels = self.pack.labels[np.concatenate(list(_in_chunks(self.positions)))]
+        shares = class_recalls(recalled, labels[: len(recalled)], len(names))
+        return {n: share for n, share in zip(names, shares, strict=True) if share is not None}
+
+    def _scores(
+        self, chunks: Chunks, first: list[Pictures]
+    ) -> tuple[dict[str, float], int, dict[str, float]]:
+        """Scores, how many neighbours were compared, and recalls by class; ``first`` gets the first
+        pictures."""
 
         def remembered() -> Chunks:
             for pictures, labels in chunks:
@@ -224,10 +244,14 @@ class Evaluation:
         scores = {"frechet": self.frechet.distance(), "kernel": mean}
         if deviation is not None:
             scores["kernel_std"] = deviation
-        scores |= neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
+        near, recalled = neighbourhoods(self.features[:both], features[:both], NEIGHBOURS)
+        scores |= near | {"cluster_spread": cluster_spread(self.features, features, self._centres)}
+        if recalls := self._recalls(recalled):
+            scores["class_recall"] = float(np.mean(list(recalls.values())))
+            scores["class_recall_least"] = min(recalls.values())
         if self._classes:
             scores |= classes.scores(self.class_counts)
-        return scores, both
+        return scores, both, recalls
 
     def score(self, source: Fakes, fakes: int = 0) -> Result:
         """Draw from a source and score it.
@@ -255,11 +279,11 @@ class Evaluation:
                 yield source.pictures(start, stop, labels), labels if same else None
 
         first: list[Pictures] = []
-        scores, both = self._scores(chunks(), first)
+        scores, both, recalls = self._scores(chunks(), first)
         some = np.concatenate(first)[:_MOST_COPIES]
         scores["copy_ratio"], copies = self._memorised(some)
         protocol = self._protocol(count, both, drawn)
-        return Result(source.name, protocol, scores, self, some[:64], copies)
+        return Result(source.name, protocol, scores, self, some[:64], copies, recalls)
 
     def _classes_of(self, source: Fakes, start: int, stop: int) -> np.ndarray | None:
         """The classes that pictures have, else those to ask for.
@@ -319,6 +343,12 @@ class Evaluation:
             "evaluation_seed": self.seed,
             "drawn": drawn,
         }
+
+
+def _in_chunks(positions: np.ndarray) -> Iterator[np.ndarray]:
+    """The positions in the order in which the reals are read."""
+    for start in range(0, len(positions), _CHUNK):
+        yield np.sort(positions[start : start + _CHUNK])
 
 
 def other_shape(name: str, shape: tuple[int, ...], info: PackInfo) -> str:

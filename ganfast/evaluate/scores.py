@@ -110,12 +110,15 @@ def radii(x: Tensor, k: int) -> Tensor:
     return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in squared_distances(x, x)])
 
 
-def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]:
+def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> tuple[dict[str, float], Tensor]:
     """How far fakes (M, D) lie among reals (N, D) and reals among fakes; more than k of each.
 
     precision: share of fakes inside the k-th-neighbour ball of some real; recall: the other way
     round (Kynkaanniemi 2019, arXiv:1904.06991). density: balls of reals a fake lies in, over k;
     coverage: share of reals whose ball holds a fake (Naeem 2020, arXiv:2002.09797).
+
+    Returns:
+        The scores, and which reals are recalled, bool (N,).
     """
     around_reals, around_fakes = radii(reals, k), radii(fakes, k)
     # Of every fake: the balls of reals that it lies in.
@@ -126,12 +129,14 @@ def neighbourhoods(reals: Tensor, fakes: Tensor, k: int = 5) -> dict[str, float]
         inside += within.sum(0)
         covered.append(within.any(1))
         recalled.append((d <= around_fakes).any(1))
-    return {
+    found = torch.cat(recalled)
+    scores = {
         "precision": float((inside > 0).double().mean()),
-        "recall": float(torch.cat(recalled).double().mean()),
+        "recall": float(found.double().mean()),
         "density": float(inside.double().mean() / k),
         "coverage": float(torch.cat(covered).double().mean()),
     }
+    return scores, found
 
 
 def nearest(

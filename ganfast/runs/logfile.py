@@ -166,6 +166,11 @@ class RunLog:
             for name, value in named.items():
                 self.events.add_scalar(name, value, images)
 
+    def diagnosis(self, images: int, sentence: str) -> None:
+        """Record what the numbers say of the training, as "diagnosis", on a line of its own."""
+        seconds = time.monotonic() - self.started
+        self.lines.write({"images": images, "seconds": seconds, "diagnosis": sentence})
+
     def pause(self, seconds: float) -> None:
         """Leave time spent on samples and checkpoints out of images per second."""
         self.paused += seconds

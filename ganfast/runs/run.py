@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ganfast import configfile
@@ -24,6 +25,7 @@ from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
 from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.critic import Critic
 from ganfast.training.state import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture depends on no other
@@ -119,6 +121,34 @@ class Run:
             self._generators.clear()
             self._generators[key] = prepared(net, where).eval().requires_grad_(False)
         return self._generators[key]
+
+    def critic(self, checkpoint: str = "", device: str = "auto") -> Critic:
+        """The critic of a checkpoint, to be asked about pictures.
+
+        Raises:
+            InputError: there is no such checkpoint, or it holds no critic.
+        """
+        return Critic(self, checkpoint, device)
+
+    def directions(self, checkpoint: str = "", device: str = "auto") -> NDArray[np.float32]:
+        """Latent directions, unit rows (min(latent, units), latent), the strongest first.
+
+        They are the right singular vectors of the weight of the averaged generator's first linear
+        layer that reads z, by falling singular value (SeFa, arXiv:2007.06600, eq. 4). The largest
+        number of each is positive, so that it does not depend on the machine.
+
+        Raises:
+            InputError: no linear layer of the generator reads z.
+        """
+        for layer in self.generator(checkpoint, device).modules():
+            if isinstance(layer, nn.Linear) and layer.in_features == self.latent:
+                _, _, rows = torch.linalg.svd(layer.weight.double().cpu(), full_matrices=False)
+                largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+                return (rows * largest.sign()).float().numpy()
+        raise InputError(
+            f"no linear layer of the generator of {self.folder} takes {self.latent} numbers, as z "
+            "has: its directions are those of such a layer"
+        )
 
     def sample(
         self,

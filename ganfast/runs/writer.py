@@ -22,12 +22,14 @@ from ganfast.latents import latents
 from ganfast.log import logger
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
-from ganfast.runs.logfile import RunLog
+from ganfast.runs.diagnosis import STILL, Diagnosis, still
+from ganfast.runs.logfile import RunLog, read_log
 from ganfast.runs.run import Run
 from ganfast.runs.saving import Finish, Saver, insist
 from ganfast.training.ema import reestimate_batchnorm
 from ganfast.training.guard import Guard
 from ganfast.training.plan import Plan
+from ganfast.training.spread import spread
 from ganfast.training.state import Copy, State, restore
 
 _SHEET = 64  # pictures in a sample grid, about
@@ -61,6 +63,9 @@ class Writer:
         self.saver.remember(plan.state)
         self.good.take(plan.state)
         self.guard.state_problem(plan.state)  # norms to compare with
+        logged = read_log(run.folder / "log.jsonl")
+        self.diagnosis, self.begun = Diagnosis(c, logged), plan.state.images
+        self.told_still = any(STILL in str(record.get("diagnosis")) for record in logged)
 
     def on_step(
         self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]
@@ -74,9 +79,12 @@ class Writer:
         # the counter alone says which that is.
         wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active else 1
         if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
-            named = {f"critic/{name}": value for name, value in critic.items()}
+            generator = generator | {"spread": spread(critic["thumbnails"])}
+            named = {f"critic/{n}": value for n, value in critic.items() if n != "thumbnails"}
             named |= {f"generator/{name}": value for name, value in generator.items()}
-            problem = self.guard.statistics_problem(self.log.step(state.images, named))
+            record = self.log.step(state.images, named)
+            problem = self.guard.statistics_problem(record)
+            self._tell(self.diagnosis(record))
         sound = True
         if problem or (c.guard.every and step % c.guard.every == 0):
             sound = self._hold(problem)
@@ -157,6 +165,7 @@ class Writer:
         problems = [text for text in (problem, self.guard.state_problem(state)) if text]
         if not problems:
             self.good.take(state)
+            self._tell_still()
             return True
         self.problem = "; ".join(problems) + f" at {images / 1000:g} kimg"
         self.tries, self.restored_at = self.tries + 1, images
@@ -178,6 +187,18 @@ class Writer:
         back = f"back to the state of {good.images / 1000:g} kimg, on with the pictures from here"
         logger.warning("%s: %s (%d of %d times)", self.problem, back, self.tries, most)
         return False
+
+    def _tell(self, sentence: str) -> None:
+        if sentence:
+            logger.warning("%s", sentence)
+            self.log.diagnosis(self.plan.state.images, sentence)
+
+    def _tell_still(self) -> None:
+        """After a look of the guard: whether a network is where it began."""
+        images, names = self.plan.state.images, self.guard.still()
+        if names and self.diagnosis.due(images - self.begun) and not self.told_still:
+            self.told_still = True
+            self._tell(still(names, self.plan.config, images))
 
     def _way_out(self) -> str:
         lower = "lower --optim.lr-critic or --optim.lr-generator"

@@ -15,6 +15,7 @@ from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.random import device_generator
 from ganfast.training.feed import Feed
 from ganfast.training.phases import Graphs, Phase, Stats, Watch
+from ganfast.training.spread import thumbnails
 from ganfast.training.state import State
 
 OnStep = Callable[[State, Stats, Stats], None]
@@ -62,7 +63,7 @@ class Iteration:
             real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
         )
         self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
-        return stats
+        return stats | {"thumbnails": thumbnails(real, fake)}
 
     def _generator(self) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows."""

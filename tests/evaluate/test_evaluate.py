@@ -140,8 +140,9 @@ def test_neighbourhoods_equal_their_definitions(shapes):
         "density": np.mean([(d[:, j] <= real_radius).sum() / k for j in range(shapes[1])]),
         "coverage": np.mean([(d[i] <= real_radius[i]).any() for i in range(shapes[0])]),
     }
-    found = neighbourhoods(torch.from_numpy(reals), torch.from_numpy(fakes), k)
+    found, recalled = neighbourhoods(torch.from_numpy(reals), torch.from_numpy(fakes), k)
     assert found == pytest.approx(expected, abs=1e-12)
+    assert recalled.tolist() == [bool((d[i] <= fake_radius).any()) for i in range(shapes[0])]
     assert 0 < found["precision"] < 1
     assert 0 < found["recall"] < 1
 
@@ -258,6 +259,26 @@ def test_scores_move_the_right_way(digits):
     assert good["copy_ratio"] == pytest.approx(0, abs=1e-3), "the other half was trained on, too"
     assert found["noise"]["copy_ratio"] > 1
     assert evaluation.floor["frechet"] < 0.1 * evaluation.ceiling
+    assert found["one"]["cluster_spread"] < 1e-3
+    assert found["half the classes"]["cluster_spread"] < 0.8 * good["cluster_spread"]
+    assert good["cluster_spread"] > 0.9
+    assert found["half the classes"]["class_recall_least"] < 0.1
+    assert good["class_recall_least"] > 0.5
+
+
+def test_recall_is_told_for_each_class_of_the_reals(digits):
+    pack, evaluation = digits
+    result = evaluation.score(stored(pack.images[evaluation.held_out][:400]))
+    recalls = result.class_recalls
+    assert set(recalls) == set(pack.info.classes)
+    assert json.loads(json.dumps(result.to_json()))["class_recalls"] == recalls
+    assert result.scores["class_recall"] == pytest.approx(np.mean(list(recalls.values())))
+    assert result.scores["class_recall_least"] == min(recalls.values())
+    # Classes weighed by how often they are among the 400 reals compared make the whole recall.
+    order = np.concatenate([np.sort(evaluation.positions[i : i + 500]) for i in (0, 500)])
+    counts = np.bincount(pack.labels[order[:400]], minlength=10) / 400
+    whole = sum(counts[i] * recalls[name] for i, name in enumerate(pack.info.classes))
+    assert result.scores["recall"] == pytest.approx(whole, abs=1e-12)
 
 
 def test_protocol_names_what_the_score_depends_on(digits):

@@ -65,6 +65,7 @@ def test_a_bundle_is_sampled_like_a_run(bundle, tmp_path, monkeypatch, capsys):
         (["--digest", ""], "another bundle, or a changed one"),
         (["--backend", "fast"], "backend is 'fast'"),
         (["--device", "tpu"], "device is 'tpu'"),
+        (["--direction", "1"], "a bundle, whose weights no direction is read from; give the run"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, bundle, capsys):

@@ -462,6 +462,7 @@ def test_every_log_line_is_json_with_finite_named_numbers(left):
     named = {
         *"images seconds images_per_second critic/loss generator/loss critic/wasserstein".split(),
         *"critic/real_score critic/fake_score critic/penalty".split(),
+        *"critic/real_accuracy critic/fake_accuracy generator/spread".split(),
         *"critic/gradient_norm critic/gradient_norm_max".split(),
     }
     for line in lines:

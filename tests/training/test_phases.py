@@ -90,7 +90,8 @@ def trained(plan: Plan, twins: bool = True):
     before = addresses(plan)
 
     def on_step(_, critic, generator):
-        seen.append([float(v) for v in (*critic.values(), *generator.values())])
+        stats = (*critic.values(), *generator.values())
+        seen.append([v.double().sum().item() for v in stats])
 
     train_loop(state, plan.data, c, critic_step, generator_step, lambda: False, on_step, drawing)
     assert addresses(plan) == before  # a captured phase knows no others
