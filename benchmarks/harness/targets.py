@@ -192,6 +192,8 @@ def _ratio(record: Record, key: str, least: float = -math.inf, most: float = mat
 
 def _reached(record: Record) -> Judged:
     result = record["derived"]["result"]
+    if result["reached"] is None:
+        return "not measured", result["goal"]
     end = f"in {result['seconds']:.1f} s" if result["reached"] else "not reached"
     return _verdict(result["reached"], f"{result['goal']}, {end}", {})
 

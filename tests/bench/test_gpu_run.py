@@ -560,6 +560,19 @@ def test_seconds_to_a_quality_leave_out_what_is_no_training():
     assert (found["reached"], found["images"], found["seconds"]) == (False, None, None)
 
 
+def test_a_training_without_torchmetrics_is_resumed_and_its_quality_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANFAST_RECORDS", str(tmp_path))
+    find, made = gpu_train.importlib.util.find_spec, []
+    missing = lambda n, *more: None if n == "torchmetrics" else find(n, *more)  # noqa: E731
+    monkeypatch.setattr(gpu_train.importlib.util, "find_spec", missing)
+    monkeypatch.setattr(gpu_train, "generated", lambda count: small_discs())
+    monkeypatch.setattr(gpu_train, "record", lambda *args, **facts: made.append(facts))
+    assert gpu_train.main("--device cpu --kimg 1 --width 4".split()) == 0
+    record = records.make("resume", "resume-wgan-gp-cuda", {}, []) | {"derived": made[0]}
+    row = row_of("discs to their quality", record)
+    assert row[1:] == ("not measured", "not scored, torchmetrics is missing")
+
+
 def test_a_training_that_is_scored_resumes_from_what_was_saved(tmp_path, monkeypatch):
     """`resumed` removes the last checkpoint: scorings must not leave one behind the saved one."""
     monkeypatch.setenv("GANFAST_RECORDS", str(tmp_path))
