@@ -47,7 +47,8 @@ def bias_act_delta_reference(
 ) -> tuple[Tensor, Tensor]:
     """dz like dy, and db (C,) in float32 or more."""
     dy = dense(dy)
-    dz = _exact(dy) * torch.where(_unpacked(bits, dy), 1.0, slope).to(_exact(dy).dtype)
+    exact = _exact(dy)
+    dz = torch.where(_unpacked(bits, dy), exact, exact * slope)
     weighted = dz * _exact(sample_weight).view(-1, *[1] * (dy.dim() - 1))
     return dz.to(dy.dtype), weighted.sum([0, *range(2, dy.dim())])
 
@@ -55,8 +56,8 @@ def bias_act_delta_reference(
 def bias_act_tangent_reference(c: Tensor, bits: Tensor, slope: float) -> Tensor:
     """t like c."""
     c = dense(c)
-    t = _exact(c) * torch.where(_unpacked(bits, c), 1.0, slope).to(_exact(c).dtype)
-    return t.to(c.dtype)
+    exact = _exact(c)
+    return torch.where(_unpacked(bits, c), exact, exact * slope).to(c.dtype)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -256,10 +256,10 @@ def _draw_kernel(
     KIND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One Philox block, four words, an element: numbers of row j // PER_ROW. GROUP rows lie behind
-    each other, groups STRIDE elements apart."""
+    """N Philox blocks of four words, one an element: numbers of row j // PER_ROW. GROUP rows lie
+    behind each other, groups STRIDE elements apart."""
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = j < N * PER_ROW
+    inside = j < N
     row, block = j // PER_ROW, j % PER_ROW
     index = tl.load(index_ptr + row, mask=inside, other=0).to(tl.uint64)
     c0, c1, c2, c3 = philox_block((block + 1).to(tl.uint64), index, k0, k1, m0, m1, w0, w1)
@@ -301,8 +301,9 @@ def draw_triton(kind: str, seed: int, stream: int, index: Tensor, out: Tensor) -
     kind in `KINDS`. Groups may lie apart in memory."""
     _, rows, count = out.shape
     per_row = blocks(count, 4 * KINDS[kind][1])
-    numbers = (len(index), count, per_row, rows, out.stride(0), *philox_numbers(seed, stream))
-    flags, grid = {"KIND": kind, "BLOCK": _BLOCK}, (blocks(len(index) * per_row, _BLOCK),)
+    whole = len(index) * per_row  # multiplied here: in the kernel the product would have 32 bits
+    numbers = (whole, count, per_row, rows, out.stride(0), *philox_numbers(seed, stream))
+    flags, grid = {"KIND": kind, "BLOCK": _BLOCK}, (blocks(whole, _BLOCK),)
     launch(
         _draw_kernel, grid, index.device, index.contiguous(), out, *numbers, **flags, num_warps=4
     )

@@ -149,6 +149,7 @@ class CriticStep:
         self._front_end = None if known or eager else FrontEnd(self.critic, self.autocast)
         self._chosen: dict[tuple[Trace | None, EngineName], _Chosen] = {}
         self._trace: Trace | None = None
+        self._constants: dict[str, Tensor] = {}  # of the graph, in this call
         self.choice = UNDECIDED
         self._refused_now = False  # whether this call is the first without a graph
         if self._front_end is None:
@@ -216,6 +217,7 @@ class CriticStep:
                 self._prepare()
                 raise
             return {}
+        self._constants = constants  # an engine that is made looks at their shapes
         self._choose(trace)
         self._count(real, labels, constants)
         return constants

@@ -20,7 +20,7 @@ from ganfast.engine.walking.fuse import fused
 from ganfast.engine.walking.steps import CannotWalk, Walk
 from ganfast.engine.walking.trace import Trace
 from ganfast.engine.walking.walk import walk_nothing
-from ganfast.engine.weights import EffectiveWeights
+from ganfast.engine.weights import EffectiveWeights, MadeWeights
 from ganfast.kernels._triton import use_triton
 from ganfast.models import averages_scores
 from ganfast.models.parts import held_power_iteration
@@ -101,7 +101,8 @@ class Engines:
         by_kernels = use_triton(self.parameters[0]) and self.parameters[0].dtype != torch.float64
         if by_kernels:
             with held_power_iteration(self.critic):  # only the shapes are looked at
-                walked = fused(walked, EffectiveWeights(self.critic).values)
+                values = EffectiveWeights(self.critic).values | dict(self.constants())
+                walked = fused(walked, MadeWeights(walked.making, values).weights)
         steps: dict[bool, Any] = {}
         draws = {}
         shares: dict[tuple[bool, int], Tensor] = {}

@@ -185,10 +185,12 @@ class FlatAdam(torch.optim.Optimizer):
 
         The weights must be restored before: their copies for ``computing`` are renewed here.
         """
+        # First of all: the parameters share one step number, which an absent one must not clear.
+        for tensor in (self._steps, *self._moments):
+            tensor.zero_()
         for index, p in enumerate(self.parameters):
-            entry = state_dict["state"].get(index, {})
-            for name, mine in self.state[p].items():
-                mine.copy_(entry[name]) if name in entry else mine.zero_()
+            for name, value in state_dict["state"].get(index, {}).items():
+                self.state[p][name].copy_(value)
         if self.scale is not None:
             self.scale.load(state_dict.get("scale", {}))
         self.renew()

@@ -3,8 +3,12 @@
 Runs on CUDA, and under triton's interpreter, where `test_kernels_interpreted.py` starts it.
 """
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganfast.bench import kernels as bench
@@ -16,6 +20,7 @@ from ganfast.kernels._triton import interpreted, launches
 from ganfast.models.dcgan import dcgan_critic
 from ganfast.models.parts import he_init, spectral
 from tests.depth import in_turn
+from tests.engine.networks import EqualConv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
@@ -94,6 +99,38 @@ def test_bf16_rounds_a_little(monkeypatch, penalty):
     gradients, _, _, reference, _ = steps(monkeypatch, penalty, autocast=torch.bfloat16)
     # The interpreter cuts bits off where hardware rounds.
     assert 1e-4 < relative_error(gradients, reference.gradients.views) < 0.06
+
+
+class Made(nn.Module):
+    """Convolutions with weights that the forward makes of a parameter, or that are a buffer."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.first, self.buffer = EqualConv(1, 8, 3), buffer
+        self.register_buffer("fixed", torch.randn(8, 8, 3, 3) / 9)
+        self.bias, self.head = nn.Parameter(torch.randn(8)), nn.Linear(8 * 8 * 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.first(x), 0.2)
+        if self.buffer:
+            h = F.leaky_relu(F.conv2d(h, self.fixed, self.bias, padding=1), 0.2)
+        return self.head(h.flatten(1))
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_critic_that_makes_its_weights_has_the_kernels_too(buffer):
+    torch.manual_seed(0)
+    critic = Made(buffer).to(DEVICE)
+    given = {name: torch.rand(N, 1, 8, 8, device=DEVICE) * 2 - 1 for name in ("real", "fake")}
+    given |= {"eps": torch.rand(N, device=DEVICE)}
+    ours = make_critic_step(critic, "hinge", "wgan-gp", None, "explicit", False, check=False)
+    launches.clear()
+    ours(**given)
+    assert launches["_forward_kernel"] == 1 + buffer
+    exact = copy.deepcopy(critic).double()
+    reference = make_critic_step(exact, "hinge", "wgan-gp", None, "reference", False)
+    reference(**{name: x.double() for name, x in given.items()})
+    assert relative_error([ours.gradients.flat], [reference.gradients.flat]) < 1e-5
 
 
 class Copies(TorchDispatchMode):

@@ -313,6 +313,15 @@ def test_the_operations_keep_their_schemas_and_fakes(shape, layout):
 # The references, and which of the two runs.
 
 
+def test_in_float64_the_slope_has_all_its_bits():
+    x = torch.tensor([[-1.0, 3.0]], dtype=torch.float64)
+    y, bits = module.bias_act_reference(x, torch.zeros(2, dtype=torch.float64), 0.2)
+    dz, _ = module.bias_act_delta_reference(torch.ones_like(x), bits, 0.2, torch.ones(1))
+    assert y.tolist() == [[-0.2, 3.0]]
+    assert dz.tolist() == module.bias_act_tangent_reference(torch.ones_like(x), bits, 0.2).tolist()
+    assert dz.tolist() == [[0.2, 1.0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, *FLOATS], ids=str)
 @pytest.mark.parametrize(("shape", "layout"), CASES, ids=str)
 def test_the_references_are_the_definition(shape, layout, dtype):

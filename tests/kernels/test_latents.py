@@ -1,12 +1,14 @@
 """The kernel that draws: NumPy's Philox and uniforms bit for bit, normals to their last place."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 import ganfast.kernels.latents as module
 from ganfast import latents as host
-from ganfast.kernels.latents import KINDS, latents, latents_reference
+from ganfast.kernels.latents import KINDS, latents, latents_reference, uniforms_reference
 from tests.kernels.test_kernels_interpreted import (
     DEVICE,
     assert_dispatch,
@@ -190,3 +192,19 @@ def test_numbers_go_where_they_are_wanted(name):
         out = (table.bool() if name == "coins" else table).to(DEVICE)
         assert function(4, 1, INDEX.to(DEVICE), 3, out) is out
         assert torch.equal(out.reshape(8, 3), function(4, 1, INDEX.to(DEVICE), 3))
+
+
+@on_kernels
+def test_blocks_of_all_rows_are_counted_in_64_bits(monkeypatch):
+    """2^16 rows of 2^16 blocks are 2^32, of which the first program writes 128."""
+    monkeypatch.setattr(module, "launch", partial(first_program, module.launch))
+    written = torch.zeros(1 << 18, device=DEVICE)  # every row, as far as memory goes
+    whole = written.as_strided((1, 1 << 16, 1 << 18), (0, 0, 1))
+    index = torch.zeros(1 << 16, dtype=torch.int64, device=DEVICE)
+    module.draw_triton("uniform", 5, 0, index, whole)
+    assert torch.equal(written[:512].cpu(), uniforms_reference(5, 0, torch.tensor([0]), 512)[0])
+    assert not written[512:].any()
+
+
+def first_program(launch, kernel, grid, *args, **constants):
+    launch(kernel, (1,), *args, **constants)

@@ -100,6 +100,24 @@ def test_a_loaded_state_lies_where_the_old_one_lay_and_goes_on_alike():
     assert all(not t.any() for p in fresh.parameters for t in fresh.state[p].values())
 
 
+@pytest.mark.parametrize("lacking", [0, 4])
+def test_a_parameter_without_state_leaves_the_number_of_steps_to_the_others(lacking):
+    """torch's Adam keeps none of a parameter that never had a gradient."""
+    module, other = net(), net()
+    plain, fresh = torch.optim.Adam(other.parameters()), FlatAdam(module, 0.01, OPTIM)
+    FlatGradients(other).fill(gradients(other, 0))
+    list(other.parameters())[lacking].grad = None
+    plain.step()
+    FlatGradients(module).fill(gradients(module, 1))
+    fresh.step()
+    fresh.load_state_dict(plain.state_dict())
+    for k, (ours, theirs) in enumerate(zip(fresh.parameters, other.parameters(), strict=True)):
+        assert fresh.state[ours]["step"] == 1
+        for name in ("exp_avg", "exp_avg_sq"):
+            expected = torch.zeros_like(theirs) if k == lacking else plain.state[theirs][name]
+            assert torch.equal(fresh.state[ours][name], expected)
+
+
 @pytest.mark.parametrize("limit", [0.0, 0.05])
 def test_a_step_clips_and_renews_the_short_copies(limit):
     """On a GPU in two launches: one makes the rates, one moves everything."""
