@@ -181,6 +181,7 @@ def test_a_benchmark_measures_under_the_switches_that_a_training_has(
     )
     place = "benchmark"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = False, True
+    monkeypatch.setattr(bench_train, "_flops", lambda *_: {})  # counts, and times nothing
     setting = Setting("wgan-gp", "digits", width=4, batch=4, precision=precision, device="cpu")
     bench_train.measure(setting, bench_train.Plan(("ganfast",), rounds=5))
     assert found["training"]
