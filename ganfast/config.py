@@ -70,7 +70,7 @@ class NetConfig(_Checked):
     """Generator and critic."""
 
     # channels of the layer at full resolution (mlp: units of a hidden layer / 8);
-    # 0 = 32 on a CPU (r3: 16), 64 on a GPU
+    # 0 = 32 on a CPU (resnet and r3: 16), 64 on a GPU
     width: int = 0
     # residual blocks a stage (r3, resnet); 0 = as in the papers: 2 of r3, 1 of resnet
     blocks: int = 0

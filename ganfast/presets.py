@@ -198,7 +198,7 @@ def _rpgan(kind: str) -> Config:
 @_preset(
     "r3",
     "Huang 2025, arXiv:2501.05441",
-    "residual, no norms; relativistic pairing with R1 and R2",
+    "residual, no norms; relativistic pairing, R1 and R2",
     Kimg(60, 60, 5000),
 )
 def _r3(kind: str) -> Config:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ganfast.config import Config, NetConfig
+from ganfast.device import resolved
 from ganfast.errors import InputError
 from ganfast.models import FAMILIES, NetSpec, build_critic, build_generator, judge
 from ganfast.models.dropout import Dropout
@@ -315,6 +317,15 @@ def test_dropout_follows_every_activation_of_the_critic(model):
     activations = [m for m in critic.modules() if isinstance(m, nn.LeakyReLU | nn.ReLU)]
     assert len(dropped) == len(activations) > 4
     assert all(m.p == 0.3 for m in dropped)
+
+
+@pytest.mark.parametrize(
+    ("model", "width"), [("dcgan", 32), ("r3", 16), ("resnet", 16), ("my.module:Critic,r3", 16)]
+)
+def test_the_width_on_a_cpu_follows_from_the_family(model, width):
+    cpu = torch.device("cpu")
+    assert resolved(Config(model=model), cpu).net.width == width
+    assert resolved(Config(model=model, net=NetConfig(width=5)), cpu).net.width == 5
 
 
 def test_every_family_is_named_where_a_model_is_unknown():
