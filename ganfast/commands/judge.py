@@ -19,7 +19,7 @@ def judge(args: list[str]) -> None:
     parser = parser_for(
         "ganfast judge",
         "What the critic of a run says of pictures: score, probability where the loss has one, and "
-        "the share of 1,000 reals and of 1,000 fakes that score lower",
+        "the share of up to 1,000 reals and of 1,000 fakes that score lower",
     )
     parser.add_argument("run", help="run directory")
     parser.add_argument("pictures", help="a folder or zip of pictures, or one picture")

@@ -87,7 +87,7 @@ class Critic:
     def judge(
         self, pictures: Pictures, labels: Labels = None, data: str = "", root: str = ""
     ) -> Judged:
-        """Scores, and their ranks among 1,000 reals and 1,000 fakes; of the same class for a critic
+        """Scores, and ranks among up to 1,000 reals and 1,000 fakes; of one class for a critic
         that judges a picture as one of its class.
 
         Args:

@@ -8,11 +8,11 @@ from ganfast.config import Config
 # A window is so many generator steps, and has so many lines at least. Nothing is said before there
 # are 2.5 windows, and what happens behind 7.5 is not the start. These and the limits below were set
 # by short trainings of the presets (docs/guides/curves.md has the figures).
-_WINDOW, _LINES = 200, 10
+_WINDOW, _LINES = 400, 10
 _FIRST, _START = 2.5, 7.5
-_WON = 0.97  # accuracy, of reals and of fakes each, from which on the critic wins
+_WON = 0.98  # accuracy, of reals and of fakes each, from which on the critic wins
 _STAYS = 0.95  # share of the widest gap between scores, below which the generator catches up
-_REPEATED = 0.4  # spread below which the generator repeats itself
+_REPEATED = 0.3  # spread below which the generator repeats itself
 _RISES = 1.1  # times that the spread grows in a window where the generator recovers
 
 WON = "the critic wins from the start"
@@ -55,7 +55,7 @@ class Diagnosis:
         self._seen = [seen for seen in self._seen if seen["images"] > oldest] + [numbers]
         if self._told or len(self._seen) < _LINES or not self.due(int(images)):
             return ""
-        sentence = (starts and self._won()) or self._repeats()
+        sentence = self._repeats() or (self._won() if starts else "")
         self._told = bool(sentence)
         return sentence
 
