@@ -2,7 +2,7 @@
 
 Blocks have their activations in front of 3x3 convolutions. The critic halves the side by means of
 2x2 pixels, down to 5 to 8; the generator doubles it by repetition, from 4 to 7. Channels double as
-the side halves, as `widths` says: with 128 at 32x32, and 64 at 64x64, the networks of the paper.
+the side halves, as `widths` says: with 128 at 32x32, the networks of the paper.
 """
 
 from torch import nn
@@ -15,7 +15,7 @@ BLOCKS = 1  # a stage, the first of which changes the side
 
 
 def _most(size: int) -> int:
-    """Channels that a stage has at most, unless the width is larger: the paper's at two sizes."""
+    """Channels that a stage has at most, unless the width is larger; 128 is the paper's at 32x32."""
     return 128 if size <= 32 else 512
 
 
