@@ -15,7 +15,7 @@ BLOCKS = 1  # a stage, the first of which changes the side
 
 
 def _most(size: int) -> int:
-    """Channels that a stage has at most, unless the width is larger; 128 is the paper's at 32x32."""
+    """Most channels of a stage, unless the width is larger. At 32x32 the paper has 128."""
     return 128 if size <= 32 else 512
 
 
