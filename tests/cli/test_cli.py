@@ -230,7 +230,10 @@ def test_version(run):
         ("train --size 12", "size is 12; .*16 to 128"),
         ("train --attributes Smiling", "attributes Smiling .*digits is not CelebA"),
         ("train --model nowhere:Critic", "model nowhere:Critic: No module named 'nowhere'"),
-        ("train --model mlpp", "model is 'mlpp'; expected dcgan, mlp, or .*my.module:Critic"),
+        (
+            "train --model mlpp",
+            "model is 'mlpp'; expected dcgan, mlp, resnet, r3, or .*my.module:Critic",
+        ),
         ("train --config nowhere.yaml", "config nowhere.yaml cannot be read: No such file"),
         ("sample", "required: run .*ganfast sample --help"),
         ("sample nowhere", "nowhere is not a run directory.*ganfast train"),
