@@ -55,7 +55,7 @@ class Mutant(NamedTuple):
 
     @property
     def in_kernel(self) -> bool:
-        return self.place.endswith("_kernel")
+        return self.place.endswith(("_kernel", ".philox_block"))  # what triton compiles
 
 
 # Changes of a kernel's syntax tree.
