@@ -9,6 +9,7 @@ import pytest
 
 from ganfast import locks
 from ganfast.cli import main
+from ganfast.config import ScoreConfig
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.train import train
 from tests.programs import python
@@ -58,6 +59,22 @@ def test_a_sound_run_is_called_so_with_what_can_be_resumed(run, check):
     facts = json.loads(check("--json")[1])
     expected = (True, "000000320", None, [])
     assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == expected
+
+
+def test_scores_and_diagnoses_at_a_logged_step_are_no_damage(tmp_path, monkeypatch, check):
+    """Each has a line of its own, with the counter of the step."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ganfast.runs.writer.Diagnosis.__call__", lambda *_: "a test's sentence")
+    scored = ScoreConfig(every_kimg=0.08, count=100)
+    train(tiny("dcgan", "digits", "run", optim=STEADY, score=scored), quiet=True)
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    kinds = [{"score/frechet", "diagnosis", "images_per_second"} & line.keys() for line in lines]
+    assert {"score/frechet"} in kinds
+    assert {"diagnosis"} in kinds
+    assert len({line["images"] for line in lines}) == 20 < len(lines)
+    assert check()[0] == 0
+    edit("run/log.jsonl", lambda x: [x[0], x[0], *x[1:]])
+    assert "line 2 is of 16 images, the one before of 16" in check()[1]
 
 
 def edit(path: str, change) -> None:
