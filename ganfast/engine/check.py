@@ -67,6 +67,12 @@ def unscaled(gradients: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
     return list(gradients) if scale is None else [g.float() / scale for g in gradients]
 
 
+def tried_scale(scale: Tensor, attempt: int) -> Tensor:
+    """The scale at which an attempt compares gradients: 1/16 of ``scale``, 1/256 and so on. A
+    training may yet have to find a scale that float16 has room for."""
+    return scale / 16 ** (attempt + 1)
+
+
 def check(
     critic: nn.Module,
     loss: LossConfig,

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ganfast.config import EngineName, LossConfig, PenaltyConfig
 from ganfast.engine.check import check as verify
-from ganfast.engine.check import nothing_changed
+from ganfast.engine.check import nothing_changed, tried_scale
 from ganfast.engine.choice import Choice, choose, raise_without_second_derivative, refuse_batch_norm
 from ganfast.engine.counting import ORDER, fewest, step_flops
 from ganfast.engine.engines import Engine, Engines
@@ -373,8 +373,8 @@ class CriticStep:
         penalties, separable = self.penalties if penalised else (), self._separable()
         for attempt in range(_ATTEMPTS):
             moved = inputs.changed(partial(operator.mul, 0.99**attempt))
-            if inputs.scale is not None:  # a training finds one that float16 has room for
-                moved = moved._replace(scale=inputs.scale / 16 ** (attempt + 1))
+            if inputs.scale is not None:
+                moved = moved._replace(scale=tried_scale(inputs.scale, attempt))
             last = attempt == _ATTEMPTS - 1
             try:
                 held = held_power_iteration(self.critic)

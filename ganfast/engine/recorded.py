@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ganfast.engine.check import ROUNDING, full_float32, nothing_changed, relative_error
+from ganfast.engine.check import (
+    ROUNDING,
+    full_float32,
+    nothing_changed,
+    relative_error,
+    tried_scale,
+)
 from ganfast.engine.compiled import compiled
 from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
@@ -85,8 +91,7 @@ class Recorded(Compiled):
         exactly: the same in float32, where ``computation`` computes in less. The graph's error
             against it may be twice that of the function.
         check: compare.
-        scaled: the last argument is a scale of the loss, or None. Gradients are compared at smaller
-            ones too, because a training may yet have to find one that float16 has room for.
+        scaled: the last argument is a scale of the loss, or None; see `check.tried_scale`.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class Recorded(Compiled):
         for attempt in range(_ATTEMPTS):
             args = [0.99**attempt * z, *more]
             if self._scaled and args[-1] is not None:
-                args[-1] = args[-1] / 16 ** (attempt + 1)
+                args[-1] = tried_scale(args[-1], attempt)
             by_graph = self._compared(graph, *args)
             exact = plain = self._compared(eager, self.computation, self.trained, *args)
             # A GPU may round the factors of float32 products to fewer bits, in eager autograd too.
