@@ -1,5 +1,6 @@
 """`ganfast sample`: pictures of a run or a bundle as a sheet, as separate files or as arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,14 @@ def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
         ) from error
 
 
+def class_number(word: str, names: Sequence[str]) -> int | None:
+    """The class that a word means, by name or number; None for a word that is neither."""
+    by_name = {name.lower(): number for number, name in enumerate(names)}
+    if word.lower() in by_name:  # a name first: classes may be called "7" at another number
+        return by_name[word.lower()]
+    return int(word) if word.isdecimal() else None
+
+
 def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | None:
     """Class numbers from "3", "0,1,2" or names; None for classes at random."""
     if request.labels and request.balanced:
@@ -131,14 +140,12 @@ def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | Non
         return list(range(len(run.classes)))
     if not request.labels:
         return None
-    by_name = {name.lower(): i for i, name in enumerate(run.classes)}
     labels = []
     for word in request.labels.split(","):
         word = word.strip()
-        if word.lower() in by_name:  # a name first: classes may be called "7" at another number
-            labels.append(by_name[word.lower()])
-        elif word.isdecimal():
-            labels.append(int(word))
+        number = class_number(word, run.classes)
+        if number is not None:
+            labels.append(number)
         elif run.classes:
             raise InputError(f"there is no class {word!r}; {run.folder} has {run.class_list()}")
         else:

@@ -60,12 +60,12 @@ def judge(args: list[str]) -> None:
 
 def _class(word: str, run: Any) -> int:
     """The number of a class by its name or number."""
-    names = [name.lower() for name in run.classes]
-    if word.lower() in names:  # a name first: classes may be called "7" at another number
-        return names.index(word.lower())
-    if word.isdecimal():
-        return int(word)
-    there = f"there: {run.class_list()}" if names else "it was trained without classes"
+    from ganfast.sampling import class_number
+
+    number = class_number(word, run.classes)
+    if number is not None:
+        return number
+    there = f"there: {run.class_list()}" if run.classes else "it was trained without classes"
     raise InputError(f"{run.folder} has no class {word!r}; {there}")
 
 
