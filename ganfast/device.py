@@ -50,10 +50,10 @@ def resolved(config: Config, device: torch.device) -> Config:
     if precision == "auto":
         has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
-    # Blocks at full resolution make channels dear: with 32 of them resnet takes 8 times the work of
-    # dcgan on MNIST, and r3 16 times.
-    small = 16 if {"resnet", "r3"} & set(config.model.split(",")) else 32
-    net = replace(config.net, width=config.net.width or (64 if on_gpu else small))
+    from ganfast.models import cpu_width  # here: models stand above devices
+
+    width = config.net.width or (64 if on_gpu else cpu_width(config.model))
+    net = replace(config.net, width=width)
     return replace(config, precision=precision, net=net)
 
 
