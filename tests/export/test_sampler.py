@@ -436,12 +436,11 @@ def test_ten_thousand_requests_leave_memory_flat(bundle):
     expected = truth(bundle, 7, np.arange(2000))
     with load_sampler(bundle.folder, threads=2) as sampler:
         held = []
-        for part in range(
-            6
-        ):  # the first one fills caches, and what the test itself keeps of a part
+        for part in range(7):
             mixed_requests(sampler, expected, part, 2000)
             held.append(psutil.Process().memory_info().rss)
-    assert held[-1] - held[0] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
+    # Two parts fill caches and the arenas of eight threads. A leak goes on after them.
+    assert held[-1] - held[1] < 4 << 20, f"{[round(h / 1e6, 1) for h in held]} MB"
 
 
 def test_close_finishes_what_was_submitted_and_refuses_what_comes_later(plain):
