@@ -9,7 +9,7 @@ Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -38,6 +38,7 @@ ScoreName = Literal[
 ]
 PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
+Shape = Literal["cosine", "linear"]
 
 
 class _Checked:
@@ -61,8 +62,53 @@ class _Checked:
 
     def _at_least(self, least: float, *names: str) -> None:
         for name in names:
-            if getattr(self, name) < least:
+            if min(ends(getattr(self, name))) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least:g} or more")
+
+
+@dataclass(frozen=True)
+class Schedule(_Checked):
+    """A value that moves from ``first`` to ``last``, as the image counter goes on, and then stays.
+
+    In YAML and in flags it is one word, such as 2e-4,5e-5 or 2e-4,5e-5,20000,linear.
+    """
+
+    first: float
+    last: float
+    over_kimg: float = 0.0  # thousand real images that the move takes; 0 = the whole run
+    shape: Shape = "cosine"  # half a cosine, which is flat at both ends, or a straight line
+
+    def check(self) -> None:
+        self._at_least(0, "over_kimg")
+
+    def __str__(self) -> str:
+        words = [f"{self.first!r},{self.last!r}"]
+        if self.over_kimg or self.shape != "cosine":
+            words.append(repr(self.over_kimg))
+        return ",".join([*words, *([self.shape] if self.shape != "cosine" else [])])
+
+    def __format__(self, how: str) -> str:
+        """``how`` formats both ends."""
+        return f"{self.first:{how}} to {self.last:{how}}"
+
+    @staticmethod
+    def parse(word: str) -> "Schedule":
+        """The schedule that a word says.
+
+        Raises:
+            ValueError: a part is no number.
+            InputError: too many parts, or values that cannot be used.
+        """
+        first, last, *more = word.split(",")
+        if len(more) > 2:
+            raise InputError(f"{word!r} has {len(more) + 2} parts; expected first,last,kimg,shape")
+        over, *shape = more or ["0"]
+        return Schedule(float(first), float(last), float(over), *shape)  # type: ignore[arg-type]
+
+
+def ends(value: "float | Schedule") -> tuple[float, float]:
+    """First and last value of a field that may have a schedule."""
+    return (value.first, value.last) if isinstance(value, Schedule) else (value, value)
 
 
 @dataclass(frozen=True)
@@ -126,8 +172,8 @@ class PenaltyConfig(_Checked):
     # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
     kind: PenaltyKind = "none"
     # lambda of wgan-gp and dragan; gamma of r1 and r2 (the loss gains gamma / 2 * |grad|^2);
-    # 0 = off
-    weight: float = 10.0
+    # 0 = off; or a schedule
+    weight: float | Schedule = 10.0
     target: float = 1.0  # gradient norm that wgan-gp and dragan ask for, >= 0; r1 and r2 ask for 0
     one_sided: bool = False  # wgan-gp and dragan: punish only norms above the target
     # critic steps from one penalty to the next, its weight multiplied by it (lazy); 1 = every step
@@ -139,17 +185,23 @@ class PenaltyConfig(_Checked):
 
     @property
     def active(self) -> bool:
-        return self.kind != "none" and self.weight > 0
+        return self.kind != "none" and self.full_weight > 0
+
+    @property
+    def full_weight(self) -> float:
+        """The weight, or the largest of its schedule, of which a step has a share."""
+        return max(ends(self.weight))
 
 
 @dataclass(frozen=True)
 class OptimConfig(_Checked):
     """Adam, its schedule, and how the two networks take turns."""
 
-    lr_generator: float = 1e-4  # learning rate of the generator, > 0
-    lr_critic: float = 1e-4  # learning rate of the critic, > 0
+    lr_generator: float | Schedule = 1e-4  # learning rate of the generator, > 0; or a schedule
+    lr_critic: float | Schedule = 1e-4  # learning rate of the critic, > 0; or a schedule
     beta1: float = 0.0  # Adam's decay of the first moment, both networks; 0 = no momentum
-    beta2: float = 0.9  # Adam's decay of the second moment, both networks
+    # Adam's decay of the second moment, both networks; or a schedule
+    beta2: float | Schedule = 0.9
     critic_steps: int = 5  # critic steps per generator step
     warmup_kimg: float = 0.0  # thousand real images over which both rates rise from 0; 0 = none
     # fraction of the run after which both rates fall linearly to 0 at its end; 1 = never
@@ -159,10 +211,11 @@ class OptimConfig(_Checked):
         self._at_least(0, "warmup_kimg")
         self._at_least(1, "critic_steps")
         for name in ("lr_generator", "lr_critic"):
-            if getattr(self, name) <= 0:
+            first, last = ends(getattr(self, name))
+            if first < 0 or last < 0 or first == last == 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a rate above 0")
         for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= min(ends(getattr(self, name))) <= max(ends(getattr(self, name))) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more and below 1")
         if not 0 <= self.decay_from <= 1:
             raise InputError(f"decay_from is {self.decay_from}; expected a fraction from 0 to 1")
@@ -283,8 +336,9 @@ class Config(_Checked):
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    # half-life of the generator's moving average, thousand real images; 0 = no average
-    ema_kimg: float = 5.0
+    # half-life of the generator's moving average, thousand real images; 0 = no average; or a
+    # schedule
+    ema_kimg: float | Schedule = 5.0
     # how the critic's gradients are computed; auto = the fastest that can take the critic
     engine: EngineName = "auto"
     # compile the steps; auto = on a GPU, and on a CPU from 15 TFLOP of training on, where a C++
@@ -355,5 +409,24 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in fields(config):
         name, value = prefix + item.name, getattr(config, item.name)
-        flat |= flatten(value, f"{name}.") if is_dataclass(value) else {name: value}
+        flat |= flatten(value, f"{name}.") if is_group(value) else {name: value}
     return flat
+
+
+def is_group(value: Any) -> bool:
+    """Whether a field's value is a group of fields. A schedule is one value."""
+    return is_dataclass(value) and not isinstance(value, Schedule)
+
+
+def constant(config: Config) -> Config:
+    """The config with the first value of every schedule in its place."""
+
+    def first(group: Any) -> Any:
+        changes = {
+            f.name: first(value) if is_group(value) else value.first
+            for f in fields(group)
+            if is_group(value := getattr(group, f.name)) or isinstance(value, Schedule)
+        }
+        return replace(group, **changes)
+
+    return first(config)

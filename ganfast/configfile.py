@@ -3,7 +3,7 @@
 import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ganfast import disk
-from ganfast.config import Config, flatten
+from ganfast.config import Config, Schedule, flatten, is_group
 from ganfast.errors import InputError
 
 _EXPECTED = {  # type of a field -> what a message calls it
     bool: "true or false",
     int: "a whole number",
     float: "a number",
+    float | Schedule: "a number, or a schedule such as 2e-4,5e-5,20000",
     str: "text",
     tuple[str, ...]: "a list of names",
 }
@@ -41,8 +42,15 @@ class _Loader(yaml.SafeLoader):
 
 def to_yaml(config: Config) -> str:
     """Every field, in the order of the dataclass."""
-    plain = asdict(config) | {"attributes": list(config.attributes)}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if is_group(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Schedule):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def write(config: Config, path: Path) -> None:
@@ -115,7 +123,7 @@ def _overlay(base: Any, changes: Mapping[str, Any], source: str, prefix: str) ->
                 hint = f"did you mean {prefix}{close[0]}?"
             raise InputError(f"unknown field {prefix}{key[:80]} in {source}: {hint}")
         old = getattr(base, key)
-        if is_dataclass(old):
+        if is_group(old):
             if not isinstance(value, Mapping):
                 raise InputError(
                     f"{prefix}{key} in {source} is {_shown(value)}; expected a group of fields"
@@ -149,9 +157,18 @@ def _convert(cls: type, name: str, value: Any, source: str, prefix: str) -> Any:
             raise wrong
         return tuple(map(str, value))
     try:
+        if hint == float | Schedule:
+            return scheduled(value)
         return hint(value) if isinstance(hint, type) else value  # PyYAML reads 1e-4 as a string
+    except InputError:
+        raise
     except Exception as error:
         raise wrong from error
+
+
+def scheduled(value: Any) -> float | Schedule:
+    """A number, or the schedule that a word with commas says. Raises ValueError, InputError."""
+    return Schedule.parse(value) if isinstance(value, str) and "," in value else float(value)
 
 
 def read(path: Path) -> Config:

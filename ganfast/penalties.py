@@ -42,12 +42,12 @@ def norm_penalty(config: PenaltyConfig, norms: Tensor) -> Tensor:
     WGAN-GP, arXiv:1704.00028, eq. 3 and section 4.
     """
     excess = norms - config.target
-    return config.weight * (excess.relu() if config.one_sided else excess).square()
+    return config.full_weight * (excess.relu() if config.one_sided else excess).square()
 
 
 def zero_centred_penalty(config: PenaltyConfig, gradient: Tensor) -> Tensor:
     """weight / 2 |g|^2 per sample, (N,). R1 and R2, arXiv:1801.04406, eq. 9 and 10."""
-    return config.weight / 2 * squared_norm(gradient)
+    return config.full_weight / 2 * squared_norm(gradient)
 
 
 def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:

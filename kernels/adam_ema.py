@@ -25,16 +25,18 @@ from ganfast.kernels._triton import blocks, jit, launch, tl, use_triton
 _BLOCK, _WARPS = 1024, 8  # 4 values a thread: 16 bytes of float32, so the copy keeps the layout
 
 
-def adam_rates(step: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float) -> Tensor:
-    """lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) and decay, float64 (3,).
+def adam_rates(
+    step: Tensor, lr: Tensor, decay: Tensor, beta1: float, beta2: float | Tensor
+) -> Tensor:
+    """lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), decay, beta2 and 1 - beta2, float64 (5,).
 
     Args:
         step: t, the number of this step, from 1, 0-d, any type.
         lr, decay: learning rate and the share of the average that stays, 0-d.
     """
-    t = step.double()
-    rates = (lr.double() / (1 - beta1**t), (1 - beta2**t).rsqrt(), decay.double())
-    return torch.stack(rates)
+    t, second = step.double(), torch.as_tensor(beta2, dtype=torch.float64, device=step.device)
+    corrected = lr.double() / (1 - beta1**t), (1 - second**t).rsqrt()
+    return torch.stack([*corrected, decay.double(), second, 1 - second])
 
 
 def adam_ema_reference(
@@ -52,15 +54,16 @@ def adam_ema_reference(
     average: Tensor | None = None,
     low: Tensor | None = None,
     skip: Tensor | None = None,
+    second: Tensor | None = None,
 ) -> None:
     """The definition; arguments as `adam_ema`."""
     if skip is not None and skip.item():
         return
     step.add_(1)
-    rates = adam_rates(step, lr, decay, beta1, beta2)
-    step_size, root_scale, kept = rates.to(p.dtype).unbind()
+    rates = adam_rates(step, lr, decay, beta1, beta2 if second is None else second)
+    step_size, root_scale, kept, beta2_now, rest = rates.to(p.dtype).unbind()
     m.lerp_(g, 1 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    v.mul_(beta2_now).add_(rest * g * g)
     p.sub_(step_size * m / (v.sqrt() * root_scale + eps))
     if limit:
         p.clamp_(-limit, limit)
@@ -76,21 +79,31 @@ def _rates_kernel(
     lr_ptr,
     decay_ptr,
     skip_ptr,
+    second_ptr,
     rates_ptr,
     LOG_BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
     LOG_BETA2: tl.constexpr,
     SKIP: tl.constexpr,
+    SECOND: tl.constexpr,
 ):
     step = tl.load(step_ptr) + 1.0
     t = step.to(tl.float64)
     # Float64, because a Python float that is no constant arrives as float32.
     power1 = tl.exp2(t * tl.full((), LOG_BETA1, tl.float64))
-    power2 = tl.exp2(t * tl.full((), LOG_BETA2, tl.float64))
+    if SECOND:
+        beta2 = tl.load(second_ptr).to(tl.float64)
+        power2 = tl.exp2(t * tl.log2(beta2))
+    else:
+        beta2 = tl.full((), BETA2, tl.float64)
+        power2 = tl.exp2(t * tl.full((), LOG_BETA2, tl.float64))
     step_size = tl.load(lr_ptr).to(tl.float64) / (1.0 - power1)
     root_scale = 1.0 / tl.sqrt(1.0 - power2)
     tl.store(rates_ptr, step_size.to(tl.float32))
     tl.store(rates_ptr + 1, root_scale.to(tl.float32))
     tl.store(rates_ptr + 2, tl.load(decay_ptr).to(tl.float32))
+    tl.store(rates_ptr + 3, beta2.to(tl.float32))
+    tl.store(rates_ptr + 4, (1.0 - beta2).to(tl.float32))
     if SKIP:
         step -= tl.load(skip_ptr)
     tl.debug_barrier()  # no thread may still have the old number to read
@@ -110,8 +123,6 @@ def _adam_kernel(
     numel,
     beta1,
     one_minus_beta1,
-    beta2,
-    one_minus_beta2,
     eps,
     limit,
     CLIP: tl.constexpr,
@@ -126,6 +137,7 @@ def _adam_kernel(
     inside = i < numel
     step_size, root_scale = tl.load(rates_ptr), tl.load(rates_ptr + 1)
     decay = tl.load(rates_ptr + 2)
+    beta2, one_minus_beta2 = tl.load(rates_ptr + 3), tl.load(rates_ptr + 4)
     g = tl.load(g_ptr + i, mask=inside, other=0.0)
     m = tl.load(m_ptr + i, mask=inside, other=0.0)
     v = tl.load(v_ptr + i, mask=inside, other=0.0)
@@ -160,17 +172,20 @@ def adam_ema_triton(
     average: Tensor | None,
     low: Tensor | None,
     skip: Tensor | None,
+    second: Tensor | None,
 ) -> None:
     """The launcher; arguments as `adam_ema`, none left out: torch 2.11 loses count of defaults."""
-    rates = torch.empty(3, dtype=torch.float32, device=p.device)
+    rates = torch.empty(5, dtype=torch.float32, device=p.device)
     logs = {f"LOG_BETA{k}": math.log2(b) if b else -math.inf for k, b in ((1, beta1), (2, beta2))}
     may_skip, skip = {"SKIP": skip is not None}, rates if skip is None else skip
-    scalars = step, lr, decay, skip, rates
-    launch(_rates_kernel, (1,), p.device, *scalars, **logs, **may_skip, num_warps=1)
+    constants = logs | may_skip | {"BETA2": beta2, "SECOND": second is not None}
+    scalars = step, lr, decay, skip, rates if second is None else second, rates
+    launch(_rates_kernel, (1,), p.device, *scalars, **constants, num_warps=1)
     flags = {"CLIP": limit > 0, "AVERAGE": average is not None, "LOW": low is not None}
     average, low = p if average is None else average, p if low is None else low
-    tensors, betas = (p, g, m, v, average, low, skip, rates), (beta1, 1 - beta1, beta2, 1 - beta2)
-    arguments, grid = (*tensors, p.numel(), *betas, eps, limit), (blocks(p.numel(), _BLOCK),)
+    tensors = p, g, m, v, average, low, skip, rates
+    arguments = *tensors, p.numel(), beta1, 1 - beta1, eps, limit
+    grid = (blocks(p.numel(), _BLOCK),)
     flags |= may_skip
     launch(_adam_kernel, grid, p.device, *arguments, **flags, BLOCK=_BLOCK, num_warps=_WARPS)
 
@@ -195,6 +210,7 @@ def adam_ema(
     average: Tensor | None = None,
     low: Tensor | None = None,
     skip: Tensor | None = None,
+    second: Tensor | None = None,
 ) -> None:
     """One optimizer step, in place.
 
@@ -202,11 +218,12 @@ def adam_ema(
         p, g, m, v: parameters, gradients, first and second moments, float32 (numel,), contiguous.
         step: how many steps were made, float32 0-d; this one is counted.
         lr, decay: learning rate, and what stays of the average, floating point 0-d on the device.
-        beta1, beta2, eps: of Adam, fixed for the run.
+        beta1, beta2, eps: of Adam.
         limit: parameters are clipped to [-limit, limit]; 0 = no clipping.
         average: moving average of p, float32 (numel,); None = none is kept.
         low: gets p in its own type, bfloat16 or float16 (numel,); None = no copy.
         skip: float32 0-d on the device; where it is 1, nothing changes; None = 0.
+        second: beta2 of this step, float64 0-d on the device; None = ``beta2``.
     """
     run = _op if use_triton(p) and p.dtype == torch.float32 else adam_ema_reference
-    run(p, g, m, v, step, lr, decay, beta1, beta2, eps, limit, average, low, skip)
+    run(p, g, m, v, step, lr, decay, beta1, beta2, eps, limit, average, low, skip, second)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from ganfast.config import (
     NetConfig,
     OptimConfig,
     PenaltyConfig,
+    Schedule,
     ScoreConfig,
+    constant,
     flatten,
 )
 from ganfast.errors import InputError
@@ -118,11 +121,14 @@ def test_presets_are_what_their_papers_say():
     assert (made["rpgan"].penalty.kind, made["rpgan"].loss.kind) == ("r1+r2", "relativistic")
     r3 = made["r3"]
     assert (r3.model, r3.loss.kind, r3.penalty.kind) == ("r3", "relativistic", "r1+r2")
-    assert (r3.optim.lr_generator, r3.optim.lr_critic, r3.optim.beta1) == (2e-4, 2e-4, 0.0)
+    assert (r3.optim.lr_generator, r3.optim.lr_critic, r3.optim.beta1) == (
+        *(Schedule(2e-4, 5e-5), Schedule(2e-4, 5e-5)),
+        0.0,
+    )
     assert (r3.optim.critic_steps, r3.penalty.interval) == (1, 1)
     assert (r3.net.latent, r3.net.generator_norm, r3.net.critic_norm) == (64, "none", "none")
-    assert 0.2 <= r3.penalty.weight <= 2  # the paper's schedule at 64x64
-    assert 0.9 <= r3.optim.beta2 <= 0.99
+    assert r3.penalty.weight == Schedule(2.0, 0.2)  # the paper's at 64x64, over the run
+    assert r3.optim.beta2 == Schedule(0.9, 0.99)
     assert (made["dragan"].penalty.kind, made["dragan"].penalty.weight) == ("dragan", 10.0)
     for config in made.values():
         assert config.net.critic_norm != "batch" or not config.penalty.active
@@ -165,6 +171,13 @@ def test_an_unknown_preset_is_refused_with_the_closest():
         (OptimConfig, {"lr_generator": float("inf")}, ["lr_generator", "inf"]),
         (OptimConfig, {"beta1": 1.0}, ["beta1", "1.0", "below 1"]),
         (OptimConfig, {"beta2": -0.1}, ["beta2", "-0.1"]),
+        (OptimConfig, {"lr_critic": Schedule(1e-4, -1e-4)}, ["lr_critic", "0.0001 to -0.0001"]),
+        (OptimConfig, {"lr_critic": Schedule(0.0, 0.0)}, ["lr_critic", "0.0 to 0.0", "above 0"]),
+        (OptimConfig, {"beta2": Schedule(0.9, 1.0)}, ["beta2", "0.9 to 1.0", "below 1"]),
+        (PenaltyConfig, {"weight": Schedule(1.0, -1.0)}, ["weight", "1.0 to -1.0"]),
+        (partial(Schedule, 1.0, 2.0), {"over_kimg": -1.0}, ["over_kimg", "-1.0"]),
+        (partial(Schedule, 1.0, 2.0), {"shape": "step"}, ["shape", "'step'", "cosine"]),
+        (partial(Schedule, 1.0), {"last": float("nan")}, ["last", "nan", "finite"]),
         (OptimConfig, {"critic_steps": 0}, ["critic_steps", "0"]),
         (OptimConfig, {"decay_from": 1.5}, ["decay_from", "1.5"]),
         (OptimConfig, {"warmup_kimg": -1.0}, ["warmup_kimg", "-1.0"]),
@@ -253,9 +266,17 @@ def test_a_preset_survives_a_file(tmp_path, name, data):
     ]
 
 
+schedules = st.builds(
+    Schedule,
+    *(st.floats(1e-12, 0.9), st.floats(1e-12, 0.9)),
+    over_kimg=st.floats(0, 1e9),
+    shape=st.sampled_from(["cosine", "linear"]),
+)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    rate=st.floats(1e-12, 1.0),
+    rate=st.floats(1e-12, 1.0) | schedules,
     kimg=st.floats(1e-6, 1e9),
     seed=st.integers(0, 2**63 - 1),
     text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12),
@@ -274,7 +295,7 @@ def test_any_config_survives_a_file(
         attributes=tuple(attributes),
         balanced=flag,
         penalty=PenaltyConfig(kind, one_sided=flag),
-        optim=OptimConfig(lr_critic=rate),
+        optim=OptimConfig(lr_critic=rate, beta2=rate if isinstance(rate, Schedule) else 0.5),
     )
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     configfile.write(config, path)
@@ -305,6 +326,17 @@ def test_numbers_that_yaml_takes_for_text_are_numbers():
     assert whole == 3
 
 
+def test_a_schedule_is_one_word():
+    config = overlaid("optim: {lr_critic: '2e-4,5e-5'}\nema_kimg: 0,500,2e4,linear")
+    assert config.optim.lr_critic == Schedule(2e-4, 5e-5)
+    assert config.ema_kimg == Schedule(0.0, 500.0, 20_000.0, "linear")
+    assert overlaid("penalty.weight: 2,3").penalty.full_weight == 3.0
+    assert overlaid("optim.lr_critic: 1e-4", config).optim.lr_critic == 1e-4
+    assert (str(Schedule(1.0, 0.5)), f"{Schedule(1e-4, 2e-4):g}") == ("1.0,0.5", "0.0001 to 0.0002")
+    lean = constant(config)
+    assert (lean.optim.lr_critic, lean.ema_kimg, lean.kimg) == (2e-4, 0.0, config.kimg)
+
+
 def test_attributes_may_be_a_list_or_one_name():
     assert overlaid("attributes: [Male, Smiling]").attributes == ("Male", "Smiling")
     assert overlaid("attributes: Male").attributes == ("Male",)
@@ -321,6 +353,9 @@ def test_attributes_may_be_a_list_or_one_name():
         ("optim: {lr_critc: 1}", "field optim.lr_critc in test.yaml: did you mean optim.lr_critic"),
         ("optim.lr_critc: 1", "field optim.lr_critc in test.yaml: did you mean optim.lr_critic"),
         ("penalty.wieght: 1", "field penalty.wieght in test.yaml: did you mean penalty.weight"),
+        ("ema_kimg: 1,x", "ema_kimg in test.yaml is '1,x'; expected a number, or a schedule"),
+        ("ema_kimg: [1, 2]", "ema_kimg in test.yaml is .*; expected a number, or a schedule"),
+        ("ema_kimg: '1,2,3,linear,4'", "has 5 parts; expected first,last,kimg,shape"),
         ("kimg: lots", "kimg in test.yaml is 'lots'; expected a number"),
         ("kimg: true", "kimg in test.yaml is True; expected a number"),
         ("kimg: [3]", "kimg in test.yaml is .*; expected a number"),

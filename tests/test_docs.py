@@ -367,7 +367,7 @@ def test_every_field_of_the_config_is_explained(monkeypatch):
     import generated
 
     text = generated.config()
-    assert "| `--penalty.weight` | `10.0` | float | lambda of wgan-gp" in text
+    assert "| `--penalty.weight` | `10.0` | float or schedule | lambda of wgan-gp" in text
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
     from ganfast.config import Config, flatten
 

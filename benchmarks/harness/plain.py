@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
-from ganfast.config import LossConfig
+from ganfast.config import LossConfig, ends
 from ganfast.engine.compiled import compiled
 from ganfast.losses import class_loss, critic_loss, generator_loss, loss_of
 from ganfast.models import judge
@@ -64,7 +64,7 @@ class Plain:
         # By phase: a captured one fills the tensors of its own.
         self._fed = {"critic": self._drawn()}
         self.autocast = problem.autocast if tuned else None
-        options: dict[str, Any] = {"betas": (c.optim.beta1, c.optim.beta2)}
+        options: dict[str, Any] = {"betas": (c.optim.beta1, ends(c.optim.beta2)[0])}
         if tuned:
             options |= {"fused": True, "capturable": graph}
         # One for each network, as ganfast has; enabled in float16 only.
@@ -74,8 +74,10 @@ class Plain:
             for name in ("critic", "generator")
         }
         adam = torch.optim.Adam
-        self.adam_generator = adam(self.generator.parameters(), c.optim.lr_generator, **options)
-        self.adam_critic = adam(self.critic.parameters(), c.optim.lr_critic, **options)
+        self.adam_generator = adam(
+            self.generator.parameters(), ends(c.optim.lr_generator)[0], **options
+        )
+        self.adam_critic = adam(self.critic.parameters(), ends(c.optim.lr_critic)[0], **options)
         batch_norms = nn.modules.batchnorm._BatchNorm
         self.batch_norm = any(isinstance(m, batch_norms) for m in self.critic.modules())
         self._critic_gradients = self._gradients_of_critic(compile)

@@ -21,7 +21,7 @@ from torch import nn
 
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.bench.xla_nets import Array, CriticNet, GeneratorNet, Params
-from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.config import LossConfig, PenaltyConfig, ends
 from ganfast.errors import InputError
 from ganfast.penalties import penalty_of
 
@@ -196,7 +196,7 @@ class Xla:
             gradient = jax.grad(lambda x: judge(x, labels, 2)[0].sum())(x)
             total = total + _norm_penalty(c.penalty, gradient)
         for gradient in gradients:
-            total = total + c.penalty.weight / 2 * (gradient**2).sum((1, 2, 3)).mean()
+            total = total + c.penalty.full_weight / 2 * (gradient**2).sum((1, 2, 3)).mean()
         if real_classes is not None:
             of_fakes = _class_loss(fake_classes, labels) if c.loss.class_fakes else 0.0
             total = total + c.loss.class_weight * (_class_loss(real_classes, labels) + of_fakes)
@@ -233,8 +233,8 @@ class Xla:
     def _adam(self, state: Any, net: str, gradient: Params) -> Any:
         """The state with one network ("g" or "c") moved. arXiv:1412.6980, algorithm 1."""
         optim = self.problem.config.optim
-        rate = optim.lr_generator if net == "g" else optim.lr_critic
-        b1, b2, t = optim.beta1, optim.beta2, state["t"][net] + 1
+        rate, _ = ends(optim.lr_generator if net == "g" else optim.lr_critic)
+        b1, b2, t = optim.beta1, ends(optim.beta2)[0], state["t"][net] + 1
         p, m, v = (state[name][net] for name in "pmv")
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, gradient)
         v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, gradient)
@@ -290,4 +290,4 @@ def _norm_penalty(penalty: PenaltyConfig, gradient: Array) -> Array:
     excess = jnp.sqrt((gradient**2).sum((1, 2, 3))) - penalty.target
     if penalty.one_sided:
         excess = jnp.maximum(excess, 0)
-    return penalty.weight * (excess**2).mean()
+    return penalty.full_weight * (excess**2).mean()

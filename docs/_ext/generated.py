@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from ganfast import config as module
 from ganfast.cli import COMMANDS, HELP, main
-from ganfast.config import Config, flatten
+from ganfast.config import Config, Schedule, flatten
 from ganfast.presets import PRESETS, preset_config
 
 
@@ -48,6 +48,8 @@ def _values(hint: Any) -> str:
     choices = get_args(hint)
     if choices and all(isinstance(choice, str) for choice in choices):
         return ", ".join(choices)
+    if hint == float | Schedule:
+        return "float or schedule"
     return "words" if choices else hint.__name__
 
 

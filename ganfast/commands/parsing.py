@@ -47,7 +47,11 @@ def overlaid(base: T, args: list[str], prog: str, description: str) -> T:
     import tyro
 
     output = io.StringIO()
-    cli = partial(tyro.cli, prog=prog, description=description, use_underscores=False)
+    known = tyro.constructors.ConstructorRegistry()
+    known.primitive_rule(_scheduled)
+    cli = partial(
+        tyro.cli, prog=prog, description=description, use_underscores=False, registry=known
+    )
     try:
         with redirect_stderr(output):
             return cli(type(base), args=args, default=base)
@@ -55,6 +59,24 @@ def overlaid(base: T, args: list[str], prog: str, description: str) -> T:
         if leave.code:
             raise InputError(_one_sentence(output.getvalue(), prog)) from None
         raise
+
+
+def _scheduled(info: Any) -> Any:
+    """How tyro reads and shows a field that may have a schedule."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    from ganfast.config import Schedule
+    from ganfast.configfile import scheduled
+
+    if info.type != float | Schedule:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT|SCHEDULE",
+        instance_from_str=lambda words: scheduled(words[0]),
+        is_instance=lambda value: isinstance(value, int | float | Schedule),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _one_sentence(box: str, prog: str) -> str:
@@ -76,6 +98,7 @@ def _one_sentence(box: str, prog: str) -> str:
 
 _REWORDED = {  # of tyro's messages, in this order
     r"^Error parsing \w+: ": "",
+    r"^Error parsing --\S+: (?=.*; expected)": "",
     r"^Error parsing (\S+): .*int\(\) with base 10: (.*)$": r"\1 is \2; expected a whole number",
     r"^Error parsing (\S+): could not convert string to float: (.*)$": (
         r"\1 is \2; expected a number"

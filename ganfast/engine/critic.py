@@ -267,6 +267,7 @@ class CriticStep:
         eps: Tensor | None = None,
         noise: Tensor | None = None,
         with_penalty: bool = True,
+        penalty_share: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -279,6 +280,8 @@ class CriticStep:
                 are needed and not given.
             with_penalty: False leaves the penalties out. With an interval k the caller passes True
                 at every k-th step, where the penalties weigh k times as much.
+            penalty_share: what every penalty has of its full weight (`PenaltyConfig.full_weight`)
+                in this step, floating point 0-d on the device; None = 1.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -287,7 +290,8 @@ class CriticStep:
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                return self(real, fake, real_labels, fake_labels, eps, noise, with_penalty)
+                given = real_labels, fake_labels, eps, noise, with_penalty, penalty_share
+                return self(real, fake, *given)
         penalties = self.penalties if with_penalty else ()
         if not len(real):
             raise InputError("the batch has no pictures; expected one or more")
@@ -307,7 +311,7 @@ class CriticStep:
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
-        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale)
+        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale, penalty_share)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:

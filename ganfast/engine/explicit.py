@@ -283,14 +283,16 @@ class ExplicitStep:
             for segment in segments:
                 k = rows.segments.index(segment)
                 zero_centred = penalty_of(penalty).formula == "zero-centred"
-                shape = penalty.weight, penalty.target, penalty.one_sided, zero_centred
+                shape = penalty.full_weight, penalty.target, penalty.one_sided, zero_centred
                 value, norm, u = gradient_penalty(
                     g[k * n : (k + 1) * n], *shape, penalty.interval / n
                 )
-                values.append(value)
+                values.append(value if rows.penalty_share is None else value * rows.penalty_share)
                 norms.append(norm)
                 directions[k] = full_precision(directions[k]) + u if k in directions else u
         direction = torch.cat([directions[k] for k in range(len(rows.segments))])
+        if rows.penalty_share is not None:
+            direction = direction * rows.penalty_share
         return rows.scaled(direction), penalty_stats(values, norms)
 
     def _gradients(

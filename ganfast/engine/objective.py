@@ -24,6 +24,8 @@ class Inputs(NamedTuple):
     points: tuple[Tensor, ...] = ()
     # gradients are computed times this power of two, 0-d (`ganfast.training.scale`); None = as is
     scale: Tensor | None = None
+    # the share of its full weight that every penalty has in this step, 0-d; None = all of it
+    penalty_share: Tensor | None = None
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same step with other pictures."""

@@ -45,7 +45,10 @@ def whole_loss(
                         value, norm = penalty_at(penalty, critic, points, inputs.real_labels)
                     parts.append(value)
                     norms.append(norm)
-                values.append(torch.stack(parts).sum(0))
+                value = torch.stack(parts).sum(0)
+                values.append(
+                    value if inputs.penalty_share is None else value * inputs.penalty_share
+                )
     total, stats = objective(loss, on_real, on_fake, inputs.real_labels, inputs.fake_labels)
     for penalty, value in zip(penalties, values, strict=True):
         total = total + penalty.interval * value.mean()  # lazy: rarer, as much heavier

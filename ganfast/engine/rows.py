@@ -22,6 +22,7 @@ class Rows:
     segments: tuple[str | int, ...]
     penalties: Sequence[PenaltyConfig]
     scale: Tensor | None  # of `Inputs`
+    penalty_share: Tensor | None  # of `Inputs`
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
@@ -34,7 +35,8 @@ class Rows:
             labels = torch.cat([y for _, y in batches if y is not None])
         held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
-        return Rows(pictures, labels, len(inputs.real), segments, penalties, inputs.scale)
+        given = inputs.scale, inputs.penalty_share
+        return Rows(pictures, labels, len(inputs.real), segments, penalties, *given)
 
     def scaled(self, x: Tensor) -> Tensor:
         """x times the scale. Of the loss and of the directions of the penalised rows, it is in

@@ -20,18 +20,18 @@ def average_of(generator: nn.Module) -> nn.Module:
     return copy.deepcopy(generator).eval().requires_grad_(False)
 
 
-def ema_decay(step_images: int, images: Tensor, half_life_kimg: float) -> Tensor:
+def ema_decay(step_images: int, images: Tensor, half_life_kimg: Tensor) -> Tensor:
     """What stays of the average at an update, beta = 0.5 ** (step_images / half-life in images).
 
     Args:
         step_images: images shown since the last update.
         images: images shown in all, int64 of any shape; the half-life is at most `RAMP` of them.
-        half_life_kimg: thousand images; 0 makes the average a copy.
+        half_life_kimg: thousand images, float64 like ``images``; 0 makes the average a copy.
 
     Returns:
         float64 like ``images``, in [0, 1).
     """
-    half_life = (images.double() * RAMP).clamp(max=half_life_kimg * 1000)
+    half_life = torch.minimum(images.double() * RAMP, half_life_kimg * 1000)
     return torch.exp2(-step_images / half_life)  # of a half-life of 0: exp2(-inf) = 0
 
 

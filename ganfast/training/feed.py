@@ -16,7 +16,7 @@ from ganfast.latents import Purpose
 from ganfast.losses import loss_of
 from ganfast.penalties import drawn_numbers
 from ganfast.random import noise, normal, uniform
-from ganfast.training.ema import ema_decay
+from ganfast.training.schedules import scheduled_values
 
 _LEAST, _MOST = 8, 64  # generator steps that one draw serves
 # Bytes of the tables, above `_LEAST` steps. On a CPU, what is drawn stays in its caches.
@@ -33,6 +33,10 @@ class CriticFeed:
     eps: Tensor | None  # (N,) in [0, 1), for penalties whose points need it (WGAN-GP)
     noise: Tensor | None  # like real in [0, 1), for penalties whose points need it (DRAGAN)
     rate: Tensor  # learning rate, float64 0-d
+    beta2: Tensor | None  # of Adam, float64 0-d, where it has a schedule
+    penalty_share: (
+        Tensor | None
+    )  # of the penalty's full weight, float64 0-d, where it has a schedule
 
 
 @dataclass
@@ -44,6 +48,7 @@ class GeneratorFeed:
     z: Tensor
     rate: Tensor
     decay: Tensor  # what stays of the moving average, float64 0-d
+    beta2: Tensor | None
 
 
 class Feed:
@@ -64,9 +69,10 @@ class Feed:
         # Which turn comes next, counted on the device: a captured phase goes through the tables by
         # itself.
         self._turn = torch.zeros(1, dtype=torch.int64, device=device)
+        self._scheduled = list(scheduled_values(c, torch.zeros(0, dtype=torch.int64)))
         columns = {
             "image": (torch.int64, 1),
-            "rates": (torch.float64, 3),
+            "scheduled": (torch.float64, len(self._scheduled)),
             "position": (torch.int64, c.batch),
             "z": (torch.float32, c.batch * c.net.latent),
             "z_generator": (torch.float32, c.batch * c.net.latent),  # in a step's last turn
@@ -94,12 +100,9 @@ class Feed:
         self._first.fill_(images)
         self.rewind()
         self._drawn = range(images, images + self.ahead * self.step_images, self.step_images)
-        # The rates are computed on the host: a GPU would launch thirty kernels for them.
-        steps = torch.tensor(self._drawn)
-        decay = ema_decay(self.step_images, steps + self.step_images, c.ema_kimg)
-        factor = schedule(c, steps)
-        rates = [factor * c.optim.lr_critic, factor * c.optim.lr_generator, decay]
-        self._columns["rates"].copy_(torch.stack(rates, dim=1).repeat_interleave(turns, 0))
+        # They are computed on the host: a GPU would launch thirty kernels for them.
+        values = torch.stack(list(scheduled_values(c, torch.tensor(self._drawn)).values()), dim=1)
+        self._columns["scheduled"].copy_(values.repeat_interleave(turns, 0))
 
     def rewind(self) -> None:
         """Begin the tables again."""
@@ -132,16 +135,21 @@ class Feed:
         c, now = self.config, self._row(self._next)
         self._turn.add_(1)
         real, z = self._pictures(now), now["z"].view(c.batch, c.net.latent)
-        noise = self._noise(real, now["image"])
-        return CriticFeed(real, now.get("labels"), z, now.get("eps"), noise, now["rates"][0])
+        noise, values = self._noise(real, now["image"]), self._values(now)
+        changing = values["critic"], values.get("beta2"), values.get("penalty_share")
+        return CriticFeed(real, now.get("labels"), z, now.get("eps"), noise, *changing)
 
     def generator(self) -> GeneratorFeed:
         """For the next generator step, behind its last critic step."""
         c, now = self.config, self._row(self._last)
         z = now["z_generator"].view(c.batch, c.net.latent)
         real = self._pictures(now) if loss_of(c.loss).pairs else None
-        _, rate, decay = now["rates"].unbind()
-        return GeneratorFeed(real, now.get("labels"), z, rate, decay)
+        values = self._values(now)
+        changing = values["generator"], values["decay"], values.get("beta2")
+        return GeneratorFeed(real, now.get("labels"), z, *changing)
+
+    def _values(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._scheduled, now["scheduled"].unbind(), strict=True))
 
     def _row(self, table: Tensor) -> dict[str, Tensor]:
         """The columns of one turn, by a number that the host does not wait for."""
@@ -171,20 +179,3 @@ def _layout(
         return {name: part.view(kind)[:, :count] for part, (name, (kind, count)) in parts}
 
     return named, sum(words)
-
-
-def schedule(config: Config, images: Tensor) -> Tensor:
-    """Factor on both learning rates of the steps from ``images`` on, float64 in [0, 1].
-
-    Constant, with a linear rise at the start and a linear fall at the end where the config asks for
-    them. The first step of a warm-up already moves.
-    """
-    done, whole = images.double() / 1000, config.kimg
-    factor = torch.ones_like(done)
-    if config.optim.warmup_kimg:
-        step = config.batch * config.optim.critic_steps / 1000
-        factor = ((done + step) / config.optim.warmup_kimg).clamp(max=1)
-    start = config.optim.decay_from * whole
-    if start < whole:
-        factor = factor * ((whole - done) / (whole - start)).clamp(0, 1)
-    return factor

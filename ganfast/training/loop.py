@@ -60,16 +60,21 @@ class Iteration:
         real, labels = batch.real, batch.labels
         fake = self._drawing(batch.z, labels)
         stats = self._critic_step(
-            real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
+            *(real, fake, labels),
+            eps=batch.eps,
+            noise=batch.noise,
+            with_penalty=with_penalty,
+            penalty_share=batch.penalty_share,
         )
-        self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
+        clip = self._config.loss.clip
+        self._state.optimizer_critic.move(batch.rate, limit=clip, beta2=batch.beta2)
         return stats | {"thumbnails": thumbnails(real, fake)}
 
     def _generator(self) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows."""
         batch = self.feed.generator()
         stats = self._generator_step(batch.z, batch.labels, batch.real)
-        self._state.optimizer_generator.move(batch.rate, batch.decay)
+        self._state.optimizer_generator.move(batch.rate, batch.decay, beta2=batch.beta2)
         return stats
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import OptimConfig
+from ganfast.config import OptimConfig, ends
 from ganfast.engine.gradients import trainable, views_of
 from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
@@ -58,7 +58,7 @@ class FlatAdam(torch.optim.Optimizer):
         compute: torch.dtype | None = None,
     ) -> None:
         self.parameters = trainable(net)
-        defaults = {"lr": rate, "betas": (optim.beta1, optim.beta2), "eps": _EPS}
+        defaults = {"lr": rate, "betas": (optim.beta1, ends(optim.beta2)[0]), "eps": _EPS}
         super().__init__(self.parameters, defaults)
         self.flat = _moved_into_one([p.data for p in self.parameters], self.parameters)
         self._own_gradient: Tensor | None = None
@@ -82,14 +82,22 @@ class FlatAdam(torch.optim.Optimizer):
                 self.computing = computing_copy(net, dict(zip(self.parameters, views, strict=True)))
 
     def step(  # type: ignore[override]
-        self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0
+        self,
+        rate: Tensor | None = None,
+        decay: Tensor | None = None,
+        limit: float = 0.0,
+        beta2: Tensor | None = None,
     ) -> None:
         """`move`, in the hooks that torch puts around this name."""
-        self.move(rate, decay, limit)
+        self.move(rate, decay, limit, beta2)
 
     @torch.no_grad()
     def move(
-        self, rate: Tensor | None = None, decay: Tensor | None = None, limit: float = 0.0
+        self,
+        rate: Tensor | None = None,
+        decay: Tensor | None = None,
+        limit: float = 0.0,
+        beta2: Tensor | None = None,
     ) -> None:
         """Move the weights by their gradients, then the average after them, and renew the copies.
 
@@ -101,12 +109,14 @@ class FlatAdam(torch.optim.Optimizer):
             decay: what stays of the average, float64 0-d on the device; needed where there is one.
             limit: every weight is then clipped to [-limit, limit] (WGAN, arXiv:1701.07875,
                 algorithm 1); 0 = no clipping.
+            beta2: decay of the second moment, float64 0-d on the device; None = that of the start.
+                As in torch's Adam, the bias correction takes the moments for made with it alone.
 
         Raises:
             RunError: the parameters were moved out of the buffer.
         """
         group, gradient, (m, v) = self.param_groups[0], self._gradient(), self._moments
-        (beta1, beta2), eps = group["betas"], group["eps"]
+        (beta1, fixed_beta2), eps = group["betas"], group["eps"]
         if rate is None:
             rate = torch.tensor(group["lr"], dtype=torch.float64, device=self.flat.device)
         if self.average is not None and decay is None:
@@ -117,13 +127,15 @@ class FlatAdam(torch.optim.Optimizer):
             skip = self.scale.skip
         if use_triton(self.flat) and self.flat.dtype == torch.float32:
             rates = self._steps, rate, rate if decay is None else decay
-            fixed, more = (beta1, beta2, eps, limit), (self.average, self._low, skip)
+            fixed = beta1, fixed_beta2, eps, limit
+            more = self.average, self._low, skip, beta2
             adam_ema(self.flat, gradient, m, v, *rates, *fixed, *more)
             return
+        second = fixed_beta2 if beta2 is None else beta2.item()  # where no phase is captured
         self._steps.add_(1)
         lr = rate.float() if rate.is_cuda else rate
         buffers: list[list[Tensor]] = [[self.flat], [gradient], [m], [v], [], [self._steps]]
-        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=beta2, eps=eps, found_inf=skip)
+        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=second, eps=eps, found_inf=skip)
         if limit:
             self.flat.clamp_(-limit, limit)
         if self.average is not None and decay is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import Config
+from ganfast.config import Config, ends
 from ganfast.errors import InputError
 from ganfast.tensors import Contents
 from ganfast.training.ema import average_of
@@ -42,8 +42,8 @@ class State:
             generator,
             critic,
             average,
-            FlatAdam(generator, optim.lr_generator, optim, average, autocast),
-            FlatAdam(critic, optim.lr_critic, optim, compute=autocast),
+            FlatAdam(generator, ends(optim.lr_generator)[0], optim, average, autocast),
+            FlatAdam(critic, ends(optim.lr_critic)[0], optim, compute=autocast),
         )
 
     def networks(self) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.config import LossConfig, PenaltyConfig, Schedule
 from ganfast.engine import choose, make_critic_step
 from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.counting import fewest, step_flops
@@ -278,6 +278,24 @@ def test_two_penalties_at_once_add_up(penalty):
             gradient(critic, loss="hinge", penalty=kind) for kind in (*penalty, "none")
         )
         torch.testing.assert_close(both, first + second - none, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "engine"), in_turn([*KINDS, "two"], ENGINES), ids=lambda x: str(x)
+)
+def test_a_share_of_a_penalty_is_one_of_that_weight(penalty, engine):
+    """Half of a weight that falls from 3 to 1 is 1.5, and so for two penalties at once."""
+    kinds = ["r1+r2", "dragan"] if penalty == "two" else [penalty]
+    falling = [PenaltyConfig(kind, weight=Schedule(3.0, 1.0)) for kind in kinds]
+    fixed = [PenaltyConfig(kind, weight=1.5) for kind in kinds]
+    share = {"penalty_share": torch.tensor(0.5, dtype=torch.float64)}
+    part, stats, _ = run(plain_critic(), engine, "hinge", falling, pictures() | share)
+    exact, wanted, _ = run(plain_critic(), "reference", "hinge", fixed)
+    assert error(part, exact) <= ROUNDING
+    assert error(part, gradient(plain_critic(), loss="hinge", penalty="none")) > 1e-3
+    assert {name: x.item() for name, x in stats.items()} == pytest.approx(
+        {name: x.item() for name, x in wanted.items()}, rel=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -52,9 +52,9 @@ class State:
             make(torch.full_like(p, 7, dtype=torch.bfloat16)) if low else None,
         )
 
-    def step(self, function, g, scalars, betas, eps=EPS, limit=0.0, skip=None):
+    def step(self, function, g, scalars, betas, eps=EPS, limit=0.0, skip=None, second=None):
         arguments = self.p, g, self.m, self.v, *scalars, *betas, eps, limit
-        function(*arguments, self.average, self.low, skip)
+        function(*arguments, self.average, self.low, skip, second)
 
 
 def scalars_of(step, lr=LR, decay=DECAY):
@@ -258,7 +258,27 @@ def test_the_operation_keeps_its_schema_and_its_fake(given):
     g = gradient(70, 1).to(DEVICE)
     tensors = state.p, g, state.m, state.v, *scalars_of(1)
     skip = torch.zeros((), device=DEVICE) if all(given) else None
-    assert_op(module._op, *tensors, 0.5, 0.9, EPS, 0.1, state.average, state.low, skip)
+    assert_op(module._op, *tensors, 0.5, 0.9, EPS, 0.1, state.average, state.low, skip, None)
+
+
+@pytest.mark.parametrize(
+    "function", [adam_ema_reference, pytest.param(adam_ema_triton, marks=on_kernels)]
+)
+def test_a_scheduled_beta2_is_that_of_torchs_adam_whose_betas_change(function):
+    p = torch.nn.Parameter(randn(1500, seed=50).double())
+    optimizer = torch.optim.Adam([p], lr=LR, betas=(0.5, 0.9), eps=EPS)
+    own, scalars = State.start(1500), scalars_of(1)
+    for step, beta2 in zip(range(1, STEPS + 1), (0.9, 0.93, 0.95, 0.98, 0.99), strict=True):
+        p.grad = gradient(1500, step).double()
+        optimizer.param_groups[0]["betas"] = (0.5, beta2)
+        optimizer.step()
+        second = torch.tensor(beta2, dtype=torch.float64, device=DEVICE)
+        # The fixed beta2 is another one, which must not be taken.
+        g = gradient(1500, step).to(DEVICE)
+        own.step(function, g, scalars, (0.5, 0.1), second=second)
+    state = optimizer.state[p]
+    assert_moments(own, state["exp_avg"], state["exp_avg_sq"])
+    torch.testing.assert_close(own.p.cpu().double(), p.detach(), rtol=1e-6, atol=1e-6)
 
 
 # Rates, the reference, and which of the two runs.
@@ -270,6 +290,7 @@ def test_rates_are_the_corrections_of_adam(betas):
         for kind in (torch.int64, torch.float32):
             rates = adam_rates(torch.tensor(step, dtype=kind), *scalars_of(1)[1:], *betas)
             expected = [LR / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5, DECAY]
+            expected += [betas[1], 1 - betas[1]]
             assert rates.tolist() == pytest.approx(expected, rel=1e-12)
 
 

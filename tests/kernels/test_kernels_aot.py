@@ -77,13 +77,16 @@ def cases():
         signature |= types("out_ptr: *fp32, SIZE WIDTH: i32")
         constants = {"C": channels, "PLANES": flag, "MIRRORED": flag, "BLOCK": pictures._BLOCK}
         yield f"pictures-{channels}", pictures._pictures_kernel, signature, constants, 4
-    signature = types("step_ptr skip_ptr rates_ptr: *fp32, lr_ptr decay_ptr: *fp64")
-    constants = {"LOG_BETA1": -math.inf, "LOG_BETA2": math.log2(0.9), "SKIP": True}
-    yield "adam-rates", adam_ema._rates_kernel, signature, constants, 1
+    for scheduled in (False, True):
+        signature = types("step_ptr skip_ptr rates_ptr: *fp32, lr_ptr decay_ptr second_ptr: *fp64")
+        constants = {"LOG_BETA1": -math.inf, "LOG_BETA2": math.log2(0.9), "BETA2": 0.9}
+        constants |= {"SKIP": True, "SECOND": scheduled}
+        name = "adam-rates-scheduled" if scheduled else "adam-rates"
+        yield name, adam_ema._rates_kernel, signature, constants, 1
     for average, low in ((True, True), (False, False)):
         signature = types("p_ptr g_ptr m_ptr v_ptr average_ptr rates_ptr: *fp32, low_ptr: *bf16")
         signature["skip_ptr"] = "*fp32"
-        signature |= types("numel: i32, beta1 one_minus_beta1 beta2 one_minus_beta2: fp32")
+        signature |= types("numel: i32, beta1 one_minus_beta1: fp32")
         signature |= types("eps limit: fp32")
         constants = {"AVERAGE": average, "LOW": low, "BLOCK": adam_ema._BLOCK, "CLIP": low}
         constants["SKIP"] = low
@@ -162,7 +165,7 @@ SHORT = [name for name in CASES if "bf16" in name or name.startswith(_OTHERS)]
 SAMPLE = f"""
     whole-bf16-{gradient_penalty._ONE_PROGRAM}-False-True direction-bf16-False-True squares-bf16
     bias-act-bf16-any-i64 tangent-bf16-i64 delta-columns-bf16-any-i64 delta-rows-bf16-any
-    to-uint8-bf16-3-words draw-normal shuffle-True pictures-3 adam-True-True adam-rates
+    to-uint8-bf16-3-words draw-normal shuffle-True pictures-3 adam-True-True adam-rates-scheduled
 """.split()
 
 

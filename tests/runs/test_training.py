@@ -30,7 +30,7 @@ from ganfast.runs import writer
 from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
 from ganfast.runs.train import Interrupted, train
-from ganfast.training import feed, loop
+from ganfast.training import feed, loop, schedules
 from ganfast.training.state import Copy
 from tests.depth import EACH_PRESET
 from tests.programs import ganfast, python
@@ -566,7 +566,9 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
             whole = config.batch * config.optim.critic_steps
             # The counter stands at the end of a generator step's turns.
             began = (state.images - (name == "generator")) // whole * whole
-            plain.param_groups[0]["lr"] = rate * feed.schedule(config, torch.tensor(began)).item()
+            plain.param_groups[0]["lr"] = (
+                rate * schedules.run_factor(config, torch.tensor(began)).item()
+            )
             for copy, parameter in zip(copies, net.parameters(), strict=True):
                 copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
             plain.step()
@@ -740,9 +742,10 @@ def test_bf16_runs_on_a_cpu_with_weights_kept_in_float32(run_tiny, tmp_path):
 def test_losses_that_stop_being_numbers_end_the_run_with_its_checkpoints_intact(
     every, run_tiny, tmp_path, monkeypatch
 ):
-    schedule = feed.schedule
+    factor = schedules.run_factor
     monkeypatch.setattr(
-        feed, "schedule", lambda config, images: schedule(config, images).where(images < 208, 1e34)
+        *(schedules, "run_factor"),
+        lambda config, images: factor(config, images).where(images < 208, 1e34),
     )
     log = LogConfig(every=every, save_kimg=0.08, sample_kimg=1, tensorboard=False)
     # A look at every line, or only at the saves at 240 and 320, the end.

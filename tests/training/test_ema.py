@@ -25,7 +25,7 @@ def net(value, dtype=torch.float64):
 
 def update_average(average, generator, step_images, images, half_life_kimg):
     """As a training step does it, with gradients of zero."""
-    decay = ema_decay(step_images, torch.tensor(images), half_life_kimg)
+    decay = ema_decay(step_images, torch.tensor(images), torch.tensor(half_life_kimg).double())
     FlatAdam(generator, 0.1, OptimConfig(), average).step(decay=decay)
 
 

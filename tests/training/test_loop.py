@@ -1,5 +1,6 @@
 """The loop's schedule, optimizers and lazy penalty, against numbers worked out by hand."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ganfast.config import Config, LossConfig, OptimConfig, PenaltyConfig
+from ganfast.config import Config, LossConfig, OptimConfig, PenaltyConfig, Schedule
 from ganfast.data.resident import ResidentData
-from ganfast.training.feed import schedule
 from ganfast.training.loop import train_loop
 from ganfast.training.optim import FlatAdam
 from ganfast.training.plan import make_plan
+from ganfast.training.schedules import run_factor, scheduled_values, value_at
 
 
 def config_of(**optim) -> Config:
@@ -24,7 +25,7 @@ def config_of(**optim) -> Config:
 
 
 def factor_of(config: Config, images: int) -> float:
-    return schedule(config, torch.tensor([images])).item()
+    return run_factor(config, torch.tensor([images])).item()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,51 @@ def test_warm_up_and_decay_multiply():
     assert factor_of(config_of(warmup_kimg=80, decay_from=0.0), 39_900) == expected
 
 
+@pytest.mark.parametrize(
+    ("schedule", "kimg", "value"),
+    [
+        (Schedule(1.0, 0.2, 40.0, "linear"), 0, 1.0),
+        (Schedule(1.0, 0.2, 40.0, "linear"), 10, 0.8),
+        (Schedule(1.0, 0.2, 40.0, "linear"), 40, 0.2),
+        (Schedule(1.0, 0.2, 40.0, "linear"), 90, 0.2),
+        (Schedule(1.0, 0.2, 40.0), 10, 0.6 + 0.4 * math.cos(math.pi / 4)),
+        (Schedule(1.0, 0.2, 40.0), 20, 0.6),
+        (Schedule(0.2, 1.0), 25, 0.6 - 0.4 * math.cos(math.pi / 4)),  # over the run of 100 kimg
+        (Schedule(0.2, 1.0), 100, 1.0),
+        (0.3, 50, 0.3),
+    ],
+    ids=str,
+)
+def test_a_schedule_goes_from_first_to_last_and_stays(schedule, kimg, value):
+    found = value_at(schedule, torch.tensor([kimg * 1000]), 100.0)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(value, rel=1e-12)
+
+
+def test_what_has_a_schedule_follows_the_counter_and_the_rest_is_absent():
+    line = {"over_kimg": 40.0, "shape": "linear"}
+    config = config_of(beta2=Schedule(0.9, 0.99, **line), decay_from=0.5)
+    assert set(scheduled_values(config_of(), torch.tensor([0]))) == {"critic", "generator", "decay"}
+    config = replace(
+        config,
+        optim=replace(config.optim, lr_critic=Schedule(3e-3, 1e-3, **line)),
+        penalty=PenaltyConfig("r1", weight=Schedule(2.0, 8.0, **line)),
+        ema_kimg=Schedule(0.0, 2.0, **line),
+    )
+    values = scheduled_values(config, torch.tensor([0, 20_000, 75_000]))
+    wanted = {
+        "critic": [3e-3, 2e-3, 0.5e-3],  # halved at 75 kimg by the fall over the last half
+        "generator": [1e-3, 1e-3, 0.5e-3],
+        "beta2": [0.9, 0.945, 0.99],
+        "penalty_share": [0.25, 0.625, 1.0],  # of 8
+        # A step shows 100 images; the half-life is at most a tenth of those that were shown.
+        "decay": [0.5 ** (100 / 5), 0.5 ** (100 / 1005), 0.5 ** (100 / 2000)],
+    }
+    assert {name: x.tolist() for name, x in values.items()} == {
+        name: pytest.approx(x, rel=1e-9) for name, x in wanted.items()
+    }
+
+
 def test_adam_takes_two_steps_as_worked_out_by_hand():
     """p = 1; gradients 0.5, -0.25; rate 0.1, betas 0.5 and 0.75: swapped they show in step two."""
     net = nn.Linear(1, 1, bias=False).double()
@@ -80,7 +126,7 @@ def run_steps(tmp_path, config: Config, steps: int) -> list[tuple]:
     plan = make_plan(replace(config, data=str(tmp_path / "set.npz"), kimg=1e3, device="cpu"))
     calls = []
 
-    def critic_step(real, fake, labels, eps, noise, with_penalty):
+    def critic_step(real, fake, labels, eps, noise, with_penalty, penalty_share):
         calls.append(("critic", labels, with_penalty))
         return {"loss": torch.zeros(())} | ({"penalty": torch.ones(())} if with_penalty else {})
 
