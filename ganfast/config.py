@@ -9,7 +9,7 @@ Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -405,28 +405,26 @@ def row_of(table: Mapping[str, T], kind: str, what: str, where: str) -> T:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.beta1": 0.0, ...} of a config dataclass."""
+    """{"optim.beta1": 0.0, ...} of a config dataclass; a schedule as its word."""
     flat: dict[str, Any] = {}
     for item in fields(config):
         name, value = prefix + item.name, getattr(config, item.name)
+        if isinstance(value, Schedule):
+            value = str(value)
         flat |= flatten(value, f"{name}.") if is_group(value) else {name: value}
     return flat
+
+
+def depends_on_length(group: Any) -> bool:
+    """Whether what a step does follows from the length of the run, too."""
+    if isinstance(group, Schedule):
+        return group.over_kimg == 0
+    falls = isinstance(group, OptimConfig) and group.decay_from < 1
+    return falls or (
+        is_group(group) and any(depends_on_length(getattr(group, f.name)) for f in fields(group))
+    )
 
 
 def is_group(value: Any) -> bool:
     """Whether a field's value is a group of fields. A schedule is one value."""
     return is_dataclass(value) and not isinstance(value, Schedule)
-
-
-def constant(config: Config) -> Config:
-    """The config with the first value of every schedule in its place."""
-
-    def first(group: Any) -> Any:
-        changes = {
-            f.name: first(value) if is_group(value) else value.first
-            for f in fields(group)
-            if is_group(value := getattr(group, f.name)) or isinstance(value, Schedule)
-        }
-        return replace(group, **changes)
-
-    return first(config)

@@ -202,8 +202,8 @@ def _rpgan(kind: str) -> Config:
     Kimg(60, 60, 5000),
 )
 def _r3(kind: str) -> Config:
-    # The paper's schedules at 64x64, whose 20,000 kimg become the length of the run. The paper has 2
-    # blocks a stage.
+    # The paper's schedules at 64x64, whose 20,000 kimg become the length of the run.
+    # The paper has 2 blocks a stage.
     penalty = PenaltyConfig("r1+r2", weight=Schedule(2.0, 0.2))
     rate = Schedule(2e-4, 5e-5)
     optim = replace(_ADAM_R1, lr_generator=rate, lr_critic=rate, beta2=Schedule(0.9, 0.99))

@@ -22,7 +22,6 @@ from ganfast.config import (
     PenaltyConfig,
     Schedule,
     ScoreConfig,
-    constant,
     flatten,
 )
 from ganfast.errors import InputError
@@ -333,8 +332,6 @@ def test_a_schedule_is_one_word():
     assert overlaid("penalty.weight: 2,3").penalty.full_weight == 3.0
     assert overlaid("optim.lr_critic: 1e-4", config).optim.lr_critic == 1e-4
     assert (str(Schedule(1.0, 0.5)), f"{Schedule(1e-4, 2e-4):g}") == ("1.0,0.5", "0.0001 to 0.0002")
-    lean = constant(config)
-    assert (lean.optim.lr_critic, lean.ema_kimg, lean.kimg) == (2e-4, 0.0, config.kimg)
 
 
 def test_attributes_may_be_a_list_or_one_name():

@@ -38,7 +38,7 @@ class Problem:
         _keep_freed_memory(self.device)
         config = resolved(setting.config(), self.device)
         net = replace(config.net, critic_dropout=0.0) if proof else config.net
-        # So long that the rate does not fall while measuring.
+        # So long that rates and other schedules stay at their first values while measuring.
         self.config = c = replace(config, net=net, kimg=1e9, seed=0)
         self.classes = setting.class_count()
         self.spec = NetSpec.of(c, c.size, c.channels, self.classes, c.conditional)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ganfast.config import Config, EngineName, constant
+from ganfast.config import Config, EngineName
 from ganfast.errors import InputError
 from ganfast.presets import data_kind, preset_config
 
@@ -33,7 +33,7 @@ class Setting:
 
     def config(self) -> Config:
         """The preset with everything definite but device and precision."""
-        config = constant(preset_config(self.preset, self.data))
+        config = preset_config(self.preset, self.data)
         side, channels, _ = _SHAPES[data_kind(self.data)]
         classes = self.classes if self.classes >= 0 else self._of_data(config)
         conditional = config.conditional

@@ -290,15 +290,10 @@ class CriticStep:
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                given = real_labels, fake_labels, eps, noise, with_penalty, penalty_share
-                return self(real, fake, *given)
+                labels, drawn = (real_labels, fake_labels), (eps, noise)
+                return self(real, fake, *labels, *drawn, with_penalty, penalty_share)
         penalties = self.penalties if with_penalty else ()
-        if not len(real):
-            raise InputError("the batch has no pictures; expected one or more")
-        if real.shape != fake.shape:
-            raise InputError(
-                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
-            )
+        _refuse_shapes(real, fake)
         if getattr(self.critic, "takes_labels", False) and real_labels is None:
             raise InputError(
                 "this critic judges a picture as one of its class: give real_labels (N,)"
@@ -406,3 +401,13 @@ class CriticStep:
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
         return self._now.walked is not None and self._now.walked.separable
+
+
+def _refuse_shapes(real: Tensor, fake: Tensor) -> None:
+    """Raises InputError unless both are batches of one shape, with pictures in them."""
+    if not len(real):
+        raise InputError("the batch has no pictures; expected one or more")
+    if real.shape != fake.shape:
+        raise InputError(
+            f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ganfast import __version__, configfile, disk, locks
-from ganfast.config import flatten
+from ganfast.config import depends_on_length, flatten
 from ganfast.errors import InputError
 from ganfast.log import logger
 from ganfast.runs import checkpoint as checkpoints
@@ -81,8 +81,8 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
                 "--fork NEWDIR begins a new run from here, or give another --out"
             )
     before, now = old.config.kimg, config.kimg
-    if before != now and config.optim.decay_from < 1:
-        logger.warning("kimg was %g, now %g: learning rates fall towards the new end", before, now)
+    if before != now and depends_on_length(config):
+        logger.warning("kimg was %g, now %g: schedules move towards the new end", before, now)
         changed["kimg"] = (before, now)
     return run, changed
 
@@ -167,7 +167,7 @@ def go_on_from(run: Run, checkpoint: checkpoints.Loaded, changed: Changes) -> No
         _set_aside_later(run, checkpoint, later)
         remember(run.folder, "return", images=images, set_aside=[p.name for p in later])
     if changed:
-        # A changed length alone is recorded where learning rates fall towards the end.
+        # A changed length alone is recorded where schedules move towards the end.
         event = "length" if set(changed) == {"kimg"} else "force"
         if event == "force":
             logger.warning("forced: %s", listed(changed))

@@ -179,14 +179,17 @@ def test_a_step_to_be_skipped_changes_nothing_and_is_not_counted(function):
 @on_kernels
 @pytest.mark.parametrize("betas", BETAS, ids=str)
 @pytest.mark.parametrize("step", [1, 2, 3, 10, 1000, 10**5, 10**6, 2**24 - 1])
-def test_the_rates_of_a_step_are_the_definitions_to_the_last_place(step, betas):
-    scalars, rates = scalars_of(step), torch.empty(3, device=DEVICE)
-    logs = [math.log2(b) if b else -math.inf for b in betas]
-    arguments = *scalars, rates, rates, *logs, False
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_the_rates_of_a_step_are_the_definitions_to_the_last_place(step, betas, scheduled):
+    scalars, rates = scalars_of(step), torch.empty(5, device=DEVICE)
+    second = torch.tensor(betas[1], dtype=torch.float64, device=DEVICE)
+    beta1, beta2 = betas[0], 0.3 if scheduled else betas[1]
+    logs = math.log2(beta1) if beta1 else -math.inf, beta2, math.log2(beta2)
+    arguments = *scalars, rates, second, rates, *logs, False, scheduled
     launch(module._rates_kernel, (1,), rates.device, *arguments, num_warps=1)
     assert scalars[0].item() == step
     powers = [np.longdouble(b) ** step for b in betas]
-    exact = LR / (1 - powers[0]), 1 / np.sqrt(1 - powers[1]), DECAY
+    exact = LR / (1 - powers[0]), 1 / np.sqrt(1 - powers[1]), DECAY, betas[1], 1 - betas[1]
     # Half a unit is what rounding to float32 costs.
     assert max(map(units, rates.tolist(), exact)) < 0.501
 

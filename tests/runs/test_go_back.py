@@ -14,7 +14,7 @@ import pytest
 
 from ganfast import configfile
 from ganfast.cli import main
-from ganfast.config import LossConfig, NetConfig, OptimConfig
+from ganfast.config import LossConfig, NetConfig, OptimConfig, Schedule
 from ganfast.errors import InputError
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
@@ -376,12 +376,15 @@ def test_a_score_does_not_pass_to_other_weights_of_the_same_name(run):
     assert (run / "checkpoints" / "set-aside" / "best.json").exists()
 
 
-def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_path):
+@pytest.mark.parametrize(
+    "optim", [{"decay_from": 0.5}, {"lr_critic": Schedule(1e-3, 1e-4)}], ids=lambda x: next(iter(x))
+)
+def test_another_length_is_written_down_where_rates_depend_on_it(straight, tmp_path, optim):
     decaying = tiny(
         "dcgan",
         Run.open(straight).config.data,
         tmp_path / "run",
-        optim=replace(STEADY, decay_from=0.5),
+        optim=replace(STEADY, **optim),
         kimg=0.08,
     )
     train(decaying, quiet=True)

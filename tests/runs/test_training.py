@@ -21,7 +21,15 @@ from PIL import Image
 
 from ganfast import configfile, locks
 from ganfast.cli import main
-from ganfast.config import GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.config import (
+    GuardConfig,
+    LogConfig,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PenaltyConfig,
+    Schedule,
+)
 from ganfast.errors import InputError, RunError
 from ganfast.images import grid
 from ganfast.runs import checkpoint as checkpoints
@@ -92,10 +100,15 @@ OPTIONS = {
     "flipped": {"flip": "on", "channels": 3},
     "lazy": {"penalty": PenaltyConfig("r1", weight=1.0, interval=3)},
     "schedule": {"optim": OptimConfig(critic_steps=2, warmup_kimg=0.1, decay_from=0.5)},
+    "schedules": {
+        "optim": OptimConfig(lr_critic=Schedule(1e-3, 1e-4), beta2=Schedule(0.9, 0.99)),
+        "penalty": PenaltyConfig("wgan-gp", weight=Schedule(10.0, 1.0, 0.2, "linear")),
+        "ema_kimg": Schedule(0.0, 1.0),
+    },
     "norms": {"net": NetConfig(width=4, latent=8, generator_norm="instance", critic_norm="layer")},
     "bf16": {"precision": "bf16"},
 }
-TOGETHER = ["long-tailed flipped", "balanced lazy schedule", "norms bf16"]
+TOGETHER = ["long-tailed flipped", "balanced lazy schedule", "norms bf16", "schedules"]
 TOGETHER += [pytest.param(name, marks=pytest.mark.accept) for name in OPTIONS]
 
 
