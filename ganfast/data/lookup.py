@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ganfast.data import arrays, celeba, files, folder, idx
 from ganfast.data.digits import Digits
-from ganfast.data.source import Source, cache_dir, did_you_mean
+from ganfast.data.source import RULES, Recognised, Source, cache_dir, did_you_mean
 from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 
@@ -17,27 +17,43 @@ def places(root: str | Path | None = None, cache: str | Path | None = None) -> l
 
 
 def recognise(
-    name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None
+    name_or_path: str | Path,
+    root: str | Path | None = None,
+    cache: str | Path | None = None,
+    rules: int = RULES,
 ) -> Source:
     """The source that a name or a path means.
 
     Names are "digits", "mnist", "stacked-mnist", "celeba", and folders in one of the `places`.
+    ``rules`` are those that a run began with.
 
     Raises:
         InputError: nothing of that name, or nothing in it that is recognised.
     """
+    if rules not in range(1, RULES + 1):
+        raise InputError(
+            f"the data was recognised by rules {rules!r}, which this version of ganfast lacks: "
+            f"it knows 1 to {RULES}; take the version that made the run"
+        )
+    source = _recognise(name_or_path, root, cache, rules)
+    return source.by_rules(rules) if isinstance(source, Recognised) else source
+
+
+def _recognise(
+    name_or_path: str | Path, root: str | Path | None, cache: str | Path | None, rules: int
+) -> Source:
     text = str(name_or_path)
     if not text:
         raise InputError("the data was given as an empty text: give a path, or a name like digits")
     if text == "digits":
         return Digits()
     if text == "stacked-mnist":
-        return StackedMnist(recognise("mnist", root, cache))
+        return StackedMnist(recognise("mnist", root, cache, rules))
     try:
         if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
             return _recognise_name(text, places(root, cache))
         path = Path(text).expanduser()
-        if not path.exists():
+        if not path.exists() and not idx.find_sets(path):
             raise InputError(
                 f"{path} does not exist: "
                 "give a folder, a .zip, .npz or .npy file, or a name like digits"
@@ -76,19 +92,22 @@ def _recognise_name(name: str, folders: list[Path]) -> Source:
 def recognise_path(path: Path) -> Source:
     """The source that lies at an existing path."""
     path = Path(os.path.abspath(path))  # "." and ".." have no name
+    if idx.find_sets(path):
+        return idx.Idx(path)
     if not path.is_dir() and not path.is_file():
         raise InputError(
             f"{path} is neither a folder nor a regular file: "
             "give a folder, a .zip, .npz or .npy file, or a name like digits"
         )
     if path.is_dir():
-        if idx.find_folder(path):
-            return idx.Idx(path)
+        for name in arrays.USPS.values():
+            if (path / name).is_file():
+                return arrays.Arrays(path / name)
         faces = celeba.find_pictures(path)
         return celeba.CelebA(faces) if faces else folder.Folder(path)
     if path.suffix.lower() == ".zip":
         return celeba.CelebA(path) if path.name == celeba.ZIP_NAME else folder.Folder(path)
-    if path.suffix.lower() in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz") or path.name in arrays.USPS.values():
         return arrays.Arrays(path)
     if "ubyte" in path.name:
         raise InputError(

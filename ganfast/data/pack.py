@@ -19,7 +19,7 @@ from ganfast.data import pictures
 from ganfast.data.build import Progress, build
 from ganfast.data.lookup import recognise
 from ganfast.data.manifest import SCHEMA, Pack, PackInfo, load_pack, verify_pack
-from ganfast.data.source import Source, Wanted, cache_dir, counted
+from ganfast.data.source import RULES, Recognised, Source, Wanted, cache_dir, counted
 from ganfast.errors import InputError
 
 __all__ = ["Pack", "PackInfo", "load_pack", "open_data", "pack_preview", "verify_pack"]
@@ -38,6 +38,8 @@ def open_data(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     skip_corrupt: bool = False,
+    transpose: bool = False,
+    rules: int = RULES,
 ) -> Pack:
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
@@ -54,21 +56,30 @@ def open_data(
             ~/.cache/ganfast.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
+        transpose: make rows of arrays and IDX pictures columns: EMNIST is stored so.
+        rules: by which classes and splits are found: `PackInfo.rules` of the run that goes on.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
         RunError: the pack cannot be written, and not for want of space or permission.
     """
-    whole = recognise(name_or_path, root, cache)
-    source, wanted = whole.packed_as(_wanted(whole, size, channels, attributes, split))
+    whole = recognise(name_or_path, root, cache, rules)
+    wanted = replace(_wanted(whole, size, channels, attributes, split), transpose=transpose)
+    source, wanted = whole.packed_as(wanted)
+    if transpose and source.kind not in ("idx", "arrays"):
+        raise InputError(f"transpose is for IDX files and arrays, and not for {source.name}")
     try:
-        identity, recognised = source.identity(wanted), source.describe(wanted.split)
+        # an older pack serves where it would be the same; pictures left out may empty a class
+        sources = [source.as_before(wanted) if isinstance(source, Recognised) else source, source]
+        identities = [each.identity(wanted) for each in sources[: 1 + skip_corrupt]]
+        recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
-    packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
-    key = _key(source, identity, wanted)
     # skipping may also use a pack of all pictures: there was nothing to skip
-    keys = [key, f"{key}-skip"] if skip_corrupt else [key]
+    keys = [_key(*of, wanted) for of in zip(sources, identities, strict=False)]
+    keys[1:] = [f"{key}-skip" for key in keys[1:]]
+    source, identity = sources[len(keys) - 1], identities[-1]
+    packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
@@ -90,6 +101,7 @@ def open_data(
         attributes=wanted.attributes,
         preparation=selection.preparation,
         source_hash=identity,
+        rules=source.rules,
     )
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
@@ -128,7 +140,11 @@ def _wanted(
 
 
 def _key(source: Source, identity: str, wanted: Wanted) -> str:
-    parts = [SCHEMA, pictures.VERSION, source.kind, identity, asdict(wanted)]
+    asked = asdict(wanted)
+    if not wanted.transpose:
+        del asked["transpose"]
+    parts = [SCHEMA, pictures.VERSION, source.kind, identity, asked]
+    parts += [source.rules] if source.rules > 1 else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
