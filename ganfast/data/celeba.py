@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ganfast.data.files import LARGEST, PictureFiles, file_identity, in_hidden, read_table, slashed
+from ganfast.data.files import LARGEST, PictureFiles, file_identity, read_table, slashed
 from ganfast.data.pictures import preparation, reader
 from ganfast.data.source import Prepared, Reading, Recognised, Wanted, counted, did_you_mean
 from ganfast.errors import InputError
@@ -75,8 +75,7 @@ class CelebA(Recognised):
     @cached_property
     def _pictures(self) -> dict[str, str]:
         """File name -> name within the zip or folder, in file-name order."""
-        names = [name for name in self._files.names if not in_hidden(slashed(name))]
-        bases = {name: slashed(name).rpartition("/")[2] for name in names}
+        bases = {name: slashed(name).rpartition("/")[2] for name in self._files.names}
         if len(set(bases.values())) < len(bases):
             base, _ = Counter(bases.values()).most_common(1)[0]
             raise InputError(

@@ -125,7 +125,7 @@ class PictureFiles:
                     f"{self.path} has the entry {entry.filename!r}: "
                     "it points outside the zip, refused"
                 )
-            if is_picture(entry.filename) or not (name.endswith("/") or in_hidden(name)):
+            if not name.endswith("/") and not in_hidden(name):
                 yield entry.filename, (entry.file_size, entry.CRC)
 
     @cached_property

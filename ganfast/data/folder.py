@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ganfast.data.files import LABELS, PictureFiles, in_hidden, is_picture, slashed
+from ganfast.data.files import LABELS, PictureFiles, is_picture, slashed
 from ganfast.data.pictures import decode, is_grey, open_picture, preparation, prepare, reader
 from ganfast.data.source import SPLITS, Prepared, Reading, Recognised, Wanted, counted
 from ganfast.errors import InputError
@@ -67,27 +67,24 @@ class Folder(Recognised):
         both = self._files.identity.encode() + self._files.read(labels)
         return hashlib.sha256(both).hexdigest()
 
-    def _paths(self) -> Paths:
-        if self.rules == 1:
-            return {name: name.split("/") for name in self._files.names}
-        both = ((name, slashed(name)) for name in self._files.names)
-        return {name: path.split("/") for name, path in both if not in_hidden(path)}
-
     def _parts(self) -> dict[str, Part]:
         """The splits; "all" where the pictures are not divided."""
-        paths = self._once(self._paths)
+        names = self._files.names
         if self.rules == 1:
-            return {"all": _by_folder(paths, 1)}
+            return {"all": _by_folder({name: name.split("/") for name in names}, 1)}
+        paths = {name: slashed(name).split("/") for name in names}
         if (labels := self._once(self._labels)) is not None:
             return {"all": _by_labels(paths, labels, self._files.labels or "")}
-        inside, depth = _divided(paths, _strays(paths))
+        inside, depth = _divided(paths)
         tops = {name: path[depth].lower() for name, path in inside.items()}
-        if not tops or not SPLIT_FOLDERS.keys() >= set(tops.values()):
+        if not _nearly_all(inside, paths) or not SPLIT_FOLDERS.keys() >= set(tops.values()):
             return {"all": _by_folder(paths, self.rules)}
         parts: dict[str, Paths] = {}
         for name, path in inside.items():
             parts.setdefault(SPLIT_FOLDERS[tops[name]], {})[name] = path[depth + 1 :]
-        return {split: _by_folder(part, self.rules) for split, part in parts.items()}
+        train = _by_folder(parts.get("train", {}), self.rules)
+        known = frozenset(train.values or ())
+        return {split: _by_folder(part, self.rules, known) for split, part in parts.items()}
 
     def _labels(self) -> dict[str, Any] | None:
         """What dataset.json says of each file; None where there is none of StyleGAN's."""
@@ -109,9 +106,13 @@ class Folder(Recognised):
         chosen = list(parts.values()) if wanted.split == "all" else [parts[wanted.split]]
         names = [name for part in chosen for name in part.names]
         values = [value for part in chosen for value in part.values or ()]
-        rest = self._once(self._paths).keys() - {n for part in parts.values() for n in part.names}
-        why = f"without a label in {LABELS}" if chosen[0].by == _BY_LABELS else "outside of those"
-        left_out = [f"{counted(len(rest), 'picture')} {why}"] if rest else []
+        rest = len(self._files.names) - sum(len(part.names) for part in parts.values())
+        why = (
+            f"without a label in {LABELS}"
+            if chosen[0].by == _BY_LABELS
+            else "outside of the sub-folders"
+        )
+        left_out = [f"{counted(rest, 'picture')} {why}"] if rest else []
         return Reading(
             what=f"{'folder' if self.path.is_dir() else 'zip'} of pictures {self.path}",
             rows=names,
@@ -168,35 +169,33 @@ def pictures_at(
     return names, lambda start, stop: read(start, stop).transpose(0, 2, 3, 1)
 
 
-def _divided(paths: Paths, strays: int) -> tuple[Paths, int]:
+def _divided(paths: Paths, known: frozenset[str] = frozenset()) -> tuple[Paths, int]:
     """The pictures that lie in two or more folders side by side, and how deep these folders are.
 
-    A folder that encloses everything does not divide, as in a zip of a folder. ``strays`` pictures
-    may lie outside. Nothing comes back where no folders divide the pictures.
+    A folder that encloses all others does not divide, as in a zip of a folder, unless it is known.
     """
     inside, depth = paths, 0
     while True:
         inside = {name: path for name, path in inside.items() if len(path) > depth + 1}
-        if not inside or len(paths) - len(inside) > strays:
-            return {}, 0
-        if len({path[depth] for path in inside.values()}) > 1:
+        folders = {path[depth] for path in inside.values()}
+        if len(folders) != 1 or folders <= known:
             return inside, depth
         depth += 1
 
 
-def _strays(paths: Paths) -> int:
-    """How many pictures may lie outside of the folders that are classes: a preview, a logo."""
-    return max(1, len(paths) // 20)
+def _nearly_all(inside: Paths, paths: Paths) -> bool:
+    """Whether folders divide all pictures but one, or one in twenty: a preview, a logo."""
+    return bool(inside) and len(paths) - len(inside) <= max(1, len(paths) // 20)
 
 
-def _by_folder(paths: Paths, rules: int) -> Part:
+def _by_folder(paths: Paths, rules: int, known: frozenset[str] = frozenset()) -> Part:
     """Sub-folders are classes, unless they only number the pictures."""
-    inside, depth = _divided(paths, 0 if rules == 1 else _strays(paths))
+    inside, depth = _divided(paths, known)
     folders = [path[depth] for path in inside.values()]
-    if not folders:
-        outside = sum(len(path) == 1 for path in paths.values())
-        by = f"{counted(outside, 'picture')} of them lie outside of sub-folders"
-        return Part([*paths], None, by if 0 < outside < len(paths) else "")
+    outside = len(paths) - len(inside)
+    if not _nearly_all(inside, paths) or (rules == 1 and outside):
+        by = f"{counted(outside, 'picture')} of them lie outside of sub-folders" if inside else ""
+        return Part([*paths], None, by)
     if rules > 1 and _numbered(inside, depth):
         return Part([*paths], None, f"the sub-folders {folders[0]}, ... only number them")
     return Part([*inside], folders, "by sub-folder")
