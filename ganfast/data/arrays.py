@@ -14,7 +14,7 @@ import numpy as np
 
 from ganfast.data.files import LARGEST, file_identity, first_bytes
 from ganfast.data.pictures import colour, prepared_array
-from ganfast.data.source import SPLITS, Prepared, Reading, Recognised, Wanted
+from ganfast.data.source import SPLITS, Prepared, Reading, Recognised, Wanted, check_numbers
 from ganfast.errors import InputError
 
 # Names of pictures and of their labels by split: the first that the file has, in any case. Where
@@ -102,10 +102,11 @@ class Arrays(Recognised):
             return checked, None, ""
         try:
             return checked, self._class_numbers(self._arrays[labels], len(pictures)), ""
-        except InputError as error:
-            if labels in OLDEST:
+        except InputError:
+            if labels.lower() in OLDEST:
                 raise
-            return checked, None, str(error).partition(" holds ")[2]
+            held = self._arrays[labels]
+            return checked, None, f"{labels} ({held.dtype} {held.shape}) names none"
 
     def _checked(self, pictures: np.ndarray) -> np.ndarray:
         shape = pictures.shape
@@ -133,6 +134,8 @@ class Arrays(Recognised):
                 f"{self.path} holds {labels.dtype} labels of shape {labels.shape}: "
                 f"{count} whole numbers or names were expected, one per picture"
             )
+        if labels.dtype.kind != "U":
+            check_numbers(labels, str(self.path))
         return labels
 
     @cached_property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ganfast.data import arrays, celeba, files, folder, idx
 from ganfast.data.digits import Digits
-from ganfast.data.source import RULES, Recognised, Source, cache_dir, did_you_mean
+from ganfast.data.source import Source, cache_dir, did_you_mean
 from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 
@@ -17,38 +17,22 @@ def places(root: str | Path | None = None, cache: str | Path | None = None) -> l
 
 
 def recognise(
-    name_or_path: str | Path,
-    root: str | Path | None = None,
-    cache: str | Path | None = None,
-    rules: int = RULES,
+    name_or_path: str | Path, root: str | Path | None = None, cache: str | Path | None = None
 ) -> Source:
     """The source that a name or a path means.
 
     Names are "digits", "mnist", "stacked-mnist", "celeba", and folders in one of the `places`.
-    ``rules`` are those that a run began with.
 
     Raises:
         InputError: nothing of that name, or nothing in it that is recognised.
     """
-    if rules not in range(1, RULES + 1):
-        raise InputError(
-            f"the data was recognised by rules {rules!r}, which this version of ganfast lacks: "
-            f"it knows 1 to {RULES}; take the version that made the run"
-        )
-    source = _recognise(name_or_path, root, cache, rules)
-    return source.by_rules(rules) if isinstance(source, Recognised) else source
-
-
-def _recognise(
-    name_or_path: str | Path, root: str | Path | None, cache: str | Path | None, rules: int
-) -> Source:
     text = str(name_or_path)
     if not text:
         raise InputError("the data was given as an empty text: give a path, or a name like digits")
     if text == "digits":
         return Digits()
     if text == "stacked-mnist":
-        return StackedMnist(recognise("mnist", root, cache, rules))
+        return StackedMnist(recognise("mnist", root, cache))
     try:
         if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
             return _recognise_name(text, places(root, cache))

@@ -63,30 +63,23 @@ def open_data(
         InputError: the data cannot be used as asked for; says why.
         RunError: the pack cannot be written, and not for want of space or permission.
     """
-    whole = recognise(name_or_path, root, cache, rules)
-    wanted = replace(_wanted(whole, size, channels, attributes, split), transpose=transpose)
+    whole = recognise(name_or_path, root, cache).by_rules(rules)
+    wanted = _wanted(whole, size, channels, attributes, split, transpose)
     source, wanted = whole.packed_as(wanted)
-    if transpose and source.kind not in ("idx", "arrays"):
-        raise InputError(f"transpose is for IDX files and arrays, and not for {source.name}")
     try:
-        # an older pack serves where it would be the same; pictures left out may empty a class
-        sources = [source.as_before(wanted) if isinstance(source, Recognised) else source, source]
-        identities = [each.identity(wanted) for each in sources[: 1 + skip_corrupt]]
+        candidates = _candidates(source, wanted, skip_corrupt)
         recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
-    # skipping may also use a pack of all pictures: there was nothing to skip
-    keys = [_key(*of, wanted) for of in zip(sources, identities, strict=False)]
-    keys[1:] = [f"{key}-skip" for key in keys[1:]]
-    source, identity = sources[len(keys) - 1], identities[-1]
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
-    for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
+    for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
             return whole.composed(_recognised(load_pack(folder), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
 
+    source, identity, key = candidates[-1]
     selection = source.select(wanted)
     info = PackInfo(
         name=source.name,
@@ -103,7 +96,7 @@ def open_data(
         source_hash=identity,
         rules=source.rules,
     )
-    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
+    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
     return whole.composed(_recognised(load_pack(final), recognised))
 
@@ -115,8 +108,24 @@ def _recognised(pack: Pack, sentence: str) -> Pack:
     return replace(pack, info=replace(pack.info, recognised=sentence))
 
 
+def _candidates(
+    source: Source, wanted: Wanted, skip_corrupt: bool
+) -> list[tuple[Source, str, str]]:
+    """(source, identity, key) of the packs that serve; the last one is made where there is none.
+
+    A pack of an older version serves where the first rules find the same. With ``skip_corrupt`` a
+    pack of all pictures serves too, as there was nothing to skip; skipping may empty a class.
+    """
+    before = source.as_before(wanted) if isinstance(source, Recognised) else source
+    made = []
+    for each, suffix in ((before, ""), (source, "-skip"))[: 1 + skip_corrupt]:
+        identity = each.identity(wanted)
+        made.append((each, identity, _key(each, identity, wanted) + suffix))
+    return made
+
+
 def _wanted(
-    source: Source, size: int, channels: int, attributes: Sequence[str], split: str
+    source: Source, size: int, channels: int, attributes: Sequence[str], split: str, transpose: bool
 ) -> Wanted:
     if channels not in (0, 1, 3):
         raise InputError(
@@ -136,7 +145,9 @@ def _wanted(
             f"size is {size or own_size}{own}: "
             f"expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
         )
-    return Wanted(size or own_size, channels or own_channels, chosen, split)
+    if transpose and source.kind not in ("idx", "arrays"):
+        raise InputError(f"transpose is for IDX files and arrays; leave it out for {source.name}")
+    return Wanted(size or own_size, channels or own_channels, chosen, split, transpose)
 
 
 def _key(source: Source, identity: str, wanted: Wanted) -> str:

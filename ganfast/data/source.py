@@ -77,7 +77,7 @@ class Source(ABC):
 
     kind: ClassVar[str]
     flip: ClassVar[bool]  # may a picture be mirrored without becoming another thing?
-    rules = 1  # see `RULES`
+    rules = 1
 
     @property
     @abstractmethod
@@ -88,6 +88,10 @@ class Source(ABC):
     def splits(self) -> tuple[str, ...]:
         """The splits of the set. ("all",) is an undivided set, of which "train" means all."""
         return ("all",)
+
+    def by_rules(self, rules: int) -> "Source":
+        """The source with classes and splits found by the rules of a version, see `RULES`."""
+        return self
 
     def check_split(self, split: str) -> str:
         """The split as the source calls it. Raises InputError when there is no such split."""
@@ -159,8 +163,12 @@ class Recognised(Source):
         return known
 
     def by_rules(self, rules: int) -> Self:
-        """The source as read by other rules; what was read of its files is shared."""
-        self._known  # noqa: B018
+        if rules not in range(1, RULES + 1):
+            raise InputError(
+                f"the data was read by rules {rules!r}, and this version of ganfast knows 1 to "
+                f"{RULES}: take the version that made the run"
+            )
+        self._known  # noqa: B018 - what was read of the files is shared
         other = copy.copy(self)
         object.__setattr__(other, "rules", rules)
         return other
@@ -186,13 +194,14 @@ class Recognised(Source):
         if values is None:
             return (), None
         if values.dtype.kind != "U":
-            _check_numbers(values, reading.what)
+            check_numbers(values, reading.what)
         if "train" in self.splits:
             with suppress(InputError):  # a test split alone
                 first = self.reading(replace(wanted, split="train")).values
-        if first is None or first.dtype.kind != values.dtype.kind:
+        numbers = values.dtype.kind != "U"
+        if first is None or (first.dtype.kind != "U") != numbers:
             first = values
-        if self.rules == 1 and values.dtype.kind != "U":
+        if self.rules == 1 and numbers:
             first = np.arange(len(reading.names) or values.max() + 1)
         known = np.concatenate([np.unique(first), np.setdiff1d(values, first)])
         order = np.argsort(known)
@@ -243,7 +252,7 @@ def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def _check_numbers(labels: np.ndarray, where: str) -> None:
+def check_numbers(labels: np.ndarray, where: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= 10_000:  # ids or regression targets, no classes
         raise InputError(

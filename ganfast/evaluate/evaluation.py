@@ -383,7 +383,7 @@ def open_reference(
 
     how |= {"root": root, "rules": rules}
     pack = open_data(data, size=size, channels=channels, **how)
-    if not _has_test(recognise(data, root, rules=rules)):
+    if not _has_test(recognise(data, root).by_rules(rules)):
         return pack, None
     how |= {"size": pack.info.size, "channels": pack.info.channels}
     return pack, open_data(data, split="test", **how)

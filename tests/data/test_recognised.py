@@ -196,13 +196,14 @@ def test_files_that_are_no_pictures_are_counted_by_their_ending(tmp_path, form):
     train=st.lists(st.integers(0, 12), min_size=1, max_size=8),
     test=st.lists(st.integers(0, 12), min_size=1, max_size=8),
     offset=st.sampled_from([0, 1, 900]),
+    dtype=st.sampled_from(["int64", "uint16"]),
     rules=st.sampled_from([1, RULES]),
 )
 def test_only_labels_of_pictures_are_classes_and_keep_their_number_in_every_split(
-    tmp_path_factory, train, test, offset, rules
+    tmp_path_factory, train, test, offset, dtype, rules
 ):
     path = tmp_path_factory.mktemp("labels") / "set.npz"
-    given = {"train": np.array(train) + offset, "test": np.array(test) + offset}
+    given = {"train": np.array(train) + offset, "test": (np.array(test) + offset).astype(dtype)}
     arrays = {f"y_{split}": labels for split, labels in given.items()}
     arrays |= {f"x_{s}": np.zeros((len(ys), 8, 8), np.uint8) for s, ys in given.items()}
     np.savez(path, **arrays)
@@ -219,8 +220,10 @@ def test_only_labels_of_pictures_are_classes_and_keep_their_number_in_every_spli
 
 
 def test_rules_that_no_version_has_are_refused(tmp_path):
+    np.save(tmp_path / "set.npy", PICTURES)
     for rules in (0, RULES + 1, "2", None):
-        assert f"rules {rules!r}" in refusal(open_data, "digits", cache=tmp_path, rules=rules)
+        message = refusal(open_data, str(tmp_path / "set.npy"), cache=tmp_path, rules=rules)
+        assert f"rules {rules!r}" in message
 
 
 # ---- arrays ----
@@ -256,12 +259,14 @@ def test_the_splits_of_medmnist(tmp_path):
     assert said.endswith("4 classes); also 3 test pictures, 2 val pictures")
 
 
-@pytest.mark.parametrize("labels", [np.eye(9)[:, :3], np.linspace(0, 1, 9), np.arange(4)])
+@pytest.mark.parametrize(
+    "labels", [np.eye(9)[:, :3], np.linspace(0, 1, 9), np.arange(4), np.arange(9) * 10**5]
+)
 def test_an_array_y_that_names_no_classes_is_said_and_no_harm(tmp_path, labels):
     np.savez(tmp_path / "a.npz", X=PICTURES, y=labels)
     pack = open_data(str(tmp_path / "a.npz"), cache=tmp_path)
     assert pack.labels is None
-    assert f"no classes, as {labels.dtype} labels of shape {labels.shape}" in pack.info.recognised
+    assert f"no classes, as y ({labels.dtype} {labels.shape}) names none" in pack.info.recognised
 
 
 @settings(max_examples=30, deadline=None)
