@@ -52,12 +52,11 @@ def open_data(
         attributes: CelebA attributes; k of them make 2**k classes, the first is most significant.
         split: "train", "test", "val" or "all". Of an undivided set "train" is the same as "all".
         root: folder in which names are looked up first.
-        cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast,
-            ~/.cache/ganfast.
+        cache: folder of packs and downloads; default as of `cache_dir`.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
-        transpose: make rows of arrays and IDX pictures columns: EMNIST is stored so.
-        rules: by which classes and splits are found: `PackInfo.rules` of the run that goes on.
+        transpose: make rows of arrays and IDX pictures columns, as EMNIST needs.
+        rules: that find classes and splits: `PackInfo.rules` of a run that goes on.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
@@ -71,14 +70,13 @@ def open_data(
         recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
+    # a glob finds them, as channels = 0 becomes 1 or 3 only when the pictures are read
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
-    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
             return whole.composed(_recognised(load_pack(folder), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
-
     source, identity, key = candidates[-1]
     selection = source.select(wanted)
     info = PackInfo(

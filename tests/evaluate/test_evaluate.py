@@ -552,8 +552,10 @@ def test_a_damaged_test_split_is_no_missing_one(tmp_path):
         InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"
     ):
         open_reference(str(tmp_path))
-    labels.unlink()
-    with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
+    labels.unlink()  # a split without classes will do
+    assert open_reference(str(tmp_path))[1].labels is None
+    (tmp_path / "t10k-images-idx3-ubyte").rename(labels)
+    with pytest.raises(InputError, match="no t10k-images-idx3-ubyte"):
         open_reference(str(tmp_path))
 
 
