@@ -128,18 +128,23 @@ class CelebA(Recognised):
                 f"no pictures found for split {wanted.split!r} in {self.path}, by {PARTITION}: "
                 "try split 'all'"
             )
-        known = "no attribute table"
-        if table := find_table(self.path.parent, ATTRIBUTES):
-            known = f"{len(_attribute_names(table))} attributes to make classes of"
+        names, by = attribute_classes(wanted.attributes), ""
+        if not names:
+            table = find_table(self.path.parent, ATTRIBUTES)
+            known = (
+                f"--attributes names none of its {len(_attribute_names(table))}" if table else ""
+            )
+            by = known or f"there is no {ATTRIBUTES}"
+        whole = "" if self.splits != ("all",) else f", undivided, as there is no {PARTITION}"
         gone = max(0, len(part_of) - len(part))
-        names = attribute_classes(wanted.attributes)
         return Reading(
             what=f"CelebA in {self.path.parent}",
             rows=chosen,
             count=len(chosen),
-            facts=(f"from {self.path.name}", known),
+            facts=(f"from {self.path.name}{whole}",),
             values=self._labels(chosen, wanted.attributes) if names else None,
             names=names,
+            by=by,
             parts=Counter(part),
             left_out=(f"{counted(gone, 'picture')} of the tables, which are not here",)
             * (gone > 0),

@@ -141,7 +141,8 @@ def test_without_tables_all_faces_are_trained_on_and_only_splits_and_classes_nee
         pack = open_data(folder, split=split, size=8, cache=tmp_path)
         assert (pack.info.count, pack.info.split, pack.labels) == (5, "all", None)
         assert "(5 pictures from img_align_celeba" in pack.info.recognised
-        assert "no attribute table, no classes)" in pack.info.recognised
+        assert "undivided, as there is no list_eval_partition.txt" in pack.info.recognised
+        assert "no classes, as there is no list_attr_celeba.txt)" in pack.info.recognised
     message = refusal(open_data, folder, split="test", cache=tmp_path)
     assert "has no list_eval_partition.txt (nor list_eval_partition.csv" in message
     assert "'test'" in message
@@ -175,6 +176,7 @@ def test_the_tables_of_kaggle_say_the_same_as_the_authors(tmp_path):
 def test_pictures_that_only_the_tables_have_and_a_zip_cut_off_are_said(tmp_path):
     folder = celeba(tmp_path / "celeba", zipped=True)
     said = recognise(folder).describe()
+    assert "no classes, as --attributes names none of its 3)" in said
     assert "; also 1 val picture, 1 test picture; left out: 2 pictures of the tables" in said
     archive = tmp_path / "celeba" / "img_align_celeba.zip"
     archive.write_bytes(archive.read_bytes()[:-200])
@@ -249,4 +251,4 @@ def test_real_faces_and_their_attribute_rows(real_data, tmp_path):
 def test_the_large_real_zip_is_recognised(real_data):
     description = recognise("celeba-half", real_data).describe()
     assert description.startswith("CelebA")
-    assert "10,000 train pictures from img_align_celeba.zip, 40 attributes" in description
+    assert "10,000 train pictures from img_align_celeba.zip, no classes, as" in description
