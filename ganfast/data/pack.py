@@ -118,6 +118,8 @@ def _candidates(
     made = []
     for each, suffix in ((before, ""), (source, "-skip"))[: 1 + skip_corrupt]:
         identity = each.identity(wanted)
+        if wanted.transpose:
+            identity = hashlib.sha256(f"{identity} transposed".encode()).hexdigest()
         made.append((each, identity, _key(each, identity, wanted) + suffix))
     return made
 
@@ -149,9 +151,7 @@ def _wanted(
 
 
 def _key(source: Source, identity: str, wanted: Wanted) -> str:
-    asked = asdict(wanted)
-    if not wanted.transpose:
-        del asked["transpose"]
+    asked = {name: value for name, value in asdict(wanted).items() if name != "transpose"}
     parts = [SCHEMA, pictures.VERSION, source.kind, identity, asked]
     parts += [source.rules] if source.rules > 1 else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

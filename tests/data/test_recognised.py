@@ -323,6 +323,7 @@ def test_emnist_is_read_under_its_own_names_and_turned_upright_when_asked(tmp_pa
     np.testing.assert_array_equal(pack.images[:, 0], GREY[:4])
     turned = open_data(path, transpose=True, cache=tmp_path)
     np.testing.assert_array_equal(turned.images[:, 0], GREY[:4].transpose(0, 2, 1))
+    assert turned.info.source_hash != pack.info.source_hash, "scores and runs tell them apart"
     test = open_data(path, split="test", cache=tmp_path)
     assert [test.info.classes[k] for k in test.labels] == ["5", "6"]
     assert "; also 2 test pictures" in pack.info.recognised

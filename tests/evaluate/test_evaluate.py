@@ -17,6 +17,7 @@ from ganfast.cli import main
 from ganfast.commands.curves import draw_curves
 from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
+from ganfast.evaluate.classifier import Classifier
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
@@ -387,6 +388,20 @@ def test_a_changed_extractor_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ganfast.evaluate.extractors.MNIST_FILE", changed)
     with pytest.raises(InputError, match="another file, or a damaged one"):
         committed(CPU)
+
+
+def test_a_run_with_the_classes_of_an_earlier_version_has_a_local_classifier_of_its_own(
+    tmp_path, monkeypatch
+):
+    """The same pictures with labels 1 to 3 are three classes now, and were four."""
+    data = tmp_path / "set.npz"
+    np.savez(data, images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 3 + 1)
+    untrained = lambda pack, *_: Classifier(8, 1, len(pack.info.classes))  # noqa: E731
+    monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", untrained)
+    for rules, classes in ((1, 4), (2, 3)):
+        pack = open_data(str(data), rules=rules)
+        logits = find_extractor("local", pack, CPU)(np.zeros((2, 8, 8, 1), np.uint8)).logits
+        assert logits.shape == (2, classes)
 
 
 def test_local_classifier_is_trained_once(digits, monkeypatch):
