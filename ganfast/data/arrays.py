@@ -54,9 +54,8 @@ class Arrays(Recognised):
     def _arrays(self) -> dict[str, np.ndarray]:
         try:
             if usps := self._usps():
-                read = {split: _libsvm(path) for split, path in usps.items()}
-                named = {split: (f"x_{split}", f"y_{split}") for split in read}
-                return {n: a for s in read for n, a in zip(named[s], read[s], strict=True)}
+                both = [_libsvm(path, split) for split, path in usps.items()]
+                return {name: array for part in both for name, array in part.items()}
             loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return {"images": loaded}
@@ -205,9 +204,10 @@ class Arrays(Recognised):
         return prepared_array(pictures, own, wanted, low)
 
 
-def _libsvm(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _libsvm(path: Path, split: str) -> dict[str, np.ndarray]:
     """16x16 floats in [-1, 1] and digits; a line is the digit + 1, then 256 times index:value."""
     with bz2.open(path, "rt") as file:
         rows = [line.replace(":", " ").split() for line in file.read(LARGEST).splitlines()]
     table = np.array(rows, np.float32)
-    return table[:, 2::2].reshape(-1, 16, 16), table[:, 0].astype(np.int64) - 1
+    labels = table[:, 0].astype(np.int64) - 1
+    return {f"x_{split}": table[:, 2::2].reshape(-1, 16, 16), f"y_{split}": labels}

@@ -108,7 +108,7 @@ class CelebA(Recognised):
         """File name -> split."""
         table = self._table(PARTITION, "a split")
         part_of = {}
-        for number, line in enumerate(_lines(table), start=1):
+        for number, line in enumerate(_lines(table), start=1 + _is_csv(table)):
             fields = line.split()
             if len(fields) != 2 or fields[1] not in PART:
                 raise InputError(
@@ -173,7 +173,7 @@ class CelebA(Recognised):
                 "download it again"
             )
         label_of = {}
-        for number, line in enumerate(lines[2:], start=3):
+        for number, line in enumerate(lines[2:], start=3 - _is_csv(table)):
             fields = line.split()
             values = [fields[column] for column in columns] if len(fields) == 1 + len(names) else []
             if not values or not {"1", "-1"}.issuperset(values):
@@ -199,10 +199,14 @@ def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes)))
 
 
+def _is_csv(table: Path) -> bool:
+    return ".csv" in table.suffixes
+
+
 def _lines(table: Path, limit: int = LARGEST) -> list[str]:
     """The lines of a table as the authors wrote it, whose .csv at Kaggle has a line of titles."""
     lines = read_table(table, limit).splitlines()
-    if ".csv" not in table.suffixes:
+    if not _is_csv(table):
         return lines
     titles, *rows = (line.replace(",", " ") for line in lines or [""])
     head = [str(len(rows)), titles.partition(" ")[2]] if "attr" in table.name else []

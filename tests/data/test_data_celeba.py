@@ -171,6 +171,15 @@ def test_the_tables_of_kaggle_say_the_same_as_the_authors(tmp_path):
         np.testing.assert_array_equal(pack.images, expected.images)
         assert pack.labels.tolist() == expected.labels.tolist()
         assert pack.info.classes == expected.info.classes
+    for name, line in (("list_attr_celeba", "3"), ("list_eval_partition", "4")):
+        table = kaggle / f"{name}.csv"
+        lines = table.read_text().split("\n")
+        lines[int(line) - 1] = "000002.jpg,5"
+        table.write_text("\n".join(lines))
+        assert f"{name}.csv, line {line} is" in refusal(
+            open_data, str(kaggle), **how | {"split": "val"}
+        )
+        how |= {"attributes": []}
 
 
 def test_pictures_that_only_the_tables_have_and_a_zip_cut_off_are_said(tmp_path):
