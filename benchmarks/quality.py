@@ -167,9 +167,9 @@ def _evaluation(folder: Path, extractor: str) -> Evaluation:
 
     Fakes are 26,000 where modes are counted, else 10,000, or as many as are held out.
     """
-    c = Run.open(folder).config
-    root = c.data_root or None
-    pack, held_out = open_reference(c.data, c.size, c.channels, c.attributes, root)
+    run = Run.open(folder)
+    c, how = run.config, run.config.data_options() | {"rules": run.data["rules"]}
+    pack, held_out = open_reference(c.data, c.size, c.channels, **how)
     count = 26_000 if len(pack.info.classes) == 1000 else 10_000
     return Evaluation(pack, held_out, find_extractor(extractor, pack, find_device("cpu")), count)
 

@@ -319,6 +319,8 @@ class Config(_Checked):
     channels: int = 0  # 1 = grey, 3 = colour; 0 = the data's own
     # celeba: attributes whose combinations are the classes; () = no classes
     attributes: tuple[str, ...] = ()
+    # make rows of the pictures columns, in IDX files and arrays: EMNIST is stored lying
+    transpose: bool = False
     # how classes are learnt; auto = projection where the data has classes, else no
     conditional: Conditional = "auto"
     balanced: bool = False  # draw every class equally often
@@ -350,6 +352,15 @@ class Config(_Checked):
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def data_options(self) -> dict[str, Any]:
+        """How `ganfast.data.open_data` reads the pictures, beside their size and channels."""
+        return {
+            "attributes": self.attributes,
+            "root": self.data_root or None,
+            "skip_corrupt": self.skip_corrupt,
+            "transpose": self.transpose,
+        }
 
     def check(self) -> None:
         self._at_least(2, "batch")  # one picture has no batch statistics

@@ -124,7 +124,10 @@ def class_number(word: str, names: Sequence[str]) -> int | None:
     by_name = {name.lower(): number for number, name in enumerate(names)}
     if word.lower() in by_name:  # a name first: classes may be called "7" at another number
         return by_name[word.lower()]
-    return int(word) if word.isdecimal() else None
+    if not names or not all(name.isdecimal() for name in names):
+        return int(word) if word.isdecimal() else None
+    # names that are numbers may not count from 0: then a number is a name
+    return {name.lstrip("0"): k for k, name in enumerate(names)}.get(word.lstrip("0"))
 
 
 def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | None:

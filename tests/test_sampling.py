@@ -15,7 +15,7 @@ from ganfast.errors import InputError
 from ganfast.images import grid
 from ganfast.latents import latents
 from ganfast.runs.run import Run
-from ganfast.sampling import Request, between, parse_labels, sample_to_files
+from ganfast.sampling import Request, between, class_number, parse_labels, sample_to_files
 
 NAMES = ("circle", "7", "Square", "0")  # "7" is class 1 and "0" class 3: names win over numbers
 
@@ -501,3 +501,13 @@ def test_pictures_of_a_direction_are_named_by_row_and_step(plain, tmp_path):
 def test_directions_that_are_not_there_are_refused(plain, options, message):
     with pytest.raises(InputError, match=message):
         ask(plain, n=1, **options)
+
+
+@pytest.mark.parametrize("first", [0, 1, 990])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_number_is_the_name_of_a_class_where_all_names_are_numbers(first, width):
+    """Letters are numbered from 1: without this, 0 would draw the first one without a word."""
+    names = [f"{first + place:0{width}d}" for place in range(0, 12, 3)]
+    for number in range(first - 5, first + 15):
+        place = next((k for k, name in enumerate(names) if int(name) == number), None)
+        assert class_number(str(number), names) == place

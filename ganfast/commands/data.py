@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, Parser, meant, parser_for
+from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, TRANSPOSE, Parser, meant, parser_for
 from ganfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def data(args: list[str]) -> None:
             size=arguments.size,
             channels=arguments.channels,
             attributes=arguments.attributes,
+            transpose=arguments.transpose,
             split=arguments.split,
             root=arguments.data_root,
             progress=progress,
@@ -66,6 +67,7 @@ def _parser(verb: str) -> Parser:
         parser.flag("--size", 0, "side in pixels; 0 = the data's own")
         parser.flag("--channels", 0, "1 grey, 3 colour, 0 the data's own")
         parser.flag("--attributes", [], ATTRIBUTES, nargs="*")
+        parser.flag("--transpose", False, TRANSPOSE)
         parser.flag(
             "--skip-corrupt", False, "leave out pictures that cannot be read, and count them"
         )

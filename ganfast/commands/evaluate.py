@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, DEVICE, Parser, parser_for
+from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, DEVICE, TRANSPOSE, Parser, parser_for
 from ganfast.errors import InputError
 
 
@@ -46,6 +46,7 @@ def _parser() -> Parser:
     parser.flag("--data-root", None, DATA_ROOT)
     parser.flag("--size", 0, "side of the pictures; 0 = the run's, or the data's own")
     parser.flag("--attributes", [], ATTRIBUTES, nargs="*")
+    parser.flag("--transpose", False, TRANSPOSE)
     parser.flag(
         "-n",
         10_000,
@@ -112,19 +113,19 @@ def _results(arguments: Any) -> list[Any]:
     }
     first = next(iter(runs.values()), None)
     data, size, channels = arguments.data, arguments.size, 0
-    attributes, root = arguments.attributes, arguments.data_root
+    flags = {"attributes": arguments.attributes, "root": arguments.data_root}
+    flags |= {"transpose": arguments.transpose}
+    how: dict[str, Any] = {"skip_corrupt": first.config.skip_corrupt} if first else {}
     if first and not data:
-        data, attributes = first.config.data, attributes or list(first.config.attributes)
-        root = root or first.config.data_root or None
+        data, how = first.config.data, first.config.data_options() | {"rules": first.data["rules"]}
+    how |= {name: value for name, value in flags.items() if value}
     if not data:
         raise InputError("no run among the sources says what to compare with: give --data")
     if first:
         size, channels = size or first.data["size"], first.data["channels"]
     device = find_device(arguments.device)
     with progress_bar() as progress:
-        pack, held_out = open_reference(
-            data, size, channels, attributes, root, bool(first and first.config.skip_corrupt)
-        )
+        pack, held_out = open_reference(data, size, channels, **how)
         if arguments.need_labels and pack.labels is None:
             raise InputError(
                 f"{pack.info.name} has no classes, which scores of labels need: "

@@ -16,6 +16,7 @@ T = TypeVar("T")
 # What --help says of flags that several commands have.
 DATA_ROOT = "where names are looked up first; default $GANFAST_DATA, then the cache"
 ATTRIBUTES = "celeba: attributes whose combinations are the classes"
+TRANSPOSE = "make rows of the pictures columns: EMNIST is stored lying"
 DEVICE = "auto, cpu, cuda, cuda:1"
 
 

@@ -24,7 +24,7 @@ def train(args: list[str]) -> None:
     if options.dry_run:
         from ganfast.training.plan import dry_run_report, make_plan
 
-        print(dry_run_report(make_plan(config)))
+        print(dry_run_report(make_plan(config, parent=parent)))
         return
     from ganfast.runs.train import Interrupted, train
 

@@ -1,27 +1,42 @@
-"""Pictures in a NumPy file: .npy, or .npz with its usual names.
+"""Pictures in a NumPy file: .npy, or .npz with its usual names; and USPS, in the form of LIBSVM.
 
 Shapes: (N, H, W), (N, H, W, C) and (N, C, H, W) with C 1 or 3.
 Types: uint8, or floats that fill [0, 1] or [-1, 1].
 """
 
+import bz2
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ganfast.data.files import file_identity, first_bytes
-from ganfast.data.pictures import colour, preparation, prepare_array
-from ganfast.data.source import Selection, Source, Wanted, class_names, counted
+from ganfast.data.files import LARGEST, file_identity, first_bytes
+from ganfast.data.pictures import colour, prepared_array
+from ganfast.data.source import SPLITS, Prepared, Reading, Recognised, Wanted, check_numbers
 from ganfast.errors import InputError
 
-# tried in this order; else the only array that can be pictures
-PICTURES = ("images", "x_train", "arr_0")
-LABELS = ("labels", "y_train")
+# Names of pictures and of their labels by split: the first that the file has, in any case. Where
+# there is none of the training split, the only array that can be pictures is taken.
+NAMES = {
+    "train": (
+        ("images", "x_train", "train_images", "arr_0", "x", "data", "imgs"),
+        ("labels", "y_train", "train_labels", "targets", "y"),
+    ),
+    "test": (("x_test", "test_images"), ("y_test", "test_labels")),
+    "val": (("x_val", "val_images"), ("y_val", "val_labels")),
+}
+OLDEST = ("labels", "y_train", "y_test")  # names of labels under the first rules
+# A float that is a rounding, half a grey at most, outside of its range changes no byte.
+SLACK = 0.5 / 255
+USPS = {"train": "usps.bz2", "test": "usps.t.bz2"}
+
+Set = tuple[np.ndarray, np.ndarray | None, str]  # pictures, labels, why there are none
 
 
 @dataclass(frozen=True)
-class Arrays(Source):
+class Arrays(Recognised):
     path: Path
     kind = "arrays"
     flip = False
@@ -32,42 +47,67 @@ class Arrays(Source):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ("train", "test", "all") if "test" in self._sets else ("all",)
+        sets = self._once(self._sets)
+        return (*sets, "all") if len(sets) > 1 else ("all",)
 
     @cached_property
-    def _sets(self) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-        """Split -> pictures (N, H, W, C) in the dtype of the file, and labels."""
+    def _arrays(self) -> dict[str, np.ndarray]:
         try:
+            if usps := self._usps():
+                both = [_libsvm(path, split) for split, path in usps.items()]
+                return {name: array for part in both for name, array in part.items()}
             loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                arrays = {"images": loaded}
-            else:
-                with loaded:
-                    arrays = {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)}
+                return {"images": loaded}
+            with loaded:
+                return {k: v for k, v in loaded.items() if isinstance(v, np.ndarray)}
         # Exception: unzipping, and Python's tokenizer in NumPy's header parser, raise many kinds
         except Exception as error:
+            kind = "LIBSVM" if self._usps() else "NumPy"
             raise InputError(
-                f"{self.path} is no readable NumPy file ({error}): it is {first_bytes(self.path)}"
+                f"{self.path} is no readable {kind} file ({error}): it is {first_bytes(self.path)}"
             ) from error
-        main = next((name for name in PICTURES if name in arrays), None)
-        if main is None:
-            candidates = [name for name, array in arrays.items() if array.ndim in (3, 4)]
-            if len(candidates) != 1:
-                shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-                raise InputError(
-                    f"no pictures found in {self.path}, it holds {shapes or 'nothing'}: "
-                    "name the array 'images'"
-                )
-            main = candidates[0]
-        labels = next((arrays[name] for name in LABELS if name in arrays), None)
-        sets = {"train": self._checked(arrays[main], labels)}
-        if main == "x_train" and "x_test" in arrays:
-            sets["test"] = self._checked(arrays["x_test"], arrays.get("y_test"))
+
+    def _usps(self) -> dict[str, Path]:
+        paths = {split: self.path.with_name(name) for split, name in USPS.items()}
+        both = {split: path for split, path in paths.items() if path.is_file()}
+        return both if self.path.name in USPS.values() else {}
+
+    def _sets(self) -> dict[str, Set]:
+        """Split -> pictures (N, H, W, C) in the dtype of the file, and labels."""
+        arrays, sets = self._arrays, {}
+        lower = {name.lower(): name for name in arrays}
+        for split in SPLITS[:-1]:
+            pictures, labels = (
+                [lower[name] for name in names if name in lower] for names in NAMES[split]
+            )
+            if split == "train" and not pictures:
+                pictures = [name for name, array in arrays.items() if array.ndim in (3, 4)]
+                if len(pictures) != 1:
+                    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+                    raise InputError(
+                        f"no pictures found in {self.path}, it holds {shapes or 'nothing'}: "
+                        "name the array 'images'"
+                    )
+            if self.rules == 1:
+                labels = [name for name in labels if name in OLDEST]
+            if pictures:
+                sets[split] = self._set(arrays[pictures[0]], labels[0] if labels else "")
         return sets
 
-    def _checked(
-        self, pictures: np.ndarray, labels: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _set(self, pictures: np.ndarray, labels: str) -> Set:
+        checked = self._checked(pictures)
+        if not labels:
+            return checked, None, ""
+        try:
+            return checked, self._class_numbers(self._arrays[labels], len(pictures)), ""
+        except InputError:
+            if labels.lower() in OLDEST:
+                raise
+            held = self._arrays[labels]
+            return checked, None, f"{labels} ({held.dtype} {held.shape}) names none"
+
+    def _checked(self, pictures: np.ndarray) -> np.ndarray:
         shape = pictures.shape
         if pictures.ndim == 3:
             pictures = pictures[..., None]
@@ -84,82 +124,90 @@ class Arrays(Source):
                 f"{self.path} holds {pictures.dtype} pictures: uint8, or floats in [0, 1] or "
                 "[-1, 1], are read"
             )
-        if labels is not None:
-            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-            if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
-                raise InputError(
-                    f"{self.path} holds {labels.dtype} labels of shape {labels.shape}: "
-                    f"{shape[0]} whole numbers were expected, one per picture"
-                )
-        return pictures, labels
+        return pictures
+
+    def _class_numbers(self, labels: np.ndarray, count: int) -> np.ndarray:
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if labels.shape != (count,) or labels.dtype.kind not in "iuU":
+            raise InputError(
+                f"{self.path} holds {labels.dtype} labels of shape {labels.shape}: "
+                f"{count} whole numbers or names were expected, one per picture"
+            )
+        if labels.dtype.kind != "U":
+            check_numbers(labels, str(self.path))
+        return labels
 
     @cached_property
-    def _low(self) -> int | None:
-        """Where the range of float pictures begins, 0 or -1 (it ends at 1); None for uint8.
+    def _range(self) -> tuple[float, float]:
+        """The lowest and the highest value of the pictures; reads all of them."""
+        arrays = [pictures for pictures, *_ in self._once(self._sets).values()]
+        return min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)
 
-        Reads every value.
-        """
-        if all(pictures.dtype == np.uint8 for pictures, _ in self._sets.values()):
+    def _low(self) -> int | None:
+        """Where the range of float pictures begins, 0 or -1 (it ends at 1); None for uint8."""
+        if all(pictures.dtype == np.uint8 for pictures, *_ in self._once(self._sets).values()):
             return None
-        low = min(float(pictures.min()) for pictures, _ in self._sets.values())
-        high = max(float(pictures.max()) for pictures, _ in self._sets.values())
-        if not (-1 <= low <= high <= 1):  # NaN fails too
+        (low, high), slack = self._range, 0 if self.rules == 1 else SLACK
+        if not (-1 - slack <= low <= high <= 1 + slack):  # NaN fails too
             raise InputError(
                 f"{self.path} holds floats from {low:g} to {high:g}: "
                 "scale them to [0, 1] or [-1, 1]"
             )
-        return 0 if low >= 0 else -1
+        return 0 if low >= -slack else -1
 
-    def _chosen(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-        sets = list(self._sets.values()) if split == "all" else [self._sets[split]]
-        if len(sets) == 1:
-            return sets[0]
-        labels = [labels for _, labels in sets if labels is not None]
+    def _chosen(self, split: str) -> Set:
+        sets = self._once(self._sets)
+        chosen = list(sets.values()) if split == "all" else [sets[split]]
+        if len(chosen) == 1:
+            return chosen[0]
+        labels = [labels for _, labels, _ in chosen if labels is not None]
         try:
-            pictures = np.concatenate([pictures for pictures, _ in sets])
+            pictures = np.concatenate([pictures for pictures, *_ in chosen])
         except ValueError as error:
             raise InputError(
-                f"x_train and x_test of {self.path} differ in shape: choose split train or test"
+                f"the splits of {self.path} differ in shape: choose one of {', '.join(sets)}"
             ) from error
-        return pictures, np.concatenate(labels) if len(labels) == len(sets) else None
+        why = "not every split has labels" if labels else ""
+        both = np.concatenate(labels) if len(labels) == len(chosen) else None
+        return pictures, both, why
 
     def natural(self, split: str) -> tuple[int, int]:
         _, height, width, channels = self._chosen(split)[0].shape
         return channels, min(height, width)
 
-    def _describe(self, split: str) -> str:
-        pictures, labels = self._chosen(split)
-        count, height, width, channels = pictures.shape
-        scaled = "" if self._low is None else f", floats in [{self._low}, 1] scaled to 0..255"
-        classes = "no classes"
-        if labels is not None:
-            classes = counted(len(class_names(labels, str(self.path))), "class")
-        what = f"{counted(count, 'picture')} {width}x{height} {colour(channels)}"
-        return f"NumPy array in {self.path} ({what}{scaled}, {classes})"
-
     def identity(self, wanted: Wanted) -> str:
-        return file_identity(self.path)
+        hashes = [file_identity(path) for path in self._usps().values()]
+        if not hashes:
+            return file_identity(self.path)
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
-    def select(self, wanted: Wanted) -> Selection:
-        pictures, labels = self._chosen(wanted.split)
-        _, height, width, channels = pictures.shape
-        low = self._low
-        scaled = "" if low is None else f", [{low}, 1] scaled to 0..255"
-        own = f"{width}x{height} {colour(channels)}{scaled}"
-        unchanged = (height, width, channels) == (wanted.size, wanted.size, wanted.channels)
-
-        def read(start: int, stop: int) -> np.ndarray:
-            batch = pictures[start:stop]
-            if low is not None:
-                greys = (batch.astype(np.float64) - low) * (255 / (1 - low))
-                batch = np.rint(greys).astype(np.uint8)
-            return prepare_array(batch, wanted.size, wanted.channels)
-
-        return Selection(
-            count=len(pictures),
-            channels=wanted.channels,
-            labels=None if labels is None else labels.astype(np.int64),
-            classes=() if labels is None else class_names(labels, str(self.path)),
-            preparation=preparation(own, wanted.size, wanted.channels, unchanged),
-            read=read,
+    def _read(self, wanted: Wanted) -> Reading:
+        pictures, labels, why = self._chosen(wanted.split)
+        count, height, width, channels = pictures.shape
+        low, sets = self._low(), self._once(self._sets)
+        scaled = () if low is None else (f"floats in [{low}, 1] scaled to 0..255",)
+        return Reading(
+            what=f"{'USPS' if self._usps() else 'NumPy array'} in {self.path}",
+            rows=(wanted.split, low),
+            count=count,
+            facts=(f"{width}x{height} {colour(channels)}", *scaled),
+            values=labels,
+            by=why,
+            parts={split: len(pictures) for split, (pictures, *_) in sets.items()},
         )
+
+    def _prepared(self, wanted: Wanted, reading: Reading) -> Prepared:
+        pictures, (_, low) = self._chosen(wanted.split)[0], reading.rows
+        own = reading.facts[0]
+        if low is not None:
+            own += f", [{low}, 1] scaled to 0..255"
+        return prepared_array(pictures, own, wanted, low)
+
+
+def _libsvm(path: Path, split: str) -> dict[str, np.ndarray]:
+    """16x16 floats in [-1, 1] and digits; a line is the digit + 1, then 256 times index:value."""
+    with bz2.open(path, "rt") as file:
+        rows = [line.replace(":", " ").split() for line in file.read(LARGEST).splitlines()]
+    table = np.array(rows, np.float32)
+    labels = table[:, 0].astype(np.int64) - 1
+    return {f"x_{split}": table[:, 2::2].reshape(-1, 16, 16), f"y_{split}": labels}

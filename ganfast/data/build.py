@@ -73,7 +73,11 @@ def _build(
         if skipped:
             info = _left_out(partial / IMAGES, info, positions, skipped)
         if selection.labels is not None:
-            np.save(partial / LABELS, selection.labels[positions])
+            labels = selection.labels[positions]
+            if info.rules > 1 and skipped:  # classes whose pictures are all left out go
+                present, labels = np.unique(labels, return_inverse=True)
+                info = replace(info, classes=tuple(info.classes[k] for k in present))
+            np.save(partial / LABELS, labels)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for path in sorted(partial.iterdir())

@@ -4,8 +4,9 @@
     list_attr_celeba.txt      a count; 40 attribute names; per picture its file and 40 times 1 or -1
     list_eval_partition.txt   per picture its file and 0 (train), 1 (val) or 2 (test)
 
-The tables may also be gzipped or zipped. They may list more pictures than there are; a picture that
-they do not list is an error.
+The tables may also be gzipped or zipped, or the .csv of Kaggle's copy. They may list more pictures
+than there are; a picture that they do not list is an error. Without the second table the set is not
+divided; the first one is needed for classes only.
 """
 
 import hashlib
@@ -18,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ganfast.data.files import PictureFiles, file_identity, read_table
-from ganfast.data.pictures import decode, preparation, prepare
-from ganfast.data.source import Selection, Source, Wanted, counted, did_you_mean
+from ganfast.data.files import LARGEST, PictureFiles, file_identity, read_table, slashed
+from ganfast.data.pictures import preparation, reader
+from ganfast.data.source import Prepared, Reading, Recognised, Wanted, counted, did_you_mean
 from ganfast.errors import InputError
 
 ZIP_NAME = "img_align_celeba.zip"
@@ -32,7 +33,8 @@ MOST_ATTRIBUTES = 8  # make 256 classes; 40 would make 10**12
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    paths = (folder / f"{name}{suffix}" for suffix in ("", ".gz", ".zip"))
+    names = (name, name.replace(".txt", ".csv"))
+    paths = (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz", ".zip"))
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -47,7 +49,7 @@ def find_pictures(path: Path) -> Path | None:
 
 
 @dataclass(frozen=True)
-class CelebA(Source):
+class CelebA(Recognised):
     path: Path  # the pictures' zip or folder; the tables lie beside it
     kind = "celeba"
     flip = True
@@ -62,7 +64,7 @@ class CelebA(Source):
         return (*PART.values(), "all") if find_table(self.path.parent, PARTITION) else ("all",)
 
     def check_split(self, split: str) -> str:
-        if split in PART.values():
+        if split in ("val", "test"):
             self._table(PARTITION, f"split {split!r}")
         return super().check_split(split)
 
@@ -73,7 +75,7 @@ class CelebA(Source):
     @cached_property
     def _pictures(self) -> dict[str, str]:
         """File name -> name within the zip or folder, in file-name order."""
-        bases = {name: name.rpartition("/")[2] for name in self._files.names}
+        bases = {name: slashed(name).rpartition("/")[2] for name in self._files.names}
         if len(set(bases.values())) < len(bases):
             base, _ = Counter(bases.values()).most_common(1)[0]
             raise InputError(
@@ -84,21 +86,15 @@ class CelebA(Source):
     def _table(self, name: str, needed_for: str) -> Path:
         if path := find_table(self.path.parent, name):
             return path
+        other = name.replace("txt", "csv")
         way_out = "; split 'all' does without" if name == PARTITION else ""
         raise InputError(
-            f"{self.path.parent} has no {name} (or .gz, .zip), which {needed_for} needs{way_out}"
+            f"{self.path.parent} has no {name} (nor {other}, .gz, .zip), "
+            f"which {needed_for} needs{way_out}"
         )
 
     def natural(self, split: str) -> tuple[int, int]:
         return 3, 64
-
-    def _describe(self, split: str) -> str:
-        kind = "picture" if split == "all" else f"{split} picture"
-        pictures = counted(len(self._chosen(split)), kind)
-        known = "no attribute table"
-        if table := find_table(self.path.parent, ATTRIBUTES):
-            known = f"{len(_attribute_names(table))} attributes to make classes of"
-        return f"CelebA in {self.path.parent} ({pictures} from {self.path.name}, {known})"
 
     def identity(self, wanted: Wanted) -> str:
         parts = [self._files.identity]
@@ -108,13 +104,11 @@ class CelebA(Source):
             parts.append(file_identity(self._table(ATTRIBUTES, "a class of attributes")))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def _chosen(self, split: str) -> list[str]:
-        """The file names of the pictures of a split."""
-        if split == "all":
-            return list(self._pictures)
-        table = self._table(PARTITION, f"split {split!r}")
+    def _part_of(self) -> dict[str, str]:
+        """File name -> split."""
+        table = self._table(PARTITION, "a split")
         part_of = {}
-        for number, line in enumerate(read_table(table).splitlines(), start=1):
+        for number, line in enumerate(_lines(table), start=1 + _is_csv(table)):
             fields = line.split()
             if len(fields) != 2 or fields[1] not in PART:
                 raise InputError(
@@ -123,33 +117,43 @@ class CelebA(Source):
                 )
             part_of[fields[0]] = PART[fields[1]]
         _refuse_missing(self._pictures, part_of, table)
-        chosen = [picture for picture in self._pictures if part_of[picture] == split]
+        return part_of
+
+    def _read(self, wanted: Wanted) -> Reading:
+        part_of = {} if wanted.split == "all" else self._once(self._part_of)
+        part = [part_of.get(picture, "all") for picture in self._pictures]
+        chosen = [p for p, split in zip(self._pictures, part, strict=True) if split == wanted.split]
         if not chosen:
             raise InputError(
-                f"no pictures found for split {split!r} in {self.path}, by {table.name}: "
+                f"no pictures found for split {wanted.split!r} in {self.path}, by {PARTITION}: "
                 "try split 'all'"
             )
-        return chosen
-
-    def select(self, wanted: Wanted) -> Selection:
-        classes = attribute_classes(wanted.attributes)
-        chosen = self._chosen(wanted.split)
-        labels = self._labels(chosen, wanted.attributes) if wanted.attributes else None
-        channels = wanted.channels or 3
-
-        def read(start: int, stop: int) -> np.ndarray:
-            names = [self._pictures[picture] for picture in chosen[start:stop]]
-            images = (decode(self._files.read(name), f"{name} in {self.path}") for name in names)
-            return np.stack([prepare(image, wanted.size, channels) for image in images])
-
-        return Selection(
+        names, by = attribute_classes(wanted.attributes), ""
+        if not names:
+            table = find_table(self.path.parent, ATTRIBUTES)
+            known = (
+                f"--attributes names none of its {len(_attribute_names(table))}" if table else ""
+            )
+            by = known or f"there is no {ATTRIBUTES}"
+        whole = "" if self.splits != ("all",) else f", undivided, as there is no {PARTITION}"
+        gone = max(0, len(part_of) - len(part))
+        return Reading(
+            what=f"CelebA in {self.path.parent}",
+            rows=chosen,
             count=len(chosen),
-            channels=channels,
-            labels=labels,
-            classes=classes,
-            preparation=preparation("aligned face, full width", wanted.size, channels),
-            read=read,
+            facts=(f"from {self.path.name}{whole}",),
+            values=self._labels(chosen, wanted.attributes) if names else None,
+            names=names,
+            by=by,
+            parts=Counter(part),
+            left_out=(f"{counted(gone, 'picture')} of the tables, which are not here",)
+            * (gone > 0),
         )
+
+    def _prepared(self, wanted: Wanted, reading: Reading) -> Prepared:
+        channels, names = wanted.channels or 3, [self._pictures[base] for base in reading.rows]
+        own = preparation("aligned face, full width", wanted.size, channels)
+        return channels, own, reader(self._files, names, wanted.size, channels)
 
     def _labels(self, chosen: list[str], attributes: tuple[str, ...]) -> np.ndarray:
         """The attributes as binary digits, the most significant first, int64 (len(chosen),)."""
@@ -162,14 +166,14 @@ class CelebA(Source):
                 raise InputError(f"unknown attribute {attribute!r}{near}")
         columns = [1 + names.index(attribute) for attribute in attributes]
 
-        lines = read_table(table).splitlines()
+        lines = _lines(table)
         if len(lines) - 2 != int(lines[0]):
             raise InputError(
                 f"{table} announces {lines[0].strip()} rows and has {len(lines) - 2}: "
                 "download it again"
             )
         label_of = {}
-        for number, line in enumerate(lines[2:], start=3):
+        for number, line in enumerate(lines[2:], start=3 - _is_csv(table)):
             fields = line.split()
             values = [fields[column] for column in columns] if len(fields) == 1 + len(names) else []
             if not values or not {"1", "-1"}.issuperset(values):
@@ -195,8 +199,22 @@ def attribute_classes(attributes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(", ".join(names) for names in product(*((f"not {a}", a) for a in attributes)))
 
 
+def _is_csv(table: Path) -> bool:
+    return ".csv" in table.suffixes
+
+
+def _lines(table: Path, limit: int = LARGEST) -> list[str]:
+    """The lines of a table as the authors wrote it, whose .csv at Kaggle has a line of titles."""
+    lines = read_table(table, limit).splitlines()
+    if not _is_csv(table):
+        return lines
+    titles, *rows = (line.replace(",", " ") for line in lines or [""])
+    head = [str(len(rows)), titles.partition(" ")[2]] if "attr" in table.name else []
+    return [*head, *rows]
+
+
 def _attribute_names(table: Path) -> list[str]:
-    lines = read_table(table, limit=1 << 16).splitlines()
+    lines = _lines(table, limit=1 << 16)
     names = lines[1].split() if len(lines) > 1 else []
     # Python refuses to read a number of thousands of digits
     if not names or not lines[0].strip().isdecimal() or len(lines[0]) > 100:

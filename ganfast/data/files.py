@@ -11,6 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ except ImportError:  # a Python built without it, whose zipfile then refuses suc
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+LABELS = "dataset.json"  # StyleGAN's, beside its pictures or their folders
 LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
 # what zipfile and gzip raise
 _PACKED = (struct.error, zlib.error, zipfile.BadZipFile, LZMAError)
@@ -85,7 +87,7 @@ def read_table(path: Path, limit: int = LARGEST) -> str:
 class PictureFiles:
     """The pictures in a folder or a zip, by relative name, sorted.
 
-    Hidden files and other kinds of files are passed over.
+    Hidden files are passed over; other kinds of files are counted.
     """
 
     def __init__(self, path: Path):
@@ -97,13 +99,17 @@ class PictureFiles:
         try:
             return zipfile.ZipFile(self.path)  # reading from several threads is safe: it locks
         except (*UNREADABLE, ValueError) as error:
-            raise InputError(
-                f"{self.path} is not a readable zip ({error}): it is {first_bytes(self.path)}"
-            ) from error
+            found = f"it is {first_bytes(self.path)}"
+            if found.startswith("it is a zip"):
+                found = "it begins as a zip archive and was cut off, download or copy it again"
+            raise InputError(f"{self.path} is not a readable zip ({error}): {found}") from error
 
     @cached_property
-    def _entries(self) -> dict[str, tuple[int, int]]:
-        """Name -> size, and the CRC of a picture in a zip or the time of one in a folder."""
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """Name -> size, and the CRC of a file in a zip or the time of one in a folder.
+
+        Both are 0 for a file that is never read.
+        """
         try:
             entries = self._in_zip() if self._is_zip else _in_folder(self.path, "", frozenset())
             return dict(sorted(entries))
@@ -113,24 +119,43 @@ class PictureFiles:
     def _in_zip(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in self._zip.infolist():
             # Nothing is ever unpacked to disk; but only a broken or hostile tool writes such names.
-            name = entry.filename.replace("\\", "/")
+            name = slashed(entry.filename)
             if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
                 raise InputError(
                     f"{self.path} has the entry {entry.filename!r}: "
                     "it points outside the zip, refused"
                 )
-            if not name.endswith("/") and is_picture(entry.filename):
+            if not name.endswith("/") and not in_hidden(name):
                 yield entry.filename, (entry.file_size, entry.CRC)
+
+    @cached_property
+    def _entries(self) -> dict[str, tuple[int, int]]:
+        return {name: facts for name, facts in self._files.items() if is_picture(name)}
 
     @property
     def names(self) -> list[str]:
-        """Relative names with forward slashes, sorted. Raises InputError when there is none."""
+        """Relative names, sorted. Raises InputError when there is none."""
         if not self._entries:
             kinds = " ".join(sorted(SUFFIXES))
+            there = f"; it holds {', '.join(self.others)}" if self.others else ""
             raise InputError(
-                f"no pictures found in {self.path}: looked for {kinds}, sub-folders included"
+                f"no pictures found in {self.path}: looked for {kinds}, sub-folders included{there}"
             )
         return list(self._entries)
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Files that are no pictures, counted by their ending: "2 .heic"."""
+        names = self._files.keys() - self._entries.keys() - {self.labels}
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names)
+        first = [f"{count:,} {kind}" for kind, count in sorted(kinds.items())]
+        return (*first[:5], "...") if len(first) > 5 else tuple(first)
+
+    @cached_property
+    def labels(self) -> str | None:
+        """The name of `LABELS` in the uppermost folder that has it."""
+        found = [name for name in self._files if slashed(name).rpartition("/")[2] == LABELS]
+        return min(found, key=lambda name: slashed(name).count("/"), default=None)
 
     @property
     def identity(self) -> str:
@@ -138,11 +163,11 @@ class PictureFiles:
         return hashlib.sha256(json.dumps(self._entries).encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
-        """The bytes of one picture file. Raises InputError naming it."""
-        size, _ = self._entries[name]
+        """The bytes of one file. Raises InputError naming it."""
+        size, _ = self._files[name]
         if size > LARGEST:
             raise InputError(
-                f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}"
+                f"{name} in {self.path} has {size:,} bytes: a file may have {LARGEST:,}"
             )
         try:
             return self._zip.read(name) if self._is_zip else (self.path / name).read_bytes()
@@ -161,19 +186,30 @@ def _in_folder(
         for entry in entries:
             if entry.is_dir() and not is_hidden(entry.name):
                 yield from _in_folder(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
-            elif is_picture(entry.name):
+            elif is_picture(entry.name) or entry.name == LABELS:
                 info = entry.stat()
                 if not stat.S_ISREG(info.st_mode):  # to read a pipe would wait for ever
                     raise InputError(
                         f"{entry.path} is no regular file, as a picture is; move it elsewhere"
                     )
                 yield prefix + entry.name, (info.st_size, info.st_mtime_ns)
+            elif not is_hidden(entry.name) and not entry.is_dir():
+                yield prefix + entry.name, (0, 0)
 
 
 def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def in_hidden(name: str) -> bool:
+    """Whether a file, or a folder above it, is hidden."""
+    return any(map(is_hidden, PurePosixPath(name).parts))
+
+
+def slashed(name: str) -> str:
+    """The name of an entry of a zip with "/" where tools of Windows may write a backslash."""
+    return name.replace("\\", "/")
+
+
 def is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not in_hidden(name)

@@ -37,7 +37,7 @@ def recognise(
         if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
             return _recognise_name(text, places(root, cache))
         path = Path(text).expanduser()
-        if not path.exists():
+        if not path.exists() and not idx.find_sets(path):
             raise InputError(
                 f"{path} does not exist: "
                 "give a folder, a .zip, .npz or .npy file, or a name like digits"
@@ -76,19 +76,22 @@ def _recognise_name(name: str, folders: list[Path]) -> Source:
 def recognise_path(path: Path) -> Source:
     """The source that lies at an existing path."""
     path = Path(os.path.abspath(path))  # "." and ".." have no name
+    if idx.find_sets(path):
+        return idx.Idx(path)
     if not path.is_dir() and not path.is_file():
         raise InputError(
             f"{path} is neither a folder nor a regular file: "
             "give a folder, a .zip, .npz or .npy file, or a name like digits"
         )
     if path.is_dir():
-        if idx.find_folder(path):
-            return idx.Idx(path)
+        for name in arrays.USPS.values():
+            if (path / name).is_file():
+                return arrays.Arrays(path / name)
         faces = celeba.find_pictures(path)
         return celeba.CelebA(faces) if faces else folder.Folder(path)
     if path.suffix.lower() == ".zip":
         return celeba.CelebA(path) if path.name == celeba.ZIP_NAME else folder.Folder(path)
-    if path.suffix.lower() in (".npy", ".npz"):
+    if path.suffix.lower() in (".npy", ".npz") or path.name in arrays.USPS.values():
         return arrays.Arrays(path)
     if "ubyte" in path.name:
         raise InputError(

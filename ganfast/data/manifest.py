@@ -37,6 +37,7 @@ class PackInfo:
     preparation: str  # what was done to the pictures, in words
     source_hash: str  # sha256 of what identifies the source
     skipped: tuple[str, ...] = ()  # pictures that could not be read and were left out, and why
+    rules: int = 1  # by which classes and splits were found, see `ganfast.data.source.RULES`
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ganfast.data import pictures
 from ganfast.data.build import Progress, build
 from ganfast.data.lookup import recognise
 from ganfast.data.manifest import SCHEMA, Pack, PackInfo, load_pack, verify_pack
-from ganfast.data.source import Source, Wanted, cache_dir, counted
+from ganfast.data.source import RULES, Recognised, Source, Wanted, cache_dir, counted
 from ganfast.errors import InputError
 
 __all__ = ["Pack", "PackInfo", "load_pack", "open_data", "pack_preview", "verify_pack"]
@@ -38,6 +38,8 @@ def open_data(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     skip_corrupt: bool = False,
+    transpose: bool = False,
+    rules: int = RULES,
 ) -> Pack:
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
@@ -50,32 +52,32 @@ def open_data(
         attributes: CelebA attributes; k of them make 2**k classes, the first is most significant.
         split: "train", "test", "val" or "all". Of an undivided set "train" is the same as "all".
         root: folder in which names are looked up first.
-        cache: folder of packs and downloads; default $GANFAST_CACHE, $XDG_CACHE_HOME/ganfast,
-            ~/.cache/ganfast.
+        cache: folder of packs and downloads; default as of `cache_dir`.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
+        transpose: make rows of arrays and IDX pictures columns, as EMNIST needs.
+        rules: that find classes and splits: `PackInfo.rules` of a run that goes on.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
         RunError: the pack cannot be written, and not for want of space or permission.
     """
-    whole = recognise(name_or_path, root, cache)
-    source, wanted = whole.packed_as(_wanted(whole, size, channels, attributes, split))
+    whole = recognise(name_or_path, root, cache).by_rules(rules)
+    wanted = _wanted(whole, size, channels, attributes, split, transpose)
+    source, wanted = whole.packed_as(wanted)
     try:
-        identity, recognised = source.identity(wanted), source.describe(wanted.split)
+        candidates = _candidates(source, wanted, skip_corrupt)
+        recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
+    # a glob finds them, as channels = 0 becomes 1 or 3 only when the pictures are read
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
-    key = _key(source, identity, wanted)
-    # skipping may also use a pack of all pictures: there was nothing to skip
-    keys = [key, f"{key}-skip"] if skip_corrupt else [key]
-    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
-    for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
+    for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
             return whole.composed(_recognised(load_pack(folder), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
-
+    source, identity, key = candidates[-1]
     selection = source.select(wanted)
     info = PackInfo(
         name=source.name,
@@ -90,8 +92,9 @@ def open_data(
         attributes=wanted.attributes,
         preparation=selection.preparation,
         source_hash=identity,
+        rules=source.rules,
     )
-    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
+    final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
     return whole.composed(_recognised(load_pack(final), recognised))
 
@@ -103,8 +106,26 @@ def _recognised(pack: Pack, sentence: str) -> Pack:
     return replace(pack, info=replace(pack.info, recognised=sentence))
 
 
+def _candidates(
+    source: Source, wanted: Wanted, skip_corrupt: bool
+) -> list[tuple[Source, str, str]]:
+    """(source, identity, key) of the packs that serve; the last one is made where there is none.
+
+    A pack of an older version serves where the first rules find the same. With ``skip_corrupt`` a
+    pack of all pictures serves too, as there was nothing to skip; skipping may empty a class.
+    """
+    before = source.as_before(wanted) if isinstance(source, Recognised) else source
+    made = []
+    for each, suffix in ((before, ""), (source, "-skip"))[: 1 + skip_corrupt]:
+        identity = each.identity(wanted)
+        if wanted.transpose:
+            identity = hashlib.sha256(f"{identity} transposed".encode()).hexdigest()
+        made.append((each, identity, _key(each, identity, wanted) + suffix))
+    return made
+
+
 def _wanted(
-    source: Source, size: int, channels: int, attributes: Sequence[str], split: str
+    source: Source, size: int, channels: int, attributes: Sequence[str], split: str, transpose: bool
 ) -> Wanted:
     if channels not in (0, 1, 3):
         raise InputError(
@@ -124,11 +145,15 @@ def _wanted(
             f"size is {size or own_size}{own}: "
             f"expected {SMALLEST} to {LARGEST}, or 0 for the pictures' own"
         )
-    return Wanted(size or own_size, channels or own_channels, chosen, split)
+    if transpose and source.kind not in ("idx", "arrays"):
+        raise InputError(f"transpose is for IDX files and arrays; leave it out for {source.name}")
+    return Wanted(size or own_size, channels or own_channels, chosen, split, transpose)
 
 
 def _key(source: Source, identity: str, wanted: Wanted) -> str:
-    parts = [SCHEMA, pictures.VERSION, source.kind, identity, asdict(wanted)]
+    asked = {name: value for name, value in asdict(wanted).items() if name != "transpose"}
+    parts = [SCHEMA, pictures.VERSION, source.kind, identity, asked]
+    parts += [source.rules] if source.rules > 1 else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -1,11 +1,13 @@
 """One picture of any kind to uint8 (C, size, size): decode, centre square, antialiased resize."""
 
 import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganfast.data.files import what_is
+from ganfast.data.files import PictureFiles, what_is
+from ganfast.data.source import Prepared, Wanted
 from ganfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,6 +113,18 @@ def prepare(image: "Image", size: int, channels: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def reader(
+    files: PictureFiles, names: Sequence[str], size: int, channels: int
+) -> Callable[[int, int], np.ndarray]:
+    """What reads and prepares pictures start .. stop of the names, as of `Selection.read`."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        images = (decode(files.read(name), f"{name} in {files.path}") for name in names[start:stop])
+        return np.stack([prepare(image, size, channels) for image in images])
+
+    return read
+
+
 def prepare_array(pictures: np.ndarray, size: int, channels: int) -> np.ndarray:
     """`prepare` for uint8 (N, H, W, C): (N, channels, size, size); a copy where nothing changes."""
     if pictures.shape[1:] == (size, size, channels):
@@ -119,6 +133,26 @@ def prepare_array(pictures: np.ndarray, size: int, channels: int) -> np.ndarray:
 
     flat = pictures[..., 0] if pictures.shape[3] == 1 else pictures
     return np.stack([prepare(Image.fromarray(picture), size, channels) for picture in flat])
+
+
+def prepared_array(
+    pictures: np.ndarray, own: str, wanted: Wanted, low: int | None = None
+) -> Prepared:
+    """What `Recognised._prepared` gives for pictures (N, H, W, C): uint8, or floats from `low`
+    to 1."""
+    if wanted.transpose:
+        pictures, own = pictures.transpose(0, 2, 1, 3), f"{own}, rows as columns"
+
+    def read(start: int, stop: int) -> np.ndarray:
+        batch = pictures[start:stop]
+        if low is not None:
+            greys = (batch.astype(np.float64) - low) * (255 / (1 - low))
+            batch = np.rint(greys).clip(0, 255).astype(np.uint8)
+        return prepare_array(batch, wanted.size, wanted.channels)
+
+    unchanged = pictures.shape[1:] == (wanted.size, wanted.size, wanted.channels)
+    said = preparation(own, wanted.size, wanted.channels, unchanged)
+    return wanted.channels, said, read
 
 
 def preparation(own: str, size: int, channels: int, unchanged: bool = False) -> str:

@@ -52,6 +52,9 @@ class StackedMnist(Source):
     def __init__(self, digits: Source) -> None:
         self.digits = digits
 
+    def by_rules(self, rules: int) -> "StackedMnist":
+        return StackedMnist(self.digits.by_rules(rules))
+
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(COUNTS)

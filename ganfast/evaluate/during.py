@@ -30,10 +30,8 @@ class Scorer:
 
     def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
         self.config, self.info, c = config, info, config.score
-        root = config.data_root or None
-        pack, held_out = open_reference(
-            config.data, info.size, info.channels, config.attributes, root, config.skip_corrupt
-        )
+        how = config.data_options() | {"rules": info.rules}
+        pack, held_out = open_reference(config.data, info.size, info.channels, **how)
         extractor = find_extractor(c.extractor, pack, device, preprocessing=c.preprocessing)
         self.evaluation = Evaluation(pack, held_out, extractor, c.count)
         if c.by in CLASS_SCORES and not extractor.judges_labels:

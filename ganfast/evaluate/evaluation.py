@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
+from ganfast.data.source import RULES
 from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, MOST, PixelGaussian
@@ -366,20 +367,23 @@ def open_reference(
     data: str,
     size: int = 0,
     channels: int = 0,
-    attributes: Any = (),
     root: str | None = None,
-    skip_corrupt: bool = False,
+    rules: int = RULES,
+    **how: Any,
 ) -> tuple[Pack, Pack | None]:
     """Training pictures, and those of the test split where the set has one.
+
+    Args:
+        root, rules, how: as of `ganfast.data.open_data`.
 
     Raises:
         InputError: the data cannot be used as asked for, or its test split is there and damaged.
     """
     from ganfast.data import recognise
 
-    how: dict[str, Any] = {"attributes": attributes, "root": root, "skip_corrupt": skip_corrupt}
+    how |= {"root": root, "rules": rules}
     pack = open_data(data, size=size, channels=channels, **how)
-    if not _has_test(recognise(data, root)):
+    if not _has_test(recognise(data, root).by_rules(rules)):
         return pack, None
     how |= {"size": pack.info.size, "channels": pack.info.channels}
     return pack, open_data(data, split="test", **how)
@@ -395,8 +399,7 @@ def _has_test(source: Source) -> bool:
     if isinstance(source, StackedMnist):
         return _has_test(source.digits)
     if isinstance(source, idx.Idx):
-        folder = idx.find_folder(source.path) or source.path
-        return any(idx.find_file(folder, "test", what) for what in idx.STEM)
+        return source.has("test")
     if isinstance(source, celeba.CelebA):
         try:
             source.describe("test")

@@ -122,6 +122,7 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
         )
     epochs = max(3, min(20, 200_000 // info.count))
     pictures = [info.source_hash, info.size, info.channels, info.attributes, info.split, info.count]
+    pictures += [info.rules] if info.rules > 1 else []  # other rules may find other classes
     key = hashlib.sha256(json.dumps([1, *pictures, _LOCAL_SEED, epochs]).encode()).hexdigest()[:16]
     path = cache_dir() / "extractors" / f"{key}.safetensors"
     if not path.exists():

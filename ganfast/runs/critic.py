@@ -108,13 +108,10 @@ class Critic:
     def _of_reals(self, label: int | None, data: str, root: str) -> Numbers:
         config, data = self.run.config, data or self.run.config.data
         if (data, root) not in self._packs:
+            how = config.data_options() | ({"root": root} if root else {})
+            size, channels, rules = (self.run.data[k] for k in ("size", "channels", "rules"))
             self._packs[data, root] = open_data(
-                data,
-                size=self.run.data["size"],
-                channels=self.run.data["channels"],
-                attributes=config.attributes,
-                root=root or config.data_root or None,
-                skip_corrupt=config.skip_corrupt,
+                data, size=size, channels=channels, rules=rules, **how
             )
         pack, key = self._packs[data, root], (f"{root}\0{data}", label)
         if key not in self._known:

@@ -48,7 +48,7 @@ class Run:
         """
         folder = Path(folder)
         require_run(folder)
-        data = configfile.read_mapping(folder / "data.json")
+        data = {"rules": 1} | configfile.read_mapping(folder / "data.json")
         missing = {"size", "channels", "classes", "source_hash"} - set(data)
         damaged = f"{folder / 'data.json'} is damaged"
         if missing:

@@ -90,7 +90,7 @@ def train(
         resume.refuse_as_fork(run_folder(config))
     try:
         with progress_bar() if not quiet else nullcontext() as packing:
-            plan = make_plan(config, packing)
+            plan = make_plan(config, packing, fork_of)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import Conditional, Config, EngineName, run_folder
+from ganfast.configfile import read_mapping
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
+from ganfast.data.source import RULES
 from ganfast.device import autocast_of, find_device, prepared, resolved
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.engine.check import nothing_changed
@@ -103,8 +105,12 @@ class Plan:
         )
 
 
-def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
+def make_plan(
+    config: Config, progress: PackingProgress | None = None, parent: str | Path = ""
+) -> Plan:
     """Open the data, build the networks and their optimizers.
+
+    The pictures of a run that goes on, or of the ``parent`` of a fork, keep their classes.
 
     Raises:
         InputError: anything in the config that cannot be done with this data on this machine.
@@ -115,10 +121,9 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
         config.data,
         size=config.size,
         channels=config.channels,
-        attributes=config.attributes,
-        root=config.data_root or None,
         progress=progress,
-        skip_corrupt=config.skip_corrupt,
+        rules=_recorded_rules(Path(parent or run_folder(config))),
+        **config.data_options(),
     )
     info, conditional = pack.info, _conditional(config, pack)
     length = config.kimg or suited_kimg(
@@ -146,6 +151,12 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
     state = State.of(generator, critic, config, autocast_of(config))
     return Plan(config, run_folder(config), device, pack, data, spec, state)
+
+
+def _recorded_rules(folder: Path) -> int:
+    """The rules that found the classes of a run; those of this version where there is no run."""
+    record = folder / "data.json"
+    return read_mapping(record).get("rules", 1) if record.exists() else RULES
 
 
 def _conditional(config: Config, pack: Pack) -> Conditional:

@@ -117,7 +117,7 @@ def test_many_pictures_are_shown_at_both_ends_and_written_whole(judge):
         ("plain text.txt", "text.txt is not a readable zip"),
         ("classes pictures", "judges a picture as one of its class; give its class (--class): 0"),
         ("classes pictures --class eleven", "classes has no class 'eleven'; there: 0 = 0"),
-        ("classes pictures --class 11", "there is no class 11"),
+        ("classes pictures --class 11", "classes has no class '11'; there: 0 = 0"),
         ("plain pictures --class 1", "judges a picture without a class; leave --class out"),
         ("plain pictures --class cat", "plain has no class 'cat'; it was trained without"),
         ("plain pictures --out scores.txt", "out is scores.txt; the rows are written as FILE.csv"),

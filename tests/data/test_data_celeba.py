@@ -96,9 +96,21 @@ def test_attributes_count_in_binary_the_first_one_most(tmp_path, attributes, cla
     pack = open_data(
         celeba(tmp_path / "celeba"), attributes=attributes, split="all", size=8, cache=tmp_path
     )
-    assert pack.info.classes == tuple(classes.split("|"))
+    names = classes.split("|")
+    assert sorted(pack.info.classes) == sorted(names)
     assert pack.info.attributes == attributes
-    assert pack.labels.tolist() == [*map(int, labels)]
+    assert [pack.info.classes[label] for label in pack.labels] == [names[int(k)] for k in labels]
+
+
+def test_combinations_of_attributes_that_no_picture_has_are_no_classes(tmp_path):
+    """Of Bald and Male the training pictures have 10, 01 and 11; a test picture has 00."""
+    folder = celeba(tmp_path / "celeba")
+    how = {"attributes": ("Bald", "Male"), "size": 8, "cache": tmp_path}
+    train, test = (open_data(folder, split=split, **how) for split in ("train", "test"))
+    assert train.info.classes == ("not Bald, Male", "Bald, not Male", "Bald, Male")
+    assert train.labels.tolist() == [1, 0, 2]
+    assert test.info.classes == (*train.info.classes, "not Bald, not Male")
+    assert test.labels.tolist() == [3]
 
 
 @pytest.mark.parametrize("kind", ["gz", "zip"])
@@ -120,16 +132,64 @@ def test_the_tables_may_be_compressed(tmp_path, kind):
     ]
 
 
-def test_only_all_goes_without_a_partition_and_only_attributes_need_their_table(tmp_path):
-    folder = celeba(tmp_path / "celeba", attributes=None, partition=None)
-    assert open_data(folder, split="all", size=8, cache=tmp_path).info.count == 5
-    message = refusal(open_data, folder, cache=tmp_path)
-    assert "list_eval_partition.txt" in message
-    assert "'train'" in message
+@pytest.mark.parametrize("zipped", [True, False])
+def test_without_tables_all_faces_are_trained_on_and_only_splits_and_classes_need_one(
+    tmp_path, zipped
+):
+    folder = celeba(tmp_path / "celeba", zipped=zipped, attributes=None, partition=None)
+    for split in ("train", "all"):
+        pack = open_data(folder, split=split, size=8, cache=tmp_path)
+        assert (pack.info.count, pack.info.split, pack.labels) == (5, "all", None)
+        assert "(5 pictures from img_align_celeba" in pack.info.recognised
+        assert "undivided, as there is no list_eval_partition.txt" in pack.info.recognised
+        assert "no classes, as there is no list_attr_celeba.txt)" in pack.info.recognised
+    message = refusal(open_data, folder, split="test", cache=tmp_path)
+    assert "has no list_eval_partition.txt (nor list_eval_partition.csv" in message
+    assert "'test'" in message
     assert "'all'" in message
-    assert "list_attr_celeba.txt" in refusal(
-        open_data, folder, split="all", attributes=["Male"], cache=tmp_path
-    )
+    message = refusal(open_data, folder, attributes=["Male"], cache=tmp_path)
+    assert "list_attr_celeba.txt" in message
+
+
+def test_the_tables_of_kaggle_say_the_same_as_the_authors(tmp_path):
+    """Its pictures lie one folder deeper, its tables have commas and a line of titles."""
+    authors = celeba(tmp_path / "authors")
+    kaggle = tmp_path / "celeba"
+    inner = kaggle / "img_align_celeba" / "img_align_celeba"
+    inner.mkdir(parents=True)
+    for name, face in zip(NAMES, FACES, strict=True):
+        (inner / name).write_bytes(jpg(face))
+    for name, titles, rows in (
+        ("list_attr_celeba", "image_id,Bald,Male,Smiling", ROWS),
+        ("list_eval_partition", "image_id,partition", PARTITION),
+    ):
+        lines = [",".join(row.split()) for row in rows.splitlines()]
+        (kaggle / f"{name}.csv").write_text("\n".join([titles, *lines]) + "\n")
+    for split in ("train", "val", "test", "all"):
+        how = {"attributes": ["Smiling"], "size": 8, "split": split, "cache": tmp_path}
+        expected, pack = open_data(authors, **how), open_data(str(kaggle), **how)
+        np.testing.assert_array_equal(pack.images, expected.images)
+        assert pack.labels.tolist() == expected.labels.tolist()
+        assert pack.info.classes == expected.info.classes
+    for name, line in (("list_attr_celeba", "3"), ("list_eval_partition", "4")):
+        table = kaggle / f"{name}.csv"
+        lines = table.read_text().split("\n")
+        lines[int(line) - 1] = "000002.jpg,5"
+        table.write_text("\n".join(lines))
+        assert f"{name}.csv, line {line} is" in refusal(
+            open_data, str(kaggle), **how | {"split": "val"}
+        )
+        how |= {"attributes": []}
+
+
+def test_pictures_that_only_the_tables_have_and_a_zip_cut_off_are_said(tmp_path):
+    folder = celeba(tmp_path / "celeba", zipped=True)
+    said = recognise(folder).describe()
+    assert "no classes, as --attributes names none of its 3)" in said
+    assert "; also 1 val picture, 1 test picture; left out: 2 pictures of the tables" in said
+    archive = tmp_path / "celeba" / "img_align_celeba.zip"
+    archive.write_bytes(archive.read_bytes()[:-200])
+    assert "was cut off, download" in refusal(open_data, folder, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -200,4 +260,4 @@ def test_real_faces_and_their_attribute_rows(real_data, tmp_path):
 def test_the_large_real_zip_is_recognised(real_data):
     description = recognise("celeba-half", real_data).describe()
     assert description.startswith("CelebA")
-    assert "10,000 train pictures from img_align_celeba.zip, 40 attributes" in description
+    assert "10,000 train pictures from img_align_celeba.zip, no classes, as" in description

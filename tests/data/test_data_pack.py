@@ -21,11 +21,13 @@ from ganfast.data import open_data
 from ganfast.data.build import BATCH
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, PackInfo, load_pack, verify_pack
 from ganfast.data.pack import pack_preview
+from ganfast.data.source import RULES
 from ganfast.errors import InputError, RunError
 
 COUNT = 2 * BATCH + 5  # the last batch of the thread pool is a short one
 IMAGES_IN = np.random.default_rng(0).integers(0, 256, (COUNT, 9, 9, 3), dtype=np.uint8)
 LABELS_IN = np.array([0, 1, 1, 3] * COUNT)[:COUNT]  # class 2 has no pictures
+CLASSES_IN = np.array([0, 1, 1, 2] * COUNT)[:COUNT]  # so 3 is the third class
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def only_pack(cache):
 def test_a_pack_is_the_source_as_a_read_only_memory_map(source, tmp_path):
     pack = open_data(str(source), cache=tmp_path)
     np.testing.assert_array_equal(pack.images, IMAGES_IN.transpose(0, 3, 1, 2))
-    np.testing.assert_array_equal(pack.labels, LABELS_IN)
+    np.testing.assert_array_equal(pack.labels, CLASSES_IN)
     assert isinstance(pack.images, np.memmap)
     assert pack.images.dtype == np.uint8
     assert pack.labels.dtype == np.int64
     assert not pack.images.flags.writeable
     assert not pack.labels.flags.writeable
-    assert pack.info.classes == ("0", "1", "2", "3")
+    assert pack.info.classes == ("0", "1", "3")
 
 
 def test_the_folder_holds_what_the_manifest_says(source, tmp_path):
@@ -63,16 +65,17 @@ def test_the_folder_holds_what_the_manifest_says(source, tmp_path):
     assert info == PackInfo(
         name="set",
         kind="arrays",
-        recognised=f"NumPy array in {source} (133 pictures 9x9 colour, 4 classes)",
+        recognised=f"NumPy array in {source} (133 pictures 9x9 colour, 3 classes: 0, 1, 3)",
         count=COUNT,
         channels=3,
         size=9,
-        classes=("0", "1", "2", "3"),
+        classes=("0", "1", "3"),
         flip=False,
         split="all",
         attributes=(),
         preparation="9x9 colour, as stored",
         source_hash=info.source_hash,
+        rules=RULES,
     )
 
 
@@ -132,9 +135,7 @@ DAMAGES = {
     "newer schema": lambda f: edit_manifest(f, lambda m: m.update(schema=2)),
     "unknown field": lambda f: edit_manifest(f, lambda m: m["info"].update(colour="blue")),
     "other count": lambda f: edit_manifest(f, lambda m: m["info"].update(count=COUNT - 1)),
-    "too few classes": lambda f: edit_manifest(
-        f, lambda m: m["info"].update(classes=["0", "1", "2"])
-    ),
+    "too few classes": lambda f: edit_manifest(f, lambda m: m["info"].update(classes=["0", "1"])),
 }
 
 

@@ -212,7 +212,8 @@ def test_corrupt_pictures_are_left_out_and_counted_where_that_is_asked_for(
     assert (pack.info.count, pack.info.channels, len(pack.info.skipped)) == (2, 3, 3)
     expected = "a/0.png b/1.png c/0.png".split()
     assert [name.split(" in ")[0] for name in pack.info.skipped] == expected
-    assert pack.labels.tolist() == [1, 1]
+    assert pack.labels.tolist() == [0, 0]
+    assert pack.info.classes == ("b",)
     clean = make(tmp_path / "clean.zip", {name: held[name] for name in ("b/0.png", "b/2.png")})
     np.testing.assert_array_equal(pack.images, open_data(clean, channels=3, cache=tmp_path).images)
     assert pack.info.recognised.endswith(", 3 corrupt pictures left out")

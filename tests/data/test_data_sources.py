@@ -215,9 +215,9 @@ def test_a_broken_idx_file_says_what_was_found(tmp_path, file, content, expected
 
 def test_a_missing_idx_file_is_named(tmp_path):
     folder = write_idx(tmp_path / "mnist")
-    (folder / LABELS).unlink()
+    (folder / IMAGES).unlink()
     message = refusal(open_data, str(folder), cache=tmp_path)
-    assert "train-labels-idx1-ubyte" in message
+    assert "train-images-idx3-ubyte" in message
     assert "ganfast data fetch mnist" in message
 
 

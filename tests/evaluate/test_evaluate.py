@@ -17,6 +17,7 @@ from ganfast.cli import main
 from ganfast.commands.curves import draw_curves
 from ganfast.data import Pack, open_data
 from ganfast.errors import InputError
+from ganfast.evaluate.classifier import Classifier
 from ganfast.evaluate.evaluation import Evaluation, open_reference
 from ganfast.evaluate.extractor import Extractor, Features, Preprocessing
 from ganfast.evaluate.extractors import MNIST_FILE, committed, find_extractor
@@ -389,6 +390,20 @@ def test_a_changed_extractor_file_is_refused(tmp_path, monkeypatch):
         committed(CPU)
 
 
+def test_a_run_with_the_classes_of_an_earlier_version_has_a_local_classifier_of_its_own(
+    tmp_path, monkeypatch
+):
+    """The same pictures with labels 1 to 3 are three classes now, and were four."""
+    data = tmp_path / "set.npz"
+    np.savez(data, images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 3 + 1)
+    untrained = lambda pack, *_: Classifier(8, 1, len(pack.info.classes))  # noqa: E731
+    monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", untrained)
+    for rules, classes in ((1, 4), (2, 3)):
+        pack = open_data(str(data), rules=rules)
+        logits = find_extractor("local", pack, CPU)(np.zeros((2, 8, 8, 1), np.uint8)).logits
+        assert logits.shape == (2, classes)
+
+
 def test_local_classifier_is_trained_once(digits, monkeypatch):
     pack, evaluation = digits
     monkeypatch.setattr("ganfast.evaluate.extractors.train_classifier", None)
@@ -552,8 +567,10 @@ def test_a_damaged_test_split_is_no_missing_one(tmp_path):
         InputError, match="t10k-labels-idx1-ubyte announces 20 = 20 values and holds 19"
     ):
         open_reference(str(tmp_path))
-    labels.unlink()
-    with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
+    labels.unlink()  # a split without classes will do
+    assert open_reference(str(tmp_path))[1].labels is None
+    (tmp_path / "t10k-images-idx3-ubyte").rename(labels)
+    with pytest.raises(InputError, match="no t10k-images-idx3-ubyte"):
         open_reference(str(tmp_path))
 
 

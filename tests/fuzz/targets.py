@@ -5,6 +5,7 @@ other error of the reader, and writes into the folder only. `SEEDS` are honest i
 mutated headers, counts, names and lengths lie nearer to them than noise does.
 """
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -87,6 +88,31 @@ def picture(data: bytes, folder: Path) -> None:
     (folder / "set" / "a.png").write_bytes(PICTURE)
     (folder / "set" / "b.png").write_bytes(data)
     open_data(str(folder / "set"), size=8, cache=folder / "cache")
+
+
+def labels(data: bytes, folder: Path) -> None:
+    """StyleGAN's dataset.json beside two pictures."""
+    (folder / "set").mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / "set" / name).write_bytes(PICTURE)
+    (folder / "set" / "dataset.json").write_bytes(data)
+    open_data(str(folder / "set"), size=8, cache=folder / "cache")
+
+
+def libsvm(data: bytes, folder: Path) -> None:
+    """USPS, its lines packed if the first byte is high."""
+    packed = bz2.compress(data[1:]) if data[:1] > b"\x7f" else data[1:]
+    (folder / "usps.bz2").write_bytes(packed)
+    open_data(str(folder), cache=folder / "cache")
+
+
+def kaggle(data: bytes, folder: Path) -> None:
+    """Both tables of Kaggle's copy of CelebA."""
+    (folder / "img_align_celeba").mkdir()
+    (folder / "img_align_celeba" / "000001.png").write_bytes(PICTURE)
+    for name, content in zip(("attr_celeba", "eval_partition"), parts(data, 2), strict=True):
+        (folder / f"list_{name}.csv").write_bytes(content)
+    open_data(str(folder), size=8, attributes=("Male",), cache=folder / "cache")
 
 
 def config(data: bytes, folder: Path) -> None:
@@ -208,6 +234,12 @@ _TABLES = (
 )
 
 
+_USPS = b"\n".join(
+    b"%d " % digit + b" ".join(b"%d:%.3f" % (place, 0.1) for place in range(1, 257))
+    for digit in (1, 10)
+)
+
+
 def _checkpoint_seed(schema: int) -> bytes:
     place = next((FIXTURES / "runs" / f"schema-{schema}" / "checkpoints").glob("0*"))
     tensors = write_tensors({"0.weight": np.ones((3, 2), np.float32), "1.step": np.ones(1)})
@@ -221,7 +253,19 @@ def _bundle_seed() -> bytes:
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     target.__name__: target
-    for target in (idx, gzipped_idx, celeba, zipped, picture, config, checkpoint, bundle)
+    for target in (
+        idx,
+        gzipped_idx,
+        celeba,
+        zipped,
+        picture,
+        labels,
+        libsvm,
+        kaggle,
+        config,
+        checkpoint,
+        bundle,
+    )
 }
 SEEDS: dict[str, list[bytes]] = {
     "idx": [b"\0" + _IDX, b"\xff" + _IDX],
@@ -238,6 +282,15 @@ SEEDS: dict[str, list[bytes]] = {
     "picture": [
         PICTURE,
         *(_pictures_as(kind) for kind in ("JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")),
+    ],
+    "labels": [
+        b'{"labels": [["a.png", 0], ["b.png", 7]]}',
+        b'{"labels": {"a.png": 1}}',
+        b'{"labels": null}',
+    ],
+    "libsvm": [lead + _USPS for lead in (b"\0", b"\xff")] + [b"\0" + bz2.compress(_USPS)],
+    "kaggle": [
+        b"image_id,Male,Bald\n000001.png,-1,1\n" + CUT + b"image_id,partition\n000001.png,0"
     ],
     "config": [
         configfile.to_yaml(Config()).encode(),

@@ -1,5 +1,6 @@
 """Runs of earlier versions draw and go on, for ever. tests/fixtures/make_run.py made them."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
 from ganfast.runs.run import Run
 from ganfast.runs.train import train
+from tests.small_runs import newest, tiny
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "runs"
 NAMES = [f"schema-{number}" for number in range(1, checkpoints.SCHEMA + 1)]
@@ -62,3 +64,38 @@ def test_an_old_run_keeps_its_length_from_python_and_from_the_shell(name, tmp_pa
     assert "0.16 kimg: already complete" in capsys.readouterr().err
     assert Run.open(out).config.kimg == 0.16
     assert checkpoints.listed(out / "checkpoints") == before
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_run_keeps_the_classes_that_an_earlier_version_found(tmp_path, monkeypatch, cached):
+    """Labels 1 to 3 made four classes. A new run of the same data has three."""
+    labels, data, cache = np.arange(40) % 3 + 1, tmp_path / "set.npz", tmp_path / "cache"
+    np.savez(
+        data,
+        images=np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8),
+        labels=labels,
+    )
+    monkeypatch.setenv("GANFAST_CACHE", str(cache))
+    whole, out = (tiny(data=str(data), out=tmp_path / name) for name in ("whole", "run"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("ganfast.training.plan.RULES", 1)
+        for config in (replace(whole, kimg=0.16), replace(out, kimg=0.16), whole):
+            train(config, quiet=True)
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert record["classes"] == ["0", "1", "2", "3"]
+    del record["rules"]  # which those versions did not write
+    (tmp_path / "run" / "data.json").write_text(json.dumps(record))
+    new = train(tiny(data=str(data), out=tmp_path / "new"), quiet=True)
+    assert new.classes == ("1", "2", "3")
+    if not cached:
+        shutil.rmtree(cache)
+    run = train(out, quiet=True)
+    assert run.classes == ("0", "1", "2", "3")
+    checkpoint = f"checkpoints/{newest(tmp_path / 'run').name}"
+    for part in checkpoints.PARTS:
+        name = f"{checkpoint}/{part}.safetensors"
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    judged = run.critic().judge(run.sample(2, labels=[3]), labels=3)
+    assert np.isfinite(judged.among_reals).all()
+    fork = train(replace(out, out=str(tmp_path / "fork"), kimg=0.4), True, fork_of=tmp_path / "run")
+    assert fork.classes == ("0", "1", "2", "3")
