@@ -95,11 +95,11 @@ def split_log(
     path: Path, images: float, position: int | None = None
 ) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
-    lines = log_lines(path)
     before: list[str] = []
     after: list[str] = []
-    for number, line in enumerate(lines):
-        is_before = (position is None or number < position) and images_of(line) <= images
+    for line in log_lines(path):
+        # Damaged lines have no counter, and are none of those that were counted.
+        is_before = (position is None or len(before) < position) and images_of(line) <= images
         (before if is_before else after).append(line)
     return before, after
 
