@@ -192,19 +192,20 @@ def test_any_kind_of_file_in_a_bundle_is_judged(
 @pytest.mark.filterwarnings("ignore:the pack .* is damaged")
 @pytest.mark.parametrize("file", ["images.npy", "labels.npy", "manifest.json", "."])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pack_with_any_kind_of_file_is_packed_again(kind, file, elsewhere, judged, tmp_path):
+def test_a_pack_with_any_kind_of_file_is_packed_again(
+    kind, file, elsewhere, judged, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GANFAST_CACHE", str(tmp_path))
     pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "few.npz", images=pictures, labels=np.arange(20) % 2)
-    cache = Path(os.environ["GANFAST_CACHE"]) / "packs"
     assert judged("data", "pack", tmp_path / "few.npz", "--size", "8") == 0
-    (pack,) = cache.glob("few-*")
+    (pack,) = (tmp_path / "packs").glob("few-*")
     put(kind, pack / file, elsewhere)
     code = judged("data", "pack", tmp_path / "few.npz", "--size", "8")
     if not code:
         assert (open_data(str(tmp_path / "few.npz"), size=8).images[:, 0] == pictures).all()
         verify_pack(pack)
     assert not code or file == "."
-    pack.unlink() if pack.is_symlink() or pack.is_file() else shutil.rmtree(pack, True)
 
 
 # Names that ganfast writes.
