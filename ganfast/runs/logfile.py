@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ganfast import disk
 from ganfast.log import logger, say
+from ganfast.outside import parse_json, plain_file, reading
 
 _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/loss": "critic",
@@ -21,6 +24,8 @@ _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/gradient_norm": "|grad|",
     "critic/class_accuracy": "class",
 }
+_heard = threading.excepthook
+_LONGEST = 1 << 30  # bytes of a log, which is read whole: some three million lines
 _PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
 
@@ -76,34 +81,45 @@ class JsonLines:
         logger.warning("%s cannot be written: %s; %s", self._path, detail, what_now)
 
 
+def log_lines(path: Path) -> list[str]:
+    """The lines of a log.jsonl; none where there is no such file.
+
+    Raises:
+        InputError: it is no regular file, is too long for memory, or cannot be read.
+    """
+    if not path.exists():
+        return []
+    with reading(path):
+        return plain_file(path, _LONGEST).decode(errors="replace").splitlines()
+
+
 def split_log(
     path: Path, images: float, position: int | None = None
 ) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     before: list[str] = []
     after: list[str] = []
-    for number, line in enumerate(lines):
-        is_before = (position is None or number < position) and images_of(line) <= images
+    for line in log_lines(path):
+        # Damaged lines have no counter, and are none of those that were counted.
+        is_before = (position is None or len(before) < position) and images_of(line) <= images
         (before if is_before else after).append(line)
     return before, after
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; a line cut off by a crash is left out."""
+    """The records of a log.jsonl; a line that is damaged, or cut off by a crash, is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in log_lines(path):
+        with suppress(ValueError):
+            if isinstance(record := parse_json(line), dict):
+                records.append(record)
     return records
 
 
 def images_of(line: str) -> float:
     """The counter of a line; infinite where it has none."""
     try:
-        return float(json.loads(line)["images"])
+        return float(parse_json(line)["images"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
@@ -112,6 +128,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     return value
+
+
+def _heard_later(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread prints nothing of a full disk: its next call raises the same error."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        _heard(failed)
 
 
 class RunLog:
@@ -135,6 +157,7 @@ class RunLog:
         position: int | None = None,
     ) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images, position)
+        threading.excepthook = _heard_later
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.started, self.paused = time.monotonic(), 0.0
         self.last_time, self.last_images = self.started, images
