@@ -82,7 +82,7 @@ def train(
         InputError: a config or data that cannot be used; no memory for it, no space, no permission.
         RunError: the training diverged again and again, or a checkpoint could not be written; the
             last one is whole.
-        Interrupted: SIGINT or SIGTERM came; the state was saved first.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
     parent, config = None, _of_recorded_length(config)
     if fork_of:
@@ -262,7 +262,10 @@ def _write_engine(run: Run, choice: Choice) -> None:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM: the first is only noted, a second one ends the process."""
+    """Collects SIGINT, SIGTERM and SIGHUP: the first is only noted, a second one ends the process.
+
+    SIGHUP, which a lost terminal sends, stays ignored where it was (`nohup`).
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -274,7 +277,11 @@ def signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may install handlers
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:
