@@ -8,7 +8,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ganfast.errors import InputError
 
 SCHEMA = 1
 IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+_CHUNK = 1 << 24  # bytes hashed at a go: a thread can be ended between two
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class PackInfo:
     preparation: str  # what was done to the pictures, in words
     source_hash: str  # sha256 of what identifies the source
     skipped: tuple[str, ...] = ()  # pictures that could not be read and were left out, and why
+    # sha256 of the arrays' hashes: the same for the same pictures and labels from other files
+    pictures_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Pack:
     images: np.ndarray  # uint8 (N, C, H, W), read-only memory map
     labels: np.ndarray | None  # int64 (N,)
     info: PackInfo
+    # Compares every byte of these arrays with the hashes in the manifest; raises InputError.
+    verify: Callable[[], None] = lambda: None
 
 
 def load_pack(folder: Path) -> Pack:
@@ -61,7 +68,9 @@ def load_pack(folder: Path) -> Pack:
                 raise ValueError(f"{file} has {size:,} bytes instead of {facts['bytes']:,}")
         fields: dict[str, Any] = manifest["info"]
         lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-        info = PackInfo(**(fields | lists))
+        hashes = {file: facts["sha256"] for file, facts in manifest["files"].items()}
+        of_all = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        info = PackInfo(**(fields | lists | {"pictures_hash": of_all}))
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         shape = (info.count, info.channels, info.size, info.size)
         if images.shape != shape or images.dtype != np.uint8:
@@ -77,7 +86,9 @@ def load_pack(folder: Path) -> Pack:
             if labels.min() < 0 or labels.max() >= len(info.classes):
                 raise ValueError(f"{LABELS} names classes outside of 0 to {len(info.classes) - 1}")
             labels.setflags(write=False)
-        return Pack(images, labels, info)
+        arrays = {IMAGES: images} | ({} if labels is None else {LABELS: labels})
+        mapped = [(file, _header(folder / file, a), a, hashes[file]) for file, a in arrays.items()]
+        return Pack(images, labels, info, partial(_verify, folder, mapped))
     # Exception: missing keys, wrong types, NumPy's header parser: damage has no end of kinds
     except Exception as error:
         raise InputError(f"the pack {folder} is damaged: {error!r}") from error
@@ -89,14 +100,27 @@ def verify_pack(folder: str | Path) -> PackInfo:
     Raises:
         InputError: a file differs; the message names it.
     """
-    info = load_pack(Path(folder)).info
-    for file, facts in json.loads((Path(folder) / MANIFEST).read_text())["files"].items():
-        if sha256_of(Path(folder) / file) != facts["sha256"]:
+    pack = load_pack(Path(folder))
+    pack.verify()
+    return pack.info
+
+
+def _header(path: Path, array: np.ndarray) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(path.stat().st_size - array.nbytes)
+
+
+def _verify(folder: Path, mapped: list[tuple[str, bytes, np.ndarray, str]]) -> None:
+    """Hash what is mapped, not what the path leads to: the pack may be replaced meanwhile."""
+    for file, header, array, expected in mapped:
+        digest, content = hashlib.sha256(header), array.reshape(-1).view(np.uint8)
+        for start in range(0, len(content), _CHUNK):
+            digest.update(content[start : start + _CHUNK].data)
+        if digest.hexdigest() != expected:
             raise InputError(
                 f"the pack {folder} is damaged: the bytes of {file} changed; "
                 "delete it to pack again"
             )
-    return info
 
 
 def sha256_of(path: Path) -> str:

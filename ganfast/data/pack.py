@@ -38,6 +38,7 @@ def open_data(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     skip_corrupt: bool = False,
+    verify: bool = True,
 ) -> Pack:
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
@@ -54,6 +55,8 @@ def open_data(
             ~/.cache/ganfast.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
+        verify: hash a cached pack, 0.9 GB/s, and pack again where a byte changed. A training calls
+            `Pack.verify` beside its first steps instead.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
@@ -72,7 +75,10 @@ def open_data(
     # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            return whole.composed(_recognised(load_pack(folder), recognised))
+            pack = load_pack(folder)
+            if verify:
+                pack.verify()
+            return whole.composed(_recognised(pack, recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
 
