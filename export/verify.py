@@ -67,7 +67,15 @@ def parity(
 def _on_onnxruntime(model: bytes, as_float: bool = False) -> tuple[str, Draw]:
     session = cpu_session(model, as_float=as_float)
     name = "int8 graph, float32 products" if as_float else "onnxruntime-cpu"
-    return name, lambda feed: session.run(None, feed)[0]
+
+    def draw(feed: dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            drawn: np.ndarray = session.run(None, feed)[0]
+        except Exception as error:  # ONNX Runtime's own types, as where a sampler draws
+            raise RunError(f"{name} failed to draw: {' '.join(str(error).split())}") from error
+        return drawn
+
+    return name, draw
 
 
 def _on_torch(model: bytes) -> tuple[str, Draw]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from ganfast.commands.parsing import meant
-from ganfast.errors import InputError, RunError, is_mendable
+from ganfast.errors import InputError, RunError, is_mendable, is_out_of_memory
 from ganfast.log import abandon, say
 
 HELP = """ganfast: train generative adversarial networks fast, and draw from them.
@@ -143,6 +143,10 @@ def _run(args: list[str]) -> int:
         if is_mendable(error):
             return _fail(f"{message}; mend that, or choose another place", 2)
         return _fail(message, 1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise  # a bug of ganfast
+        return _fail(f"{args[0]} does not fit into memory: {str(error)[:200] or 'none is left'}", 2)
     return 0
 
 

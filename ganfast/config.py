@@ -38,6 +38,7 @@ ScoreName = Literal[
 ]
 PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
+_WIDEST = 1 << 16  # units and numbers of a network
 
 
 class _Checked:
@@ -91,6 +92,10 @@ class NetConfig(_Checked):
                 f"critic_dropout is {self.critic_dropout}; expected a share from 0 to below 1"
             )
         self._at_least(1, "latent")
+        # Far above any use; a stranger's config would fill the memory before weights are compared.
+        for name in ("width", "blocks", "latent"):
+            if getattr(self, name) > _WIDEST:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {_WIDEST} at most")
 
 
 @dataclass(frozen=True)

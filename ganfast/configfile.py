@@ -1,6 +1,5 @@
 """Configs as YAML: a run's own record, and `--config` files. They need PyYAML only."""
 
-import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -13,6 +12,7 @@ import yaml
 from ganfast import disk
 from ganfast.config import Config, flatten
 from ganfast.errors import InputError
+from ganfast.outside import plain_file, reading
 
 _EXPECTED = {  # type of a field -> what a message calls it
     bool: "true or false",
@@ -23,6 +23,7 @@ _EXPECTED = {  # type of a field -> what a message calls it
 }
 
 
+_LONGEST = 1 << 18  # bytes of a config; PyYAML reads so many in three seconds, a real one has 3,000
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _shown = _SHORT.repr  # a value, in a message that stays one sentence
@@ -60,16 +61,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no file, not YAML, or not a mapping.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"config {path} is no regular file; expected YAML")
-    try:
-        loaded = yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise InputError(f"config {path} cannot be read: {error.strerror or error}") from error
     # PyYAML lets Python's own errors through: impossible dates, numbers too long, levels too deep
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"config {path} is not YAML: {reason}") from error
+    with reading(f"config {path}", problem="is not YAML"):
+        loaded = yaml.load(plain_file(path, _LONGEST), _Loader)
     if not isinstance(loaded, dict):
         content = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         raise InputError(

@@ -7,11 +7,16 @@ a test that makes each of these calls fail in turn has tried every failure of th
 import ctypes
 import os
 import shutil
+import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+from ganfast.errors import InputError
 
 _CHUNK = 1 << 20  # bytes a write
 
@@ -26,15 +31,49 @@ class Calls:
     close: Callable[[int], None] = os.close
     rename: Callable[..., None] = os.replace
     mkdir: Callable[..., None] = os.mkdir
+    unlink: Callable[..., None] = os.unlink
     remove_tree: Callable[..., None] = shutil.rmtree
 
 
 calls = Calls()
 
 
+def _created(path: Path) -> int:
+    """A new file, open for writing. What had its name goes, so a link there is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return calls.open(path, flags, 0o644)
+    except FileExistsError:
+        calls.unlink(path)
+        return calls.open(path, flags, 0o644)
+
+
+def own_file(path: Path, flags: int) -> int:
+    """Open a file that ganfast made, or makes now, to go on with it.
+
+    Raises:
+        InputError: a link has its name, or something that is no regular file. Somebody else put it
+            there, and what it leads to is not ganfast's.
+    """
+    with suppress(FileNotFoundError):
+        refuse_link(path)
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise InputError(f"{path} is no regular file, as ganfast makes it; remove it")
+    return calls.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise InputError where a link has the name of a file or directory that ganfast makes."""
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a link, to {os.readlink(path)}; ganfast writes what it made itself: "
+            "remove the link"
+        )
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a new file to the disk. Its name reaches the disk with `sync` of its directory."""
-    handle = calls.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    handle = _created(path)
     try:
         _write_all(handle, data)
         calls.fsync(handle)
@@ -56,6 +95,24 @@ def replace_file(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when the block ends well; else the old one stays. Makes folders.
+
+    It does not wait for the disk, as `replace_file` does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(_created(beside), "wb") as file:
+            yield file
+        calls.rename(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            calls.unlink(beside)
+        raise
+
+
 class Appended:
     """A file that grows; its methods may be called from several threads.
 
@@ -63,7 +120,7 @@ class Appended:
     """
 
     def __init__(self, path: Path) -> None:
-        self._handle = calls.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self._handle = own_file(path, os.O_WRONLY | os.O_CREAT)
         # where the data ends that has reached the disk, or was there before
         self._end = os.lseek(self._handle, 0, os.SEEK_END)
         self._held = bytearray()  # data that comes after `_end`
@@ -159,8 +216,10 @@ _EXCHANGE = ctypes.c_uint(2)  # RENAME_EXCHANGE
 
 
 def remove(path: Path) -> None:
-    """Remove a directory tree, if there is one."""
-    if path.exists():
+    """Remove what has a name, if anything has: a directory tree, a file, or a link alone."""
+    if path.is_symlink() or path.is_file():
+        calls.unlink(path)
+    elif path.exists():
         calls.remove_tree(path)
 
 

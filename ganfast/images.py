@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ganfast import disk
+
 Pictures = NDArray[np.uint8]
 
 
@@ -30,11 +32,8 @@ def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:
 
 def save_png(picture: Pictures, path: Path | str, enlarge: int = 1) -> None:
     """Write the bytes of `png`; makes folders."""
-    path, data = Path(path), png(picture, enlarge)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(data)
-    beside.replace(path)
+    with disk.replacing(Path(path)) as file:
+        file.write(png(picture, enlarge))
 
 
 def png(picture: Pictures, enlarge: int = 1) -> bytes:

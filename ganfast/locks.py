@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ganfast import disk
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.outside import parse_json, plain_file
 
 try:
     import fcntl
@@ -39,6 +41,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 
     Raises:
         Held: another process, or another thread of this one, holds it.
+        InputError: a link, or no regular file, has its name.
         OSError: the file cannot be made.
     """
     handle = _take(path)
@@ -59,7 +62,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 def _take(path: Path) -> int | None:
     """The open lock file, or None while someone else has it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = disk.own_file(path, os.O_RDWR | os.O_CREAT)
         try:
             if not _flock(handle, path):
                 os.close(handle)
@@ -97,8 +100,8 @@ def held_by(path: Path) -> str | None:
     Writes nothing.
     """
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
+        handle = disk.own_file(path, os.O_RDONLY)
+    except (OSError, InputError):
         return None
     try:
         if fcntl:
@@ -115,7 +118,7 @@ def held_by(path: Path) -> str | None:
 def holder(path: Path) -> str:
     """ "process 123 on host h since 2026-01-31 12:00:00 UTC"."""
     try:
-        owner = json.loads(path.read_text())
+        owner = parse_json(plain_file(path, 1 << 12))
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # the owner is writing or removing the file
         return "another process"

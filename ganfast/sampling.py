@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganfast import disk
 from ganfast.config import require_run
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import is_bundle
@@ -223,17 +224,15 @@ def _write(
         if isinstance(run, BundleSource):
             sheets = [run.sheet(request.seed)]
         else:
+            disk.refuse_link(run.folder / "samples")
             sheets = [run.folder / "samples" / f"seed{request.seed}.png"]
     elif out is not None and out.suffix.lower() == ".png":
         sheets.append(out)
     elif out is not None and out.suffix.lower() == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {"images": pictures}
         arrays |= {"seed": request.seed, "first": request.first, "psi": request.psi}
-        beside = out.with_name(out.name + ".part")
-        with beside.open("wb") as file:
+        with disk.replacing(out) as file:
             np.savez(file, **arrays if labels is None else arrays | {"labels": labels})
-        beside.replace(out)
         written.append(out)
     elif out is not None:
         for i, picture in enumerate(pictures):

@@ -14,10 +14,8 @@ checked before anything reads it.
 import hashlib
 import json
 import os
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,10 @@ from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
 from ganfast.export.bundle.tensors import read_tensors, write_tensors
 from ganfast.locks import Held, holder, locked
+from ganfast.outside import LONGEST, plain_file, read_json
 
 LATENCY = "latency.json"
 _ATTEMPTS = 20  # to read one bundle whole while others replace it
-_LONGEST = 16 << 20  # bytes of a manifest or of latencies: real ones have a thousandth
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Bundle:
         """A file that the manifest names; InputError where its bytes have another hash."""
         facts = self.manifest.files[path]
         try:
-            data = _content(_inside(self.folder, path), facts.bytes)
+            data = plain_file(_inside(self.folder, path), facts.bytes)
         except FileNotFoundError as error:
             raise InputError(
                 f"{self.folder} has no {path}, which its manifest names; copy the bundle again"
@@ -107,10 +105,10 @@ class Bundle:
         It only decides how many pictures go into which batch, so it is no part of the manifest.
         """
         try:
-            stored = json.loads(_content(self.folder / LATENCY, _LONGEST))
+            stored = read_json(self.folder / LATENCY)
             table = stored["table"]
             return dict(table) if stored["sha256"] == _json_hash(table) else {}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):  # an InputError among them
             return {}
 
     def write_latency(self, table: Mapping[str, Any]) -> None:
@@ -168,7 +166,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        return Manifest.from_bytes(_content(folder / MANIFEST, _LONGEST), str(folder / MANIFEST))
+        return Manifest.from_bytes(plain_file(folder / MANIFEST, LONGEST), str(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{folder} is not a bundle (it has no {MANIFEST})"
         if is_bundle(old := _beside(folder, "old")):
@@ -186,24 +184,7 @@ _UNREADABLE = (OSError, MemoryError)
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
-    return InputError(f"{path} cannot be read: {reason}")
-
-
-def _content(path: Path, most: int) -> bytes:
-    """The content of a plain file of at most ``most`` bytes.
-
-    Without the two checks a pipe would block, and a huge file would take all memory, before any
-    hash could be compared.
-    """
-    stats = path.stat()
-    if not stat.S_ISREG(stats.st_mode):
-        raise InputError(f"{path} is no plain file; copy the bundle again")
-    if stats.st_size > most:
-        raise InputError(
-            f"{path} has {stats.st_size:,} bytes; expected {most:,} at most, as exported; "
-            "copy the bundle again"
-        )
-    return path.read_bytes()
+    return InputError(f"{path} cannot be read: {reason}; copy the bundle again")
 
 
 def is_bundle(path: Path | str) -> bool:
@@ -236,10 +217,13 @@ def write_bundle(
         with exclusive(out):
             refuse_occupied(out, overwrite)
             beside = _beside(out, "part")
-            shutil.rmtree(beside, ignore_errors=True)
-            for path, data in {**files, MANIFEST: content}.items():
-                write_file(beside / path, data)
-            _swap(beside, out)
+            disk.make_directory(beside)
+            try:
+                for path, data in {**files, MANIFEST: content}.items():
+                    write_file(beside / path, data)
+                _swap(beside, out)
+            finally:
+                _clear(beside)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written: {error.strerror or error}; choose another --out"
@@ -318,7 +302,7 @@ def _swap(new: Path, place: Path) -> None:
     if not is_bundle(place):  # nothing, or an empty directory
         new.rename(place)
     elif not disk.exchange(new, place):
-        shutil.rmtree(old, ignore_errors=True)
+        disk.remove(old)
         place.rename(old)
         try:
             new.rename(place)
@@ -326,8 +310,14 @@ def _swap(new: Path, place: Path) -> None:
             old.rename(place)
             raise
     disk.sync(place.parent)
-    for leftover in (old, new):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _clear(old)
+    _clear(new)
+
+
+def _clear(leftover: Path) -> None:
+    """What cannot be removed stays: the bundle is there, or another error says that it is not."""
+    with suppress(OSError):
+        disk.remove(leftover)
 
 
 def _inside(folder: Path, path: str) -> Path:

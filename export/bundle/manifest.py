@@ -14,6 +14,7 @@ from typing import Any
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.parity import GATES, Parity
+from ganfast.outside import parse_json
 
 SCHEMA = 1
 PRECISIONS = tuple(GATES)
@@ -139,7 +140,7 @@ class Manifest:
         digest = plain.pop("digest", None)
         try:
             unchanged = digest == _digest(plain) and _text({"digest": digest} | plain) == data
-        except (ValueError, RecursionError):  # NaN, or endless nesting: the writer writes neither
+        except ValueError:  # NaN, which the writer does not write
             unchanged = False
         if not unchanged:
             raise InputError(
@@ -153,7 +154,7 @@ class Manifest:
                 raise ValueError("inputs and outputs are not those of its fields")
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # values of any kind in any place
             raise InputError(f"{source} is no manifest of ganfast: {error!r}") from error
         return manifest
 
@@ -224,8 +225,8 @@ def _built(plain: Mapping[str, Any]) -> Manifest:
 
 def _parsed(data: bytes, source: str) -> dict[str, Any]:
     try:
-        plain = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        plain = parse_json(data)
+    except ValueError as error:
         raise InputError(f"{source} is damaged: it is not JSON ({error})") from error
     if not isinstance(plain, dict):
         raise InputError(f"{source} is damaged: it holds no JSON object")

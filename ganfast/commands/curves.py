@@ -59,17 +59,14 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
 def _logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
     """(kimg, value) of each quantity that is drawn and that a run logged."""
     path = Run.open(folder).folder / "log.jsonl"
-    try:
-        records = read_log(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    records = read_log(path)
     if not records:
         raise InputError(
             f"{folder} has logged nothing yet: train it further with `ganfast train --out {folder}`"
         )
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        if isinstance(record, dict) and _is_number(record.get("images")):
+        if _is_number(record.get("images")):
             for key, value in record.items():
                 if (key in _PANELS or key.startswith("score/")) and _is_number(value):
                     points.setdefault(key, []).append((record["images"] / 1000, value))

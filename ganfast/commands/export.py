@@ -110,6 +110,7 @@ def lint(args: list[str]) -> None:
     from ganfast.export.graph.lint import TARGETS
     from ganfast.export.graph.lint import lint as findings
     from ganfast.export.graph.packages import need
+    from ganfast.outside import plain_file
 
     if arguments.target and arguments.target not in TARGETS:
         raise InputError(f"target is {arguments.target!r}; expected one of {', '.join(TARGETS)}")
@@ -118,7 +119,7 @@ def lint(args: list[str]) -> None:
         if is_bundle(arguments.model):
             model = onnx.load_model_from_string(open_bundle(arguments.model).model_bytes())
         else:
-            model = onnx.load_model(arguments.model, load_external_data=False)
+            model = onnx.load_model_from_string(plain_file(arguments.model, 2 << 30))
     except InputError:
         raise
     except Exception as error:  # protobuf has error types of its own for a file that is no ONNX

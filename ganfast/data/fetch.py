@@ -6,7 +6,10 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from ganfast.data.files import what_is
 from ganfast.data.source import cache_dir, did_you_mean
@@ -23,6 +26,7 @@ MD5 = {
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
 TIMEOUT = 30.0  # seconds without a byte
+LONGEST = 600.0  # seconds for a file, however steadily a byte now and then comes
 LARGEST = 64 << 20  # bytes; six times the largest of the four
 CHUNK = 1 << 18
 
@@ -78,7 +82,8 @@ def _fetch_file(
     reasons = []
     for mirror in list(mirrors):
         try:
-            data = _download(mirror.rstrip("/") + "/" + file, file, progress)
+            url = mirror.rstrip("/") + "/" + file
+            data = _in_time(partial(_download, url, file, progress))
         # ValueError: not a URL, or not this file
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{mirror} {error}")
@@ -92,6 +97,28 @@ def _fetch_file(
         f"{file} could not be downloaded: {tried}. "
         f"Check the network, or put the file into {folder} yourself"
     )
+
+
+def _in_time(download: Callable[[], bytes]) -> bytes:
+    """What ``download`` returns or raises; a TimeoutError after `LONGEST` seconds.
+
+    It runs in a thread, which nothing waits for: no timeout of a socket bounds the whole.
+    """
+    outcome: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(download())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(LONGEST)
+    except TimeoutError:
+        if outcome.done():  # a socket's own
+            raise
+        raise TimeoutError(f"was not done after {LONGEST:g} seconds") from None
 
 
 def _download(url: str, file: str, progress: Callable[[str, int, int], None]) -> bytes:

@@ -16,19 +16,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ganfast.errors import InputError
-
-try:
-    from lzma import LZMAError
-except ImportError:  # a Python built without it, whose zipfile then refuses such entries by itself
-    LZMAError = OSError  # type: ignore[misc,assignment]
+from ganfast.outside import plain_file
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 LARGEST = 256 << 20  # bytes in one picture or table: more is a mistake or an attack
 # what zipfile and gzip raise
-_PACKED = (struct.error, zlib.error, zipfile.BadZipFile, LZMAError)
-UNREADABLE = (OSError, EOFError, RuntimeError, *_PACKED)
+UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def what_is(head: bytes) -> str:
@@ -68,8 +63,8 @@ def read_table(path: Path, limit: int = LARGEST) -> str:
     """The text of a table: plain, gzipped, or alone in a zip; at most `limit` bytes of it."""
     try:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive, archive.open(path.stem) as file:
-                data = file.read(limit)
+            with zipfile.ZipFile(path) as archive:
+                data = inflated(archive, path.stem, limit)
         else:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
                 data = file.read(limit)
@@ -80,6 +75,16 @@ def read_table(path: Path, limit: int = LARGEST) -> str:
         raise InputError(f"{path} does not contain {path.stem}") from error
     except (*UNREADABLE, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is {first_bytes(path)}") from error
+
+
+def inflated(archive: zipfile.ZipFile, name: str, limit: int = LARGEST) -> bytes:
+    """At most `limit` bytes of an entry, and no more in memory than the zip declares of it."""
+    entry = archive.getinfo(name)
+    # Only deflate stops at the bytes that are asked for: 4 kB of bzip2 can become gigabytes.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{name} is not compressed by deflate, as zips usually are")
+    with archive.open(entry) as file:
+        return file.read(min(limit, entry.file_size + 1))
 
 
 class PictureFiles:
@@ -145,8 +150,9 @@ class PictureFiles:
                 f"{name} in {self.path} has {size:,} bytes: a picture may have {LARGEST:,}"
             )
         try:
-            return self._zip.read(name) if self._is_zip else (self.path / name).read_bytes()
-        except (*UNREADABLE, ValueError) as error:
+            path = self.path / name
+            return inflated(self._zip, name) if self._is_zip else plain_file(path, LARGEST)
+        except Exception as error:
             raise InputError(f"{name} in {self.path} cannot be read: {error}") from error
 
 

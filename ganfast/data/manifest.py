@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import InputError
+from ganfast.outside import parse_json, plain_file
 
 SCHEMA = 1
+_LONGEST = 256 << 20  # bytes of a manifest, which names every picture that was left out
 IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
 _CHUNK = 1 << 24  # bytes hashed at a go: a thread can be ended between two
 
@@ -60,7 +62,7 @@ def load_pack(folder: Path) -> Pack:
         InputError: sizes, shapes or labels show damage; `verify_pack` looks at every byte.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(plain_file(folder / MANIFEST, _LONGEST))
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"its schema is {manifest['schema']}, this version reads {SCHEMA}")
         for file, facts in manifest["files"].items():

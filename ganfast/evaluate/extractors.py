@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ganfast import disk
 from ganfast.data import Pack, PackInfo
 from ganfast.data.build import Progress
 from ganfast.data.source import cache_dir, did_you_mean
@@ -24,6 +25,7 @@ from ganfast.evaluate.extractor import (
     sha256_of,
 )
 from ganfast.export.session import cpu_session
+from ganfast.outside import plain_file, reading
 
 # Made by benchmarks/make_mnist_classifier.py.
 MNIST_FILE = Path(__file__).with_name("mnist_classifier.safetensors")
@@ -101,17 +103,18 @@ def committed(device: torch.device) -> Extractor:
 def _classifier(
     path: Path, size: int, channels: int, classes: int, name: str, sha256: str, device: torch.device
 ) -> Extractor:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     net = Classifier(size, channels, classes)
-    net.load_state_dict(load_file(path))
+    with reading(path, problem="is damaged; remove it, to have one trained again"):
+        net.load_state_dict(load(plain_file(path, 1 << 30)))
     extractor = NetworkExtractor(net, Preprocessing(size, channels), name, sha256, device, FEATURES)
     extractor.judges_labels = True
     return extractor
 
 
 def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extractor:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     info = pack.info
     if not info.classes:
@@ -127,10 +130,9 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
     path = cache_dir() / "extractors" / f"{key}.safetensors"
     if not path.exists():
         net = train_classifier(pack, _LOCAL_SEED, epochs, device, progress).to("cpu")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in net.state_dict().items()}, beside)
-        beside.replace(path)
+        weights = {name: value.contiguous() for name, value in net.state_dict().items()}
+        with disk.replacing(path) as file:
+            file.write(save(weights))
     name, classes = "local-classifier", len(info.classes)
     return _classifier(path, info.size, info.channels, classes, name, sha256_of(path), device)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ganfast.errors import InputError
 from ganfast.evaluate.extractor import Preprocessing
+from ganfast.outside import reading
 
 FEATURES = 512
 PREPROCESSING = Preprocessing(size=0, channels=3, mean=(104.0, 117.0, 123.0), std=(1.0,), bgr=True)
@@ -61,11 +62,8 @@ def load_squeezenet(path: Path) -> SqueezeNet:
         InputError: the file is no .npz, or does not hold SqueezeNet 1.0; names what is missing.
     """
     net = SqueezeNet()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            weights = {name.replace("/", "."): torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable .npz file: {error}") from error
+    with reading(path, problem="is no .npz file"), np.load(path, allow_pickle=False) as file:
+        weights = {name.replace("/", "."): torch.from_numpy(file[name]) for name in file.files}
     own = net.state_dict()
     for name, value in own.items():
         if name not in weights or weights[name].shape != value.shape:

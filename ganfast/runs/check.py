@@ -9,7 +9,7 @@ from ganfast import locks
 from ganfast.errors import InputError
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
-from ganfast.runs.logfile import images_of
+from ganfast.runs.logfile import images_of, log_lines
 from ganfast.runs.run import Run
 
 
@@ -132,9 +132,9 @@ def _check_log(run: Run, records: list[checkpoints.Record], checked: Checked) ->
             problems.append(f"{path} is missing")
         return
     try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError as error:
-        problems.append(f"{path} cannot be read: {error.strerror or error}")
+        lines = log_lines(path)
+    except InputError as error:
+        problems.append(str(error))
         return
     counters = [images_of(line) for line in lines]
     checked.log_lines = len(counters)

@@ -13,6 +13,7 @@ Nothing random is stored: every draw is a function of seed and image counter (`g
 import hashlib
 import json
 import operator
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import ganfast
 from ganfast import disk
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.outside import LONGEST, parse_json, plain_file, reading
 from ganfast.tensors import Contents
 
 SCHEMA = 2  # 1 had no hashes and no position in the log; it is still read
@@ -116,10 +118,10 @@ def read_record(checkpoint: Path) -> Record:
     """
     path = checkpoint / "state.json"
     try:
-        data = path.read_bytes()
-        state: dict[str, Any] = json.loads(data)
+        data = plain_file(path, LONGEST)
+        state: dict[str, Any] = parse_json(data)
         schema, images = state["schema"], int(state["images"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except Exception as error:
         raise Damaged(
             f"{checkpoint} is not a checkpoint of ganfast: "
             f"state.json is missing or damaged ({error})"
@@ -159,29 +161,24 @@ def read(
     record, contents = read_record(checkpoint), {}
     for part in parts:
         path = checkpoint / f"{part}.safetensors"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read: {error.strerror or error}") from error
-        if record.schema > 1:
-            _compare(path, data, record)
-        try:
+        with reading(path, Damaged):
+            data = plain_file(path, sys.maxsize) if record.schema == 1 else _compared(path, record)
             contents[part] = safetensors.torch.load(data)
-        except Exception as error:  # safetensors raises several types for damaged headers
-            raise Damaged(f"{path} is damaged: {error}") from error
     return record, contents
 
 
-def _compare(path: Path, data: bytes, record: Record) -> None:
+def _compared(path: Path, record: Record) -> bytes:
     expected = record.files.get(path.name)
     if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
         raise Damaged(f"{path} is not listed in state.json")
+    data = plain_file(path, expected["bytes"])
     if len(data) != expected["bytes"]:
         raise Damaged(f"{path} has {len(data):,} bytes instead of {expected['bytes']:,}")
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise Damaged(
             f"{path} was changed after it was written: its sha256 is not the one in state.json"
         )
+    return data
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -195,9 +192,14 @@ def problem_of(checkpoint: Path) -> str | None:
 
 def listed(folder: Path) -> list[Path]:
     """Directories in ``folder`` named like checkpoints, oldest first, whatever they hold."""
-    named = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and len(p.name) < 20)
+    named = (p for p in folder.glob("[0-9]*") if _is_named(p.name))
     # Not sorted by text: 10**9 images have ten digits.
     return sorted((p for p in named if p.is_dir()), key=lambda p: int(p.name))
+
+
+def _is_named(name: str) -> bool:
+    """Whether a name is one that `write` gives a checkpoint: no path that leads elsewhere."""
+    return name.isdecimal() and len(name) < 20
 
 
 def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> Loaded | None:
@@ -286,15 +288,16 @@ def best(folder: Path) -> Path | None:
 
 
 def _read_best(folder: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((folder / BEST).read_text())
-        return {
-            "checkpoint": str(record["checkpoint"]),
-            "score": float(record["score"]),
-            "metric": str(record["metric"]),
-        }
-    except FileNotFoundError:
+    path = folder / BEST
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        logger.warning("%s is damaged (%s): no checkpoint counts as the best", folder / BEST, error)
+    try:
+        with reading(path):
+            record = parse_json(plain_file(path, LONGEST))
+            name, metric = str(record["checkpoint"]), str(record["metric"])
+            if not _is_named(name):
+                raise ValueError(f"it names {name[:80]!r}, which is no checkpoint")
+            return {"checkpoint": name, "score": float(record["score"]), "metric": metric}
+    except InputError as error:
+        logger.warning("%s; no checkpoint counts as the best", error)
         return None

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ganfast import disk
 from ganfast.log import Lasting, logger, say
+from ganfast.outside import parse_json, plain_file, reading
 
 _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/loss": "critic",
@@ -21,6 +23,7 @@ _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/gradient_norm": "|grad|",
     "critic/class_accuracy": "class",
 }
+_LONGEST = 1 << 30  # bytes of a log, which is read whole: some three million lines
 _PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
 
@@ -76,11 +79,23 @@ class JsonLines:
         logger.warning("%s cannot be written: %s; %s", self._path, detail, what_now)
 
 
+def log_lines(path: Path) -> list[str]:
+    """The lines of a log.jsonl; none where there is no such file.
+
+    Raises:
+        InputError: it is no regular file, is too long for memory, or cannot be read.
+    """
+    if not path.exists():
+        return []
+    with reading(path):
+        return plain_file(path, _LONGEST).decode(errors="replace").splitlines()
+
+
 def split_log(
     path: Path, images: float, position: int | None = None
 ) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = log_lines(path)
     before: list[str] = []
     after: list[str] = []
     for number, line in enumerate(lines):
@@ -90,20 +105,19 @@ def split_log(
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; a line cut off by a crash is left out."""
+    """The records of a log.jsonl; a line that is damaged, or cut off by a crash, is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in log_lines(path):
+        with suppress(ValueError):
+            if isinstance(record := parse_json(line), dict):
+                records.append(record)
     return records
 
 
 def images_of(line: str) -> float:
     """The counter of a line; infinite where it has none."""
     try:
-        return float(json.loads(line)["images"])
+        return float(parse_json(line)["images"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -17,6 +17,7 @@ from ganfast import __version__, configfile, disk, locks
 from ganfast.config import flatten
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.outside import LONGEST, parse_json, plain_file, reading
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import split_log
 from ganfast.runs.run import Run
@@ -32,8 +33,13 @@ Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, now)
 
 
 def hold(folder: Path, held: ExitStack) -> None:
-    """Lock a run directory, made if need be. Other directories are refused before any write."""
+    """Lock a run directory, made if need be. Other directories are refused before any write.
+
+    So are links in place of what the run fills: files elsewhere would be written and removed.
+    """
     _refuse_foreign(folder)
+    for name in ("checkpoints", f"checkpoints/{checkpoints.ASIDE}", "samples", "tensorboard"):
+        disk.refuse_link(folder / name)
     try:
         disk.ensure_directory(folder)
         held.enter_context(locks.locked(folder / locks.NAME, str(folder)))
@@ -289,11 +295,9 @@ def remember(folder: Path, event: str, **facts: Any) -> None:
 def history(folder: Path) -> list[dict[str, Any]]:
     """What `remember` recorded, oldest first; InputError where it cannot be read."""
     path = folder / HISTORY
-    try:
-        lines = path.read_text().splitlines() if path.exists() else []
-        events = [json.loads(line) for line in lines]
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    with reading(path):
+        lines = plain_file(path, LONGEST).splitlines() if path.exists() else []
+        events = [parse_json(line) for line in lines]
     for number, event in enumerate(events, start=1):
         changed = event.get("changed", {}) if isinstance(event, dict) else None
         if not isinstance(changed, dict) or any(

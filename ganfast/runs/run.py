@@ -24,6 +24,7 @@ from ganfast.images import Pictures
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
+from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.critic import Critic
 from ganfast.training.state import load_module
@@ -48,13 +49,15 @@ class Run:
         """
         folder = Path(folder)
         require_run(folder)
-        data = configfile.read_mapping(folder / "data.json")
-        missing = {"size", "channels", "classes", "source_hash"} - set(data)
+        data = read_json(folder / "data.json")
         damaged = f"{folder / 'data.json'} is damaged"
+        if not isinstance(data, dict):
+            raise InputError(f"{damaged}: it holds no JSON object")
+        missing = {"size", "channels", "classes", "source_hash"} - set(data)
         if missing:
             raise InputError(f"{damaged}: it has no {', '.join(sorted(missing))}")
         names = data["classes"]
-        sides = all(type(data[name]) is int and data[name] > 0 for name in ("size", "channels"))
+        sides = type(data["size"]) is int and data["size"] > 0 and data["channels"] in (1, 3)
         classes = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not (sides and classes and isinstance(data["source_hash"], str)):
             raise InputError(

@@ -29,6 +29,7 @@ from ganfast.engine import (
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
 from ganfast.log import logger, say
+from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
@@ -238,9 +239,9 @@ def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
 def _engine_before(run: Run) -> dict[str, Any]:
     """What engine.json says of a run whose checkpoints do not; {} = nothing."""
     try:
-        said = json.loads((run.folder / "engine.json").read_text())
+        said = read_json(run.folder / "engine.json")
         return {"engine": said["engine"], "compile": said["compiled"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (InputError, KeyError, TypeError):
         return {}
 
 

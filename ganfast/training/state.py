@@ -113,13 +113,12 @@ def restore_optimizer(
     entries: dict[int, dict[str, Tensor]] = {}
     scale: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
         if index == "scale":
             scale[name] = value
             continue
-        if int(index) >= len(parameters) or (
-            name != "step" and value.shape != parameters[int(index)].shape
-        ):
+        known = index.isdecimal() and int(index) < len(parameters)
+        if not known or value.shape != (() if name == "step" else parameters[int(index)].shape):
             raise InputError(
                 f"{where} belongs to other networks than this config makes: "
                 f"{key} has shape {tuple(value.shape)}"

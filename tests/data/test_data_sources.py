@@ -266,7 +266,7 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(InputError, match="neither a folder nor a regular file"):
         recognise_path(tmp_path / "pipe.npy")
-    with pytest.raises(InputError, match="no regular file; expected YAML"):
+    with pytest.raises(InputError, match="cannot be read: it is no regular file"):
         read_mapping(tmp_path / "pipe.npy")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InputError, match=r"pipe.png is no regular file"):

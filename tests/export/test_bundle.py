@@ -210,8 +210,8 @@ def test_links_that_leave_the_bundle_are_refused_though_the_bytes_are_right(bund
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (os.mkfifo, "is no plain file"),  # it would be waited for, for ever
-        (Path.mkdir, "is no plain file"),
+        (os.mkfifo, "is no regular file"),  # it would be waited for, for ever
+        (Path.mkdir, "Is a directory"),
         (lambda path: path.symlink_to(path.name), "leads to itself|symbolic links"),
     ],
     ids=["pipe", "folder", "link to itself"],
