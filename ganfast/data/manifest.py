@@ -8,7 +8,9 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,6 +107,22 @@ def verify_pack(folder: str | Path) -> PackInfo:
     pack = load_pack(Path(folder))
     pack.verify()
     return pack.info
+
+
+def verified_beside(pack: Pack) -> Future[None]:
+    """`Pack.verify` on a thread of its own, for which the end of the process does not wait."""
+    verdict: Future[None] = Future()
+
+    def verify() -> None:
+        try:
+            pack.verify()
+        except BaseException as error:
+            verdict.set_exception(error)
+        else:
+            verdict.set_result(None)
+
+    threading.Thread(target=verify, name="ganfast-verify", daemon=True).start()
+    return verdict
 
 
 def _header(path: Path, array: np.ndarray) -> bytes:

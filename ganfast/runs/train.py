@@ -15,6 +15,7 @@ import torch
 
 from ganfast import disk
 from ganfast.config import Config, run_folder
+from ganfast.data.manifest import verified_beside
 from ganfast.data.progress import progress_bar
 from ganfast.device import set_libraries
 from ganfast.engine import (
@@ -138,7 +139,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     """Start the run of a locked folder, or go on with it, and train it to its end."""
     config, folder, state = plan.config, plan.folder, plan.state
     run, changed = resume.open_folder(plan, force)
-    resumed = resume.find(run, checkpoint)
+    resumed = resume.find(run, checkpoint, force)
     if resumed:
         plan = replace(plan, computed=resumed.record.computed or _engine_before(run))
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
@@ -188,6 +189,7 @@ def _train_on(
     set_libraries(plan.device, config.precision)
     position = resumed.record.log_lines if resumed else None
     target, events = config.kimg * 1000, config.log.tensorboard
+    verdict = verified_beside(plan.pack)  # beside the first steps: a second for a gigabyte
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
@@ -203,7 +205,7 @@ def _train_on(
         def computed() -> dict[str, Any]:
             return {"engine": critic.choice.engine, "compile": plan.compile}
 
-        writer = Writer(plan, run, log, scorer, computed)
+        writer = Writer(plan, run, log, scorer, computed, verdict)
         held.callback(writer.close)
         with signals() as stopped:
 
