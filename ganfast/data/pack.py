@@ -55,8 +55,7 @@ def open_data(
             ~/.cache/ganfast.
         progress: called with (what, done, total) while packing.
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
-        verify: hash a cached pack, 0.9 GB/s, and pack again where a byte changed. A training calls
-            `Pack.verify` beside its first steps instead.
+        verify: hash a cached pack, and pack again where a byte changed; else see `Pack.verify`.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
@@ -75,9 +74,7 @@ def open_data(
     # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     for folder in (path for k in keys for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            pack = load_pack(folder)
-            if verify:
-                pack.verify()
+            pack = _verified(folder) if verify else load_pack(folder)
             return whole.composed(_recognised(pack, recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
@@ -100,6 +97,12 @@ def open_data(
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{keys[-1]}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
     return whole.composed(_recognised(load_pack(final), recognised))
+
+
+def _verified(folder: Path) -> Pack:
+    pack = load_pack(folder)
+    pack.verify()
+    return pack
 
 
 def _recognised(pack: Pack, sentence: str) -> Pack:

@@ -119,7 +119,7 @@ def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
         root=config.data_root or None,
         progress=progress,
         skip_corrupt=config.skip_corrupt,
-        verify=False,  # `ganfast.runs.train` does, in a thread
+        verify=False,  # a training does it in a thread
     )
     info, conditional = pack.info, _conditional(config, pack)
     length = config.kimg or suited_kimg(
