@@ -7,7 +7,6 @@ one product whose value is known tells whether this processor needs them.
 
 import base64
 import logging
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import InputError
+from ganfast.host import usable_threads
 
 logger = logging.getLogger("ganfast")
 
@@ -43,11 +43,6 @@ def need_onnxruntime() -> Any:
         how = 'pip install "ganfast[export]", or onnxruntime alone to draw'
         raise InputError(f"this needs onnxruntime: {how}") from error
     return onnxruntime
-
-
-def usable_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_session(model: bytes | Path, threads: int = 0, *, as_float: bool = False) -> Any:

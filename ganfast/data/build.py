@@ -17,6 +17,7 @@ from ganfast import __version__, disk, locks
 from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, sha256_of, verify_pack
 from ganfast.data.source import Selection, counted
 from ganfast.errors import InputError, cannot_write
+from ganfast.host import usable_threads
 from ganfast.log import logger
 
 BATCH = 64  # pictures per task of the thread pool: enough to drown its overhead, little memory
@@ -141,7 +142,7 @@ def _write_images(
     what = f"packing {info.name}"
     progress(what, 0, info.count)
     # Threads are enough: Pillow, zlib and file reads release the interpreter lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_threads())) as pool:
         for done in pool.map(fill, range(0, info.count, BATCH)):
             progress(what, done, info.count)
     images.flush()

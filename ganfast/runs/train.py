@@ -1,6 +1,7 @@
 """From a config to a finished run: prepare, resume or start, train, write the run directory."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ from ganfast.engine import (
 )
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
+from ganfast.host import usable_threads
 from ganfast.log import logger, say
 from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
@@ -101,6 +103,8 @@ def train(
         ) from error
     if plan.device.type == "cpu":
         keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:  # torch knows affinity, but no container's quota
+        torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
     if parent:
         message = resume.fork(plan, parent, checkpoint)
         if not quiet:
