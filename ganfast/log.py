@@ -23,7 +23,9 @@ class Lasting:
         return getattr(self._stream, name)
 
     def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
+        with suppress(ValueError):  # a closed file
+            return self._stream is not None and self._stream.isatty()
+        return False
 
     def write(self, text: str) -> int:
         if self._stream is not None:

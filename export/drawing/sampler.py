@@ -4,12 +4,10 @@ Needs NumPy and one of ONNX Runtime, TensorRT and torch. Picture (seed, index) i
 the bundle's gate, in a batch of any size, on every thread and on every back end.
 """
 
-import atexit
 import logging
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,7 +93,6 @@ class Sampler:
         self._counting = threading.Lock()
         self._requests = self._pictures = self._drawn = 0
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
-        _open.add(self)
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -403,25 +400,6 @@ class Sampler:
             return
         kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out is {kind}; expected a writeable uint8 array {shape}")
-
-
-_open: "weakref.WeakSet[Sampler]" = weakref.WeakSet()
-
-
-@atexit.register
-def _warn_as_fork() -> None:
-    """Tell a forked child, before it hangs or aborts, how to leave.
-
-    ONNX Runtime joins its threads when Python ends, and they stayed in the parent.
-    """
-    forked = [s for s in _open if not s._closed and s._process != os.getpid()]
-    if forked:
-        logger.warning(
-            "process %d was forked from one that holds the sampler of %s, and may hang or abort as "
-            "it ends: leave it with os._exit, or load samplers after the fork",
-            os.getpid(),
-            forked[0].bundle.folder,
-        )
 
 
 def _refuse_other(old: Bundle, new: Bundle) -> None:

@@ -1,7 +1,6 @@
 """Networks by name, or a user's own: `build` makes both from a config and the shape of the data."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from ganfast.config import Config
 from ganfast.errors import InputError
-from ganfast.log import say
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
 from ganfast.models.parts import Judgement, dcgan_init, fits, he_init, spectral
@@ -229,8 +227,6 @@ def _load(module_name: str, name: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:  # a module beside the user, as `python script.py` would find it
         sys.path.insert(0, here)
-    if module_name not in sys.modules:
-        say(f"model {module_name}:{name} is code, which is run now: {_place(module_name)}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported
@@ -240,16 +236,6 @@ def _load(module_name: str, name: str) -> Any:
     if not hasattr(module, name):
         raise InputError(f"model {module_name}:{name}: the module has no {name}")
     return getattr(module, name)
-
-
-def _place(module: str) -> str:
-    """Where a module would be imported from, as far as that is known without running anything."""
-    package = module.partition(".")[0]  # the spec of a module inside runs its package
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        spec = None
-    return (spec and spec.origin) or package
 
 
 def _construct(cls: Any, spec: NetSpec) -> nn.Module:

@@ -291,11 +291,12 @@ def said_by_child(leave):
 print(said_by_child(sys.exit).strip())
 print(repr(said_by_child(os._exit)))
 sampler.close()
-print(repr(said_by_child(sys.exit)))
+print(said_by_child(sys.exit).strip())
 """
     lines, errors = said_by(plain, program)
-    assert "leave it with os._exit, or load samplers after the fork" in lines[0], errors
-    assert lines[1:3] == ["''", "''"]
+    for line in (lines[0], lines[2]):
+        assert "leave it with os._exit, or load samplers after the fork" in line, errors
+    assert lines[1] == "''"
 
 
 def test_a_sampler_that_is_pickled_says_to_load_it_anew(plain):
