@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganfast.errors import RunError
+from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle, open_bundle
 from ganfast.export.bundle.parity import GATES, Parity, compare
 from ganfast.export.graph.packages import need
@@ -71,8 +71,9 @@ def _on_onnxruntime(model: bytes, as_float: bool = False) -> tuple[str, Draw]:
     def draw(feed: dict[str, np.ndarray]) -> np.ndarray:
         try:
             drawn: np.ndarray = session.run(None, feed)[0]
-        except Exception as error:  # ONNX Runtime's own types, as where a sampler draws
-            raise RunError(f"{name} failed to draw: {' '.join(str(error).split())}") from error
+        except Exception as error:  # ONNX Runtime has types of its own
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name} cannot run the model: {reason}") from error
         return drawn
 
     return name, draw
@@ -101,7 +102,7 @@ def verify_bundle(path: Path | str, digest: str | None = None) -> tuple[Bundle, 
     """Check every byte of a bundle, and draw its golden rows one at a time, and all at once.
 
     Raises:
-        InputError: a bundle that was changed, or is none.
+        InputError: a bundle that was changed, or is none; ONNX Runtime cannot run its graph.
         RunError: its pictures are not those that it was exported with.
     """
     bundle = open_bundle(path, digest)

@@ -216,11 +216,11 @@ _EXCHANGE = ctypes.c_uint(2)  # RENAME_EXCHANGE
 
 
 def remove(path: Path) -> None:
-    """Remove what has a name, if anything has: a directory tree, a file, or a link alone."""
-    if path.is_symlink() or path.is_file():
-        calls.unlink(path)
-    elif path.exists():
+    """Remove what has a name, if anything has: a directory tree, or else that name alone."""
+    if path.is_dir() and not path.is_symlink():
         calls.remove_tree(path)
+    elif os.path.lexists(path):
+        calls.unlink(path)
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ganfast.errors import InputError
+from ganfast.errors import InputError, is_out_of_memory
 
 LONGEST = 16 << 20  # bytes of a JSON file; real ones have a thousandth
 DEEPEST = 64  # values within values
@@ -27,7 +27,8 @@ def reading(
 ) -> Iterator[None]:
     """Turn any error of a block that reads a file into one sentence of the type ``kind``.
 
-    Parsers of damaged files raise errors of no end of types. An InputError stays as it is.
+    Parsers of damaged files raise errors of no end of types. An InputError stays as it is, and so
+    does a lack of memory, which says nothing of the file.
     """
     try:
         yield
@@ -36,6 +37,8 @@ def reading(
     except OSError as error:
         raise kind(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise kind(f"{path} {problem}: {reason}") from error
 
@@ -85,7 +88,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def read_json(path: Path, most: int = LONGEST) -> Any:
+def read_json(path: Path) -> Any:
     """The value in a JSON file; InputError where there is none."""
     with reading(path):
-        return parse_json(plain_file(path, most))
+        return parse_json(plain_file(path, LONGEST))

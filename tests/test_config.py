@@ -143,6 +143,8 @@ def test_an_unknown_preset_is_refused_with_the_closest():
     [
         (NetConfig, {"width": -1}, ["width", "-1"]),
         (NetConfig, {"latent": 0}, ["latent", "0", "1 or more"]),
+        (NetConfig, {"latent": 10**9}, ["latent", "1000000000", "65536 at most"]),
+        (NetConfig, {"width": 10**6}, ["width", "1000000", "65536 at most"]),
         (NetConfig, {"critic_norm": "group"}, ["critic_norm", "'group'", "spectral"]),
         (NetConfig, {"generator_norm": "spectral"}, ["generator_norm", "'spectral'", "batch"]),
         (NetConfig, {"init": "orthogonal"}, ["init", "'orthogonal'", "dcgan"]),

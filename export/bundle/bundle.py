@@ -317,7 +317,6 @@ def _swap(new: Path, place: Path) -> None:
             raise
     disk.sync(place.parent)
     _clear(old)
-    _clear(new)
 
 
 def _clear(leftover: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ganfast.config import Config
 from ganfast.errors import InputError
+from ganfast.log import logger
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
 from ganfast.models.mlp import mlp_critic, mlp_generator
 from ganfast.models.parts import Judgement, dcgan_init, fits, he_init, spectral
@@ -227,6 +228,8 @@ def _load(module_name: str, name: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:  # a module beside the user, as `python script.py` would find it
         sys.path.insert(0, here)
+    if module_name not in sys.modules:  # a run from elsewhere may name it
+        logger.warning("model %s:%s is code, which is run now", module_name, name)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when it is imported

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/gradient_norm": "|grad|",
     "critic/class_accuracy": "class",
 }
+_heard = threading.excepthook
 _LONGEST = 1 << 30  # bytes of a log, which is read whole: some three million lines
 _PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
@@ -95,11 +97,11 @@ def split_log(
     path: Path, images: float, position: int | None = None
 ) -> tuple[list[str], list[str]]:
     """The lines of a log up to a checkpoint, and the others; see `JsonLines`."""
-    lines = log_lines(path)
     before: list[str] = []
     after: list[str] = []
-    for number, line in enumerate(lines):
-        is_before = (position is None or number < position) and images_of(line) <= images
+    for line in log_lines(path):
+        # Damaged lines have no counter, and are none of those that were counted.
+        is_before = (position is None or len(before) < position) and images_of(line) <= images
         (before if is_before else after).append(line)
     return before, after
 
@@ -128,6 +130,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _heard_later(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread prints nothing of a full disk: its next call raises the same error."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        _heard(failed)
+
+
 class RunLog:
     """Log file, TensorBoard and progress of one run.
 
@@ -149,6 +157,7 @@ class RunLog:
         position: int | None = None,
     ) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images, position)
+        threading.excepthook = _heard_later
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.started, self.paused = time.monotonic(), 0.0
         self.last_time, self.last_images = self.started, images

@@ -267,7 +267,7 @@ def write_record(run: Run) -> None:
 def remember(folder: Path, event: str, **facts: Any) -> None:
     """Add a line to the history of a run."""
     path = folder / HISTORY
-    before = path.read_bytes() if path.exists() else b""
+    before = plain_file(path, LONGEST) if path.exists() else b""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     line = {"event": event, "when": now, "ganfast": __version__} | facts
     disk.replace_file(path, before + _lines([json.dumps(line)]))

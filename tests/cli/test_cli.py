@@ -375,6 +375,18 @@ def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
         main(["train"])
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_lack_of_memory_is_no_bug(error, run, monkeypatch):
+    def grows():
+        raise error
+
+    monkeypatch.setattr("ganfast.environment.environment", grows)
+    said = f"ganfast: env does not fit into memory: {str(error) or 'none is left'}\n"
+    assert run("env") == (2, "", said)
+
+
 def test_ctrl_c_outside_of_training_is_130(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

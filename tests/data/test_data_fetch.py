@@ -96,6 +96,18 @@ def test_the_default_place_is_where_names_are_looked_up(serve, tmp_path, monkeyp
     assert fetch("mnist", mirrors=[serve(FILES.get).url]) == tmp_path / "data" / "mnist"
 
 
+def test_a_mirror_that_never_ends_is_left_for_the_next(serve, tmp_path, monkeypatch):
+    """A byte comes before every timeout of the socket, and the file never."""
+    over = threading.Event()
+    endless, good = serve(lambda name: over.wait(60) and 503), serve(FILES.get)
+    monkeypatch.setattr(fetch_module, "LONGEST", 0.5)
+    with pytest.raises(RunError, match=r"was not done after 0\.5 seconds"):
+        fetch("mnist", tmp_path, [endless.url])
+    assert fetch("mnist", tmp_path, [endless.url, good.url]).is_dir()
+    assert len(endless.asked) == 2, "a dead mirror costs one wait"
+    over.set()
+
+
 def test_right_files_are_kept_and_wrong_ones_replaced(serve, tmp_path):
     first, second, *_ = FILES
     (tmp_path / "mnist").mkdir()

@@ -322,3 +322,16 @@ def test_no_tensorboard_where_none_is_wanted(tmp_path, caplog, no_terminal):
     run.close()
     assert not (tmp_path / "tensorboard").exists()
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("module", "heard"), [("tensorboard.writer", 0), ("__main__", 1)])
+def test_the_thread_of_tensorboard_leaves_its_errors_to_the_next_call(module, heard, monkeypatch):
+    """A full disk ends that thread, and the call that follows raises the error anew."""
+    errors = []
+    monkeypatch.setattr(logfile, "_heard", errors.append)
+    monkeypatch.setattr(threading, "excepthook", logfile._heard_later)
+    fails = type("Worker", (threading.Thread,), {"__module__": module, "run": lambda _: 1 / 0})
+    worker = fails()
+    worker.start()
+    worker.join()
+    assert len(errors) == heard
