@@ -16,6 +16,7 @@ from typing import Any
 from ganfast import __version__, configfile, disk, locks
 from ganfast.errors import InputError
 from ganfast.log import logger
+from ganfast.outside import LONGEST, plain_file
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.identity import (
     HISTORY,
