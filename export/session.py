@@ -5,6 +5,7 @@ the sum is cut off without a word. ONNX Runtime has slower kernels that are exac
 one product whose value is known tells whether this processor needs them.
 """
 
+import atexit
 import base64
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ganfast.errors import InputError
+from ganfast.host import usable_threads
 
 logger = logging.getLogger("ganfast")
 
@@ -42,12 +44,26 @@ def need_onnxruntime() -> Any:
     except ImportError as error:
         how = 'pip install "ganfast[export]", or onnxruntime alone to draw'
         raise InputError(f"this needs onnxruntime: {how}") from error
+    _loaded_by()
     return onnxruntime
 
 
-def usable_threads() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@cache
+def _loaded_by() -> int:
+    """The process that loaded ONNX Runtime. A child of it that ends by itself hangs or aborts, even
+    where all sessions are closed (1.32 on Linux): it is told before, with the way out."""
+    home = os.getpid()
+
+    def warn_as_fork() -> None:
+        if os.getpid() != home:
+            logger.warning(
+                "process %d was forked from one that had loaded ONNX Runtime, and may hang or "
+                "abort as it ends: leave it with os._exit, or load samplers after the fork",
+                os.getpid(),
+            )
+
+    atexit.register(warn_as_fork)
+    return home
 
 
 def cpu_session(model: bytes | Path, threads: int = 0, *, as_float: bool = False) -> Any:

@@ -1,15 +1,19 @@
 """The command line: parse, call the library, turn errors into one sentence and an exit code.
 
-Exit codes: 0 done, 1 failed while running, 2 bad input, 130 and 143 ended by Ctrl-C and SIGTERM
-after saving. Nothing here imports torch before a command needs it.
+Exit codes: 0 done, 1 failed while running, 2 bad input; 129, 130 and 143 ended by SIGHUP, Ctrl-C
+and SIGTERM after saving. Nothing here imports torch before a command needs it.
 """
 
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from ganfast.commands.parsing import meant
 from ganfast.errors import InputError, RunError, is_mendable, is_out_of_memory
+from ganfast.log import abandon, say
 
 HELP = """ganfast: train generative adversarial networks fast, and draw from them.
 
@@ -77,7 +81,31 @@ PACKAGES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # Python would fail on it when it exits
+        abandon(sys.stdout)
+        if not isinstance(error, BrokenPipeError):  # `ganfast presets | head`
+            return _fail(f"standard output cannot be written: {error.strerror}", code or 2)
+    return code
+
+
+def _prepare_streams() -> None:
+    """Let whatever is printed be printable, and no file take the place of a closed stream."""
+    # A library that writes to stderr by its number would write into that file.
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # its reader left already
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -102,8 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
-    except BrokenPipeError:  # `ganfast presets | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # of standard output, which `main` deals with
         return 0
     except ModuleNotFoundError as error:
         package = PACKAGES.get((error.name or "").partition(".")[0])
@@ -127,5 +154,5 @@ def _fail(error: Exception | str, code: int) -> int:
     """Print one sentence, control characters escaped: file names from elsewhere may hold some."""
     words = " ".join(str(error).split())
     sentence = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-    print(f"ganfast: {sentence}", file=sys.stderr)
+    say(f"ganfast: {sentence}")
     return code

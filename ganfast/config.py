@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from ganfast.errors import InputError
+from ganfast.errors import ONE_FILE, InputError
 
 T = TypeVar("T")
 
@@ -407,6 +407,8 @@ def require_run(folder: Path | str) -> None:
     Raises:
         InputError: there is no config.yaml; names the runs that there are.
     """
+    if Path(folder).is_file():
+        raise InputError(f"{folder} is not a run directory but one file: {ONE_FILE}")
     if not (Path(folder) / "config.yaml").exists():
         known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
         hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"

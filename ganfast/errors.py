@@ -23,6 +23,10 @@ _MEMORY = re.compile(
 )
 
 
+# What to do with a zip or a model.onnx that stands in a directory's place.
+ONE_FILE = "give the directory that it is of; a zip has to be unpacked first"
+
+
 class InputError(ValueError):
     """The user's input cannot be used; exit code 2.
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ganfast import disk
-from ganfast.errors import InputError, RunError
+from ganfast.errors import ONE_FILE, InputError, RunError
+from ganfast.export.bundle.graph import refuse_unbounded
 from ganfast.export.bundle.manifest import GOLDEN, MANIFEST, MODEL, FileFacts, Manifest
 from ganfast.export.bundle.tensors import read_tensors, write_tensors
 from ganfast.locks import Held, holder, locked
@@ -150,6 +151,8 @@ def _checked(folder: Path, digest: str | None) -> Bundle:
     bundle, checked = Bundle(folder, manifest), {}
     for file in manifest.files:
         data = bundle.read(file)
+        if file == MODEL:
+            refuse_unbounded(data, str(folder / MODEL))
         if file in (MODEL, GOLDEN):
             checked[file] = data
     return replace(bundle, contents=checked)
@@ -168,6 +171,8 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.from_bytes(plain_file(folder / MANIFEST, LONGEST), str(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if folder.is_file():
+            raise InputError(f"{folder} is not a bundle but one file: {ONE_FILE}") from error
         message = f"{folder} is not a bundle (it has no {MANIFEST})"
         if is_bundle(old := _beside(folder, "old")):
             raise InputError(
@@ -211,6 +216,7 @@ def write_bundle(
     manifest = replace(
         manifest, files={path: FileFacts.of(data) for path, data in sorted(files.items())}
     )
+    refuse_unbounded(files[MODEL], MODEL)
     content = manifest.to_bytes()
     Manifest.from_bytes(content)  # raises for a manifest that nobody could read back
     try:

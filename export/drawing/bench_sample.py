@@ -16,7 +16,7 @@ from ganfast.export.drawing.lanes import HostLane, filled
 from ganfast.export.drawing.latency import machine, percentiles
 from ganfast.export.drawing.rows import ask
 from ganfast.export.drawing.sampler import Sampler, load_sampler
-from ganfast.export.session import usable_threads
+from ganfast.host import usable_threads
 
 _LEAST = 5  # calls of a sampler, however long they take
 

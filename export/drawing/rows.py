@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.manifest import Manifest
+from ganfast.host import free_memory
 from ganfast.latents import check_seed, class_list, latents, picture_index, random_classes
 
 _LARGE = 64 << 20  # bytes; smaller requests do not ask whether so much memory is free
@@ -97,22 +97,11 @@ def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Row
 def refuse_huge(manifest: Manifest, n: int) -> None:
     """Raises InputError where ``n`` pictures would not fit into memory."""
     size = n * (math.prod(manifest.shape) + 3 * 8)  # pixels, index, label, psi
-    if size > _LARGE and size > (free := _free_memory()):
+    if size > _LARGE and size > (free := free_memory()):
         raise InputError(
             f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
             "take them in parts (Sampler.stream; on the command line --first)"
         )
-
-
-def _free_memory() -> int:
-    """Bytes that are free without swapping; a large number on systems that do not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(
-            next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        )
-    except (OSError, StopIteration, ValueError, IndexError):
-        return 1 << 40
 
 
 def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:

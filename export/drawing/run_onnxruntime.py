@@ -18,7 +18,8 @@ from ganfast.errors import InputError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.export.drawing.lanes import HostLane, Pictures, copied, filled
 from ganfast.export.drawing.rows import Rows
-from ganfast.export.session import cpu_session, make_session, need_onnxruntime, usable_threads
+from ganfast.export.session import cpu_session, make_session, need_onnxruntime
+from ganfast.host import usable_threads
 
 # Pictures a thread, from which on threads draw batches of their own: two threads that share a batch
 # lose up to a fifth of their time.

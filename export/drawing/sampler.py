@@ -94,6 +94,12 @@ class Sampler:
         self._requests = self._pictures = self._drawn = 0
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"the sampler of {self.bundle.folder} cannot be pickled, as its threads and sessions "
+            "belong to this process; load it anew, with load_sampler, in the process that draws"
+        )
+
     @property
     def manifest(self) -> Manifest:
         """Classes, size, colour order, precision and the rest of the bundle's own description."""

@@ -1,9 +1,11 @@
 """Curves of runs from log.jsonl: losses, Wasserstein estimate, gradient norm, speed and scores."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ganfast import disk
 from ganfast.errors import InputError
 from ganfast.evaluate.names import shortened
 from ganfast.runs.logfile import read_log
@@ -47,8 +49,10 @@ def draw_curves(folders: Sequence[str], out: str) -> Path:
             axes.plot(*zip(*curve, strict=True), color=f"C{colour}", linewidth=1, marker=marker)
         if number == 0:
             _name_runs(axes, shortened(list(logs)))
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:].lower(), dpi=110)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    disk.replace_file(path, picture.getvalue())
     return path
 
 
@@ -85,4 +89,4 @@ def _name_runs(axes: Any, names: Sequence[str]) -> None:
     legend = axes.legend(lines, ["run"] * len(names), fontsize="small")
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(name.encode(errors="backslashreplace").decode())  # it may be no UTF-8

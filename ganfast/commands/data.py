@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, TRANSPOSE, Parser, meant, parser_for
 from ganfast.errors import InputError
+from ganfast.log import tell
 
 if TYPE_CHECKING:
     from ganfast.data.manifest import Pack
@@ -34,7 +35,7 @@ def data(args: list[str]) -> None:
         from ganfast.data.fetch import fetch
 
         with progress_bar() as progress:
-            print(fetch(arguments.data, root=arguments.data_root, progress=progress))
+            tell(fetch(arguments.data, root=arguments.data_root, progress=progress))
         return
     from ganfast.data import open_data, recognise
 
@@ -87,7 +88,7 @@ def _preview(pack: "Pack", count: int, out: str) -> None:
         save_png(sheet, out, comfortable_scale(pack.info.size))
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
-    print(out)
+    tell(out)
 
 
 def _print_facts(pack: "Pack") -> None:

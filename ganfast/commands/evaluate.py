@@ -26,13 +26,13 @@ def evaluate(args: list[str]) -> None:
     from ganfast.images import comfortable_scale, grid, save_png
 
     text = json.dumps([result.to_json() for result in results], indent=1, allow_nan=False)
-    print(text if arguments.json == "-" else table(results))
     if json_file:
         Path(json_file).write_text(text + "\n")
     for name, path in sheets.items():
         if path:
             pictures = getattr(results[0], name)
             save_png(grid(pictures, columns=8), path, comfortable_scale(pictures.shape[1]))
+    print(text if arguments.json == "-" else table(results))
 
 
 def _parser() -> Parser:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ganfast.commands.parsing import parser_for
 from ganfast.errors import InputError, RunError
+from ganfast.log import tell
 
 if TYPE_CHECKING:
     from ganfast.export.bundle.bundle import Bundle
@@ -41,7 +42,7 @@ def export(args: list[str]) -> None:
     from ganfast.export.exporter import export_bundle
 
     options = vars(arguments) | {"buckets": buckets}
-    _print_written(export_bundle(**options, tell=print))
+    _print_written(export_bundle(**options, tell=tell))
 
 
 def refit(args: list[str]) -> None:
@@ -61,12 +62,12 @@ def refit(args: list[str]) -> None:
 
 def _print_parity(rows: "Iterable[Parity]") -> None:
     for row in rows:
-        print(f"{row.back_end} at batch {row.batch}: {row}")
+        tell(f"{row.back_end} at batch {row.batch}: {row}")
 
 
 def _print_written(bundle: "Bundle") -> None:
     _print_parity(bundle.manifest.parity)
-    print(f"{bundle.folder} {bundle.manifest.digest}")
+    tell(f"{bundle.folder} {bundle.manifest.digest}")
 
 
 def verify(args: list[str]) -> None:

@@ -1,6 +1,7 @@
 """ganfast plot."""
 
 from ganfast.commands.parsing import parser_for
+from ganfast.log import tell
 
 
 def plot(args: list[str]) -> None:
@@ -10,4 +11,4 @@ def plot(args: list[str]) -> None:
     arguments = parser.parse_args(args)
     from ganfast.commands.curves import draw_curves
 
-    print(draw_curves(arguments.runs, arguments.out))
+    tell(draw_curves(arguments.runs, arguments.out))

@@ -48,7 +48,8 @@ def sample(args: list[str]) -> None:
     )
     parser.flag("--strict", False, "of a bundle: refuse where its first back end cannot be used")
     arguments = parser.parse_args(args)
+    from ganfast.log import tell
     from ganfast.sampling import Request, sample_to_files
 
     for path in sample_to_files(Request(**vars(arguments))):
-        print(path)
+        tell(path)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ganfast import __version__, disk, locks
-from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, load_pack, sha256_of
+from ganfast.data.manifest import IMAGES, LABELS, MANIFEST, SCHEMA, PackInfo, sha256_of, verify_pack
 from ganfast.data.source import Selection, counted
 from ganfast.errors import InputError, cannot_write
+from ganfast.host import usable_threads
 from ganfast.log import logger
 
 BATCH = 64  # pictures per task of the thread pool: enough to drown its overhead, little memory
@@ -56,7 +57,7 @@ def build(
 
 def _is_whole(pack: Path) -> bool:
     try:
-        load_pack(pack)
+        verify_pack(pack)
     except InputError:
         return False
     return True
@@ -85,7 +86,8 @@ def _build(
         manifest = {
             "schema": SCHEMA,
             "created_by": f"ganfast {__version__}",
-            "info": asdict(info),
+            # without what follows from the hashes of the files
+            "info": {k: v for k, v in asdict(info).items() if k != "pictures_hash"},
             "files": files,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -144,7 +146,7 @@ def _write_images(
     what = f"packing {info.name}"
     progress(what, 0, info.count)
     # Threads are enough: Pillow, zlib and file reads release the interpreter lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_threads())) as pool:
         for done in pool.map(fill, range(0, info.count, BATCH)):
             progress(what, done, info.count)
     images.flush()
@@ -177,13 +179,11 @@ def _publish(partial: Path, final: Path) -> None:
         except OSError:  # a pack is there: of a process that was quicker, or a damaged one
             if last or not final.exists():
                 raise
-        try:
-            load_pack(final)
+        if _is_whole(final):
             return
-        except InputError:
-            aside = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final.parent))
-            os.rename(final, aside / "damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final.parent))
+        os.rename(final, aside / "damaged")
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sweep(packs: Path) -> None:

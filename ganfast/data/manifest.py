@@ -8,7 +8,11 @@
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from ganfast.outside import parse_json, plain_file
 SCHEMA = 1
 _LONGEST = 256 << 20  # bytes of a manifest, which names every picture that was left out
 IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+_CHUNK = 1 << 24  # bytes hashed at a go: a thread can be ended between two
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class PackInfo:
     source_hash: str  # sha256 of what identifies the source
     skipped: tuple[str, ...] = ()  # pictures that could not be read and were left out, and why
     rules: int = 1  # by which classes and splits were found, see `ganfast.data.source.RULES`
+    # sha256 of the arrays' hashes: the same for the same pictures and labels from other files
+    pictures_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Pack:
     images: np.ndarray  # uint8 (N, C, H, W), read-only memory map
     labels: np.ndarray | None  # int64 (N,)
     info: PackInfo
+    # Compares every byte of these arrays with the hashes in the manifest; raises InputError.
+    verify: Callable[[], None] = lambda: None
 
 
 def load_pack(folder: Path) -> Pack:
@@ -64,7 +73,9 @@ def load_pack(folder: Path) -> Pack:
                 raise ValueError(f"{file} has {size:,} bytes instead of {facts['bytes']:,}")
         fields: dict[str, Any] = manifest["info"]
         lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-        info = PackInfo(**(fields | lists))
+        hashes = {file: facts["sha256"] for file, facts in manifest["files"].items()}
+        of_all = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+        info = PackInfo(**(fields | lists | {"pictures_hash": of_all}))
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         shape = (info.count, info.channels, info.size, info.size)
         if images.shape != shape or images.dtype != np.uint8:
@@ -80,7 +91,9 @@ def load_pack(folder: Path) -> Pack:
             if labels.min() < 0 or labels.max() >= len(info.classes):
                 raise ValueError(f"{LABELS} names classes outside of 0 to {len(info.classes) - 1}")
             labels.setflags(write=False)
-        return Pack(images, labels, info)
+        arrays = {IMAGES: images} | ({} if labels is None else {LABELS: labels})
+        mapped = [(file, _header(folder / file, a), a, hashes[file]) for file, a in arrays.items()]
+        return Pack(images, labels, info, partial(_verify, folder, mapped))
     # Exception: missing keys, wrong types, NumPy's header parser: damage has no end of kinds
     except Exception as error:
         raise InputError(f"the pack {folder} is damaged: {error!r}") from error
@@ -92,14 +105,43 @@ def verify_pack(folder: str | Path) -> PackInfo:
     Raises:
         InputError: a file differs; the message names it.
     """
-    info = load_pack(Path(folder)).info
-    for file, facts in json.loads((Path(folder) / MANIFEST).read_text())["files"].items():
-        if sha256_of(Path(folder) / file) != facts["sha256"]:
+    pack = load_pack(Path(folder))
+    pack.verify()
+    return pack.info
+
+
+def verified_beside(pack: Pack) -> Future[None]:
+    """`Pack.verify` on a thread of its own, for which the end of the process does not wait."""
+    verdict: Future[None] = Future()
+
+    def verify() -> None:
+        try:
+            pack.verify()
+        except BaseException as error:
+            verdict.set_exception(error)
+        else:
+            verdict.set_result(None)
+
+    threading.Thread(target=verify, name="ganfast-verify", daemon=True).start()
+    return verdict
+
+
+def _header(path: Path, array: np.ndarray) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(path.stat().st_size - array.nbytes)
+
+
+def _verify(folder: Path, mapped: list[tuple[str, bytes, np.ndarray, str]]) -> None:
+    """Hash what is mapped, not what the path leads to: the pack may be replaced meanwhile."""
+    for file, header, array, expected in mapped:
+        digest, content = hashlib.sha256(header), array.reshape(-1).view(np.uint8)
+        for start in range(0, len(content), _CHUNK):
+            digest.update(content[start : start + _CHUNK].data)
+        if digest.hexdigest() != expected:
             raise InputError(
                 f"the pack {folder} is damaged: the bytes of {file} changed; "
                 "delete it to pack again"
             )
-    return info
 
 
 def sha256_of(path: Path) -> str:

@@ -40,6 +40,7 @@ def open_data(
     skip_corrupt: bool = False,
     transpose: bool = False,
     rules: int = RULES,
+    verify: bool = True,
 ) -> Pack:
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
@@ -57,6 +58,7 @@ def open_data(
         skip_corrupt: leave out pictures that cannot be read, and count them in `PackInfo.skipped`.
         transpose: make rows of arrays and IDX pictures columns, as EMNIST needs.
         rules: that find classes and splits: `PackInfo.rules` of a run that goes on.
+        verify: hash a cached pack, and pack again where a byte changed; else see `Pack.verify`.
 
     Raises:
         InputError: the data cannot be used as asked for; says why.
@@ -74,7 +76,8 @@ def open_data(
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            return whole.composed(_recognised(load_pack(folder), recognised))
+            pack = _verified(folder) if verify else load_pack(folder)
+            return whole.composed(_recognised(pack, recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
     source, identity, key = candidates[-1]
@@ -97,6 +100,12 @@ def open_data(
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
     build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
     return whole.composed(_recognised(load_pack(final), recognised))
+
+
+def _verified(folder: Path) -> Pack:
+    pack = load_pack(folder)
+    pack.verify()
+    return pack
 
 
 def _recognised(pack: Pack, sentence: str) -> Pack:

@@ -1,7 +1,11 @@
 """A progress bar for `open_data` and `fetch`, for commands that a person watches."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from ganfast.log import Lasting
 
 
 @contextmanager
@@ -15,7 +19,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         return
 
     tasks: dict[str, TaskID] = {}
-    console = Console(stderr=True)
+    person: Any = Lasting(sys.stderr)
+    console = Console(file=person)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def show(what: str, done: int, total: int) -> None:

@@ -109,7 +109,8 @@ def stack(digits: Pack) -> Pack:
         classes=tuple(f"{i:03d}" for i in range(1000)),
         recognised=_described(info.split, info.recognised),
     )
-    return Pack(StackedImages(digits.images, triples), labels, stacked)  # type: ignore[arg-type]
+    images: Any = StackedImages(digits.images, triples)
+    return Pack(images, labels, stacked, digits.verify)
 
 
 def _described(split: str, digits: str) -> str:

@@ -124,7 +124,8 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
             "or classes: sub-folders, or --attributes for CelebA"
         )
     epochs = max(3, min(20, 200_000 // info.count))
-    pictures = [info.source_hash, info.size, info.channels, info.attributes, info.split, info.count]
+    identity = info.pictures_hash or info.source_hash
+    pictures = [identity, info.size, info.channels, info.attributes, info.split, info.count]
     pictures += [info.rules] if info.rules > 1 else []  # other rules may find other classes
     key = hashlib.sha256(json.dumps([1, *pictures, _LOCAL_SEED, epochs]).encode()).hexdigest()[:16]
     path = cache_dir() / "extractors" / f"{key}.safetensors"

@@ -8,7 +8,7 @@ from typing import Any
 from ganfast import locks
 from ganfast.errors import InputError
 from ganfast.runs import checkpoint as checkpoints
-from ganfast.runs import resume
+from ganfast.runs import identity, resume
 from ganfast.runs.logfile import images_of, log_lines
 from ganfast.runs.run import Run
 
@@ -73,7 +73,7 @@ def _sentence(event: dict[str, Any]) -> str:
     at = f"{images / 1000:g}" if isinstance(images, int) else "an unknown number of"
     where = f"{event.get('when')}, at {at} kimg: {event.get('event')}"
     of = f" of {event['of']}, checkpoint {event.get('checkpoint')}" if "of" in event else ""
-    changed = resume.listed(event.get("changed", {}))
+    changed = identity.listed(event.get("changed", {}))
     return where + of + (f" ({changed})" if changed else "")
 
 
@@ -109,13 +109,13 @@ def check_run(folder: Path | str) -> Checked:
                 "none counts as the best"
             )
     try:
-        checked.history = resume.history(run.folder)
+        checked.history = identity.history(run.folder)
     except InputError as error:
         problems.append(str(error))
     if edited := resume.since_trained(run):
         problems.append(
             f"{run.folder / 'config.yaml'} is not what the newest checkpoint was trained with "
-            f"({resume.listed(edited)})"
+            f"({identity.listed(edited)})"
         )
     _check_log(run, records, checked)
     return checked

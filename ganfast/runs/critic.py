@@ -17,7 +17,6 @@ from ganfast.kernels.pictures import as_pictures
 from ganfast.losses import loss_of
 from ganfast.models import build_critic, judge
 from ganfast.penalties import input_gradient
-from ganfast.runs import checkpoint as checkpoints
 from ganfast.training.state import load_module
 
 if TYPE_CHECKING:
@@ -60,9 +59,9 @@ class Critic:
                 f"{self.checkpoint} has no critic.safetensors, so there is no critic to ask; "
                 "take a checkpoint as the training wrote it"
             )
-        _, contents = checkpoints.read(self.checkpoint, ["critic"])
+        _, tensors = run.part(self.checkpoint, "critic")
         net = build_critic(run.spec())
-        load_module(net, contents["critic"], f"{self.checkpoint} holds another critic")
+        load_module(net, tensors, f"{self.checkpoint} holds another critic")
         self.net: nn.Module = prepared(net, find_device(device)).eval().requires_grad_(False)
         self.takes_labels = bool(getattr(self.net, "takes_labels", False))
         self._device = device

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ganfast import disk
-from ganfast.log import logger, say
+from ganfast.log import Lasting, logger, say
 from ganfast.outside import parse_json, plain_file, reading
 
 _SHOWN = {  # name in log.jsonl -> what the progress line calls it
@@ -228,7 +228,11 @@ def _event_writer(folder: Path, images: int) -> Any:
             "tensorboard is not installed: events are not written (pip install tensorboard)"
         )
         return None
-    return SummaryWriter(str(folder), purge_step=images + 1 if images else None)
+    try:
+        return SummaryWriter(str(folder), purge_step=images + 1 if images else None)
+    except UnicodeEncodeError:
+        logger.warning("events are not written: TensorBoard takes no path that is not UTF-8")
+        return None
 
 
 class Progress:
@@ -237,13 +241,14 @@ class Progress:
     def __init__(self, images: int, target: float, quiet: bool = False) -> None:
         self.target, self.spoken, self.quiet = target, time.monotonic(), quiet
         self.bar, self.text = None, ""
-        if sys.stderr.isatty() and not quiet and find_spec("rich"):
+        person: Any = Lasting(sys.stderr)
+        if person.isatty() and not quiet and find_spec("rich"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             description, bar = TextColumn("{task.description}"), BarColumn(bar_width=24)
             columns = description, bar, TimeRemainingColumn()
-            self.bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+            self.bar = Progress(*columns, console=Console(file=person), refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=target, completed=images)
             self.bar.start()
 

@@ -7,29 +7,34 @@ returns to an earlier checkpoint, forced changes.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ganfast import __version__, configfile, disk, locks
-from ganfast.config import depends_on_length, flatten
+from ganfast.config import depends_on_length
 from ganfast.errors import InputError
 from ganfast.log import logger
-from ganfast.outside import LONGEST, parse_json, plain_file, reading
+from ganfast.outside import LONGEST, plain_file
 from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.identity import (
+    HISTORY,
+    PICTURES,
+    Changes,
+    counts,
+    differences,
+    history,
+    listed,
+    mathematics,
+    other_pictures,
+    refuse_foreign,
+)
 from ganfast.runs.logfile import split_log
 from ganfast.runs.run import Run
 from ganfast.training.plan import Plan
 from ganfast.training.state import restore
-
-# Fields that may change when a run is resumed: they say where and how long, not what is computed.
-_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
-_FREE_GROUPS = ("log.", "score.", "guard.")
-HISTORY = "history.jsonl"
-_PICTURES = "the pictures"  # named among changed fields
-Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, now)
 
 
 def hold(folder: Path, held: ExitStack) -> None:
@@ -74,11 +79,13 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
     if not (folder / "config.yaml").exists() or not checkpoints.listed(run.checkpoint_folder):
         return run, {}  # it failed before its first checkpoint: nothing to lose
     old = Run.open(folder)
-    edited = {name: values for name, values in _changes(old, run).items() if _counts(name)}
+    edited = {name: values for name, values in _changes(old, run).items() if counts(name)}
     changed = since_trained(run) | edited
     if changed and not force:
-        pictures = changed.pop(_PICTURES, None)
+        pictures = changed.pop(PICTURES, None)
         problem = f"was trained on other pictures than {config.data} holds now; give those"
+        if old.data["source_hash"] == run.data["source_hash"]:
+            problem += " (the files look the same: another version of Pillow may read them so)"
         if changed:
             problem = f"holds another run ({listed(changed)}); give those values"
         if changed or pictures:
@@ -93,55 +100,28 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
     return run, changed
 
 
-def mathematics(run: Run) -> dict[str, Any]:
-    """What a run's weights follow from: every field that must not change, and the pictures' hash.
-
-    Values are as JSON holds them, so that they can be compared with those of a checkpoint.
-    """
-    fields = {name: value for name, value in flatten(run.config).items() if _counts(name)}
-    return json.loads(json.dumps(fields | {"source_hash": run.data["source_hash"]}))
-
-
-def _counts(name: str) -> bool:
-    return name not in _FREE and not name.startswith(_FREE_GROUPS)
-
-
 def since_trained(run: Run) -> dict[str, tuple[Any, Any]]:
-    """What differs from the run that wrote the newest checkpoint.
-
-    The checkpoint is sealed by a hash, whereas anybody may edit config.yaml.
-    """
+    """What differs from the run that wrote the newest checkpoint."""
     for path in reversed(checkpoints.listed(run.checkpoint_folder)):
         try:
-            before = checkpoints.read_record(path).trained_as or {}
+            return differences(checkpoints.read_record(path), run)
         except InputError:
             continue
-        now = mathematics(run)
-        both = {name: (before[name], now[name]) for name in before if name in now}
-        changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
-        if hashes := changed.pop("source_hash", None):
-            old, new = (f"those of hash {str(digest)[:8]}" for digest in hashes)
-            changed[_PICTURES] = old, new
-        return changed
     return {}
 
 
 def _changes(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
     changed = configfile.differences(old.config, new.config)
-    if old.data["source_hash"] != new.data["source_hash"]:
-        before, now = (f"{run.config.data} ({run.data['source_hash'][:8]})" for run in (old, new))
-        changed[_PICTURES] = before, now
+    if hashes := other_pictures(old.data, new.data):
+        before, now = (f"{r.config.data} ({h})" for r, h in zip((old, new), hashes, strict=True))
+        changed[PICTURES] = before, now
     return changed
 
 
-def listed(changed: Changes) -> str:
-    """What changed, as part of a sentence."""
-    pairs = changed.items()
-    return "; ".join(f"{name} was {before!r}, now {now!r}" for name, (before, now) in pairs)
-
-
-def find(run: Run, which: str) -> checkpoints.Loaded | None:
+def find(run: Run, which: str, force: bool = False) -> checkpoints.Loaded | None:
     """A checkpoint of a run, whole; "" = the newest that is whole. None: the run has none yet.
+
+    With ``force`` it may have been trained with other values than the run has.
 
     Raises:
         InputError: there is no such checkpoint, it is damaged, or it is one of another run.
@@ -152,6 +132,8 @@ def find(run: Run, which: str) -> checkpoints.Loaded | None:
             f"{checkpoint.path} is no checkpoint of {run.folder}; "
             "with --fork NEWDIR a new run begins from it"
         )
+    if checkpoint and not force:
+        refuse_foreign(run, checkpoint.path, checkpoint.record)
     return checkpoint
 
 
@@ -240,6 +222,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: "
             "give a higher --kimg"
         )
+    refuse_foreign(parent, path, record)
     changed = {name: values for name, values in _changes(parent, run).items() if name != "out"}
     log, _ = split_log(parent.folder / "log.jsonl", record.images, record.log_lines)
     beside = folder.with_name(f".{folder.name}.part")
@@ -290,21 +273,6 @@ def remember(folder: Path, event: str, **facts: Any) -> None:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     line = {"event": event, "when": now, "ganfast": __version__} | facts
     disk.replace_file(path, before + _lines([json.dumps(line)]))
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """What `remember` recorded, oldest first; InputError where it cannot be read."""
-    path = folder / HISTORY
-    with reading(path):
-        lines = plain_file(path, LONGEST).splitlines() if path.exists() else []
-        events = [parse_json(line) for line in lines]
-    for number, event in enumerate(events, start=1):
-        changed = event.get("changed", {}) if isinstance(event, dict) else None
-        if not isinstance(changed, dict) or any(
-            not isinstance(pair, list) or len(pair) != 2 for pair in changed.values()
-        ):
-            raise InputError(f"{path} is damaged: line {number} is no event")
-    return events
 
 
 def _lines(lines: Iterable[str]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ganfast import configfile
 from ganfast.config import Config, require_run
@@ -27,6 +27,7 @@ from ganfast.models import NetSpec, build_generator
 from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.critic import Critic
+from ganfast.runs.identity import refuse_foreign
 from ganfast.training.state import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture depends on no other
@@ -110,6 +111,16 @@ class Run:
         names = ", ".join(p.name for p in paths) or "none"
         raise InputError(f"no checkpoint {which} in {self.folder}; there: {names}")
 
+    def part(self, checkpoint: Path, part: str) -> tuple[checkpoints.Record, dict[str, Tensor]]:
+        """What state.json says of a checkpoint, and the tensors of one of its parts.
+
+        Raises:
+            InputError: it is damaged, of another run, or has the name of another checkpoint.
+        """
+        record, contents = checkpoints.read(checkpoint, [part])
+        refuse_foreign(self, checkpoint, record)
+        return record, contents[part]
+
     @cached_property
     def _generators(self) -> dict[tuple[str, str], nn.Module]:
         return {}
@@ -120,8 +131,7 @@ class Run:
         key = (str(path), str(where))
         if key not in self._generators:
             net = build_generator(self.spec())
-            _, contents = checkpoints.read(path, ["ema"])
-            load_module(net, contents["ema"], f"{path} holds another ema")
+            load_module(net, self.part(path, "ema")[1], f"{path} holds another ema")
             self._generators.clear()
             self._generators[key] = prepared(net, where).eval().requires_grad_(False)
         return self._generators[key]

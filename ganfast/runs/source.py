@@ -3,7 +3,6 @@
 from ganfast.device import find_device, prepared
 from ganfast.evaluate.sources import Generated
 from ganfast.models import build_generator
-from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.run import Run
 from ganfast.training.state import load_module
 
@@ -13,9 +12,9 @@ def of_run(
 ) -> Generated:
     """The averaged generator of a run's checkpoint ("" = the newest), or the trained one itself."""
     path, part = run.find(checkpoint), "ema" if ema else "generator"
-    record, contents = checkpoints.read(path, [part])
+    record, tensors = run.part(path, part)
     net = build_generator(run.spec())
-    load_module(net, contents[part], f"{path} holds another {part}")
+    load_module(net, tensors, f"{path} holds another {part}")
     net = prepared(net, find_device(device)).eval().requires_grad_(False)
     shape = run.data["size"], run.data["size"], run.data["channels"]
     source = Generated(net, run.config.net.latent, shape, run.classes, seed, psi)

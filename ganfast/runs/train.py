@@ -1,6 +1,7 @@
 """From a config to a finished run: prepare, resume or start, train, write the run directory."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import torch
 
 from ganfast import disk
 from ganfast.config import Config, run_folder
+from ganfast.data.manifest import verified_beside
 from ganfast.data.progress import progress_bar
 from ganfast.device import set_libraries
 from ganfast.engine import (
@@ -28,6 +30,7 @@ from ganfast.engine import (
 )
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
+from ganfast.host import usable_threads
 from ganfast.log import logger, say
 from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
@@ -83,7 +86,7 @@ def train(
         InputError: a config or data that cannot be used; no memory for it, no space, no permission.
         RunError: the training diverged again and again, or a checkpoint could not be written; the
             last one is whole.
-        Interrupted: SIGINT or SIGTERM came; the state was saved first.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
     parent, config = None, _of_recorded_length(config)
     if fork_of:
@@ -100,6 +103,8 @@ def train(
         ) from error
     if plan.device.type == "cpu":
         keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:  # torch knows affinity, but no container's quota
+        torch.set_num_threads(min(torch.get_num_threads(), usable_threads()))
     if parent:
         message = resume.fork(plan, parent, checkpoint)
         if not quiet:
@@ -138,7 +143,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     """Start the run of a locked folder, or go on with it, and train it to its end."""
     config, folder, state = plan.config, plan.folder, plan.state
     run, changed = resume.open_folder(plan, force)
-    resumed = resume.find(run, checkpoint)
+    resumed = resume.find(run, checkpoint, force)
     if resumed:
         plan = replace(plan, computed=resumed.record.computed or _engine_before(run))
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
@@ -188,6 +193,7 @@ def _train_on(
     set_libraries(plan.device, config.precision)
     position = resumed.record.log_lines if resumed else None
     target, events = config.kimg * 1000, config.log.tensorboard
+    verdict = verified_beside(plan.pack)  # beside the first steps: a second for a gigabyte
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
@@ -203,7 +209,7 @@ def _train_on(
         def computed() -> dict[str, Any]:
             return {"engine": critic.choice.engine, "compile": plan.compile}
 
-        writer = Writer(plan, run, log, scorer, computed)
+        writer = Writer(plan, run, log, scorer, computed, verdict)
         held.callback(writer.close)
         with signals() as stopped:
 
@@ -263,7 +269,10 @@ def _write_engine(run: Run, choice: Choice) -> None:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM: the first is only noted, a second one ends the process."""
+    """Collects SIGINT, SIGTERM and SIGHUP: the first is only noted, a second one ends the process.
+
+    SIGHUP, which a lost terminal sends, stays ignored where it was (`nohup`).
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -275,7 +284,11 @@ def signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may install handlers
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import latents
 from ganfast.log import logger
 from ganfast.runs import checkpoint as checkpoints
-from ganfast.runs import resume
 from ganfast.runs.diagnosis import STILL, Diagnosis, still
+from ganfast.runs.identity import mathematics
 from ganfast.runs.logfile import RunLog, read_log
 from ganfast.runs.run import Run
 from ganfast.runs.saving import Finish, Saver, insist
@@ -45,8 +46,11 @@ class Writer:
         log: RunLog,
         scorer: Scorer | None,
         computed: Callable[[], Mapping[str, Any]],
+        verdict: Future[None],
     ) -> None:
-        """``computed``: how the steps are computed, for the checkpoints."""
+        """``computed``: how the steps are computed, for the checkpoints. No state is saved before
+        the ``verdict`` on the pictures that it was trained on."""
+        self._verdict = verdict
         self.plan, self.run, self.log, self.scorer, c = plan, run, log, scorer, plan.config
         whole = c.kimg * 1000
         self.sample_every = c.log.sample_kimg * 1000 or whole / 20
@@ -56,7 +60,7 @@ class Writer:
         self.guard, self.tries = Guard(c.guard), 0
         self.good = Copy(on_host=False)  # the state that the guard passed last
         self.problem, self.restored_at = "", -1  # of the last divergence
-        finish, trained_as = average_finisher(plan, run), resume.mathematics(run)
+        finish, trained_as = average_finisher(plan, run), mathematics(run)
         self.saver = Saver(
             run.checkpoint_folder, c.log.keep, finish, log.sync, trained_as, computed
         )
@@ -113,6 +117,7 @@ class Writer:
         It is scored before, so that a run resumed from it keeps the scores in its log.
         """
         with self._apart():
+            self._verdict.result()
             if self._hold(None) and self.plan.state.images != self.saver.last.images:
                 self.tries = 0
                 keep_best = self._score() if scored else None
@@ -136,6 +141,7 @@ class Writer:
         """The last grid and the last checkpoint, on disk."""
         state = self.plan.state
         with self._apart():
+            self._verdict.result()
             self._hold(None)
             if self.tries > 1 and self.restored_at == state.images:
                 raise RunError(

@@ -1,7 +1,6 @@
 """After memory ran out: a batch that would have fitted."""
 
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from ganfast.engine import CriticStep, Drawing, GeneratorStep
 from ganfast.errors import is_out_of_memory
+from ganfast.host import free_memory
 from ganfast.training.host_memory import give_back_freed_memory
 from ganfast.training.loop import train_loop
 from ganfast.training.plan import Plan, count_cost
@@ -50,13 +50,9 @@ def _most_by_count(plan: Plan) -> float:
 
 
 def _free_bytes() -> float:
-    """What the host, and the limit on this process's address space, have left.
-
-    Infinite where the system does not say.
-    """
-    free = float("inf")
+    """What the host, and the limits on this process, have left; infinite where none says."""
+    free = free_memory()
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -124,6 +124,7 @@ def make_plan(
         progress=progress,
         rules=_recorded_rules(Path(parent or run_folder(config))),
         **config.data_options(),
+        verify=False,  # a training does it in a thread
     )
     info, conditional = pack.info, _conditional(config, pack)
     length = config.kimg or suited_kimg(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,9 @@ def test_the_folder_holds_what_the_manifest_says(source, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == sorted([IMAGES, LABELS, MANIFEST])
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["schema"] == 1
-    assert manifest["info"] == json.loads(json.dumps(asdict(info)))
+    assert len(info.pictures_hash) == 64  # which the hashes in the manifest say
+    stored = asdict(replace(info, pictures_hash=""))
+    assert manifest["info"] | {"pictures_hash": ""} == json.loads(json.dumps(stored))
     assert verify_pack(folder) == info
     assert info == PackInfo(
         name="set",
@@ -76,6 +78,7 @@ def test_the_folder_holds_what_the_manifest_says(source, tmp_path):
         preparation="9x9 colour, as stored",
         source_hash=info.source_hash,
         rules=RULES,
+        pictures_hash=info.pictures_hash,
     )
 
 
@@ -160,6 +163,46 @@ def test_verify_sees_one_changed_pixel(source, tmp_path):
     load_pack(folder)  # too small a change for a quick look
     with pytest.raises(InputError, match=r"images\.npy"):
         verify_pack(folder)
+
+
+@pytest.mark.parametrize("file", [IMAGES, LABELS])
+def test_any_flipped_bit_of_a_pack_is_seen_and_packed_again(source, tmp_path, file):
+    good = open_data(str(source), cache=tmp_path)
+    path = only_pack(tmp_path) / file
+    data = path.read_bytes()
+    for position in (0, 9, 127, 128, len(data) // 2, len(data) - 8, len(data) - 1):
+        changed = bytearray(data)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(InputError):
+            verify_pack(path.parent)
+    with pytest.warns(RuntimeWarning, match="packing again"):
+        again = open_data(str(source), cache=tmp_path)
+    assert path.read_bytes() == data
+    assert again.info == good.info
+
+
+def test_what_is_mapped_is_verified_though_another_pack_took_its_place(source, tmp_path):
+    open_data(str(source), cache=tmp_path)
+    folder = only_pack(tmp_path)
+    with open(folder / IMAGES, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([IMAGES_IN[-1, -1, -1, -1] ^ 1]))
+    mapped = open_data(str(source), cache=tmp_path, verify=False)
+    with pytest.warns(RuntimeWarning, match="packing again"):
+        open_data(str(source), cache=tmp_path)
+    verify_pack(folder)
+    with pytest.raises(InputError, match=r"images\.npy"):
+        mapped.verify()
+
+
+def test_the_same_pictures_of_other_files_have_the_same_hash(tmp_path):
+    infos = []
+    for name, images in (("a", IMAGES_IN), ("b", IMAGES_IN), ("c", 255 - IMAGES_IN)):
+        np.savez_compressed(tmp_path / f"{name}.npz", images=images, comment=name)
+        infos.append(open_data(str(tmp_path / f"{name}.npz"), cache=tmp_path).info)
+    assert len({info.source_hash for info in infos}) == 3
+    assert infos[0].pictures_hash == infos[1].pictures_hash != infos[2].pictures_hash
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load as load_safetensors
 
 from ganfast import disk
+from ganfast.cli import main
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle, exclusive, golden_file, open_bundle, write_bundle
 from ganfast.export.bundle.manifest import GOLDEN, MANIFEST, MODEL, Manifest
@@ -47,7 +48,8 @@ def files(seed: int = 0) -> dict[str, bytes]:
         np.ones(2, np.float32),
         random.integers(0, 255, (2, 4, 4, 3), dtype=np.uint8),
     )
-    return {MODEL: random.bytes(400), GOLDEN: golden, "engines/k1": random.bytes(300)}
+    model = b"\x12\x8d\x03" + random.bytes(397)  # an ONNX file that names its producer only
+    return {MODEL: model, GOLDEN: golden, "engines/k1": random.bytes(300)}
 
 
 @pytest.fixture
@@ -253,6 +255,17 @@ def test_not_a_bundle(tmp_path):
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "file"):
         with pytest.raises(InputError, match="is not a bundle"):
             open_bundle(path)
+
+
+def test_a_file_in_a_bundles_place_is_named(bundle, tmp_path, capsys):
+    """What people give: a zip of the bundle, or the ONNX file in it."""
+    archive = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder)
+    for path in (archive, str(bundle.folder / MODEL)):
+        for command in (["verify", path], ["inspect", path], ["sample", path]):
+            assert main(command) == 2
+            said = capsys.readouterr().err
+            assert f"{path} is not a " in said
+            assert "but one file: give the directory that it is of; a zip has to be" in said
 
 
 # Writing

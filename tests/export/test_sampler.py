@@ -1,7 +1,9 @@
 """The sampler: one picture for (seed, index) on every back end, from many threads; and refusals."""
 
+import copy
 import itertools
 import logging
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -271,6 +273,37 @@ sampler.close()
         for x in lines[:3]
     )
     assert lines[3] == "True"
+
+
+def test_a_forked_process_is_told_how_to_leave_before_it_hangs(plain):
+    program = """
+def said_by_child(leave):
+    ear, mouth = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(mouth, 2)
+        leave(0)
+    os.close(mouth)
+    said = os.read(ear, 4096).decode()
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return said
+print(said_by_child(sys.exit).strip())
+print(repr(said_by_child(os._exit)))
+sampler.close()
+print(said_by_child(sys.exit).strip())
+"""
+    lines, errors = said_by(plain, program)
+    for line in (lines[0], lines[2]):
+        assert "leave it with os._exit, or load samplers after the fork" in line, errors
+    assert lines[1] == "''"
+
+
+def test_a_sampler_that_is_pickled_says_to_load_it_anew(plain):
+    with load_sampler(plain.folder) as sampler:
+        for copied in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="load it anew, with load_sampler, in the process"):
+                copied(sampler)
 
 
 def test_torch_keeps_its_thread_count_while_two_samplers_change_it(plain):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ganfast.commands.parsing import DEVICE
 from ganfast.errors import InputError
+from ganfast.host import usable_threads
 
 
 def setting_flags(parser: Any) -> None:
@@ -55,10 +56,7 @@ def setting_of(arguments: Any) -> Any:
 
 def use_threads(count: int) -> None:
     """The same number for torch and XLA, which would take all cores of the process."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    count = count or int(os.environ.get("OMP_NUM_THREADS") or cores)
+    count = count or int(os.environ.get("OMP_NUM_THREADS") or usable_threads())
     if count == 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = flags + " --xla_cpu_multi_thread_eigen=false"
