@@ -113,7 +113,7 @@ def read_record(checkpoint: Path) -> Record:
     """What state.json says.
 
     Raises:
-        Damaged: it is missing, or was changed after it was written.
+        Damaged: it is missing, was changed after it was written, or has another one's name.
         InputError: it has a later schema.
     """
     path = checkpoint / "state.json"
@@ -126,6 +126,10 @@ def read_record(checkpoint: Path) -> Record:
             f"{checkpoint} is not a checkpoint of ganfast: "
             f"state.json is missing or damaged ({error})"
         ) from error
+    if _is_named(checkpoint.name) and int(checkpoint.name) != images:
+        raise Damaged(
+            f"{checkpoint} says that it is of {images} images: name it {images:09d} again"
+        )
     if schema == 1 and "sha256" not in state:
         return Record(1, images, None, {})
     facts = {key: value for key, value in state.items() if key != "sha256"}

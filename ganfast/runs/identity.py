@@ -64,17 +64,11 @@ def differences(record: Record, run: "Run") -> dict[str, tuple[Any, Any]]:
 
 
 def refuse_foreign(run: "Run", checkpoint: Path, record: Record) -> None:
-    """Raise InputError for a checkpoint under another's name, or of another run.
+    """Raise InputError for a checkpoint of another run.
 
     What a run's history records as changed may be as it was before. A checkpoint that does not say
     what it was trained with belongs to any run.
     """
-    name = checkpoint.name
-    if name.isdecimal() and int(name) != record.images:
-        raise InputError(
-            f"{checkpoint} is named {int(name)}, but is of {record.images} images: "
-            f"name it {record.images:09d} again, or take another checkpoint"
-        )
     changed = differences(record, run)
     for event in history(run.folder) if changed else []:
         for field, values in event.get("changed", {}).items():

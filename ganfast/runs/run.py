@@ -115,7 +115,7 @@ class Run:
         """What state.json says of a checkpoint, and the tensors of one of its parts.
 
         Raises:
-            InputError: it is damaged, of another run, or has the name of another checkpoint.
+            InputError: it is damaged, or of another run.
         """
         record, contents = checkpoints.read(checkpoint, [part])
         refuse_foreign(self, checkpoint, record)

@@ -193,7 +193,7 @@ def _train_on(
     set_libraries(plan.device, config.precision)
     position = resumed.record.log_lines if resumed else None
     target, events = config.kimg * 1000, config.log.tensorboard
-    verdict = verified_beside(plan.pack)  # beside the first steps: a second for a gigabyte
+    verdict = verified_beside(plan.pack)  # beside the first steps
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")

@@ -111,12 +111,18 @@ DRAWING = {
 }
 
 
-@pytest.mark.parametrize("command", DRAWING)
-def test_a_checkpoint_under_another_name_is_not_drawn(copy, command):
-    store = copy / "run" / "checkpoints"
+def test_a_checkpoint_under_another_name_is_not_drawn(copy, caplog):
+    run = Run.open(copy / "run")
+    expected, store = run.sample(1, checkpoint="160"), run.checkpoint_folder
     (store / "000000080").rename(store / "000000200")
-    with pytest.raises(InputError, match=r"is named 200, but is of 80 images: name it 000000080"):
-        DRAWING[command](Run.open(copy / "run"))
+    run = Run.open(run.folder)
+    with pytest.raises(InputError, match=r"says that it is of 80 images: name it 000000080 again"):
+        run.sample(1, checkpoint="200")
+    np.testing.assert_array_equal(run.sample(1), expected)
+    assert "000000160, is used instead" in caplog.text
+    train(replace(run.config, out=str(run.folder), kimg=0.24), quiet=True)
+    names = [path.name for path in checkpoints.listed(store)]
+    assert names == ["000000160", "000000240"]
 
 
 @pytest.mark.parametrize("command", DRAWING)
