@@ -267,6 +267,7 @@ class CriticStep:
         eps: Tensor | None = None,
         noise: Tensor | None = None,
         with_penalty: bool = True,
+        transforms: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -279,6 +280,8 @@ class CriticStep:
                 are needed and not given.
             with_penalty: False leaves the penalties out. With an interval k the caller passes True
                 at every k-th step, where the penalties weigh k times as much.
+            transforms: the critic sees `ganfast.augment.augmented` pictures, float32 (2 + P, N, 7):
+                of reals, fakes, and the points of each of the P penalties at points of their own.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -287,18 +290,10 @@ class CriticStep:
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                return self(real, fake, real_labels, fake_labels, eps, noise, with_penalty)
+                labels = real_labels, fake_labels
+                return self(real, fake, *labels, eps, noise, with_penalty, transforms)
         penalties = self.penalties if with_penalty else ()
-        if not len(real):
-            raise InputError("the batch has no pictures; expected one or more")
-        if real.shape != fake.shape:
-            raise InputError(
-                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
-            )
-        if getattr(self.critic, "takes_labels", False) and real_labels is None:
-            raise InputError(
-                "this critic judges a picture as one of its class: give real_labels (N,)"
-            )
+        self._refuse(real, fake, real_labels, transforms)
         if not self.gradients.fits or self._modes != modes(self.critic):
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
@@ -307,7 +302,7 @@ class CriticStep:
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
-        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale)
+        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale, transforms)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
@@ -325,6 +320,26 @@ class CriticStep:
         self._refused_now = False
         self.gradients.fill(gradients)
         return stats
+
+    def _refuse(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, transforms: Tensor | None
+    ) -> None:
+        """Raise InputError for what no step can be computed of."""
+        if not len(real):
+            raise InputError("the batch has no pictures; expected one or more")
+        if real.shape != fake.shape:
+            raise InputError(
+                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+            )
+        batches = 2 + sum(penalty_of(p).points is not None for p in self.penalties)
+        if transforms is not None and transforms.shape != (batches, len(real), 7):
+            raise InputError(
+                f"transforms are {tuple(transforms.shape)}; expected {(batches, len(real), 7)}"
+            )
+        if getattr(self.critic, "takes_labels", False) and labels is None:
+            raise InputError(
+                "this critic judges a picture as one of its class: give real_labels (N,)"
+            )
 
     def _shared_labels(
         self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]

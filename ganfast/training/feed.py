@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ganfast.augment import DRAWN
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.latents import Purpose
@@ -33,6 +34,8 @@ class CriticFeed:
     eps: Tensor | None  # (N,) in [0, 1), for penalties whose points need it (WGAN-GP)
     noise: Tensor | None  # like real in [0, 1), for penalties whose points need it (DRAGAN)
     rate: Tensor  # learning rate, float64 0-d
+    # what transforms are made from, (2 or 3, N, 10): of reals, fakes, and points of the penalty
+    uniforms: Tensor | None
 
 
 @dataclass
@@ -44,6 +47,7 @@ class GeneratorFeed:
     z: Tensor
     rate: Tensor
     decay: Tensor  # what stays of the moving average, float64 0-d
+    uniforms: Tensor | None  # (2, N, 10): of the fakes, and of the reals as the critic saw them
 
 
 class Feed:
@@ -77,6 +81,11 @@ class Feed:
             columns["mirrored"] = torch.bool, c.batch
         if drawn_numbers(c.penalty) == "eps":
             columns["eps"] = torch.float32, c.batch
+        # Batches with transforms of their own: the generator's fakes, the critic's reals and fakes,
+        # and points.
+        self._transformed = 3 + bool(drawn_numbers(c.penalty)) if c.augmented else 0
+        if self._transformed:
+            columns["uniforms"] = torch.float32, c.batch * self._transformed * DRAWN
         turns = self.ahead * c.optim.critic_steps
         # One row more in front, so that the row of the last turn has the number of the next one.
         self._columns_of, words = _layout(columns)
@@ -122,6 +131,11 @@ class Feed:
         normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent, latents[0])
         if "eps" in tables:
             uniform(c.seed, Purpose.EPSILON, index, 1, tables["eps"].unsqueeze(2))
+        if "uniforms" in tables:
+            drawn = noise(c.seed, Purpose.AUGMENT, index, self._transformed * DRAWN)
+            # a batch's behind each other
+            by_batch = drawn.view(len(turns), c.batch, self._transformed, DRAWN).transpose(1, 2)
+            tables["uniforms"].view(by_batch.shape).copy_(by_batch)
         # A generator step counts as the last of its critic's turns.
         every = slice(c.optim.critic_steps - 1, None, c.optim.critic_steps)
         last = turns[every].flatten()
@@ -133,7 +147,8 @@ class Feed:
         self._turn.add_(1)
         real, z = self._pictures(now), now["z"].view(c.batch, c.net.latent)
         noise = self._noise(real, now["image"])
-        return CriticFeed(real, now.get("labels"), z, now.get("eps"), noise, now["rates"][0])
+        more = now.get("eps"), noise, now["rates"][0], self._uniforms(now, slice(1, None))
+        return CriticFeed(real, now.get("labels"), z, *more)
 
     def generator(self) -> GeneratorFeed:
         """For the next generator step, behind its last critic step."""
@@ -141,7 +156,8 @@ class Feed:
         z = now["z_generator"].view(c.batch, c.net.latent)
         real = self._pictures(now) if loss_of(c.loss).pairs else None
         _, rate, decay = now["rates"].unbind()
-        return GeneratorFeed(real, now.get("labels"), z, rate, decay)
+        uniforms = self._uniforms(now, slice(0, 2))
+        return GeneratorFeed(real, now.get("labels"), z, rate, decay, uniforms)
 
     def _row(self, table: Tensor) -> dict[str, Tensor]:
         """The columns of one turn, by a number that the host does not wait for."""
@@ -150,6 +166,11 @@ class Feed:
 
     def _pictures(self, now: dict[str, Tensor]) -> Tensor:
         return self.data.pictures(now["position"], now.get("mirrored"))
+
+    def _uniforms(self, now: dict[str, Tensor], batches: slice) -> Tensor | None:
+        if "uniforms" not in now:
+            return None
+        return now["uniforms"].view(self._transformed, self.config.batch, DRAWN)[batches]
 
     def _noise(self, real: Tensor, image: Tensor) -> Tensor | None:
         c = self.config

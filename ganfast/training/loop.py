@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
@@ -59,18 +60,28 @@ class Iteration:
         batch = self.feed.critic()
         real, labels = batch.real, batch.labels
         fake = self._drawing(batch.z, labels)
-        stats = self._critic_step(
-            real, fake, labels, eps=batch.eps, noise=batch.noise, with_penalty=with_penalty
-        )
+        numbers = {"eps": batch.eps, "noise": batch.noise}
+        numbers["transforms"] = self._transforms(batch.uniforms)
+        stats = self._critic_step(real, fake, labels, **numbers, with_penalty=with_penalty)
+        augmentation = self._state.augmentation
+        if augmentation is not None and augmentation.adaptive:
+            stats |= {"augment_p": augmentation.adapt(stats["real_accuracy"])}
         self._state.optimizer_critic.move(batch.rate, limit=self._config.loss.clip)
         return stats | {"thumbnails": thumbnails(real, fake)}
 
     def _generator(self) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows."""
         batch = self.feed.generator()
-        stats = self._generator_step(batch.z, batch.labels, batch.real)
+        transforms = self._transforms(batch.uniforms)
+        stats = self._generator_step(batch.z, batch.labels, batch.real, transforms)
         self._state.optimizer_generator.move(batch.rate, batch.decay)
         return stats
+
+    def _transforms(self, uniforms: Tensor | None) -> Tensor | None:
+        augmentation = self._state.augmentation
+        if augmentation is None or uniforms is None:
+            return None
+        return augmentation.transforms(uniforms)
 
 
 def watch_of(state: State, data: ResidentData, config: Config) -> Watch:
