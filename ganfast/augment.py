@@ -14,6 +14,8 @@ A transform is 7 numbers a picture, float32:
 Pixels that move in, and the square, become 0: grey, as the pictures are in [-1, 1].
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -102,12 +104,13 @@ def _moved(x: Tensor, transforms: Tensor, back: bool = False) -> Tensor:
     place = (places[0][:, :, None] * sides[1] + places[1][:, None]).view(n, 1, -1)
     pixels = x.reshape(n, c, -1).gather(2, place.expand(-1, c, -1))
     # What is inside but for the square, as 1 and 0: on a CPU faster than bits.
-    seen = _outer(*inside, x.dtype) - _outer(*square, x.dtype)
+    seen = _outer(inside, x.dtype) - _outer(square, x.dtype)
     return pixels.view(x.shape) * seen.unsqueeze(1)
 
 
-def _outer(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    return rows.to(dtype)[:, :, None] * columns.to(dtype)[:, None]
+def _outer(axes: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    rows, columns = (axis.to(dtype) for axis in axes)
+    return rows[:, :, None] * columns[:, None]
 
 
 def _most_moved(side: int) -> int:
