@@ -15,6 +15,7 @@ Pixels that move in, and the square, become 0: grey, as the pictures are in [-1,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,19 +57,52 @@ class Transforms:
 
 
 def augmented(x: Tensor, transforms: Tensor) -> Tensor:
-    """A x + b, (N, C, H, W) laid out like x and differentiable, by transforms (N, 7)."""
-    brightness = transforms[:, 0, None, None, None].to(x.dtype)
-    return laid_out_like(_moved(_coloured(x, transforms, brightness), transforms), x)
+    """A x + b, (N, C, H, W) laid out like x, by transforms (N, 7); differentiable by x, as the two
+    below are."""
+    return _Map.apply(x, transforms, "affine")
 
 
 def linear(x: Tensor, transforms: Tensor) -> Tensor:
     """A x: what `augmented` makes of a direction."""
-    return laid_out_like(_moved(_coloured(x, transforms), transforms), x)
+    return _Map.apply(x, transforms, "linear")
 
 
 def transposed(g: Tensor, transforms: Tensor) -> Tensor:
     """A^T g: the gradient by x of a function whose gradient by A x + b is g."""
-    return laid_out_like(_coloured(_moved(g, transforms, back=True), transforms), g)
+    return _Map.apply(g, transforms, "transposed")
+
+
+class _Map(torch.autograd.Function):
+    """One of the three maps, whose derivative is another one.
+
+    Autograd's own would scatter pixels, and leave gradients in another layout than pictures.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, transforms: Tensor, kind: str) -> Tensor:
+        ctx.save_for_backward(transforms)
+        ctx.kind = kind
+        if kind == "transposed":
+            return _laid_out(_coloured(_moved(x, transforms, back=True), transforms), x)
+        brightness = transforms[:, 0, None, None, None].to(x.dtype) if kind == "affine" else None
+        return _laid_out(_moved(_coloured(x, transforms, brightness), transforms), x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        derivative = linear if ctx.kind == "transposed" else transposed
+        return derivative(g, *ctx.saved_tensors), None, None
+
+
+def _laid_out(y: Tensor, like: Tensor) -> Tensor:
+    """y, which is contiguous, laid out like ``like``.
+
+    Of pictures with one channel only the strides tell. A convolution goes by them: a critic would
+    compute its first layer in one layout and all others in the other.
+    """
+    n, c, *sides = y.shape
+    if c == 1 and like.stride(1) == 1:
+        return y.view(n, *sides, 1).permute(0, 3, 1, 2)
+    return laid_out_like(y, like)
 
 
 def _coloured(x: Tensor, transforms: Tensor, brightness: Tensor | None = None) -> Tensor:
