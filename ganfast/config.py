@@ -335,6 +335,15 @@ class Config(_Checked):
     # mirror at random; auto = only where the data allows (faces, not digits)
     flip: Literal["auto", "on", "off"] = "auto"
 
+    # transform what the critic sees at random: colour, translation, cutout (DiffAugment);
+    # auto = on for sets of at most 1,000 pictures; adaptive = as often as the critic's scores ask
+    # for (ADA)
+    augment: Literal["auto", "off", "on", "adaptive"] = "auto"
+    # probability of each transform where augment is on; or a schedule
+    augment_p: float | Schedule = 0.6
+    # adaptive: thousand real images in which the probability can rise from 0 to 1
+    augment_kimg: float = 50.0
+
     # dcgan, mlp, resnet, r3, or your own: my.module:Critic,my.module:MyGenerator
     # (a class with "generator" in its name generates)
     model: str = "dcgan"
@@ -387,12 +396,23 @@ class Config(_Checked):
                 f"imbalance is {self.imbalance}; expected a ratio of 1 or more, "
                 "or 0 to keep the set as it is"
             )
+        if not 0 <= min(ends(self.augment_p)) <= max(ends(self.augment_p)) <= 1:
+            raise InputError(f"augment_p is {self.augment_p}; expected a probability from 0 to 1")
+        if self.augment_kimg <= 0:
+            raise InputError(
+                f"augment_kimg is {self.augment_kimg}; expected thousand real images, above 0"
+            )
         if self.penalty.active and self.net.critic_norm == "batch":
             raise InputError(
                 f"critic_norm batch with penalty {self.penalty.kind}: "
                 "a batch-normalised critic has no gradient per sample; "
                 "use critic_norm none, layer, instance or spectral, or penalty none"
             )
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the critic sees transformed pictures; `make_plan` decides "auto"."""
+        return self.augment in ("on", "adaptive")
 
 
 def run_folder(config: Config) -> Path:

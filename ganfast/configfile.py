@@ -166,8 +166,11 @@ def scheduled(value: Any) -> float | Schedule:
 
 
 def read(path: Path) -> Config:
-    """The config of a run: the values in the file, and defaults for fields that it leaves out."""
-    return overlay(Config(), read_mapping(path), str(path))
+    """The config of a run: the values in the file, and defaults for fields that it leaves out.
+
+    A run whose file does not speak of augmentation is older, and trained without.
+    """
+    return overlay(Config(augment="off"), read_mapping(path), str(path))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

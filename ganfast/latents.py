@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SAMPLE_CLASS = 13  # classes of what users sample, where none is asked for
     JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
     STACK = 16  # which digits make a picture of stacked-mnist
+    AUGMENT = 17  # transforms of what the critic sees
 
 
 _own = threading.local()  # a generator for each thread: to set its state takes 2 us, to make one 20

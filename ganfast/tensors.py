@@ -26,3 +26,4 @@ def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 Contents = Mapping[str, Mapping[str, Tensor]]  # part -> name -> tensor
+AUGMENTATION = "augmentation"  # a part of states whose probability of transforms moves

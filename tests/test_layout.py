@@ -143,7 +143,7 @@ def _without_harness(wheel: Path, folder: Path) -> None:
 FLOORS = (
     "errors disk outside host locks log latents images flops environment config configfile presets",
     "kernels tensors device export.session",
-    "random losses models",
+    "augment random losses models",
     "penalties data",
     "engine",
     "training",

@@ -52,7 +52,9 @@ def reference_gradients(
         labels = (inputs.real_labels, inputs.fake_labels)
         real_labels, fake_labels = (None if x is None else x[part] for x in labels)
         some = inputs.changed(itemgetter(part))
+        transforms = None if inputs.transforms is None else inputs.transforms[:, part]
         some = some._replace(real_labels=real_labels, fake_labels=fake_labels)
+        some = some._replace(transforms=transforms)
         with torch.enable_grad(), held_power_iteration(critic):
             value, _ = whole_loss(critic, loss, penalties, some, autocast)
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)

@@ -268,6 +268,7 @@ class CriticStep:
         noise: Tensor | None = None,
         with_penalty: bool = True,
         penalty_share: Tensor | None = None,
+        transforms: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -282,6 +283,8 @@ class CriticStep:
                 at every k-th step, where the penalties weigh k times as much.
             penalty_share: what every penalty has of its full weight (`PenaltyConfig.full_weight`)
                 in this step, floating point 0-d on the device; None = 1.
+            transforms: the critic sees `ganfast.augment.augmented` pictures, float32 (2 + P, N, 7):
+                of reals, fakes, and the points of each of the P penalties at points of their own.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -290,14 +293,11 @@ class CriticStep:
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                labels, drawn = (real_labels, fake_labels), (eps, noise)
-                return self(real, fake, *labels, *drawn, with_penalty, penalty_share)
+                drawn, changing = (eps, noise), (penalty_share, transforms)
+                labels = real_labels, fake_labels
+                return self(real, fake, *labels, *drawn, with_penalty, *changing)
         penalties = self.penalties if with_penalty else ()
-        _refuse_shapes(real, fake)
-        if getattr(self.critic, "takes_labels", False) and real_labels is None:
-            raise InputError(
-                "this critic judges a picture as one of its class: give real_labels (N,)"
-            )
+        self._refuse(real, fake, real_labels, transforms)
         if not self.gradients.fits or self._modes != modes(self.critic):
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
@@ -306,7 +306,8 @@ class CriticStep:
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
-        inputs = Inputs(real, fake, real_labels, fake_labels, points, self.scale, penalty_share)
+        labels, factors = (real_labels, fake_labels), (self.scale, penalty_share)
+        inputs = Inputs(real, fake, *labels, points, *factors, transforms)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
@@ -324,6 +325,26 @@ class CriticStep:
         self._refused_now = False
         self.gradients.fill(gradients)
         return stats
+
+    def _refuse(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, transforms: Tensor | None
+    ) -> None:
+        """Raise InputError for what no step can be computed of."""
+        if not len(real):
+            raise InputError("the batch has no pictures; expected one or more")
+        if real.shape != fake.shape:
+            raise InputError(
+                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+            )
+        batches = 2 + sum(penalty_of(p).points is not None for p in self.penalties)
+        if transforms is not None and transforms.shape != (batches, len(real), 7):
+            raise InputError(
+                f"transforms are {tuple(transforms.shape)}; expected {(batches, len(real), 7)}"
+            )
+        if getattr(self.critic, "takes_labels", False) and labels is None:
+            raise InputError(
+                "this critic judges a picture as one of its class: give real_labels (N,)"
+            )
 
     def _shared_labels(
         self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]
@@ -401,13 +422,3 @@ class CriticStep:
     def _separable(self) -> bool:
         """Whether the samples are known not to meet."""
         return self._now.walked is not None and self._now.walked.separable
-
-
-def _refuse_shapes(real: Tensor, fake: Tensor) -> None:
-    """Raises InputError unless both are batches of one shape, with pictures in them."""
-    if not len(real):
-        raise InputError("the batch has no pictures; expected one or more")
-    if real.shape != fake.shape:
-        raise InputError(
-            f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
-        )

@@ -275,8 +275,12 @@ class ExplicitStep:
         return tangents
 
     def _penalise(self, g: Tensor, rows: Rows) -> tuple[Tensor, Stats]:
-        """Directions of the penalised rows, from their input gradients and in their type."""
-        n = rows.count
+        """Directions of the penalised rows, from their input gradients and in their type.
+
+        A penalty holds the gradient by the picture before its transform y = A x + b: A^T g, and its
+        direction u moves what the critic sees by A u.
+        """
+        n, g = rows.count, rows.back(g)
         directions: dict[int, Tensor] = {}
         values, norms = [], []
         for penalty, segments in zip(self.penalties, segments_of(self.penalties), strict=True):
@@ -293,7 +297,7 @@ class ExplicitStep:
         direction = torch.cat([directions[k] for k in range(len(rows.segments))])
         if rows.penalty_share is not None:
             direction = direction * rows.penalty_share
-        return rows.scaled(direction), penalty_stats(values, norms)
+        return rows.scaled(rows.through(direction)), penalty_stats(values, norms)
 
     def _gradients(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ganfast.augment import augmented
 from ganfast.config import LossConfig
 from ganfast.engine.gradients import FlatGradients
 from ganfast.engine.lean import ThinConvolutions
@@ -45,9 +46,10 @@ def make_generator_step(
         scale: the gradients are filled times this, as by `make_critic_step`.
 
     Returns:
-        ``step(z, labels=None, real=None)``: latents (N, latent), labels int64 (N,) of the pictures
-        to draw, and reals (N, C, H, W) with the same labels, which the relativistic loss compares
-        with. It returns 0-d tensors and waits for nothing.
+        ``step(z, labels=None, real=None, transforms=None)``: latents (N, latent), labels int64 (N,)
+        of the pictures to draw, and reals (N, C, H, W) with the same labels, which the relativistic
+        loss compares with. The critic sees fakes and reals by ``transforms`` (2, N, 7) of
+        `ganfast.augment`. It returns 0-d tensors and waits for nothing.
     """
     twins = computing or (generator, critic)
     return GeneratorStep(generator, critic, loss, autocast, compile, twins, check, scale)
@@ -85,11 +87,15 @@ class GeneratorStep:
         return getattr(self._run, "active", False)
 
     def __call__(
-        self, z: Tensor, labels: Tensor | None = None, real: Tensor | None = None
+        self,
+        z: Tensor,
+        labels: Tensor | None = None,
+        real: Tensor | None = None,
+        transforms: Tensor | None = None,
     ) -> Stats:
         if not self.gradients.fits:
             self.gradients = FlatGradients(self.generator)
-        gradients, stats = self._run(z, labels, real, self.scale)
+        gradients, stats = self._run(z, labels, real, transforms, self.scale)
         self.gradients.fill(gradients)
         return {name: value.detach() for name, value in stats.items()}
 
@@ -114,12 +120,16 @@ def _whole_loss(
     z: Tensor,
     labels: Tensor | None,
     real: Tensor | None,
+    transforms: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor, Stats]:
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
-        judgement = judge(critic, draw(generator, z, labels), labels)
-        paired = real if loss_of(loss).pairs else None
+        fake, paired = draw(generator, z, labels), real if loss_of(loss).pairs else None
+        if transforms is not None:
+            fake = augmented(fake, transforms[0])
+            paired = None if paired is None else augmented(paired, transforms[1])
+        judgement = judge(critic, fake, labels)
         real_score = None if paired is None else judge(critic, paired, labels).score
     total = generator_loss(loss, judgement.score, real_score).mean()
     stats = {"loss": total}

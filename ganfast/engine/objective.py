@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ganfast.augment import augmented
 from ganfast.config import LossConfig
 from ganfast.losses import accuracy, class_loss, critic_accuracy, critic_loss, wasserstein_estimate
 from ganfast.models.parts import Judgement
@@ -14,7 +15,10 @@ Stats = dict[str, Tensor]
 
 
 class Inputs(NamedTuple):
-    """One critic step: pictures (N, C, H, W), detached; labels int64 (N,) or None."""
+    """One critic step: pictures (N, C, H, W), detached; labels int64 (N,) or None.
+
+    Penalties hold gradients with respect to these pictures, before their transforms.
+    """
 
     real: Tensor
     fake: Tensor
@@ -26,6 +30,13 @@ class Inputs(NamedTuple):
     scale: Tensor | None = None
     # the share of its full weight that every penalty has in this step, 0-d; None = all of it
     penalty_share: Tensor | None = None
+    # transforms of what the critic sees (`ganfast.augment`), (2 or more, N, 7): of the reals, the
+    # fakes and each batch of points; None = it sees the pictures
+    transforms: Tensor | None = None
+
+    def seen(self, batch: int, pictures: Tensor) -> Tensor:
+        """What the critic sees of a batch: 0 = the reals, 1 = the fakes, then the points."""
+        return pictures if self.transforms is None else augmented(pictures, self.transforms[batch])
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same step with other pictures."""

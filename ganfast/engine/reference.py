@@ -9,7 +9,7 @@ from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine.objective import Inputs, Stats, objective, penalty_stats
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
-from ganfast.penalties import holds, input_gradient, penalise, penalty_at, segments_of
+from ganfast.penalties import holds, input_gradient, penalise, segments_of
 
 
 def whole_loss(
@@ -28,9 +28,9 @@ def whole_loss(
     norms: list[Tensor] = []
     with torch.autocast(real.device.type, autocast, enabled=autocast is not None):
         # Two calls, because batch statistics are those of the reals, and those of the fakes.
-        on_real = judge(critic, real, inputs.real_labels)
+        on_real = judge(critic, inputs.seen(0, real), inputs.real_labels)
         with held_power_iteration(critic):
-            on_fake = judge(critic, fake, inputs.fake_labels)
+            on_fake = judge(critic, inputs.seen(1, fake), inputs.fake_labels)
             # R1 and R2 hold the gradient at the very pictures that the loss scores, and share their
             # forward.
             at = {"real": input_gradient(on_real.score, real)} if real.requires_grad else {}
@@ -42,7 +42,9 @@ def whole_loss(
                         value, norm = penalise(penalty, at[segment])
                     else:
                         points = inputs.points[segment].detach().requires_grad_()
-                        value, norm = penalty_at(penalty, critic, points, inputs.real_labels)
+                        seen = inputs.seen(2 + segment, points)
+                        score = judge(critic, seen, inputs.real_labels).score
+                        value, norm = penalise(penalty, input_gradient(score, points))
                     parts.append(value)
                     norms.append(norm)
                 value = torch.stack(parts).sum(0)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ganfast.augment import augmented, linear, transposed
 from ganfast.config import PenaltyConfig
 from ganfast.engine.objective import Inputs
 from ganfast.penalties import holds
+from ganfast.tensors import full_precision
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Rows:
     penalties: Sequence[PenaltyConfig]
     scale: Tensor | None  # of `Inputs`
     penalty_share: Tensor | None  # of `Inputs`
+    transforms: Tensor | None  # (rows, 7); the pictures are transformed already
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
@@ -30,18 +33,35 @@ class Rows:
         pair = [(inputs.real, inputs.real_labels), (inputs.fake, inputs.fake_labels)]
         points = [(x, inputs.real_labels) for x in inputs.points]
         batches = [*(pair if real_first else pair[::-1]), *points]
-        pictures, labels = torch.cat([x for x, _ in batches]), None
+        pictures, labels, transforms = torch.cat([x for x, _ in batches]), None, None
         if inputs.real_labels is not None:
             labels = torch.cat([y for _, y in batches if y is not None])
+        if inputs.transforms is not None:
+            first, second, *others = inputs.transforms.unbind()
+            pair_seen = [first, second] if real_first else [second, first]
+            transforms = torch.cat([*pair_seen, *others[: len(points)]])
+            pictures = augmented(pictures, transforms)
         held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
-        given = inputs.scale, inputs.penalty_share
-        return Rows(pictures, labels, len(inputs.real), segments, penalties, *given)
+        more = segments, penalties, inputs.scale, inputs.penalty_share, transforms
+        return Rows(pictures, labels, len(inputs.real), *more)
 
     def scaled(self, x: Tensor) -> Tensor:
         """x times the scale. Of the loss and of the directions of the penalised rows, it is in
         every adjoint and tangent, and so once in every gradient of a weight."""
         return x if self.scale is None else x * self.scale
+
+    def back(self, g: Tensor) -> Tensor:
+        """The gradients of the penalised rows by their pictures before the transforms."""
+        if self.transforms is None:
+            return g
+        return transposed(full_precision(g), self.transforms[self.penalised])
+
+    def through(self, direction: Tensor) -> Tensor:
+        """What the transforms make of a direction at the pictures of the penalised rows."""
+        if self.transforms is None:
+            return direction
+        return linear(direction, self.transforms[self.penalised])
 
     @staticmethod
     def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:

@@ -3,6 +3,7 @@
     checkpoints/
         000012800/   named by real images shown
             generator, critic, ema, optimizer_generator, optimizer_critic   .safetensors
+            augmentation.safetensors   where augment is adaptive
             state.json   schema, counter, position in log.jsonl, sizes and sha256 of all files
         best.json        the checkpoint with the best score, which `prune` spares
         set-aside/       what a run that went on from an earlier checkpoint left behind
@@ -28,7 +29,7 @@ from ganfast import disk
 from ganfast.errors import InputError
 from ganfast.log import logger
 from ganfast.outside import LONGEST, parse_json, plain_file, reading
-from ganfast.tensors import Contents
+from ganfast.tensors import AUGMENTATION, Contents
 
 SCHEMA = 2  # 1 had no hashes and no position in the log; it is still read
 PARTS = ("generator", "critic", "ema", "optimizer_generator", "optimizer_critic")
@@ -154,15 +155,18 @@ def read_record(checkpoint: Path) -> Record:
 
 
 def read(
-    checkpoint: Path, parts: Iterable[str] = PARTS
+    checkpoint: Path, parts: Iterable[str] | None = None
 ) -> tuple[Record, dict[str, dict[str, Tensor]]]:
-    """The tensors of some parts, from bytes that have been compared with their hashes.
+    """The tensors of some parts, from bytes that have been compared with their hashes; None = all.
 
     Raises:
         Damaged: a file is missing, or is not what was written; names it.
         InputError: a checkpoint of a later version.
     """
     record, contents = read_record(checkpoint), {}
+    if parts is None:
+        moving = f"{AUGMENTATION}.safetensors" in record.files
+        parts = (*PARTS, AUGMENTATION) if moving else PARTS
     for part in parts:
         path = checkpoint / f"{part}.safetensors"
         with reading(path, Damaged):
@@ -206,13 +210,13 @@ def _is_named(name: str) -> bool:
     return name.isdecimal() and len(name) < 20
 
 
-def newest_whole(folder: Path, parts: Iterable[str] = PARTS) -> Loaded | None:
+def newest_whole(folder: Path, parts: Iterable[str] | None = None) -> Loaded | None:
     """The newest checkpoint that can be read; None = there is none. Warnings name damaged ones.
 
     Raises:
         Damaged: there are checkpoints, and every one of them is damaged.
     """
-    parts, first = tuple(parts), None
+    parts, first = None if parts is None else tuple(parts), None
     for path in reversed(listed(folder)):
         try:
             record, contents = read(path, parts)

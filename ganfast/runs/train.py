@@ -54,12 +54,15 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def _of_recorded_length(config: Config) -> Config:
-    """A run that is there keeps its length, whatever this version would choose for its pictures."""
-    folder = run_folder(config)
-    if config.kimg or not (folder / "config.yaml").exists():
+def _as_recorded(config: Config) -> Config:
+    """A run that is there keeps its length and whether it augments, whatever this version would
+    choose for its pictures."""
+    folder, automatic = run_folder(config), config.augment == "auto"
+    if (config.kimg and not automatic) or not (folder / "config.yaml").exists():
         return config
-    return replace(config, kimg=Run.open(folder).config.kimg)
+    recorded = Run.open(folder).config
+    augment = recorded.augment if automatic else config.augment
+    return replace(config, kimg=config.kimg or recorded.kimg, augment=augment)
 
 
 def train(
@@ -88,7 +91,7 @@ def train(
             last one is whole.
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
-    parent, config = None, _of_recorded_length(config)
+    parent, config = None, _as_recorded(config)
     if fork_of:
         parent = Run.open(fork_of)
         resume.refuse_as_fork(run_folder(config))

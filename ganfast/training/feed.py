@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ganfast.augment import DRAWN
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.latents import Purpose
@@ -34,9 +35,11 @@ class CriticFeed:
     noise: Tensor | None  # like real in [0, 1), for penalties whose points need it (DRAGAN)
     rate: Tensor  # learning rate, float64 0-d
     beta2: Tensor | None  # of Adam, float64 0-d, where it has a schedule
-    penalty_share: (
-        Tensor | None
-    )  # of the penalty's full weight, float64 0-d, where it has a schedule
+    # what the penalty has of its full weight, float64 0-d, where it has a schedule
+    penalty_share: Tensor | None
+    # what transforms are made from, (2 or 3, N, 10): of reals, fakes, and points of the penalty
+    uniforms: Tensor | None
+    augment_p: Tensor | None  # float64 0-d, where it has a schedule
 
 
 @dataclass
@@ -49,6 +52,8 @@ class GeneratorFeed:
     rate: Tensor
     decay: Tensor  # what stays of the moving average, float64 0-d
     beta2: Tensor | None
+    uniforms: Tensor | None  # (2, N, 10): of the fakes, and of the reals as the critic saw them
+    augment_p: Tensor | None
 
 
 class Feed:
@@ -83,6 +88,11 @@ class Feed:
             columns["mirrored"] = torch.bool, c.batch
         if drawn_numbers(c.penalty) == "eps":
             columns["eps"] = torch.float32, c.batch
+        # Batches with transforms of their own: the generator's fakes, the critic's reals and fakes,
+        # and points.
+        self._transformed = 3 + bool(drawn_numbers(c.penalty)) if c.augmented else 0
+        if self._transformed:
+            columns["uniforms"] = torch.float32, c.batch * self._transformed * DRAWN
         turns = self.ahead * c.optim.critic_steps
         # One row more in front, so that the row of the last turn has the number of the next one.
         self._columns_of, words = _layout(columns)
@@ -125,6 +135,11 @@ class Feed:
         normal(c.seed, Purpose.CRITIC_LATENT, index, c.net.latent, latents[0])
         if "eps" in tables:
             uniform(c.seed, Purpose.EPSILON, index, 1, tables["eps"].unsqueeze(2))
+        if "uniforms" in tables:
+            drawn = noise(c.seed, Purpose.AUGMENT, index, self._transformed * DRAWN)
+            # a batch's behind each other
+            by_batch = drawn.view(len(turns), c.batch, self._transformed, DRAWN).transpose(1, 2)
+            tables["uniforms"].view(by_batch.shape).copy_(by_batch)
         # A generator step counts as the last of its critic's turns.
         every = slice(c.optim.critic_steps - 1, None, c.optim.critic_steps)
         last = turns[every].flatten()
@@ -136,8 +151,14 @@ class Feed:
         self._turn.add_(1)
         real, z = self._pictures(now), now["z"].view(c.batch, c.net.latent)
         noise, values = self._noise(real, now["image"]), self._values(now)
-        changing = values["critic"], values.get("beta2"), values.get("penalty_share")
-        return CriticFeed(real, now.get("labels"), z, now.get("eps"), noise, *changing)
+        return CriticFeed(
+            *(real, now.get("labels"), z, now.get("eps"), noise),
+            rate=values["critic"],
+            beta2=values.get("beta2"),
+            penalty_share=values.get("penalty_share"),
+            uniforms=self._uniforms(now, slice(1, None)),
+            augment_p=values.get("augment_p"),
+        )
 
     def generator(self) -> GeneratorFeed:
         """For the next generator step, behind its last critic step."""
@@ -145,8 +166,14 @@ class Feed:
         z = now["z_generator"].view(c.batch, c.net.latent)
         real = self._pictures(now) if loss_of(c.loss).pairs else None
         values = self._values(now)
-        changing = values["generator"], values["decay"], values.get("beta2")
-        return GeneratorFeed(real, now.get("labels"), z, *changing)
+        return GeneratorFeed(
+            *(real, now.get("labels"), z),
+            rate=values["generator"],
+            decay=values["decay"],
+            beta2=values.get("beta2"),
+            uniforms=self._uniforms(now, slice(0, 2)),
+            augment_p=values.get("augment_p"),
+        )
 
     def _values(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._scheduled, now["scheduled"].unbind(), strict=True))
@@ -158,6 +185,11 @@ class Feed:
 
     def _pictures(self, now: dict[str, Tensor]) -> Tensor:
         return self.data.pictures(now["position"], now.get("mirrored"))
+
+    def _uniforms(self, now: dict[str, Tensor], batches: slice) -> Tensor | None:
+        if "uniforms" not in now:
+            return None
+        return now["uniforms"].view(self._transformed, self.config.batch, DRAWN)[batches]
 
     def _noise(self, real: Tensor, image: Tensor) -> Tensor | None:
         c = self.config

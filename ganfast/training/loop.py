@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.device import autocast_of
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.random import device_generator
-from ganfast.training.feed import Feed
+from ganfast.training.feed import CriticFeed, Feed, GeneratorFeed
 from ganfast.training.phases import Graphs, Phase, Stats, Watch
 from ganfast.training.spread import thumbnails
 from ganfast.training.state import State
@@ -65,17 +66,27 @@ class Iteration:
             noise=batch.noise,
             with_penalty=with_penalty,
             penalty_share=batch.penalty_share,
+            transforms=self._transforms(batch),
         )
-        clip = self._config.loss.clip
+        augmentation, clip = self._state.augmentation, self._config.loss.clip
+        if augmentation is not None and augmentation.adaptive:
+            stats |= {"augment_p": augmentation.adapt(stats["real_accuracy"])}
         self._state.optimizer_critic.move(batch.rate, limit=clip, beta2=batch.beta2)
         return stats | {"thumbnails": thumbnails(real, fake)}
 
     def _generator(self) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows."""
         batch = self.feed.generator()
-        stats = self._generator_step(batch.z, batch.labels, batch.real)
+        transforms = self._transforms(batch)
+        stats = self._generator_step(batch.z, batch.labels, batch.real, transforms)
         self._state.optimizer_generator.move(batch.rate, batch.decay, beta2=batch.beta2)
         return stats
+
+    def _transforms(self, batch: CriticFeed | GeneratorFeed) -> Tensor | None:
+        augmentation = self._state.augmentation
+        if augmentation is None or batch.uniforms is None:
+            return None
+        return augmentation.transforms(batch.uniforms, batch.augment_p)
 
 
 def watch_of(state: State, data: ResidentData, config: Config) -> Watch:

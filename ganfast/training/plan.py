@@ -27,6 +27,7 @@ from ganfast.models import NetSpec, build_critic, build_generator, parameter_cou
 from ganfast.models.members import is_known
 from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
+from ganfast.training.augmentation import refuse_adaptive
 from ganfast.training.phases import refuse_graphs
 from ganfast.training.state import State
 
@@ -36,6 +37,7 @@ PackingProgress = Callable[[str, int, int], None]
 # FLOPs of a training. wgan-gp on MNIST gained 0.24 s a kimg and lost 40 s to the compiler on one
 # core, with an empty cache (2026-11-30): 12 TFLOP are even.
 _WORTH_COMPILING = 15e12
+_FEW = 1000  # pictures up to which augment auto is on
 
 
 @dataclass
@@ -99,6 +101,9 @@ class Plan:
             features += f", {self.data.classes} classes by {how}"
         if self.data.flip:
             features += ", mirrored"
+        if c.augmented:
+            how = "as the scores ask for" if c.augment == "adaptive" else f"p = {c.augment_p:g}"
+            features += f", augmented ({how})"
         return (
             f"{c.preset} at {c.size}x{c.size}x{c.channels}{features} on {self.device}, "
             f"{c.precision}, batch {c.batch}, {c.kimg:g} kimg -> {self.folder}"
@@ -141,6 +146,9 @@ def make_plan(
             f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; "
             "set --batch lower"
         )
+    if config.augment == "auto":
+        config = replace(config, augment="on" if data.count <= _FEW else "off")
+    refuse_adaptive(config)
 
     spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
     torch.manual_seed(scalar_seed(config.seed, Purpose.INIT, 0))

@@ -50,7 +50,8 @@ def scheduled_values(config: Config, images: Tensor) -> dict[str, Tensor]:
     """What the steps from ``images`` on need, float64 like ``images``, by name.
 
     ``critic`` and ``generator`` are learning rates and ``decay`` is what stays of the average.
-    ``beta2`` and ``penalty_share`` are there only where the config has a schedule for them.
+    ``beta2``, ``penalty_share`` and ``augment_p`` are there only where the config has a schedule
+    for them.
     """
     optim, penalty, step = config.optim, config.penalty, config.batch * config.optim.critic_steps
 
@@ -68,4 +69,6 @@ def scheduled_values(config: Config, images: Tensor) -> dict[str, Tensor]:
         values["beta2"] = at(optim.beta2)
     if penalty.active and isinstance(penalty.weight, Schedule):
         values["penalty_share"] = at(penalty.weight) / max(ends(penalty.weight))
+    if isinstance(config.augment_p, Schedule) and config.augment == "on":
+        values["augment_p"] = at(config.augment_p)
     return values

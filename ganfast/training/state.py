@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ganfast.config import Config, ends
 from ganfast.errors import InputError
-from ganfast.tensors import Contents
+from ganfast.tensors import AUGMENTATION, Contents
+from ganfast.training.augmentation import Augmentation
 from ganfast.training.ema import average_of
 from ganfast.training.optim import FlatAdam
 
@@ -31,6 +32,7 @@ class State:
     optimizer_generator: FlatAdam
     optimizer_critic: FlatAdam
     images: int = 0  # reals shown to the critic
+    augmentation: Augmentation | None = None  # None = the critic sees pictures as they are
 
     @staticmethod
     def of(
@@ -38,12 +40,15 @@ class State:
     ) -> "State":
         """The start of a training. ``autocast``: the type to compute in; None = that of weights."""
         optim, average = config.optim, average_of(generator)
+        critic_adam = FlatAdam(critic, ends(optim.lr_critic)[0], optim, compute=autocast)
+        augmentation = Augmentation(config, critic_adam.flat.device) if config.augmented else None
         return State(
             generator,
             critic,
             average,
             FlatAdam(generator, ends(optim.lr_generator)[0], optim, average, autocast),
-            FlatAdam(critic, ends(optim.lr_critic)[0], optim, compute=autocast),
+            critic_adam,
+            augmentation=augmentation,
         )
 
     def networks(self) -> dict[str, nn.Module]:
@@ -61,7 +66,9 @@ class State:
 def contents_of(state: State) -> dict[str, dict[str, Tensor]]:
     """Every tensor that a step depends on, as it lies in the state: part -> name -> tensor."""
     networks = {part: dict(net.state_dict()) for part, net in state.networks().items()}
-    return networks | {part: optimizer_tensors(it) for part, it in state.optimizers().items()}
+    optimizers = {part: optimizer_tensors(it) for part, it in state.optimizers().items()}
+    moving = {} if state.augmentation is None else state.augmentation.tensors()
+    return networks | optimizers | ({AUGMENTATION: moving} if moving else {})
 
 
 def restore(state: State, contents: Contents, images: int, where: str) -> None:
@@ -74,6 +81,8 @@ def restore(state: State, contents: Contents, images: int, where: str) -> None:
         load_module(net, contents[part], f"{where} holds another {part}")
     for part, optimizer in state.optimizers().items():
         restore_optimizer(optimizer, contents[part], f"{where}/{part}.safetensors")
+    if state.augmentation is not None:
+        state.augmentation.load(contents.get(AUGMENTATION, {}))
     state.images = images
 
 

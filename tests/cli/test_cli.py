@@ -511,7 +511,7 @@ def test_dry_run_writes_nothing_and_its_config_is_the_resolved_one(run):
     assert list(Path().iterdir()) == []
     config, figures = dry(out)
     preset = preset_config("wgan-gp", "digits")
-    of_digits = {"size": 16, "channels": 1, "conditional": "projection"}
+    of_digits = {"size": 16, "channels": 1, "conditional": "projection", "augment": "off"}
     net, precision = replace(preset.net, width=8), config.precision
     assert config == replace(preset, seed=3, net=net, precision=precision, **of_digits)
     assert figures["generator"] > figures["critic"] > 0

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,9 @@ def _pretended(x: Tensor) -> Any:
     return torch.nn.Parameter(fake, x.requires_grad) if isinstance(x, torch.nn.Parameter) else fake
 
 
-def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[str, Any]:
+def counted(
+    compile: bool = False, flip: bool = False, augment: Any = "off", **setting: Any
+) -> dict[str, Any]:
     """Phase -> what one call of it launches, moves and waits for."""
     from ganfast.bench.problem import Problem
     from ganfast.bench.setting import Setting
@@ -141,7 +144,8 @@ def counted(compile: bool = False, flip: bool = False, **setting: Any) -> dict[s
     if compile:
         pretend_inductor()
     problem = Problem(Setting(**setting))
-    c, device, kind, pack = problem.config, problem.device, problem.autocast, problem.pack
+    c = replace(problem.config, augment=augment)
+    device, kind, pack = problem.device, problem.autocast, problem.pack
     host = torch.device("cpu")
     data = ResidentData(pack, host, c.seed, flip, c.balanced)
     nets = [prepared(net, host) for net in problem.networks(0)]

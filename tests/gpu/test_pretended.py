@@ -60,6 +60,22 @@ def test_launches_are_those_of_the_table():
 
 
 @needs_compiler
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.accept)])
+def test_transforms_wait_for_nothing_either(compile):
+    """p of an adaptive training moves on the device."""
+    common = {"precision": "bf16", "compile": compile}
+    settings = [
+        {"preset": "r1", "data": "celeba", "augment": "adaptive"} | common,
+        {"preset": "wgan-gp", "data": "mnist", "augment": "on"} | common,
+    ]
+    done = python("-m", "tests.gpu.pretended", json.dumps(settings))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for found in json.loads(done.stdout):
+        for phase in found.keys() & set(PHASES):
+            assert (found[phase]["waits"], found[phase]["strangers"]) == ([], []), phase
+
+
+@needs_compiler
 @pytest.mark.accept
 def test_launches_of_every_preset_are_those_of_the_table():
     assert_as_committed(CASES)

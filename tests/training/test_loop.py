@@ -126,11 +126,11 @@ def run_steps(tmp_path, config: Config, steps: int) -> list[tuple]:
     plan = make_plan(replace(config, data=str(tmp_path / "set.npz"), kimg=1e3, device="cpu"))
     calls = []
 
-    def critic_step(real, fake, labels, eps, noise, with_penalty, penalty_share):
+    def critic_step(real, fake, labels, eps, noise, with_penalty, penalty_share, transforms):
         calls.append(("critic", labels, with_penalty))
         return {"loss": torch.zeros(())} | ({"penalty": torch.ones(())} if with_penalty else {})
 
-    def generator_step(z, labels, real):
+    def generator_step(z, labels, real, transforms):
         calls.append(("generator", labels, real))
         return {}
 

@@ -65,8 +65,9 @@ def plan_of(folder, preset: str, **changes) -> Plan:
         net=net,
         device="cpu",
     )
+    given = {"augment": "off"} | changes
     return make_plan(
-        replace(config, out=str(folder / "run"), log=LogConfig(tensorboard=False), **changes)
+        replace(config, out=str(folder / "run"), log=LogConfig(tensorboard=False), **given)
     )
 
 
@@ -112,7 +113,8 @@ def tensors(plan: Plan) -> dict[str, torch.Tensor]:
             found |= {f"{name}.{i}.{key}": value for key, value in optimizer.state[p].items()}
         if optimizer.scale:
             found |= {f"{name}.{key}": value for key, value in optimizer.scale.tensors().items()}
-    return found
+    augmentation = state.augmentation
+    return found | (augmentation.tensors() if augmentation else {})
 
 
 def addresses(plan: Plan) -> dict[str, int]:
@@ -127,12 +129,14 @@ VARIANTS = {
     "fp16": {"precision": "fp16"},
     "no average": {"ema_kimg": 0.0},
     "lazy": {"penalty": PenaltyConfig("r1", 1.0, interval=2)},
+    "adaptive": {"augment": "adaptive", "augment_kimg": 0.05},
 }
 PAIRS = [
     ("flipped", "lazy"),
     ("balanced", "bf16"),
     ("flipped", "fp16"),
     ("long tail", "no average"),
+    ("adaptive", "lazy"),
 ]
 
 
@@ -149,6 +153,10 @@ PAIRS = [
     + [
         pytest.param("r1", changes, id=name, marks=pytest.mark.accept)
         for name, changes in VARIANTS.items()
+    ]
+    + [
+        pytest.param("wgan-gp", {"augment": "on"}, id="wgan-gp, augmented"),
+        pytest.param("rpgan", {"augment": "on"}, id="rpgan, augmented", marks=pytest.mark.accept),
     ],
 )
 def test_recorded_phases_played_again_train_as_steps_do(preset, changes, tmp_path, monkeypatch):
