@@ -34,3 +34,18 @@ def in_turn(*axes) -> list:
         name = "-".join(str(getattr(value, "__name__", value)) for value in values)
         cases.append(pytest.param(*values, marks=marks, id=name))
     return cases
+
+
+def thinned(*axes, shallow=lambda *values: False) -> list:
+    """All combinations of the axes: those that are ``shallow`` for `make test`, one in four of the
+    others for `make accept`, and the rest for `make accept-full`.
+
+    In `make accept` any two values of two axes meet, as their places add up to a multiple of four
+    with some value of a third axis.
+    """
+    axes, cases = [list(axis) for axis in axes], []
+    for places in product(*(range(len(axis)) for axis in axes)):
+        values = [axis[place] for axis, place in zip(axes, places, strict=True)]
+        marks = [pytest.mark.accept, *([pytest.mark.full] if sum(places) % 4 else [])]
+        cases.append(pytest.param(*values, marks=() if shallow(*values) else marks))
+    return cases

@@ -31,6 +31,7 @@ from ganfast.export.bundle.bundle import open_bundle, write_bundle
 from ganfast.export.bundle.manifest import GOLDEN, MODEL
 from ganfast.images import save_png
 from ganfast.runs import checkpoint as checkpoints
+from tests.depth import thinned
 from tests.small_bundle import small_bundle, small_model
 from tests.small_runs import files, newest, tensors
 
@@ -148,19 +149,16 @@ BUNDLE_COMMANDS = {
     "lint": "lint BUNDLE",
     "refit": "refit BUNDLE --from RUN --out OUT.bundle",
 }
-accept = pytest.mark.accept
 
 
-def few(values, in_every_test):
-    """Parameters, of which `make test` takes some and `make accept` all."""
-    return [
-        value if value in in_every_test else pytest.param(value, marks=accept) for value in values
-    ]
+def shallow(kind, file, command):
+    files = "log.jsonl", f"{STEP}/state.json", "manifest.json", "model.onnx"
+    return file in files and command in ("check", "sample", "verify")
 
 
-@pytest.mark.parametrize("command", few(RUN_COMMANDS, ["check", "sample"]))
-@pytest.mark.parametrize("file", few(RUN_FILES, ["log.jsonl", f"{STEP}/state.json"]))
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize(
+    ("kind", "file", "command"), thinned(READ, RUN_FILES, RUN_COMMANDS, shallow=shallow)
+)
 def test_any_kind_of_file_in_a_run_is_judged(kind, file, command, run, elsewhere, judged, tmp_path):
     put(kind, run / file, elsewhere)
     places = {"RUN": run, "OUT": tmp_path / "out", "FORK": tmp_path / "fork"}
@@ -176,9 +174,9 @@ def test_any_kind_of_file_in_a_run_is_judged(kind, file, command, run, elsewhere
         assert (code == 0) == (file in unread), "damage is told"
 
 
-@pytest.mark.parametrize("command", few(BUNDLE_COMMANDS, ["verify", "sample"]))
-@pytest.mark.parametrize("file", few(BUNDLE_FILES, ["manifest.json", "model.onnx"]))
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize(
+    ("kind", "file", "command"), thinned(READ, BUNDLE_FILES, BUNDLE_COMMANDS, shallow=shallow)
+)
 def test_any_kind_of_file_in_a_bundle_is_judged(
     kind, file, command, run, elsewhere, judged, tmp_path
 ):
@@ -215,9 +213,7 @@ TRAINED += ["history.jsonl.part", "samples", "samples/000000192.png.part", "tens
 TRAINED += ["checkpoints/.000000192.part", "checkpoints/set-aside", "checkpoints/000000192"]
 
 
-@accept
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "kind"), thinned(TRAINED, KINDS))
 def test_a_training_writes_its_own_files_only(name, kind, run, elsewhere, judged):
     put(kind, run / name, elsewhere)
     line = f"train --out {run} --kimg 0.192 --device cpu --quiet --log.save-kimg 0.032"

@@ -18,6 +18,7 @@ from ganfast.data.progress import progress_bar
 from ganfast.log import Lasting, say, tell
 from ganfast.runs.logfile import Progress
 from ganfast.runs.train import signals, train
+from tests.depth import thinned
 from tests.small_runs import tiny
 
 ODD = os.fsdecode(b"r\xc3\xa9sum\xc3\xa9 \xff")  # a name that is no UTF-8
@@ -181,10 +182,7 @@ COMMANDS = {
 MADE = ("sample", "plot", "preview", "train")  # they print names, and a lost name is no failure
 
 
-@pytest.mark.accept
-@pytest.mark.parametrize("locale", LOCALES)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "end", "locale"), thinned(COMMANDS, ENDS, LOCALES))
 def test_no_command_ends_by_its_streams(command, end, locale, odd_run, tmp_path):
     run, new = shutil.copytree(odd_run, tmp_path / ODD), tmp_path / ("new " + ODD)
     words = COMMANDS[command].format(run="$RUN", new="$NEW").split()
