@@ -7,13 +7,13 @@ Neither torch nor tyro is imported here, so that a config can be read and made a
 Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from ganfast.errors import ONE_FILE, InputError
+from ganfast.fields import Checked, Schedule, ends
 
 T = TypeVar("T")
 
@@ -38,82 +38,11 @@ ScoreName = Literal[
 ]
 PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
-Shape = Literal["cosine", "linear"]
 _WIDEST = 1 << 16  # units and numbers of a network
 
 
-class _Checked:
-    """Refuses values outside a field's `Literal`, and what `check` finds wrong."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            choices, value = get_args(hint), getattr(self, name)
-            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
-                raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{name} is {value}; expected a finite number")
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise InputError(f"{name} is {value}; expected less than 2**63")
-            if isinstance(value, str) and "\0" in value:
-                raise InputError(f"{name} is {value!r}; expected no null byte")
-        self.check()
-
-    def check(self) -> None:
-        """Raises InputError for values that cannot be used."""
-
-    def _at_least(self, least: float, *names: str) -> None:
-        for name in names:
-            if min(ends(getattr(self, name))) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {least:g} or more")
-
-
 @dataclass(frozen=True)
-class Schedule(_Checked):
-    """A value that moves from ``first`` to ``last``, as the image counter goes on, and then stays.
-
-    In YAML and in flags it is one word, such as 2e-4,5e-5 or 2e-4,5e-5,20000,linear.
-    """
-
-    first: float
-    last: float
-    over_kimg: float = 0.0  # thousand real images that the move takes; 0 = the whole run
-    shape: Shape = "cosine"  # half a cosine, which is flat at both ends, or a straight line
-
-    def check(self) -> None:
-        self._at_least(0, "over_kimg")
-
-    def __str__(self) -> str:
-        words = [f"{self.first!r},{self.last!r}"]
-        if self.over_kimg or self.shape != "cosine":
-            words.append(repr(self.over_kimg))
-        return ",".join([*words, *([self.shape] if self.shape != "cosine" else [])])
-
-    def __format__(self, how: str) -> str:
-        """``how`` formats both ends."""
-        return f"{self.first:{how}} to {self.last:{how}}"
-
-    @staticmethod
-    def parse(word: str) -> "Schedule":
-        """The schedule that a word says.
-
-        Raises:
-            ValueError: a part is no number.
-            InputError: too many parts, or values that cannot be used.
-        """
-        first, last, *more = word.split(",")
-        if len(more) > 2:
-            raise InputError(f"{word!r} has {len(more) + 2} parts; expected first,last,kimg,shape")
-        over, *shape = more or ["0"]
-        return Schedule(float(first), float(last), float(over), *shape)  # type: ignore[arg-type]
-
-
-def ends(value: "float | Schedule") -> tuple[float, float]:
-    """First and last value of a field that may have a schedule."""
-    return (value.first, value.last) if isinstance(value, Schedule) else (value, value)
-
-
-@dataclass(frozen=True)
-class NetConfig(_Checked):
+class NetConfig(Checked):
     """Generator and critic."""
 
     # channels of the layer at full resolution (mlp: units of a hidden layer / 8);
@@ -145,7 +74,7 @@ class NetConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class LossConfig(_Checked):
+class LossConfig(Checked):
     """What critic and generator minimise."""
 
     kind: LossKind = "wasserstein"  # adversarial loss of both networks
@@ -171,7 +100,7 @@ class LossConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class PenaltyConfig(_Checked):
+class PenaltyConfig(Checked):
     """How the critic's gradient with respect to its input is held."""
 
     # where the gradient is held: interpolates, reals (r1), fakes (r2), around the reals (dragan)
@@ -199,7 +128,7 @@ class PenaltyConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class OptimConfig(_Checked):
+class OptimConfig(Checked):
     """Adam, its schedule, and how the two networks take turns."""
 
     lr_generator: float | Schedule = 1e-4  # learning rate of the generator, > 0; or a schedule
@@ -227,7 +156,7 @@ class OptimConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class LogConfig(_Checked):
+class LogConfig(Checked):
     """What is written while training, and how often."""
 
     every: int = 20  # generator steps from one line of log.jsonl to the next
@@ -244,7 +173,7 @@ class LogConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ScoreConfig(_Checked):
+class ScoreConfig(Checked):
     """Scores while training: of the averaged generator against the training's data.
 
     The checkpoint with the best score is kept.
@@ -266,7 +195,7 @@ class ScoreConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class GuardConfig(_Checked):
+class GuardConfig(Checked):
     """When a training has diverged, and how often it may go back.
 
     The first time since a checkpoint the run goes back to the last state that the guard passed.
@@ -297,7 +226,7 @@ class GuardConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class Config(_Checked):
+class Config(Checked):
     """One training run."""
 
     preset: str = "wgan-gp"  # where the values came from; kept for the record

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig, Schedule
+from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError
+from ganfast.fields import Schedule
 
 
 class Kimg(NamedTuple):

@@ -20,11 +20,11 @@ from ganfast.config import (
     NetConfig,
     OptimConfig,
     PenaltyConfig,
-    Schedule,
     ScoreConfig,
     flatten,
 )
 from ganfast.errors import InputError
+from ganfast.fields import Schedule
 from ganfast.presets import PRESETS, data_kind, preset_config, suited_kimg
 from tests.programs import python
 

@@ -141,7 +141,8 @@ def _without_harness(wheel: Path, folder: Path) -> None:
 # name stands for all that begins with it, but for what has a longer name here. Functions may import
 # from anywhere.
 FLOORS = (
-    "errors disk outside host locks log latents images flops environment config configfile presets",
+    "errors disk outside host locks log latents images flops environment "
+    "fields config configfile presets",
     "kernels tensors device export.session",
     "augment random losses models",
     "penalties data",

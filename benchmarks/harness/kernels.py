@@ -117,7 +117,7 @@ def _adam(device: torch.device, count: int) -> Iterator[Case]:
         p, average = (torch.zeros(count, device=device) for _ in range(2))
         low = torch.empty(count, dtype=torch.bfloat16, device=device)
         moments = m.clone(), v.clone(), torch.tensor(2.0, device=device), rate, decay
-        buffers = (p, g.clone(), *moments, 0.5, 0.99, 1e-8, 0.0, average, low, None)
+        buffers = (p, g.clone(), *moments, 0.5, 0.99, 1e-8, 0.0, average, low, None, None)
 
         def run() -> tuple[Tensor, ...]:
             function(*buffers)

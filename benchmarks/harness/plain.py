@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ganfast.bench.problem import Inputs, Problem
-from ganfast.config import LossConfig, ends
+from ganfast.config import LossConfig
 from ganfast.engine.compiled import compiled
+from ganfast.fields import ends
 from ganfast.losses import class_loss, critic_loss, generator_loss, loss_of
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration

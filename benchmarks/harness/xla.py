@@ -21,8 +21,9 @@ from torch import nn
 
 from ganfast.bench.problem import Inputs, Problem
 from ganfast.bench.xla_nets import Array, CriticNet, GeneratorNet, Params
-from ganfast.config import LossConfig, PenaltyConfig, ends
+from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.errors import InputError
+from ganfast.fields import ends
 from ganfast.penalties import penalty_of
 
 ADAM_EPS = 1e-8

@@ -66,8 +66,8 @@ def _scheduled(info: Any) -> Any:
     """How tyro reads and shows a field that may have a schedule."""
     from tyro.constructors import PrimitiveConstructorSpec
 
-    from ganfast.config import Schedule
     from ganfast.configfile import scheduled
+    from ganfast.fields import Schedule
 
     if info.type != float | Schedule:
         return None

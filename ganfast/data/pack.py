@@ -45,10 +45,8 @@ def open_data(
     """Recognise a source, pack it unless a valid pack of it is cached, and map the pack.
 
     Args:
-        name_or_path: "digits", "mnist", "stacked-mnist", "celeba", a folder or file in one of
-            `lookup.places`, or a path.
-        size: side of the square pictures, 8 to 1024; 0: the source's own (digits 16, CelebA and
-            folders 64).
+        name_or_path: digits, mnist, stacked-mnist, celeba, a name in `lookup.places`, or a path.
+        size: side of the square pictures, 8 to 1024; 0: digits 16, CelebA and folders 64.
         channels: 1 or 3 converts; 0: the source's own.
         attributes: CelebA attributes; k of them make 2**k classes, the first is most significant.
         split: "train", "test", "val" or "all". Of an undivided set "train" is the same as "all".
@@ -65,14 +63,13 @@ def open_data(
         RunError: the pack cannot be written, and not for want of space or permission.
     """
     whole = recognise(name_or_path, root, cache).by_rules(rules)
-    wanted = _wanted(whole, size, channels, attributes, split, transpose)
-    source, wanted = whole.packed_as(wanted)
+    source, wanted = whole.packed_as(_wanted(whole, size, channels, attributes, split, transpose))
     try:
         candidates = _candidates(source, wanted, skip_corrupt)
         recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
-    # a glob finds them, as channels = 0 becomes 1 or 3 only when the pictures are read
+    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
@@ -98,8 +95,12 @@ def open_data(
         rules=source.rules,
     )
     final = packs / f"{name}-{wanted.size}x{wanted.size}x{selection.channels}-{key}"
-    build(final, info, selection, progress or (lambda what, done, total: None), skip_corrupt)
+    build(final, info, selection, progress or _silent, skip_corrupt)
     return whole.composed(_recognised(load_pack(final), recognised))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 def _verified(folder: Path) -> Pack:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ganfast.augment import Transforms
-from ganfast.config import Config, ends
+from ganfast.config import Config
 from ganfast.errors import InputError
+from ganfast.fields import ends
 from ganfast.losses import loss_of
 
 # Section 3.1 of the paper, whose r is a mean over 4 batches. Here it is a moving mean, which needs

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import OptimConfig, ends
+from ganfast.config import OptimConfig
 from ganfast.engine.gradients import trainable, views_of
 from ganfast.engine.weights import computing_copy
 from ganfast.errors import RunError
+from ganfast.fields import ends
 from ganfast.kernels._triton import use_triton
 from ganfast.kernels.adam_ema import adam_ema
 from ganfast.models.members import is_known

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from ganfast.config import Config, Schedule, ends
+from ganfast.config import Config
+from ganfast.fields import Schedule, ends
 from ganfast.training.ema import ema_decay
 
 

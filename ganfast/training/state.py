@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import Config, ends
+from ganfast.config import Config
 from ganfast.errors import InputError
+from ganfast.fields import ends
 from ganfast.tensors import AUGMENTATION, Contents
 from ganfast.training.augmentation import Augmentation
 from ganfast.training.ema import average_of

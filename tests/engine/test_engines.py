@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from ganfast.config import LossConfig, PenaltyConfig, Schedule
+from ganfast.config import LossConfig, PenaltyConfig
 from ganfast.engine import choose, make_critic_step
 from ganfast.engine.autograd import AutogradStep
 from ganfast.engine.counting import fewest, step_flops
@@ -23,6 +23,7 @@ from ganfast.engine.explicit import ExplicitStep
 from ganfast.engine.objective import Inputs
 from ganfast.engine.walking.walk import CannotWalk, walk
 from ganfast.errors import InputError
+from ganfast.fields import Schedule
 from ganfast.flops import FlopCount
 from ganfast.models import Judgement, as_judgement
 from ganfast.models.dropout import Dropout

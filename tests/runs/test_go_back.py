@@ -14,8 +14,9 @@ import pytest
 
 from ganfast import configfile
 from ganfast.cli import main
-from ganfast.config import LossConfig, NetConfig, OptimConfig, Schedule
+from ganfast.config import LossConfig, NetConfig, OptimConfig
 from ganfast.errors import InputError
+from ganfast.fields import Schedule
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
 from ganfast.runs.resume import history

@@ -21,16 +21,9 @@ from PIL import Image
 
 from ganfast import configfile, locks
 from ganfast.cli import main
-from ganfast.config import (
-    GuardConfig,
-    LogConfig,
-    LossConfig,
-    NetConfig,
-    OptimConfig,
-    PenaltyConfig,
-    Schedule,
-)
+from ganfast.config import GuardConfig, LogConfig, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError, RunError
+from ganfast.fields import Schedule
 from ganfast.images import grid
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import train as training

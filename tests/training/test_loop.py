@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ganfast.config import Config, LossConfig, OptimConfig, PenaltyConfig, Schedule
+from ganfast.config import Config, LossConfig, OptimConfig, PenaltyConfig
 from ganfast.data.resident import ResidentData
+from ganfast.fields import Schedule
 from ganfast.training.loop import train_loop
 from ganfast.training.optim import FlatAdam
 from ganfast.training.plan import make_plan

@@ -1,0 +1,79 @@
+"""What a field of a config may be: a value that is checked, or a schedule of values."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+from ganfast.errors import InputError
+
+Shape = Literal["cosine", "linear"]
+
+
+class Checked:
+    """Refuses values outside a field's `Literal`, and what `check` finds wrong."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            choices, value = get_args(hint), getattr(self, name)
+            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is {value}; expected a finite number")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise InputError(f"{name} is {value}; expected less than 2**63")
+            if isinstance(value, str) and "\0" in value:
+                raise InputError(f"{name} is {value!r}; expected no null byte")
+        self.check()
+
+    def check(self) -> None:
+        """Raises InputError for values that cannot be used."""
+
+    def _at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if min(ends(getattr(self, name))) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {least:g} or more")
+
+
+@dataclass(frozen=True)
+class Schedule(Checked):
+    """A value that moves from ``first`` to ``last``, as the image counter goes on, and then stays.
+
+    In YAML and in flags it is one word, such as 2e-4,5e-5 or 2e-4,5e-5,20000,linear.
+    """
+
+    first: float
+    last: float
+    over_kimg: float = 0.0  # thousand real images that the move takes; 0 = the whole run
+    shape: Shape = "cosine"  # half a cosine, which is flat at both ends, or a straight line
+
+    def check(self) -> None:
+        self._at_least(0, "over_kimg")
+
+    def __str__(self) -> str:
+        words = [f"{self.first!r},{self.last!r}"]
+        if self.over_kimg or self.shape != "cosine":
+            words.append(repr(self.over_kimg))
+        return ",".join([*words, *([self.shape] if self.shape != "cosine" else [])])
+
+    def __format__(self, how: str) -> str:
+        """``how`` formats both ends."""
+        return f"{self.first:{how}} to {self.last:{how}}"
+
+    @staticmethod
+    def parse(word: str) -> "Schedule":
+        """The schedule that a word says.
+
+        Raises:
+            ValueError: a part is no number.
+            InputError: too many parts, or values that cannot be used.
+        """
+        first, last, *more = word.split(",")
+        if len(more) > 2:
+            raise InputError(f"{word!r} has {len(more) + 2} parts; expected first,last,kimg,shape")
+        over, *shape = more or ["0"]
+        return Schedule(float(first), float(last), float(over), *shape)  # type: ignore[arg-type]
+
+
+def ends(value: "float | Schedule") -> tuple[float, float]:
+    """First and last value of a field that may have a schedule."""
+    return (value.first, value.last) if isinstance(value, Schedule) else (value, value)
