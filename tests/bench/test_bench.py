@@ -795,7 +795,7 @@ def test_steps_of_adam_are_compared_by_what_they_leave(wrong, monkeypatch):
 
     def step(p, *arguments):
         adam_ema.adam_ema_reference(p, *arguments)
-        *_, average, low, _ = arguments
+        *_, average, low, _skip, _second = arguments
         if wrong:
             {"p": p, "average": average, "low": low}[wrong].mul_(0.95)
 
