@@ -623,6 +623,7 @@ def test_kernels_are_measured_by_their_definitions_on_a_cpu(tmp_path):
     )
 
 
+@pytest.mark.accept
 def test_what_was_measured_before_a_stop_is_on_disk_and_is_measured_again(
     tmp_path, monkeypatch, capsys
 ):

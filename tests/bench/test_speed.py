@@ -25,6 +25,7 @@ def scripted(answers: list[float], seconds: float):
 GOAL = speed.Goal("dcgan", 100, lambda scores: scores["frechet"] <= 1, "Frechet distance at most 1")
 
 
+@pytest.mark.accept
 def test_it_stops_where_the_goal_is_reached_and_scoring_does_not_count():
     result = speed.run(tiny("dcgan"), GOAL, scripted([3, 2, 1, 0], 2.0), looks=4, limit=600)
     assert (result["reached"], result["images"]) == (

@@ -38,11 +38,8 @@ def counted(*settings: dict) -> list[dict]:
     return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize(
-    ("setting", "limits"),
-    [pytest.param(*case, marks=() if case[0] is MNIST else pytest.mark.accept) for case in LIMITS],
-    ids=str,
-)
+@pytest.mark.accept
+@pytest.mark.parametrize(("setting", "limits"), LIMITS, ids=str)
 def test_compiled_phases_launch_no_more_than_they_did(setting, limits):
     (phases,) = counted(setting | {"compile": True})
     names = "critic", "penalised critic", "generator"

@@ -60,7 +60,8 @@ def test_launches_are_those_of_the_table():
 
 
 @needs_compiler
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.accept)])
+@pytest.mark.accept
+@pytest.mark.parametrize("compile", [False, True])
 def test_transforms_wait_for_nothing_either(compile):
     """p of an adaptive training moves on the device."""
     common = {"precision": "bf16", "compile": compile}

@@ -61,6 +61,7 @@ def test_a_sound_run_is_called_so_with_what_can_be_resumed(run, check):
     assert (facts["sound"], facts["resumable"], facts["held_by"], facts["problems"]) == expected
 
 
+@pytest.mark.accept
 def test_scores_and_diagnoses_at_a_logged_step_are_no_damage(tmp_path, monkeypatch, check):
     """Each has a line of its own, with the counter of the step."""
     monkeypatch.chdir(tmp_path)

@@ -119,8 +119,8 @@ def test_networks_that_stand_still_are_named_with_their_rates():
     ("rates", "nets"),
     [
         ({"lr_generator": 1e-9, "lr_critic": 1e-9}, "the generator and the critic"),
-        ({"lr_generator": 1e-9}, "the generator"),
-        ({}, None),
+        pytest.param({"lr_generator": 1e-9}, "the generator", marks=pytest.mark.accept),
+        pytest.param({}, None, marks=pytest.mark.accept),
     ],
 )
 def test_a_training_with_rates_of_nothing_is_told_so_once(data, tmp_path, caplog, rates, nets):

@@ -307,6 +307,7 @@ def test_the_command_line_returns_forces_and_forks(run, tmp_path, monkeypatch, c
 # Two processes
 
 
+@pytest.mark.accept
 def test_of_two_trainings_in_one_directory_the_second_says_who_holds_it(
     data, tmp_path, monkeypatch, capsys
 ):
