@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ganfast import disk
+from ganfast import configfile, disk
 from ganfast.config import Config, run_folder
 from ganfast.data.manifest import verified_beside
 from ganfast.data.progress import progress_bar
@@ -60,7 +60,7 @@ def _as_recorded(config: Config) -> Config:
     folder, automatic = run_folder(config), config.augment == "auto"
     if (config.kimg and not automatic) or not (folder / "config.yaml").exists():
         return config
-    recorded = Run.open(folder).config
+    recorded = configfile.read(folder / "config.yaml")
     augment = recorded.augment if automatic else config.augment
     return replace(config, kimg=config.kimg or recorded.kimg, augment=augment)
 

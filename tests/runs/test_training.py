@@ -557,24 +557,23 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
     """Fused Adam takes weight, gradient and moments to lie in memory alike; plain Adam indexes."""
     shadows = []
 
-    def shadowed(name, state, config, net, optimizer, rate, clip):
-        group = optimizer.param_groups[0]
+    def shadowed(name, state, config, net, optimizer, clip):
+        beta1, beta2 = optimizer.param_groups[0]["betas"]
         copies = [
             parameter.detach().clone(memory_format=torch.contiguous_format)
             for parameter in net.parameters()
         ]
-        plain = torch.optim.Adam(
-            copies, lr=group["lr"], betas=group["betas"], fused=False, foreach=False
-        )
+        plain = torch.optim.Adam(copies, betas=(beta1, beta2), fused=False, foreach=False)
+        (group,) = plain.param_groups
         shadows.append((name, list(net.named_parameters()), copies))
 
         def follow():
             whole = config.batch * config.optim.critic_steps
             # The counter stands at the end of a generator step's turns.
             began = (state.images - (name == "generator")) // whole * whole
-            plain.param_groups[0]["lr"] = (
-                rate * schedules.run_factor(config, torch.tensor(began)).item()
-            )
+            values = schedules.scheduled_values(config, torch.tensor([began]))
+            group["lr"] = values[name].item()
+            group["betas"] = (beta1, values["beta2"].item() if "beta2" in values else beta2)
             for copy, parameter in zip(copies, net.parameters(), strict=True):
                 copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
             plain.step()
@@ -584,13 +583,10 @@ def test_every_update_is_adams_by_the_gradient_of_each_weight(preset, data, tmp_
         return follow
 
     def followed(state, pictures, config, critic_step, generator_step, *rest):
-        optim, clip = config.optim, config.loss.clip
+        clip = config.loss.clip
         adam = state.optimizer_critic, state.optimizer_generator
-        follow_critic = shadowed(
-            "critic", state, config, state.critic, adam[0], optim.lr_critic, clip
-        )
-        rate = optim.lr_generator
-        follow_generator = shadowed("generator", state, config, state.generator, adam[1], rate, 0)
+        follow_critic = shadowed("critic", state, config, state.critic, adam[0], clip)
+        follow_generator = shadowed("generator", state, config, state.generator, adam[1], 0)
 
         def then(step, follow):
             return lambda *a, **k: (step(*a, **k), follow())[0]
