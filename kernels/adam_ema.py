@@ -56,8 +56,14 @@ def adam_ema_reference(
     skip: Tensor | None = None,
     second: Tensor | None = None,
 ) -> None:
-    """The definition; arguments as `adam_ema`."""
-    if skip is not None and skip.item():
+    """The definition; arguments as `adam_ema`. No number waits for the host."""
+    if skip is not None:
+        moved = [x for x in (p, m, v, step, average, low) if x is not None]
+        before = [x.clone() for x in moved]
+        scalars = step, lr, decay, beta1, beta2, eps, limit
+        adam_ema_reference(p, g, m, v, *scalars, average, low, None, second)
+        for now, old in zip(moved, before, strict=True):
+            now.copy_(torch.where(skip == 0, now, old))
         return
     step.add_(1)
     rates = adam_rates(step, lr, decay, beta1, beta2 if second is None else second)

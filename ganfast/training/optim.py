@@ -126,17 +126,17 @@ class FlatAdam(torch.optim.Optimizer):
         if self.scale is not None:
             self.scale.divide(gradient)
             skip = self.scale.skip
-        if use_triton(self.flat) and self.flat.dtype == torch.float32:
+        # Torch's fused Adam takes beta2 from the host, which would stay as a phase was recorded.
+        if beta2 is not None or (use_triton(self.flat) and self.flat.dtype == torch.float32):
             rates = self._steps, rate, rate if decay is None else decay
             fixed = beta1, fixed_beta2, eps, limit
             more = self.average, self._low, skip, beta2
             adam_ema(self.flat, gradient, m, v, *rates, *fixed, *more)
             return
-        second = fixed_beta2 if beta2 is None else beta2.item()  # where no phase is captured
         self._steps.add_(1)
         lr = rate.float() if rate.is_cuda else rate
         buffers: list[list[Tensor]] = [[self.flat], [gradient], [m], [v], [], [self._steps]]
-        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=second, eps=eps, found_inf=skip)
+        _fused_adam(*buffers, lr=lr, beta1=beta1, beta2=fixed_beta2, eps=eps, found_inf=skip)
         if limit:
             self.flat.clamp_(-limit, limit)
         if self.average is not None and decay is not None:
