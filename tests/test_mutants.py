@@ -241,8 +241,8 @@ MUTANTS = {
         "test_training.py::test_steps_after_the_last_checkpoint_are_done_again_after_a_crash",
     ),
     "a checkpoint's hash that is not compared": Mutant(
-        "checkpoint._compare",
-        lambda right, path, data, record: None,
+        "checkpoint._compared",
+        lambda right, path, record: path.read_bytes(),
         "test_checkpoint.py::"
         "test_a_flipped_byte_anywhere_is_seen_and_the_checkpoint_before_is_used",
     ),
