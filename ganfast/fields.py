@@ -50,9 +50,11 @@ class Schedule(Checked):
         self._at_least(0, "over_kimg")
 
     def __str__(self) -> str:
-        words = [f"{self.first!r},{self.last!r}"]
-        if self.over_kimg or self.shape != "cosine":
-            words.append(repr(self.over_kimg))
+        # As floats, which is what `parse` makes: a run is told from another by this word.
+        first, last, over = map(float, (self.first, self.last, self.over_kimg))
+        words = [f"{first!r},{last!r}"]
+        if over or self.shape != "cosine":
+            words.append(repr(over))
         return ",".join([*words, *([self.shape] if self.shape != "cosine" else [])])
 
     def __format__(self, how: str) -> str:

@@ -333,6 +333,9 @@ def test_a_schedule_is_one_word():
     assert config.ema_kimg == Schedule(0.0, 500.0, 20_000.0, "linear")
     assert overlaid("penalty.weight: 2,3").penalty.full_weight == 3.0
     assert overlaid("optim.lr_critic: 1e-4", config).optim.lr_critic == 1e-4
+    whole = Schedule(2, 1, 100, "linear")
+    assert Schedule.parse(str(whole)) == whole
+    assert str(Schedule.parse(str(whole))) == str(whole) == "2.0,1.0,100.0,linear"
     assert (str(Schedule(1.0, 0.5)), f"{Schedule(1e-4, 2e-4):g}") == ("1.0,0.5", "0.0001 to 0.0002")
 
 
