@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import Conditional, Config, EngineName, run_folder
-from ganfast.configfile import read_mapping
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.data.source import RULES
@@ -25,6 +24,7 @@ from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
 from ganfast.models import NetSpec, build_critic, build_generator, parameter_count, try_out
 from ganfast.models.members import is_known
+from ganfast.outside import read_json
 from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
 from ganfast.training.augmentation import refuse_adaptive
@@ -165,7 +165,10 @@ def make_plan(
 def _recorded_rules(folder: Path) -> int:
     """The rules that found the classes of a run; those of this version where there is no run."""
     record = folder / "data.json"
-    return read_mapping(record).get("rules", 1) if record.exists() else RULES
+    if not record.exists():
+        return RULES
+    data = read_json(record)
+    return data.get("rules", 1) if isinstance(data, dict) else 1  # `Run.open` refuses the rest
 
 
 def _conditional(config: Config, pack: Pack) -> Conditional:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganfast.data.source import RULES
 from ganfast.runs.train import train
 from ganfast.training import plan as plans
 from ganfast.training.plan import make_plan
@@ -91,3 +92,13 @@ def test_a_run_goes_on_with_the_engine_that_it_began_with(tmp_path):
 def test_what_a_checkpoint_says_comes_before_the_rule(tmp_path, long, computed, engine, compiled):
     plan = replace(make_plan(tiny(out=tmp_path / "run")), computed=computed)
     assert (plan.engine, plan.compile) == (engine, compiled)
+
+
+@pytest.mark.parametrize("rules", [1, 2])
+def test_the_rules_of_a_run_are_known_however_much_was_left_out_of_its_pictures(tmp_path, rules):
+    """data.json lists what `--skip-corrupt` left out, and so may be longer than any config."""
+    assert plans._recorded_rules(tmp_path) == RULES
+    known = {} if rules == 1 else {"rules": rules}  # version 1 did not write it
+    left_out = [f"{number:09d}.png cannot be read as a picture" for number in range(10_000)]
+    (tmp_path / "data.json").write_text(json.dumps(known | {"skipped": left_out}))
+    assert plans._recorded_rules(tmp_path) == rules
