@@ -61,10 +61,12 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
+        if key >> 32:  # runtimes drop the upper bits, and would read another field than this one
+            raise ValueError(f"a field before byte {at} has a number that is too large")
         form = key & 7
         if form == 0:
             value, at = _varint(message, at)
-            yield key >> 3, value
+            yield key >> 3, value & 0xFFFFFFFF  # as much of it as an enum keeps
             continue
         length = {1: 8, 5: 4}.get(form, -1)
         if form == 2:

@@ -54,6 +54,31 @@ def test_what_leads_out_of_the_graph_is_refused(name):
         refuse_unbounded(model.SerializeToString(), "model.onnx")
 
 
+def varint(value):
+    groups = [value >> shift & 127 for shift in range(0, max(1, value.bit_length()), 7)]
+    return bytes([group | 128 for group in groups[:-1]] + groups[-1:])
+
+
+def message(number, content, upper=0):
+    """A field that holds a message; ``upper`` is added to the bits of its tag above the 32nd."""
+    return varint(number << 3 | 2 | upper << 32) + varint(len(content)) + content
+
+
+@pytest.mark.parametrize("upper", [0, 1])
+def test_a_graph_within_cannot_hide_behind_the_upper_bits_of_its_tag(upper):
+    """ONNX Runtime drops these bits, and would run the graph."""
+    node = message(5, message(6, b"", upper))
+    with pytest.raises(InputError, match="do not use it"):
+        refuse_unbounded(message(7, message(1, node)), "model.onnx")
+
+
+@pytest.mark.parametrize("upper", [0, 1])
+def test_nor_can_a_place_outside_behind_the_upper_bits_of_its_value(upper):
+    elsewhere = varint(14 << 3) + varint(1 | upper << 32)
+    with pytest.raises(InputError, match="another file"):
+        refuse_unbounded(message(7, message(5, elsewhere)), "model.onnx")
+
+
 def test_what_a_generator_is_made_of_is_not():
     refuse_unbounded(small_model(), "model.onnx")
     refuse_unbounded(b"", "model.onnx")
