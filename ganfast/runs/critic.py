@@ -108,10 +108,12 @@ class Critic:
         config, data = self.run.config, data or self.run.config.data
         if (data, root) not in self._packs:
             how = config.data_options() | ({"root": root} if root else {})
-            size, channels, rules = (self.run.data[k] for k in ("size", "channels", "rules"))
-            self._packs[data, root] = open_data(
-                data, size=size, channels=channels, rules=rules, **how
-            )
+            how |= {name: self.run.data[name] for name in ("size", "channels")}
+            if data == config.data:
+                how["rules"] = self.run.data["rules"]
+            else:  # another set need not lie, nor be read by the rules of an old run
+                how["transpose"] = False
+            self._packs[data, root] = open_data(data, **how)
         pack, key = self._packs[data, root], (f"{root}\0{data}", label)
         if key not in self._known:
             order = shuffled(len(pack.images), 0, _ORDER)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ganfast.errors import InputError
 from ganfast.models import judge
@@ -100,6 +101,21 @@ def test_what_is_judged_is_ranked_among_reals_and_fakes_of_its_class(runs, pictu
     fakes = critic.score(drawn, label)
     by_hand = [float(np.mean(fakes < s) + np.mean(fakes == s) / 2) for s in scores]
     assert judged.among_fakes.tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_another_set_is_read_as_it_lies_though_the_runs_own_was_turned(data, pictures, tmp_path):
+    run = train(
+        tiny("dcgan", data, tmp_path / "run", transpose=True, conditional="no", kimg=0.08),
+        quiet=True,
+    )
+    (tmp_path / "others").mkdir()
+    for number, image in enumerate(pictures["images"][:8]):
+        Image.fromarray(image[..., 0]).save(tmp_path / "others" / f"{number}.png")
+    critic, others = run.critic(device="cpu"), pictures["images"][:8]
+    ranks = critic.judge(others, data=str(tmp_path / "others")).among_reals
+    # Among themselves, and so evenly spread. Those of the run lie the other way.
+    assert sorted(ranks) == pytest.approx([(k + 0.5) / 8 for k in range(8)], abs=1e-12)
+    assert not np.allclose(ranks, critic.judge(others).among_reals, atol=1e-3)
 
 
 def test_a_probability_is_there_where_scores_are_logits(runs, pictures):
