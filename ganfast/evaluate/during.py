@@ -30,7 +30,8 @@ class Scorer:
 
     def __init__(self, config: Config, info: PackInfo, device: torch.device) -> None:
         self.config, self.info, c = config, info, config.score
-        how = config.data_options() | {"rules": info.rules}
+        # The training hashes its own pack in a thread.
+        how = config.data_options() | {"rules": info.rules, "verify": False}
         pack, held_out = open_reference(config.data, info.size, info.channels, **how)
         extractor = find_extractor(c.extractor, pack, device, preprocessing=c.preprocessing)
         self.evaluation = Evaluation(pack, held_out, extractor, c.count)

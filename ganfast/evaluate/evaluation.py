@@ -369,12 +369,14 @@ def open_reference(
     channels: int = 0,
     root: str | None = None,
     rules: int = RULES,
+    verify: bool = True,
     **how: Any,
 ) -> tuple[Pack, Pack | None]:
     """Training pictures, and those of the test split where the set has one.
 
     Args:
         root, rules, how: as of `ganfast.data.open_data`.
+        verify: hash the training pictures; those of the test split always are.
 
     Raises:
         InputError: the data cannot be used as asked for, or its test split is there and damaged.
@@ -382,7 +384,7 @@ def open_reference(
     from ganfast.data import recognise
 
     how |= {"root": root, "rules": rules}
-    pack = open_data(data, size=size, channels=channels, **how)
+    pack = open_data(data, size=size, channels=channels, verify=verify, **how)
     if not _has_test(recognise(data, root).by_rules(rules)):
         return pack, None
     how |= {"size": pack.info.size, "channels": pack.info.channels}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ganfast.cli import main
 from ganfast.config import LogConfig, ScoreConfig
-from ganfast.data import open_data
+from ganfast.data import manifest, open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.during import Scorer
 from ganfast.runs import checkpoint as checkpoints
@@ -180,6 +180,18 @@ def test_a_run_that_skips_damaged_pictures_is_scored_without_them(tmp_path):
         == pack.info.skipped
         != ()
     )
+
+
+def test_a_scored_training_hashes_its_pack_once(data, tmp_path, monkeypatch):
+    hashed, verify = [], manifest._verify
+
+    def counted(folder, mapped):
+        hashed.append(folder)
+        return verify(folder, mapped)
+
+    monkeypatch.setattr(manifest, "_verify", counted)
+    train(tiny("dcgan", data, tmp_path / "run", score=SCORED, kimg=0.16), quiet=True)
+    assert len(hashed) == 1
 
 
 def test_class_scores_need_an_extractor_that_names_classes(data, tmp_path):
