@@ -5,7 +5,8 @@ import math
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ _SHOWN = {  # name in log.jsonl -> what the progress line calls it
     "critic/gradient_norm": "|grad|",
     "critic/class_accuracy": "class",
 }
-_heard = threading.excepthook
 _LONGEST = 1 << 30  # bytes of a log, which is read whole: some three million lines
 _PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
@@ -130,10 +130,21 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _heard_later(failed: threading.ExceptHookArgs) -> None:
+@contextmanager
+def _heard_later() -> Iterator[None]:
     """TensorBoard's thread prints nothing of a full disk: its next call raises the same error."""
-    if not type(failed.thread).__module__.startswith("tensorboard."):
-        _heard(failed)
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        if threading.excepthook is hook:  # else somebody came later, and goes later
+            threading.excepthook = before
 
 
 class RunLog:
@@ -157,7 +168,9 @@ class RunLog:
         position: int | None = None,
     ) -> None:
         self.lines = JsonLines(folder / "log.jsonl", images, position)
-        threading.excepthook = _heard_later
+        self._hook = ExitStack()
+        if tensorboard:
+            self._hook.enter_context(_heard_later())
         self.events = _event_writer(folder / "tensorboard", images) if tensorboard else None
         self.started, self.paused = time.monotonic(), 0.0
         self.last_time, self.last_images = self.started, images
@@ -216,8 +229,11 @@ class RunLog:
     def close(self) -> None:
         self.progress.close()
         self.lines.close()
-        if self.events:
-            self.events.close()
+        try:
+            if self.events:
+                self.events.close()
+        finally:
+            self._hook.close()
 
 
 def _event_writer(folder: Path, images: int) -> Any:

@@ -328,10 +328,12 @@ def test_no_tensorboard_where_none_is_wanted(tmp_path, caplog, no_terminal):
 def test_the_thread_of_tensorboard_leaves_its_errors_to_the_next_call(module, heard, monkeypatch):
     """A full disk ends that thread, and the call that follows raises the error anew."""
     errors = []
-    monkeypatch.setattr(logfile, "_heard", errors.append)
-    monkeypatch.setattr(threading, "excepthook", logfile._heard_later)
+    hook = errors.append
+    monkeypatch.setattr(threading, "excepthook", hook)
     fails = type("Worker", (threading.Thread,), {"__module__": module, "run": lambda _: 1 / 0})
-    worker = fails()
-    worker.start()
-    worker.join()
+    with logfile._heard_later():
+        worker = fails()
+        worker.start()
+        worker.join()
     assert len(errors) == heard
+    assert threading.excepthook is hook, "the hook of the program around is put back"
