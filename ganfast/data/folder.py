@@ -4,7 +4,6 @@ StyleGAN's dataset.json names the classes where it is; its sub-folders only divi
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from ganfast.data.files import LABELS, PictureFiles, is_picture, slashed
 from ganfast.data.pictures import decode, is_grey, open_picture, preparation, prepare, reader
 from ganfast.data.source import SPLITS, Prepared, Reading, Recognised, Wanted, counted
 from ganfast.errors import InputError
+from ganfast.outside import parse_json
 
 # Folders that are splits where nothing else lies beside them.
 SPLIT_FOLDERS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -91,11 +91,11 @@ class Folder(Recognised):
         if not (name := self._files.labels):
             return None
         try:
-            loaded = json.loads(self._files.read(name))
+            loaded = parse_json(self._files.read(name))
             if not isinstance(loaded, dict) or "labels" not in loaded:
                 return None
             return dict(loaded["labels"] or {})
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"{name} in {self.path} is no {LABELS} as StyleGAN reads it ({error}): "
                 'expected {"labels": [["picture.png", 0], ...]}; mend it, or move it elsewhere'

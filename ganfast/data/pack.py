@@ -73,7 +73,9 @@ def open_data(
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            pack = _verified(folder) if verify else load_pack(folder)
+            pack = load_pack(folder)
+            if verify:
+                pack.verify()
             return whole.composed(_recognised(pack, recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
@@ -101,12 +103,6 @@ def open_data(
 
 def _silent(what: str, done: int, total: int) -> None:
     """No progress is shown."""
-
-
-def _verified(folder: Path) -> Pack:
-    pack = load_pack(folder)
-    pack.verify()
-    return pack
 
 
 def _recognised(pack: Pack, sentence: str) -> Pack:

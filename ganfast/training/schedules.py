@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ganfast.config import Config
-from ganfast.fields import Schedule, ends
+from ganfast.fields import Schedule
 from ganfast.training.ema import ema_decay
 
 
@@ -69,7 +69,7 @@ def scheduled_values(config: Config, images: Tensor) -> dict[str, Tensor]:
     if isinstance(optim.beta2, Schedule):
         values["beta2"] = at(optim.beta2)
     if penalty.active and isinstance(penalty.weight, Schedule):
-        values["penalty_share"] = at(penalty.weight) / max(ends(penalty.weight))
+        values["penalty_share"] = at(penalty.weight) / penalty.full_weight
     if isinstance(config.augment_p, Schedule) and config.augment == "on":
         values["augment_p"] = at(config.augment_p)
     return values

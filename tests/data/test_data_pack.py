@@ -154,12 +154,17 @@ def test_a_damaged_pack_is_made_again_with_one_warning(source, tmp_path, damage)
     assert verify_pack(only_pack(tmp_path)) == pack.info
 
 
-def test_verify_sees_one_changed_pixel(source, tmp_path):
-    open_data(str(source), cache=tmp_path)
-    folder = only_pack(tmp_path)
+def change_one_pixel(folder):
+    """By one grey level, the last of all."""
     with open(folder / IMAGES, "r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(bytes([IMAGES_IN[-1, -1, -1, -1] ^ 1]))
+
+
+def test_verify_sees_one_changed_pixel(source, tmp_path):
+    open_data(str(source), cache=tmp_path)
+    folder = only_pack(tmp_path)
+    change_one_pixel(folder)
     load_pack(folder)  # too small a change for a quick look
     with pytest.raises(InputError, match=r"images\.npy"):
         verify_pack(folder)
@@ -185,9 +190,7 @@ def test_any_flipped_bit_of_a_pack_is_seen_and_packed_again(source, tmp_path, fi
 def test_what_is_mapped_is_verified_though_another_pack_took_its_place(source, tmp_path):
     open_data(str(source), cache=tmp_path)
     folder = only_pack(tmp_path)
-    with open(folder / IMAGES, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([IMAGES_IN[-1, -1, -1, -1] ^ 1]))
+    change_one_pixel(folder)
     mapped = open_data(str(source), cache=tmp_path, verify=False)
     with pytest.warns(RuntimeWarning, match="packing again"):
         open_data(str(source), cache=tmp_path)
