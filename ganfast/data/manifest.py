@@ -58,11 +58,11 @@ class Pack:
     verify: Callable[[], None] = lambda: None
 
 
-def load_pack(folder: Path) -> Pack:
+def load_pack(folder: Path, verify: bool = False) -> Pack:
     """Map a pack.
 
     Raises:
-        InputError: sizes, shapes or labels show damage; `verify_pack` looks at every byte.
+        InputError: sizes, shapes or labels show damage; with ``verify``, any byte does.
     """
     try:
         manifest = parse_json(plain_file(folder / MANIFEST, _LONGEST))
@@ -93,10 +93,13 @@ def load_pack(folder: Path) -> Pack:
             labels.setflags(write=False)
         arrays = {IMAGES: images} | ({} if labels is None else {LABELS: labels})
         mapped = [(file, _header(folder / file, a), a, hashes[file]) for file, a in arrays.items()]
-        return Pack(images, labels, info, partial(_verify, folder, mapped))
+        pack = Pack(images, labels, info, partial(_verify, folder, mapped))
     # Exception: missing keys, wrong types, NumPy's header parser: damage has no end of kinds
     except Exception as error:
         raise InputError(f"the pack {folder} is damaged: {error!r}") from error
+    if verify:
+        pack.verify()
+    return pack
 
 
 def verify_pack(folder: str | Path) -> PackInfo:
@@ -105,9 +108,7 @@ def verify_pack(folder: str | Path) -> PackInfo:
     Raises:
         InputError: a file differs; the message names it.
     """
-    pack = load_pack(Path(folder))
-    pack.verify()
-    return pack.info
+    return load_pack(Path(folder), verify=True).info
 
 
 def verified_beside(pack: Pack) -> Future[None]:

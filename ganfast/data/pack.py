@@ -73,10 +73,7 @@ def open_data(
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
     for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
         try:
-            pack = load_pack(folder)
-            if verify:
-                pack.verify()
-            return whole.composed(_recognised(pack, recognised))
+            return whole.composed(_recognised(load_pack(folder, verify), recognised))
         except InputError as error:
             warnings.warn(f"{error}; packing again", RuntimeWarning, stacklevel=2)
     source, identity, key = candidates[-1]
