@@ -103,15 +103,17 @@ class Plan:
         )
 
 
-def make_plan(config: Config, progress: PackingProgress | None = None) -> Plan:
-    """Open the data, build the networks and their optimizers.
+def make_plan(
+    config: Config, progress: PackingProgress | None = None, pack: Pack | None = None
+) -> Plan:
+    """Open the data, or take ``pack`` for it, build the networks and their optimizers.
 
     Raises:
         InputError: anything in the config that cannot be done with this data on this machine.
     """
     device = find_device(config.device)
     refuse_graphs(config.cuda_graphs, device)
-    pack = open_data(
+    pack = pack or open_data(
         config.data,
         size=config.size,
         channels=config.channels,
