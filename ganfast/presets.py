@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig, Schedule
-from ganfast.configfile import overlay
 from ganfast.errors import InputError
 
 
@@ -310,6 +309,8 @@ def budget_config(preset: str, data: str, channels: int, minutes: float) -> Conf
 
     ``preset``: "" = that of the winner. Another one has its own values for such pictures.
     """
+    from ganfast.configfile import overlay  # here: presets can be read without PyYAML
+
     row, kind = winner(data, channels, minutes), data_kind(data)
     if row.data != "celeba":
         kind = "mnist"

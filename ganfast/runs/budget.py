@@ -67,6 +67,13 @@ class Speed(NamedTuple):
         once = self.seconds(config, 0)
         return (seconds - once) / (self.seconds(config, 1) - once)
 
+    def told(self, config: Config) -> str:
+        scoring = f", {self.score:.1f} s a scoring" if config.score.every_kimg else ""
+        return (
+            f"{1 / self.image:,.0f} img/s, {self.start:.1f} s to start, "
+            f"{self.sheet:.2f} s a sheet, {self.save:.2f} s a checkpoint{scoring}"
+        )
+
 
 def budgeted(
     config: Config,
@@ -97,7 +104,8 @@ def budgeted(
     plan = make_plan(replace(config, kimg=1.0), progress)  # too short to be compiled on a CPU
     free = not config.net.width
     width_why = "the device's default" if free else "as given"
-    config, info = plan.config, plan.pack.info
+    # With channels known the pack would be another one.
+    config, info = replace(plan.config, channels=config.channels), plan.pack.info
     speed = _measured(config, total * _STEPS, now)
     kimg = speed.kimg(config, end - now())
     suited = suited_kimg(config.preset, info.kind, info.size, info.channels, info.count)
@@ -106,7 +114,7 @@ def budgeted(
         config = replace(config, net=replace(config.net, width=2 * config.net.width))
         speed = _measured(config, total * _STEPS, now)
         kimg = speed.kimg(config, end - now())
-    long = make_plan(replace(config, kimg=max(1.0, kimg)))
+    long = make_plan(replace(config, kimg=max(1.0, kimg)), pack=plan.pack)
     if long.compile and not plan.compile:
         speed = _measured(long.config, total * _STEPS, now)
         kimg = speed.kimg(config, end - now())
@@ -118,26 +126,25 @@ def budgeted(
             "or a smaller --size or --net.width"
         )
     config = replace(config, kimg=_rounded_down(kimg))
-    row = winner(config.data, config.channels, minutes)
-    preset_why = f"{config.preset} as given"
-    if config.preset == row.preset:
-        preset_why = (
-            f"{row.preset} had the least Frechet distance after {row.minutes:g} minutes of "
-            f"{row.data} ({row.record})"
-        )
-    shown = 1000 * config.kimg / info.count
+    over = f"planned for {minutes:g} minutes, {now() - began:.0f} s of which are over:"
+    preset_why = _preset_why(config, info.channels, minutes)
     return config, "\n".join(
         (
-            f"planned for {minutes:g} minutes, {now() - began:.0f} s of which are over:",
-            f"  preset {preset_why}",
+            over,
+            f"  preset {config.preset}, {preset_why}",
             f"  size   {config.size}, {size_why}",
             f"  width  {config.net.width}, {width_why}; batch {config.batch}",
-            f"  length {config.kimg:g} kimg, every picture {shown:.3g} times: measured "
-            f"{1 / speed.image:,.0f} img/s, {speed.start:.1f} s to start, {speed.sheet:.2f} s a "
-            f"sheet, {speed.save:.2f} s a checkpoint"
-            + (f", {speed.score:.1f} s a scoring" if config.score.every_kimg else ""),
+            f"  length {config.kimg:g} kimg, every picture {1000 * config.kimg / info.count:.3g} "
+            f"times: measured {speed.told(config)}",
         )
     )
+
+
+def _preset_why(config: Config, channels: int, minutes: float) -> str:
+    row = winner(config.data, channels, minutes)
+    if config.preset != row.preset:
+        return "as given"
+    return f"of least Frechet distance after {row.minutes:g} minutes of {row.data} ({row.record})"
 
 
 def sizes(model: str, side: int) -> list[int]:
