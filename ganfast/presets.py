@@ -4,10 +4,11 @@ Values that are not from the paper were measured on two CPU cores.
 A new preset is one function below, named by `@_preset`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig
 from ganfast.errors import InputError
@@ -273,3 +274,54 @@ def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) ->
     share = min(1.0, max(0.0, (size * size * channels - grey) / (faces - grey)))
     kimg = min(lengths.mnist + share * (lengths.large - lengths.mnist), count * _PASSES / 1000)
     return float(f"{kimg:.2g}")
+
+
+class Winner(NamedTuple):
+    """The preset with the least Fréchet distance of all that were trained on a set for as long."""
+
+    data: str
+    minutes: float  # of one CPU thread
+    preset: str
+    values: Mapping[str, Any]  # how it was trained (`benchmarks/quality.py`), beside its own values
+    record: str  # in benchmarks/results
+
+
+_FACES = {"batch": 32, "optim.decay_from": 0.5}
+# What `ganfast train --minutes` chooses from. A newer record replaces a row, or adds one.
+WINNERS = (
+    Winner("mnist", 5, "dcgan", {}, "quality-mnist.jsonl"),
+    Winner(
+        *("stacked-mnist", 6, "wgan-gp", {"conditional": "no", "net.latent": 48}),
+        "quality-stacked-mnist.jsonl",
+    ),
+    Winner("celeba", 15, "dcgan", _FACES, "quality-celeba-64.jsonl"),
+    Winner("celeba", 52, "dcgan", _FACES, "quality-celeba-64-long.jsonl"),  # of one preset
+)
+
+
+def winner(data: str, channels: int, minutes: float) -> Winner:
+    """The row of `WINNERS` for pictures: its budget is the nearest by ratio.
+
+    Grey pictures go by MNIST, and others by faces. StackedMNIST has a row of its own.
+    """
+    like = data if data == "stacked-mnist" else "mnist" if channels == 1 else "celeba"
+    rows = [row for row in WINNERS if row.data == like]
+    return min(rows, key=lambda row: abs(math.log(minutes / row.minutes)))
+
+
+def budget_config(preset: str, data: str, channels: int, minutes: float) -> Config:
+    """The config to plan from: as the preset was trained on the set of `winner`; kimg is 0.
+
+    ``preset``: "" = that of the winner. Another one has its own values for such pictures.
+    """
+    from ganfast.configfile import overlay  # here: presets can be read without PyYAML
+
+    row, kind = winner(data, channels, minutes), data_kind(data)
+    if row.data != "celeba":
+        kind = "mnist"
+    elif kind != "celeba":
+        kind = "other"
+    name = preset or row.preset
+    preset_config(name)  # refuses what is no preset
+    config = replace(PRESETS[name].make(kind), preset=name, data=data, kimg=0.0)
+    return overlay(config, row.values, row.record) if name == row.preset else config

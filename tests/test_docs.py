@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ganfast.cli import main
 from ganfast.commands.parsing import Parser
@@ -113,6 +114,8 @@ def only_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/digits").mkdir(parents=True)
     Path("runs/digits/config.yaml").write_text("preset: wgan-gp\ndata: digits\n")
+    Path("photos").mkdir()  # --minutes looks at the pictures before it parses
+    Image.new("RGB", (64, 64)).save("photos/one.png")
     monkeypatch.setattr(Parser, "parse_args", stop_after(parse))
     monkeypatch.setattr(tyro, "cli", stop_after(overlay))
 

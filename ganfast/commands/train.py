@@ -1,5 +1,8 @@
 """ganfast train and ganfast engines, with the config that preset, file and flags make."""
 
+import math
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,10 +10,11 @@ from typing import Any
 from ganfast.commands.parsing import Parser, overlaid
 from ganfast.config import run_folder
 from ganfast.errors import InputError
+from ganfast.log import say
 
 
 def train(args: list[str]) -> None:
-    valued = ("--checkpoint", "--fork")
+    began, valued = time.monotonic(), ("--checkpoint", "--fork", "--minutes")
     config, options = configured(args, "train", "Train", _FLAGS, _SWITCHES, valued)
     parent = ""
     for flag, value in (("--fork", options.fork), ("--checkpoint", options.checkpoint)):
@@ -21,6 +25,8 @@ def train(args: list[str]) -> None:
             )
     if options.fork:
         parent, config = str(run_folder(config)), replace(config, out=options.fork)
+    if options.minutes:
+        config = _planned(config, float(options.minutes), began, options.quiet)
     if options.dry_run:
         from ganfast.training.plan import dry_run_report, make_plan
 
@@ -32,6 +38,23 @@ def train(args: list[str]) -> None:
         train(config, options.quiet, options.checkpoint or "", parent, options.force)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
+
+
+def _planned(config: Any, minutes: float, began: float, quiet: bool) -> Any:
+    """A run that is there has its plan in its config, whatever the minutes are now."""
+    folder = run_folder(config)
+    if (folder / "config.yaml").exists():
+        if not quiet:
+            say(f"{folder} goes on to the {config.kimg:g} kimg of its config: --minutes is ignored")
+        return config
+    from ganfast.data.progress import progress_bar
+    from ganfast.runs.budget import budgeted
+
+    with nullcontext() if quiet else progress_bar() as packing:
+        config, why = budgeted(config, minutes, began, packing)
+    if not quiet:
+        say(why)
+    return config
 
 
 def engines(args: list[str]) -> None:
@@ -50,7 +73,8 @@ _FLAGS = (
     "An existing run directory is resumed, at its newest checkpoint or at --checkpoint N "
     "(images shown, or best; later ones are set aside). "
     "--fork NEWDIR begins a new run from there. "
-    "What changes the mathematics of a run is refused unless --force."
+    "What changes the mathematics of a run is refused unless --force. "
+    "--minutes M, in the place of --kimg, plans a new run that ends in M minutes."
 )
 
 
@@ -67,7 +91,7 @@ def configured(
     from ganfast.presets import PRESETS
 
     early = Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--config", "--data", "--out", *valued):
+    for flag in ("--preset", "--config", "--data", "--data-root", "--out", *valued):
         early.add_argument(flag)
     for switch in switches:
         early.add_argument(switch, action="store_true")
@@ -81,7 +105,8 @@ def configured(
     if preset and preset not in PRESETS and (Path(preset) / "config.yaml").exists():
         preset, out = None, preset
     rest = _without(args, ("--preset", "--config", *valued), switches)
-    base = _base_config(preset, options.config, options.data, out)
+    minutes = _minutes(options, rest)
+    base = _base_config(preset, options.config, options.data, out, minutes, options.data_root)
     if out:
         base = replace(base, out=out)
 
@@ -93,20 +118,62 @@ def configured(
     return config, options
 
 
-def _base_config(preset: str | None, file: str | None, data: str | None, out: str | None) -> Any:
-    """Preset, then config file. An existing run of that preset on that data is its own base."""
+def _minutes(options: Any, rest: list[str]) -> float:
+    """Of --minutes, 0 where it is not given.
+
+    Raises:
+        InputError: no number above 0, or flags beside it that it excludes.
+    """
+    text = getattr(options, "minutes", None)
+    if text is None:
+        return 0.0
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not (minutes > 0 and math.isfinite(minutes)):
+        raise InputError(f"--minutes is {text!r}; expected a finite number above 0")
+    if any(arg == "--kimg" or arg.startswith("--kimg=") for arg in rest):
+        raise InputError("--minutes and --kimg both set the length of a run: give one")
+    if options.fork:
+        raise InputError("--minutes plans a new run, and --fork goes on with one: give --kimg")
+    return minutes
+
+
+def _base_config(
+    preset: str | None,
+    file: str | None,
+    data: str | None,
+    out: str | None,
+    minutes: float = 0.0,
+    root: str | None = None,
+) -> Any:
+    """Preset, then config file. An existing run of that preset on that data is its own base.
+
+    With ``minutes`` the preset is chosen, where none is given, and the length left to be planned.
+    """
     from ganfast import configfile
-    from ganfast.presets import preset_config
+    from ganfast.presets import budget_config, preset_config
+
+    def start(name: str | None, data: str, root: str | None) -> Any:
+        if not minutes:
+            return preset_config(name or "wgan-gp", data)
+        from ganfast.data.lookup import recognise
+
+        return budget_config(name or "", data, recognise(data, root).looked_at()[0], minutes)
 
     if file:
         mapping = configfile.read_mapping(Path(file))
-        name = preset or str(mapping.pop("preset", "wgan-gp"))
+        name = preset or mapping.pop("preset", None)
         mapping.pop("preset", None)
-        base = preset_config(name, data or str(mapping.get("data", "digits")))
+        if minutes and mapping.get("kimg"):
+            raise InputError(f"--minutes and kimg in {file} both set the length of a run: give one")
+        root = root or mapping.get("data_root")
+        base = start(name and str(name), data or str(mapping.get("data", "digits")), root)
         return configfile.overlay(base, mapping, file)
     if preset is None and out and (Path(out) / "config.yaml").exists():
         return configfile.read(Path(out) / "config.yaml")
-    base = preset_config(preset or "wgan-gp", data or "digits")
+    base = start(preset, data or "digits", root)
     recorded = run_folder(replace(base, out=out or "")) / "config.yaml"
     if recorded.exists():  # a later version's preset may have other values than the run
         run = configfile.read(recorded)

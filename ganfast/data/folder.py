@@ -25,7 +25,7 @@ from ganfast.outside import parse_json
 SPLIT_FOLDERS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_FOLDERS |= dict.fromkeys(("val", "valid", "validation"), "val")
 _BY_LABELS = f"by {LABELS}"
-_LOOKED_AT = 50  # pictures whose size is read for the description
+_LOOK = 100  # pictures whose headers tell the size of all
 
 Paths = dict[str, list[str]]  # name of a picture -> its folders and its file name
 
@@ -59,6 +59,12 @@ class Folder(Recognised):
 
     def natural(self, split: str) -> tuple[int, int]:
         return 0, 64
+
+    def looked_at(self) -> tuple[int, int]:
+        """The median of the shorter sides, by the headers of `_LOOK` pictures."""
+        spread = _spread(self._files.names)
+        sides = [min(side) for side in self._sides(spread)]
+        return 1 if all(map(self._is_grey, spread)) else 3, int(np.median(sides or [64]))
 
     def identity(self, wanted: Wanted) -> str:
         labels = self._files.labels
@@ -126,13 +132,19 @@ class Folder(Recognised):
 
     def _sizes(self, names: list[str]) -> str:
         """ "20x20", or "10x400 to 400x30": by area, of some pictures that lie evenly."""
-        sizes = set()
-        for name in names[:: -(-len(names) // _LOOKED_AT)]:
-            with suppress(InputError):
-                sizes.add(open_picture(self._files.read(name), name).size)
-        ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        ordered = sorted(
+            set(self._sides(_spread(names))), key=lambda side: (side[0] * side[1], side)
+        )
         ends = ordered[:1] + ordered[-1:]
         return " to ".join(f"{width}x{height}" for width, height in dict.fromkeys(ends))
+
+    def _sides(self, names: list[str]) -> list[tuple[int, int]]:
+        """(width, height) of each picture that can be opened."""
+        sides = []
+        for name in names:
+            with suppress(InputError):  # raised again when it is read, unless such are skipped
+                sides.append(open_picture(self._files.read(name), name).size)
+        return sides
 
     def _prepared(self, wanted: Wanted, reading: Reading) -> Prepared:
         names, size = reading.rows, wanted.size
@@ -167,6 +179,11 @@ def pictures_at(
     names = files.names
     read = reader(files, names, size, channels)
     return names, lambda start, stop: read(start, stop).transpose(0, 2, 3, 1)
+
+
+def _spread(names: list[str]) -> list[str]:
+    """At most `_LOOK` of the names, evenly spread, with the last."""
+    return names[:: -max(1, -(-len(names) // _LOOK))]
 
 
 def _divided(paths: Paths, known: frozenset[str] = frozenset()) -> tuple[Paths, int]:

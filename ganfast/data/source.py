@@ -113,6 +113,13 @@ class Source(ABC):
     def natural(self, split: str) -> tuple[int, int]:
         """(channels, size) when the user names none; 0 channels when only the pictures can tell."""
 
+    def looked_at(self) -> tuple[int, int]:
+        """(channels, side) of the pictures as they lie there, after a look at some of them.
+
+        The default is for sources whose `natural` says it.
+        """
+        return self.natural(self.check_split("train"))
+
     def describe(self, split: str = "train") -> str:
         """One sentence for the user: the kind of set, its place and its size.
 

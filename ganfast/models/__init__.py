@@ -82,8 +82,17 @@ _NAMES = ", ".join(FAMILIES)
 
 def cpu_width(model: str) -> int:
     """The width of a model's networks on a CPU, where none is given."""
-    families = [FAMILIES[part] for part in model.split(",") if part in FAMILIES]
-    return min(family.cpu_width for family in families or [FAMILIES["dcgan"]])
+    return min(family.cpu_width for family in _families(model))
+
+
+def largest_side(model: str) -> int:
+    """The largest pictures, in pixels a side, that the named networks of a model make."""
+    return min(family.largest for family in _families(model))
+
+
+def _families(model: str) -> list[Family]:
+    named = [FAMILIES[part] for part in model.split(",") if part in FAMILIES]
+    return named or [FAMILIES["dcgan"]]
 
 
 def build_generator(spec: NetSpec) -> nn.Module:

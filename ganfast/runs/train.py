@@ -129,7 +129,7 @@ def train(
 
 
 def _smaller_batch(plan: Plan) -> str:
-    batch = batch_that_fits(plan, _make_steps)
+    batch = batch_that_fits(plan, make_steps)
     message = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
         return f"{message}, nor would it have at 2: lower --net.width or --size"
@@ -200,7 +200,7 @@ def _train_on(
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
-        critic, generator, drawing = _make_steps(plan)
+        critic, generator, drawing = make_steps(plan)
         critic.insists = config.engine != "auto"
         critic.prepare(*plan.batch(config.batch))
         log = RunLog(folder, state.images, target, events, quiet, position)
@@ -228,7 +228,8 @@ def _train_on(
     return stopped
 
 
-def _make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
+def make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
+    """What the phases of a training call, over the networks of the plan."""
     state, c = plan.state, plan.config
     autocast, compiled = plan.autocast, plan.compile
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing

@@ -111,9 +111,12 @@ class Plan:
 
 
 def make_plan(
-    config: Config, progress: PackingProgress | None = None, parent: str | Path = ""
+    config: Config,
+    progress: PackingProgress | None = None,
+    parent: str | Path = "",
+    pack: Pack | None = None,
 ) -> Plan:
-    """Open the data, build the networks and their optimizers.
+    """Open the data, or take ``pack`` for it, build the networks and their optimizers.
 
     The pictures of a run that goes on, or of the ``parent`` of a fork, keep their classes.
 
@@ -122,7 +125,7 @@ def make_plan(
     """
     device = find_device(config.device)
     refuse_graphs(config.cuda_graphs, device)
-    pack = open_data(
+    pack = pack or open_data(
         config.data,
         size=config.size,
         channels=config.channels,

@@ -3,6 +3,7 @@
 Every table of docs/results/quality.md is made from the records, and every recipe can be read.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ganfast import configfile
 from ganfast.config import Config
 from ganfast.errors import InputError
-from ganfast.presets import PRESETS, preset_config
+from ganfast.presets import PRESETS, WINNERS, budget_config, preset_config
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -71,3 +72,18 @@ def test_recorded_runs_were_trained_by_the_recipes(data):
         wrong = configfile.differences(configfile.overlay(Config(), recorded, "a record"), config)
         wrong = {name: both for name, both in wrong.items() if name.split(".")[0] in names}
         assert not wrong, (record["preset"], record["seed"])
+
+
+@pytest.mark.parametrize("row", WINNERS, ids=lambda row: f"{row.data} {row.minutes:g}")
+def test_what_minutes_choose_from_is_what_the_records_say(row):
+    lines = (quality.RESULTS / row.record).read_text().splitlines()
+    best = min(map(json.loads, lines), key=lambda record: record["last"]["scores"]["frechet"])
+    assert best["preset"] == row.preset
+    assert best["cpu_seconds"] / 60 == pytest.approx(row.minutes, rel=0.05)
+    channels = 1 if row.data == "mnist" else 3
+    config = budget_config("", row.data, channels, row.minutes)
+    names = ("batch", "net", "loss", "penalty", "optim", "ema_kimg")
+    recorded = {name: best["config"][name] for name in names}
+    trained = configfile.overlay(config, recorded, "a record")
+    # The width is planned.
+    assert set(configfile.differences(config, trained)) == {"net.width"}

@@ -936,7 +936,7 @@ def test_a_training_that_fails_early_leaves_no_file_open(run_tiny, monkeypatch):
     def broken(*given):
         raise ValueError("broken")
 
-    monkeypatch.setattr(training, "_make_steps", broken)
+    monkeypatch.setattr(training, "make_steps", broken)
     for name in ("a", "b"):
         with pytest.raises(ValueError, match="broken"):
             run_tiny("dcgan", name)

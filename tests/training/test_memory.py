@@ -109,10 +109,10 @@ def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):
     plan = make_plan(tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=100, compile="off"))
     asked = room(20, ERRORS["cuda"])
     plan.device = torch.device("cuda")  # all that is asked of it is its name
-    assert memory.batch_that_fits(plan, training._make_steps) == 12
+    assert memory.batch_that_fits(plan, training.make_steps) == 12
     assert asked == [50, 25] + [12] * memory._STEPS
     room(1, ERRORS["cuda"])
-    assert memory.batch_that_fits(plan, training._make_steps) == 0
+    assert memory.batch_that_fits(plan, training.make_steps) == 0
 
 
 def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathematics(
