@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -240,7 +241,9 @@ def _measured(
         run = Run(Path(folder), endless.config, asdict(plan.pack.info))
         lines = RunLog(run.folder, 0, 1e12, config.log.tensorboard, quiet=True)
         held.callback(lines.close)
-        writer = Writer(endless, run, lines, None, dict)
+        verdict: Future[None] = Future()
+        verdict.set_result(None)  # the run itself reads every picture of its pack
+        writer = Writer(endless, run, lines, None, dict, verdict)
         held.callback(writer.close)
         train_loop(state, plan.data, endless.config, critic, generator, enough, on_step, drawing)
         (before, start), (images, end) = marks[0], marks[-1]
