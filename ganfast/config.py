@@ -148,6 +148,10 @@ class OptimConfig(Checked):
             first, last = ends(getattr(self, name))
             if first < 0 or last < 0 or first == last == 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a rate above 0")
+            if max(first, last) > 1:  # "0,5" is a schedule from 0 to 5, and was meant as 0.5
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; expected 1 at most, with a decimal point"
+                )
         for name in ("beta1", "beta2"):
             if not 0 <= min(ends(getattr(self, name))) <= max(ends(getattr(self, name))) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more and below 1")

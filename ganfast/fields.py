@@ -1,6 +1,7 @@
 """What a field of a config may be: a value that is checked, or a schedule of values."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
@@ -67,9 +68,12 @@ class Schedule(Checked):
 
         Raises:
             ValueError: a part is no number.
-            InputError: too many parts, or values that cannot be used.
+            InputError: too many parts, values that cannot be used, or a decimal comma (0,0002).
         """
         first, last, *more = word.split(",")
+        if re.match(r"0\d", last.strip()):
+            decimal = ".".join([first, last])
+            raise InputError(f"{word!r} has a decimal comma: write {decimal} with a point")
         if len(more) > 2:
             raise InputError(f"{word!r} has {len(more) + 2} parts; expected first,last,kimg,shape")
         over, *shape = more or ["0"]

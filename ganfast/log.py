@@ -31,11 +31,18 @@ class Lasting:
         if self._stream is not None:
             with suppress(ValueError):  # a closed file
                 try:
-                    self._stream.write(text)
-                    self._stream.flush()
+                    self._write(self._stream, text)
                 except OSError:
                     abandon(self._stream)
         return len(text)
+
+    @staticmethod
+    def _write(stream: IO[str], text: str) -> None:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError as error:  # a terminal of few letters: the line is still told
+            stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        stream.flush()
 
     def flush(self) -> None:
         """Nothing waits: `write` flushes."""

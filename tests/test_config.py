@@ -339,6 +339,12 @@ def test_a_schedule_is_one_word():
     assert (str(Schedule(1.0, 0.5)), f"{Schedule(1e-4, 2e-4):g}") == ("1.0,0.5", "0.0001 to 0.0002")
 
 
+@pytest.mark.parametrize("word", ["0,0002", "0,5", "1,5"])
+def test_a_rate_with_a_decimal_comma_is_no_schedule(word):
+    with pytest.raises(InputError, match="point"):
+        overlaid(f"optim.lr_critic: {word}")
+
+
 def test_attributes_may_be_a_list_or_one_name():
     assert overlaid("attributes: [Male, Smiling]").attributes == ("Male", "Smiling")
     assert overlaid("attributes: Male").attributes == ("Male",)

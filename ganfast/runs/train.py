@@ -74,6 +74,9 @@ def train(
 ) -> Run:
     """Train a run to config.kimg, resuming what its directory already holds.
 
+    In a container it lowers torch's threads, those of the whole process, to what the quota pays
+    for; OMP_NUM_THREADS sets another number.
+
     Args:
         config: what to train; see `ganfast.presets.preset_config`.
         quiet: print nothing but warnings.

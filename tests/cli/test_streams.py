@@ -67,6 +67,13 @@ def test_nobody_has_to_be_there_to_be_told(stream, monkeypatch):
         show("packing", 1, 2)
 
 
+def test_letters_that_a_terminal_lacks_are_told_by_their_numbers():
+    kept = io.BytesIO()
+    stream = io.TextIOWrapper(kept, encoding="ascii")
+    Lasting(stream).write("réseau\n")
+    assert kept.getvalue() == b"r\\xe9seau\n"
+
+
 @pytest.mark.parametrize("stream", ["lost", pytest.param("none", marks=pytest.mark.accept)])
 def test_a_training_goes_on_without_its_terminal(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", STREAMS[stream]())
