@@ -69,9 +69,10 @@ def open_data(
         recognised = source.sentence(wanted)
     except OSError as error:  # a file that vanished or may not be read
         raise InputError(f"{name_or_path!r} cannot be read: {error}") from error
-    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
     packs, name = cache_dir(cache) / "packs", re.sub(r"[^\w.-]+", "-", source.name, flags=re.ASCII)
-    for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-*x*x*-{k}")):
+    # a glob, as channels = 0 becomes 1 or 3 only when the pictures are read
+    shape = f"{wanted.size}x{wanted.size}x{wanted.channels or '*'}"
+    for folder in (path for *_, k in candidates for path in packs.glob(f"{name}-{shape}-{k}")):
         try:
             return whole.composed(_recognised(load_pack(folder, verify), recognised))
         except InputError as error:
@@ -115,7 +116,8 @@ def _candidates(
     """(source, identity, key) of the packs that serve; the last one is made where there is none.
 
     A pack of an older version serves where the first rules find the same. With ``skip_corrupt`` a
-    pack of all pictures serves too, as there was nothing to skip; skipping may empty a class.
+    pack of all pictures serves too, as there was nothing to skip; skipping may empty a class. A run
+    records the channels that 0 became: the pack that was made for 0 serves where it has as many.
     """
     before = source.as_before(wanted) if isinstance(source, Recognised) else source
     made = []
@@ -123,7 +125,8 @@ def _candidates(
         identity = each.identity(wanted)
         if wanted.transpose:
             identity = hashlib.sha256(f"{identity} transposed".encode()).hexdigest()
-        made.append((each, identity, _key(each, identity, wanted) + suffix))
+        for asked in dict.fromkeys((replace(wanted, channels=0), wanted)):
+            made.append((each, identity, _key(each, identity, asked) + suffix))
     return made
 
 

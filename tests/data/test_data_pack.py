@@ -121,6 +121,17 @@ def test_a_picture_replaced_in_a_folder_makes_another_pack(tmp_path):
         assert set(open_data(str(tmp_path / "set"), cache=tmp_path).images.ravel()) == {value}
 
 
+def test_the_channels_that_a_run_records_are_those_of_its_pack(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "set" / "a.png")
+    for channels in (0, 3):
+        open_data(str(tmp_path / "set"), cache=tmp_path, channels=channels)
+    only_pack(tmp_path)
+    assert open_data(str(tmp_path / "set"), cache=tmp_path, channels=1).info.channels == 1
+
+
 def edit_manifest(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
