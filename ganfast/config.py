@@ -148,7 +148,7 @@ class OptimConfig(Checked):
             first, last = ends(getattr(self, name))
             if first < 0 or last < 0 or first == last == 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a rate above 0")
-            if max(first, last) > 1:  # "0,5" is a schedule from 0 to 5, and was meant as 0.5
+            if first != last and max(first, last) > 1:  # "0,5" was meant as 0.5, not as 0 to 5
                 raise InputError(
                     f"{name} is {getattr(self, name)}; expected 1 at most, with a decimal point"
                 )

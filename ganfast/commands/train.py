@@ -28,9 +28,13 @@ def train(args: list[str]) -> None:
     if options.minutes:
         config = _planned(config, float(options.minutes), began, options.quiet)
     if options.dry_run:
+        from ganfast.runs.resume import beginning
         from ganfast.training.plan import dry_run_report, make_plan
 
-        print(dry_run_report(make_plan(config, parent=parent)))
+        plan = make_plan(config, parent=parent)
+        print(dry_run_report(plan))
+        start = beginning(plan, parent, options.checkpoint or "", options.force)
+        print(f"# start       {start}")
         return
     from ganfast.runs.train import Interrupted, train
 
@@ -153,6 +157,7 @@ def _base_config(
     With ``minutes`` the preset is chosen, where none is given, and the length left to be planned.
     """
     from ganfast import configfile
+    from ganfast.data.lookup import absolute
     from ganfast.presets import budget_config, preset_config
 
     def start(name: str | None, data: str, root: str | None) -> Any:
@@ -177,7 +182,8 @@ def _base_config(
     recorded = run_folder(replace(base, out=out or "")) / "config.yaml"
     if recorded.exists():  # a later version's preset may have other values than the run
         run = configfile.read(recorded)
-        if (run.preset, run.data) == (base.preset, base.data):
+        same_data = absolute(run.data, run.data_root) == absolute(base.data, root)
+        if run.preset == base.preset and same_data:
             return run
     return base
 

@@ -34,7 +34,8 @@ def recognise(
     if text == "stacked-mnist":
         return StackedMnist(recognise("mnist", root, cache))
     try:
-        if len(Path(text).parts) == 1 and text not in (".", "..") and not text.startswith("~"):
+        bare = text not in (".", "..") and not text.startswith(("~", "./"))
+        if bare and len(Path(text).parts) == 1:
             return _recognise_name(text, places(root, cache))
         path = Path(text).expanduser()
         if not path.exists() and not idx.find_sets(path):
@@ -71,6 +72,16 @@ def _recognise_name(name: str, folders: list[Path]) -> Source:
         f"no data named {name!r}{near}: looked for {looked} and ./{name}; "
         f"give a path with --data PATH, or the folder that holds it with --data-root; {fetch}"
     )
+
+
+def absolute(name_or_path: str, root: str | Path | None = None) -> str:
+    """The same data from any working directory: a path is made absolute, a name stays as it is."""
+    path = Path(os.path.abspath(os.path.expanduser(name_or_path)))
+    try:
+        same = recognise(name_or_path, root) == recognise_path(path)
+    except (OSError, ValueError):  # a name, or nothing that `open_data` takes
+        return name_or_path
+    return str(path) if same else name_or_path
 
 
 def recognise_path(path: Path) -> Source:

@@ -26,14 +26,14 @@ from ganfast.errors import InputError
 from ganfast.evaluate.during import Scorer
 from ganfast.models import largest_side
 from ganfast.models.parts import fits
-from ganfast.presets import suited_kimg, winner
+from ganfast.presets import winner
 from ganfast.runs.logfile import RunLog
 from ganfast.runs.run import Run
 from ganfast.runs.train import make_steps
 from ganfast.runs.writer import Writer
 from ganfast.training.host_memory import keep_freed_memory
 from ganfast.training.loop import train_loop
-from ganfast.training.plan import PackingProgress, make_plan
+from ganfast.training.plan import PackingProgress, make_plan, own_length
 from ganfast.training.state import State
 
 Clock = Callable[[], float]
@@ -109,7 +109,7 @@ def budgeted(
     config, info = replace(plan.config, channels=config.channels), plan.pack.info
     speed = _measured(config, total * _STEPS, now)
     kimg = speed.kimg(config, end - now())
-    suited = suited_kimg(config.preset, info.kind, info.size, info.channels, info.count)
+    suited = own_length(config.preset, info)
     if free and kimg >= _WIDER * suited:
         width_why = f"twice the default, as {kimg:.0f} kimg are many beside {suited:g}"
         config = replace(config, net=replace(config.net, width=2 * config.net.width))

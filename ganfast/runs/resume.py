@@ -18,6 +18,7 @@ from ganfast.config import depends_on_length
 from ganfast.errors import InputError
 from ganfast.log import logger
 from ganfast.outside import LONGEST, plain_file
+from ganfast.presets import PRESETS
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.identity import (
     HISTORY,
@@ -33,7 +34,7 @@ from ganfast.runs.identity import (
 )
 from ganfast.runs.logfile import split_log
 from ganfast.runs.run import Run
-from ganfast.training.plan import Plan
+from ganfast.training.plan import Plan, own_length
 from ganfast.training.state import restore
 
 
@@ -98,6 +99,35 @@ def open_folder(plan: Plan, force: bool) -> tuple[Run, Changes]:
         logger.warning("kimg was %g, now %g: schedules move towards the new end", before, now)
         changed["kimg"] = (before, now)
     return run, changed
+
+
+def beginning(plan: Plan, parent: str, checkpoint: str, force: bool) -> str:
+    """What `train` would do with the plan's folder, for a person; nothing is written.
+
+    Raises:
+        InputError: `train` would refuse the plan.
+    """
+    if parent:
+        refuse_as_fork(plan.folder)
+        return f"begins {plan.folder} as a fork of {parent}"
+    _refuse_foreign(plan.folder)
+    run, changed = open_folder(plan, force)
+    found = find(run, checkpoint, force)
+    if not found:
+        return f"begins {plan.folder}"
+    forced = {name: values for name, values in changed.items() if name != "kimg"}
+    images, what = found.record.images, f"; forced: {listed(forced)}" if forced else ""
+    if images >= plan.config.kimg * 1000:
+        return f"{plan.folder} is complete at {images / 1000:g} kimg; {way_on(plan)}"
+    values = "its config.yaml gives what no flag gives"
+    return f"goes on with {plan.folder} at {images / 1000:g} kimg; {values}{what}"
+
+
+def way_on(plan: Plan) -> str:
+    """What goes on with a run that is complete: a trial is not the training that was meant."""
+    kimg, preset = plan.config.kimg, plan.config.preset
+    own = own_length(preset, plan.pack.info) if preset in PRESETS else 0
+    return f"--kimg {own:g} goes on to the preset's own length" if own > kimg else "--kimg goes on"
 
 
 def since_trained(run: Run) -> dict[str, tuple[Any, Any]]:

@@ -165,7 +165,7 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
         if resumed:
-            end = ": already complete" if complete else ""
+            end = f": already complete; {resume.way_on(plan)}" if complete else ""
             say(f"resuming {folder} at {state.images / 1000:g} kimg{end}")
     if not resumed:
         save_sheet(sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)

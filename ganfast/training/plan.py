@@ -1,6 +1,7 @@
 """A config made definite: data opened, networks built, the cost counted. Nothing is written."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import Conditional, Config, EngineName, run_folder
-from ganfast.data.pack import Pack, open_data
+from ganfast.data.lookup import absolute
+from ganfast.data.pack import Pack, PackInfo, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.data.source import RULES
 from ganfast.device import autocast_of, find_device, prepared, resolved
@@ -135,11 +137,16 @@ def make_plan(
         verify=False,  # a training does it in a thread
     )
     info, conditional = pack.info, _conditional(config, pack)
-    length = config.kimg or suited_kimg(
-        config.preset, info.kind, info.size, info.channels, info.count
-    )
+    length = config.kimg or own_length(config.preset, info)
     config = replace(
-        config, kimg=length, size=info.size, channels=info.channels, conditional=conditional
+        config,
+        data=absolute(config.data, config.data_root or None),
+        data_root=os.path.abspath(os.path.expanduser(config.data_root)) if config.data_root else "",
+        out=str(run_folder(config)),
+        kimg=length,
+        size=info.size,
+        channels=info.channels,
+        conditional=conditional,
     )
     config = resolved(config, device)
     flip = info.flip if config.flip == "auto" else config.flip == "on"
@@ -163,6 +170,11 @@ def make_plan(
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
     state = State.of(generator, critic, config, autocast_of(config))
     return Plan(config, run_folder(config), device, pack, data, spec, state)
+
+
+def own_length(preset: str, info: PackInfo) -> float:
+    """Thousand images that a preset shows of these pictures by itself, by `suited_kimg`."""
+    return suited_kimg(preset, info.kind, info.size, info.channels, info.count)
 
 
 def _recorded_rules(folder: Path) -> int:

@@ -512,6 +512,7 @@ def test_dry_run_writes_nothing_and_its_config_is_the_resolved_one(run):
     config, figures = dry(out)
     preset = preset_config("wgan-gp", "digits")
     of_digits = {"size": 16, "channels": 1, "conditional": "projection", "augment": "off"}
+    of_digits["out"] = "runs/wgan-gp-digits"
     net, precision = replace(preset.net, width=8), config.precision
     assert config == replace(preset, seed=3, net=net, precision=precision, **of_digits)
     assert figures["generator"] > figures["critic"] > 0
@@ -669,7 +670,16 @@ def test_train_sample_and_resume_as_a_user_would(run):
     advice = re.search(r"draw more +ganfast (sample .*)", err).group(1)
     assert run(advice)[:2] == (0, "grid.png\n"), "what a run advises works as printed"
     _, _, again = run(f"train dcgan {flags}")
-    assert "resuming runs/dcgan-digits at 0.32 kimg: already complete" in again
+    assert "resuming runs/dcgan-digits at 0.32 kimg: already complete; --kimg 150 goes on" in again
+    for more, start in (
+        ("", "runs/dcgan-digits is complete at 0.32 kimg; --kimg 150 goes on"),
+        ("--kimg 0.4", "goes on with runs/dcgan-digits at 0.32 kimg"),
+        ("--out runs/new", "begins runs/new"),
+        ("--kimg 0.4 --net.width 5 --force", "forced: net.width was 4, now 5"),
+    ):
+        assert start in run(f"train dcgan {flags} {more} --dry-run")[1].splitlines()[-1]
+    code, out, refused = run(f"train dcgan {flags} --net.width 5 --dry-run")
+    assert (code, "# memory" in out, "net.width was 4, now 5" in refused) == (2, True, True)
     code, _, longer = run("train runs/dcgan-digits --kimg 0.4")
     assert "resuming runs/dcgan-digits at 0.32 kimg" in longer
     assert "done: 0.416 kimg" in longer

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from ganfast.configfile import read_mapping
 from ganfast.data import open_data, recognise
 from ganfast.data.idx import read_idx
-from ganfast.data.lookup import recognise_path
+from ganfast.data.lookup import absolute, recognise_path
 from ganfast.errors import InputError
 from tests.programs import python
 
@@ -82,6 +83,20 @@ def test_a_folder_called_mnist_without_idx_files_is_passed_over(tmp_path, monkey
     write_idx(tmp_path / "env" / "mnist")
     monkeypatch.setenv("GANFAST_DATA", str(tmp_path / "env"))
     assert str(tmp_path / "env") in recognise("mnist", tmp_path / "root").describe()
+
+
+def test_a_path_becomes_absolute_and_a_name_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("here", "root/named", "root/here"):
+        Path(folder).mkdir(parents=True)
+    monkeypatch.setenv("GANFAST_DATA", str(tmp_path / "root"))
+    assert absolute("./here") == str(tmp_path / "here")
+    assert absolute("root/named/..") == str(tmp_path / "root")
+    # Names in the data root come before folders that lie here; unknown ones are refused elsewhere.
+    for name in ("here", "named", "digits", "nowhere", "no/where", "a\0b"):
+        assert absolute(name) == name
+    monkeypatch.delenv("GANFAST_DATA")
+    assert absolute("here") == str(tmp_path / "here")
 
 
 def test_an_unknown_name_says_where_it_looked_and_what_comes_close(tmp_path):
