@@ -300,6 +300,16 @@ class Config(Checked):
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
+    def replace(self, **fields: Any) -> "Config":
+        """A copy with other values: ``kimg=40, optim={"lr_critic": 5e-4}``.
+
+        Raises:
+            InputError: no such field, which names the closest; a value that cannot be used.
+        """
+        from ganfast.configfile import overlay
+
+        return overlay(self, fields, "replace")
+
     def data_options(self) -> dict[str, Any]:
         """How `ganfast.data.open_data` reads the pictures, beside their size and channels."""
         return {

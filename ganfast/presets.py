@@ -234,13 +234,16 @@ def data_kind(data: str) -> str:
     return next((kind for kind in ("digits", "mnist", "celeba") if kind in name), "other")
 
 
-def preset_config(name: str, data: str = "digits") -> Config:
+def preset_config(name: str, data: str = "digits", **fields: Any) -> Config:
     """The config of a preset for a data set.
 
     ``kimg`` is 0 where ``data`` is a path: `suited_kimg` follows from its pictures then.
 
+    Args:
+        fields: other values, as `Config.replace` takes them.
+
     Raises:
-        InputError: no such preset; names the closest.
+        InputError: no such preset or field, which names the closest; a value that cannot be used.
     """
     if name not in PRESETS:
         close = get_close_matches(name, PRESETS, 1, cutoff=0.4)
@@ -248,7 +251,8 @@ def preset_config(name: str, data: str = "digits") -> Config:
         raise InputError(f"unknown preset {name!r}: {hint}")
     preset = PRESETS[name]
     kimg = getattr(preset.kimg, _LENGTHS[data]) if data in _LENGTHS else 0.0
-    return replace(preset.make(data_kind(data)), preset=name, data=data, kimg=kimg)
+    config = replace(preset.make(data_kind(data)), preset=name, data=data, kimg=kimg)
+    return config.replace(**fields)
 
 
 def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) -> float:

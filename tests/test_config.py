@@ -339,6 +339,15 @@ def test_a_schedule_is_one_word():
     assert (str(Schedule(1.0, 0.5)), f"{Schedule(1e-4, 2e-4):g}") == ("1.0,0.5", "0.0001 to 0.0002")
 
 
+def test_a_config_is_changed_by_keywords_as_a_file_changes_it():
+    config = preset_config("r1", kimg=3, optim={"lr_critic": 0.5}, net={"width": "8"})
+    assert config == overlaid("{kimg: 3, optim.lr_critic: 0.5, net.width: 8}", preset_config("r1"))
+    assert config.replace() == config
+    assert (config.replace(seed=7).seed, config.seed) == (7, 0)
+    with pytest.raises(InputError, match="did you mean kimg"):
+        config.replace(kimgs=3)
+
+
 @pytest.mark.parametrize("word", ["0,0002", "0,5", "1,5"])
 def test_a_rate_with_a_decimal_comma_is_no_schedule(word):
     with pytest.raises(InputError, match="point"):

@@ -33,13 +33,17 @@ from ganfast.training.state import load_module
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture depends on no other
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A trained, or training, run on disk."""
 
     folder: Path
     config: Config
     data: dict[str, Any]  # manifest of the pictures it was trained on: size, channels, classes, ...
+
+    def __repr__(self) -> str:
+        config = self.config
+        return f"<Run {self.folder}: {config.preset} on {config.data}, {config.kimg:g} kimg>"
 
     @staticmethod
     def open(folder: Path | str) -> "Run":

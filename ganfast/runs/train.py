@@ -33,6 +33,7 @@ from ganfast.evaluate.during import Scorer
 from ganfast.host import usable_threads
 from ganfast.log import logger, say
 from ganfast.outside import read_json
+from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
@@ -66,11 +67,12 @@ def _as_recorded(config: Config) -> Config:
 
 
 def train(
-    config: Config,
+    config: Config | str,
     quiet: bool = False,
     checkpoint: str = "",
     fork_of: str | Path = "",
     force: bool = False,
+    **fields: Any,
 ) -> Run:
     """Train a run to config.kimg, resuming what its directory already holds.
 
@@ -78,12 +80,14 @@ def train(
     for; OMP_NUM_THREADS sets another number.
 
     Args:
-        config: what to train; see `ganfast.presets.preset_config`.
+        config: what to train, or the name of a preset.
         quiet: print nothing but warnings.
         checkpoint: where to go on, by images shown, or "best"; "" = the newest. Later checkpoints
             are set aside.
         fork_of: a run directory; config.out becomes a new run that begins from its checkpoint.
         force: go on although the config changes what is computed; history.jsonl records it.
+        fields: other values than those of ``config``, as `Config.replace` takes them; with the name
+            of a preset also ``data``.
 
     Returns:
         The run.
@@ -94,7 +98,8 @@ def train(
             last one is whole.
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
-    parent, config = None, _as_recorded(config)
+    made = preset_config(config, **fields) if isinstance(config, str) else config.replace(**fields)
+    parent, config = None, _as_recorded(made)
     if fork_of:
         parent = Run.open(fork_of)
         resume.refuse_as_fork(run_folder(config))
