@@ -1,9 +1,10 @@
 """`ganfast sample`: pictures of a run or a bundle as a sheet, as separate files or as arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from ganfast.latents import latents, picture_index
 if TYPE_CHECKING:  # a bundle is drawn without torch
     from ganfast.runs.run import Run
 
+    Source: TypeAlias = Run | BundleSource
 
 _STEPS = 9  # pictures of a row along a direction; the middle one is not moved
 
@@ -53,15 +55,26 @@ def sample_to_files(request: Request) -> list[Path]:
     Raises:
         InputError: a run, class, psi or place that cannot be used.
     """
+    with opened(request) as run:
+        return _sample(run, request)
+
+
+@contextmanager
+def opened(request: Request) -> "Iterator[Source]":
+    """The run or the bundle of a request.
+
+    Raises:
+        InputError: it is neither, or a flag of the request goes with the other.
+    """
     run = _opened(request)
     try:
-        return _sample(run, request)
+        yield run
     finally:
         if isinstance(run, BundleSource):
             run.close()
 
 
-def _opened(request: Request) -> "Run | BundleSource":
+def _opened(request: Request) -> "Source":
     if is_bundle(request.run):
         if request.checkpoint:
             raise InputError(
@@ -94,7 +107,7 @@ def _check_places(request: Request) -> None:
         raise InputError(f"grid is {request.grid}; a sheet is written as FILE.png")
 
 
-def _sample(run: "Run | BundleSource", request: Request) -> list[Path]:
+def _sample(run: "Source", request: Request) -> list[Path]:
     labels = parse_labels(run, request)
     _check_places(request)
     try:
@@ -131,7 +144,7 @@ def class_number(word: str, names: Sequence[str]) -> int | None:
     return {name.lstrip("0"): k for k, name in enumerate(names)}.get(word.lstrip("0"))
 
 
-def parse_labels(run: "Run | BundleSource", request: Request) -> list[int] | None:
+def parse_labels(run: "Source", request: Request) -> list[int] | None:
     """Class numbers from "3", "0,1,2" or names; None for classes at random."""
     if request.labels and request.balanced:
         raise InputError("give --labels or --balanced, not both")
@@ -173,7 +186,7 @@ def between(
 
 
 def _interpolated(
-    run: "Run | BundleSource", request: Request, labels: list[int] | None
+    run: "Source", request: Request, labels: list[int] | None
 ) -> tuple[Pictures, np.ndarray | None]:
     if request.interpolate < 2:
         raise InputError(f"interpolate is {request.interpolate}; expected 2 or more pictures a row")
@@ -187,7 +200,7 @@ def _interpolated(
 
 
 def _along(
-    run: "Run | BundleSource", request: Request, labels: list[int] | None
+    run: "Source", request: Request, labels: list[int] | None
 ) -> tuple[Pictures, np.ndarray | None]:
     """Rows of pictures z + t direction, t from -strength to strength; the middle one is z's own."""
     if isinstance(run, BundleSource):
@@ -214,7 +227,7 @@ def _along(
 
 
 def _write(
-    run: "Run | BundleSource",
+    run: "Source",
     request: Request,
     pictures: Pictures,
     labels: NDArray[np.int64] | None,

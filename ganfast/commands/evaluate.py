@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ganfast.commands.augment import usefulness
 from ganfast.commands.parsing import ATTRIBUTES, DATA_ROOT, DEVICE, TRANSPOSE, Parser, parser_for
 from ganfast.errors import InputError
 
+_OF_USEFULNESS = {"sources", "augment", "data", "data_root", "n", "checkpoint", "seed", "psi"}
+_OF_USEFULNESS |= {"no_ema", "json", "device"}
+
 
 def evaluate(args: list[str]) -> None:
-    arguments = _parser().parse_args(args)
+    parser = _parser()
+    arguments = parser.parse_args(args)
     sheets = {"sheet": arguments.sheet, "copies": arguments.copies}
     json_file = "" if arguments.json == "-" else arguments.json
     for path in filter(None, sheets.values()):
@@ -20,6 +25,12 @@ def evaluate(args: list[str]) -> None:
             raise InputError(f"{path}: a sheet is written as FILE.png")
     for path in filter(None, (*sheets.values(), json_file)):
         _make_folder_of(Path(path))
+    if arguments.augment:
+        given = {
+            name for name, value in vars(arguments).items() if value != parser.get_default(name)
+        }
+        usefulness(arguments, sorted(given - _OF_USEFULNESS))
+        return
     results = _results(arguments)
 
     from ganfast.evaluate.report import table
@@ -78,6 +89,10 @@ def _parser() -> Parser:
     parser.flag("--sheet", "", what, metavar="FILE.png")
     what = "also write fakes beside their nearest real, closest first"
     parser.flag("--copies", "", what, metavar="FILE.png")
+    what = (
+        "instead: what a classifier learns from a run's pictures, beside or without the real ones"
+    )
+    parser.flag("--augment", False, what)
     parser.flag("--device", "auto", DEVICE)
     return parser
 

@@ -1,7 +1,7 @@
 """A small convolutional classifier of the data at hand: feature extractor and judge of labels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -54,32 +54,52 @@ def train_classifier(
     epochs, threads).
     """
     assert pack.labels is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Classifier(pack.info.size, pack.info.channels, len(pack.info.classes))
-    prepared(net, device)
     count, labels = len(pack.images), torch.from_numpy(np.array(pack.labels)).to(device)
     batch = min(_BATCH, max(2, count // 8))
-    steps = epochs * (count // batch)
+
+    def batches() -> Batches:
+        for epoch in range(epochs):
+            position = torch.arange(count)
+            order = permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, epoch))
+            u = uniform(seed, Purpose.JUDGE, position + epoch * count, 3)
+            moves = (u * torch.tensor([5, 5, 2])).long()
+            for rows in order[: count // batch * batch].view(-1, batch):
+                x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
+                yield x, labels[rows.to(device)]
+
+    shape = pack.info.size, pack.info.channels, len(pack.info.classes)
+    return fitted(*shape, seed, device, epochs * (count // batch), batches(), progress)
+
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # pictures (N, C, S, S) in [-1, 1], classes int64 (N,)
+
+
+def fitted(
+    size: int,
+    channels: int,
+    classes: int,
+    seed: int,
+    device: torch.device,
+    steps: int,
+    batches: Batches,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Classifier:
+    """A new classifier after one step on each of ``steps`` batches; ``seed`` gives its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Classifier(size, channels, classes)
+    prepared(net, device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, max(2, steps))
     net.train()
-    done = 0
-    for epoch in range(epochs):
-        position = torch.arange(count)
-        order = permute(position, count, seed, Purpose.JUDGE, torch.full_like(position, epoch))
-        u = uniform(seed, Purpose.JUDGE, position + epoch * count, 3)
-        moves = (u * torch.tensor([5, 5, 2])).long()
-        for rows in order[: count // batch * batch].view(-1, batch):
-            x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
-            loss = F.cross_entropy(net(x)[1], labels[rows.to(device)])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress and done % 20 == 0:
-                progress("training a classifier", done, steps)
+    for done, (x, labels) in enumerate(batches, 1):
+        loss = F.cross_entropy(net(x)[1], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress and done % 20 == 0:
+            progress("training a classifier", done, steps)
     return net.eval().requires_grad_(False)
 
 
