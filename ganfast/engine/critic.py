@@ -294,8 +294,7 @@ class CriticStep:
             transforms: the critic sees `ganfast.augment.augmented` pictures, float32 (2 + P, N, 7):
                 of reals, fakes, and the points of each of the P penalties at points of their own.
             condition: what the pictures are made from, (N, K, H, W): the critic, of C + K channels,
-                is shown it behind reals, fakes and points alike. A penalty holds the gradient by
-                the picture alone, as bounds the Wasserstein distance of each condition's pictures.
+                is shown it behind all of them. Penalties hold gradients by the picture alone.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
