@@ -53,12 +53,15 @@ class Inpaint(Task):
         """The mean training picture in the hole."""
         return torch.where(given[:, -1:] > 0, given[:, :-1], mean)
 
+    def free(self, given: Tensor) -> Tensor:
+        return 1 - given[:, -1:]
+
     def scores(self, drawn: Tensor, real: Tensor, given: Tensor) -> dict[str, Tensor]:
         """``hole_psnr``: PSNR in the hole; ``known_equal``: share of known pixels kept."""
         known = given[:, -1:]
         same = ((drawn - given[:, :-1]).abs() < 1e-3).float() * known
         share = same.flatten(1).sum(1) / (known.flatten(1).sum(1) * self.channels)
-        return {"hole_psnr": psnr(drawn, real, 1 - known), "known_equal": share}
+        return {"hole_psnr": psnr(drawn, real, self.free(given)), "known_equal": share}
 
     def __str__(self) -> str:
         return f"inpaint {self.config.hole} {self.config.hole_share:g}"

@@ -42,6 +42,10 @@ class Task:
         training pictures."""
         raise NotImplementedError
 
+    def free(self, given: Tensor) -> Tensor:
+        """Which pixels a generator chooses, float (N, 1, H, W): 1 = chosen, 0 = given."""
+        return given.new_ones(len(given), 1, self.size, self.size)
+
     def scores(self, drawn: Tensor, real: Tensor, given: Tensor) -> dict[str, Tensor]:
         """What the task asks beside likeness: by name, (N,) of pictures on uint8's levels."""
         return {}
