@@ -8,12 +8,12 @@ Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ganfast.errors import ONE_FILE, InputError
-from ganfast.fields import Checked, Schedule, ends
+from ganfast.fields import Checked, Schedule, ends, is_group
 
 T = TypeVar("T")
 
@@ -438,17 +438,6 @@ def row_of(table: Mapping[str, T], kind: str, what: str, where: str) -> T:
     return table[kind]
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.beta1": 0.0, ...} of a config dataclass; a schedule as its word."""
-    flat: dict[str, Any] = {}
-    for item in fields(config):
-        name, value = prefix + item.name, getattr(config, item.name)
-        if isinstance(value, Schedule):
-            value = str(value)
-        flat |= flatten(value, f"{name}.") if is_group(value) else {name: value}
-    return flat
-
-
 def depends_on_length(group: Any) -> bool:
     """Whether what a step does follows from the length of the run, too."""
     if isinstance(group, Schedule):
@@ -457,8 +446,3 @@ def depends_on_length(group: Any) -> bool:
     return falls or (
         is_group(group) and any(depends_on_length(getattr(group, f.name)) for f in fields(group))
     )
-
-
-def is_group(value: Any) -> bool:
-    """Whether a field's value is a group of fields. A schedule is one value."""
-    return is_dataclass(value) and not isinstance(value, Schedule)

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ganfast import disk
-from ganfast.config import Config, flatten, is_group
+from ganfast.config import Config
 from ganfast.errors import InputError
-from ganfast.fields import Schedule
+from ganfast.fields import Schedule, flatten, is_group
 from ganfast.outside import plain_file, reading
 
 _EXPECTED = {  # type of a field -> what a message calls it

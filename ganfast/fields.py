@@ -2,8 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
 
 from ganfast.errors import InputError
 
@@ -83,3 +83,19 @@ class Schedule(Checked):
 def ends(value: "float | Schedule") -> tuple[float, float]:
     """First and last value of a field that may have a schedule."""
     return (value.first, value.last) if isinstance(value, Schedule) else (value, value)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.beta1": 0.0, ...} of a config dataclass; a schedule as its word."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        name, value = prefix + item.name, getattr(config, item.name)
+        if isinstance(value, Schedule):
+            value = str(value)
+        flat |= flatten(value, f"{name}.") if is_group(value) else {name: value}
+    return flat
+
+
+def is_group(value: Any) -> bool:
+    """Whether a field's value is a group of fields. A schedule is one value."""
+    return is_dataclass(value) and not isinstance(value, Schedule)

@@ -304,7 +304,7 @@ def preset_config(name: str, data: str = "digits", **fields: Any) -> Config:
     preset = PRESETS[name]
     kimg = getattr(preset.kimg, _LENGTHS[data]) if data in _LENGTHS else 0.0
     config = replace(preset.make(data_kind(data)), preset=name, data=data, kimg=kimg)
-    return config.replace(**fields)
+    return config.replace(**fields) if fields else config  # that needs PyYAML
 
 
 def suited_kimg(preset: str, kind: str, size: int, channels: int, count: int) -> float:

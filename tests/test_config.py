@@ -22,10 +22,9 @@ from ganfast.config import (
     PenaltyConfig,
     ScoreConfig,
     TaskConfig,
-    flatten,
 )
 from ganfast.errors import InputError
-from ganfast.fields import Schedule
+from ganfast.fields import Schedule, flatten
 from ganfast.presets import PRESETS, data_kind, preset_config, suited_kimg
 from tests.programs import python
 

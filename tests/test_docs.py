@@ -372,7 +372,8 @@ def test_every_field_of_the_config_is_explained(monkeypatch):
     text = generated.config()
     assert "| `--penalty.weight` | `10.0` | float or schedule | lambda of wgan-gp" in text
     rows = [line for line in text.splitlines() if line.startswith("| `--")]
-    from ganfast.config import Config, flatten
+    from ganfast.config import Config
+    from ganfast.fields import flatten
 
     assert len(rows) == len(flatten(Config()))
     assert all(len(row.rstrip(" |").rpartition(" | ")[2]) > 5 for row in rows), rows

@@ -15,8 +15,8 @@ from typing import Any, get_args, get_type_hints
 
 from ganfast import config as module
 from ganfast.cli import COMMANDS, HELP, main
-from ganfast.config import Config, flatten
-from ganfast.fields import Schedule
+from ganfast.config import Config
+from ganfast.fields import Schedule, flatten
 from ganfast.presets import PRESETS, preset_config
 
 

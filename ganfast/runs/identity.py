@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganfast.config import flatten
 from ganfast.errors import InputError
+from ganfast.fields import flatten
 from ganfast.outside import LONGEST, parse_json, plain_file, reading
 from ganfast.runs.checkpoint import Record
 
