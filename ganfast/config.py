@@ -237,6 +237,11 @@ class Config(Checked):
     # 0 = what suits the pictures
     kimg: float = 100.0
     batch: int = 64  # real images per critic step
+    # parts that a batch is computed in, one after another, with the gradient of the whole; batch
+    # norm has the statistics of a part
+    accumulate: int = 1
+    # batch norm over the rows of all ranks that share a batch, on GPUs; else a rank has its own
+    sync_batchnorm: bool = False
     # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128; resnet and r3: 16 to
     # 256, 4 to 7 times a power of two); 0 = the data's own
     size: int = 0
@@ -307,6 +312,8 @@ class Config(Checked):
 
     def check(self) -> None:
         self._at_least(2, "batch")  # one picture has no batch statistics
+        self._at_least(1, "accumulate")
+        parts_of(self.batch, self.accumulate)
         self._at_least(0, "size", "seed", "ema_kimg")
         if self.kimg < 0:
             raise InputError(
@@ -342,6 +349,22 @@ class Config(Checked):
     def augmented(self) -> bool:
         """Whether the critic sees transformed pictures; `make_plan` decides "auto"."""
         return self.augment in ("on", "adaptive")
+
+
+def parts_of(batch: int, parts: int, why: str = "accumulate") -> int:
+    """Pictures in each of ``parts`` equal parts of a batch.
+
+    Raises:
+        InputError: there are none; one picture has no batch statistics, and no neighbour.
+    """
+    if parts > 1 and (batch % parts or batch // parts < 2):
+        least = 2 * parts
+        nearest = max(least, round(batch / parts) * parts)
+        raise InputError(
+            f"batch is {batch}, and {why} makes {parts} parts of it, which must be equal and of 2 "
+            f"pictures or more; give a multiple of {parts} from {least} on, such as {nearest}"
+        )
+    return batch // parts
 
 
 def run_folder(config: Config) -> Path:

@@ -1,7 +1,7 @@
 """`make_critic_step`: the critic's gradients by the fastest engine that gets them right."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,6 +94,10 @@ def make_critic_step(
 UNDECIDED = Choice("reference", False, "not chosen before the first pictures")
 
 
+def _slowness(choice: Choice) -> float:
+    return 2 * ORDER.index(choice.engine) + (not choice.compiled)
+
+
 @dataclass
 class _Chosen:
     """What computes the steps of one graph of the critic."""
@@ -129,6 +133,9 @@ class CriticStep:
         self._asked, self._wants_check = (engine, compile), check
         # Whether an engine that was asked for and cannot take the critic is an error.
         self.insists, self._prepared = True, 0
+        # Of several processes that train together: from the slowness of this one's choice to that
+        # of the slowest, which all take.
+        self.slowest: Callable[[float], float] | None = None
         self.gradients = FlatGradients(critic)
         self._prepare()
 
@@ -269,6 +276,7 @@ class CriticStep:
         with_penalty: bool = True,
         penalty_share: Tensor | None = None,
         transforms: Tensor | None = None,
+        std: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -285,6 +293,8 @@ class CriticStep:
                 in this step, floating point 0-d on the device; None = 1.
             transforms: the critic sees `ganfast.augment.augmented` pictures, float32 (2 + P, N, 7):
                 of reals, fakes, and the points of each of the P penalties at points of their own.
+            std: standard deviation, 0-d, of the batch that the reals are a part of, for DRAGAN;
+                None = theirs.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -295,7 +305,7 @@ class CriticStep:
             with torch.inference_mode(False):
                 drawn, changing = (eps, noise), (penalty_share, transforms)
                 labels = real_labels, fake_labels
-                return self(real, fake, *labels, *drawn, with_penalty, *changing)
+                return self(real, fake, *labels, *drawn, with_penalty, *changing, std)
         penalties = self.penalties if with_penalty else ()
         self._refuse(real, fake, real_labels, transforms)
         if not self.gradients.fits or self._modes != modes(self.critic):
@@ -305,16 +315,19 @@ class CriticStep:
         real, fake = (x.clone() if x.is_inference() else x.detach() for x in (real, fake))
         self._constants = self._record(real, real_labels)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
-        points = points_of(penalties, real, fake, eps, noise)
+        points = points_of(penalties, real, fake, eps, noise, std)
         labels, factors = (real_labels, fake_labels), (self.scale, penalty_share)
         inputs = Inputs(real, fake, *labels, points, *factors, transforms)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
+            agreed = not self._now.unchecked
             while unchecked := self._now.unchecked:
                 penalised = bool(penalties) if bool(penalties) in unchecked else not penalties
                 same = penalised == bool(penalties)
                 self._check(inputs if same else self._other(inputs, penalised), penalised)
+            if not agreed and self.slowest is not None:
+                self._take(self.slowest(_slowness(self.choice)))
             with torch.enable_grad():
                 gradients, stats = self._now.run(inputs, bool(penalties))
         except Exception as error:
@@ -383,6 +396,15 @@ class CriticStep:
             now.run = self._engines.made(slower, now.walked, self._trace)
             now.unchecked = {not penalised}
         now.unchecked.discard(penalised)
+
+    def _take(self, slowness: float) -> None:
+        """Compute as slowly as that, because a check of another process failed."""
+        if slowness == _slowness(self.choice):
+            return
+        engine = ORDER[int(slowness // 2)]
+        choice = Choice(engine, slowness % 2 == 0, "another rank's check refused a faster one")
+        self.choice = self._now.choice = choice
+        self._now.run = self._engines.made(choice, self._now.walked, self._trace)
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """The error of the engine's gradients, in words; None = they are right.

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ganfast import configfile, disk
-from ganfast.config import Config, run_folder
+from ganfast.config import Config, parts_of, run_folder
 from ganfast.data.manifest import verified_beside
 from ganfast.data.progress import progress_bar
 from ganfast.device import set_libraries
@@ -38,11 +38,13 @@ from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
 from ganfast.runs.run import Run
 from ganfast.runs.saving import insist, tidy
+from ganfast.runs.together import Together, begin, plan_together, record, share_engine
 from ganfast.runs.writer import Writer, save_sheet, sheet_of_reals, unfinished
 from ganfast.training.host_memory import keep_freed_memory
 from ganfast.training.loop import train_loop
 from ganfast.training.memory import batch_that_fits
-from ganfast.training.plan import Plan, make_plan
+from ganfast.training.plan import Plan
+from ganfast.training.ranks import Ranks, joined, synchronise_batch_norm
 from ganfast.training.state import restore
 
 
@@ -74,6 +76,8 @@ def train(
 ) -> Run:
     """Train a run to config.kimg, resuming what its directory already holds.
 
+    In a process that torchrun started it is one rank of several, see `ganfast.training.ranks`.
+
     Args:
         config: what to train; see `ganfast.presets.preset_config`.
         quiet: print nothing but warnings.
@@ -88,16 +92,24 @@ def train(
     Raises:
         InputError: a config or data that cannot be used; no memory for it, no space, no permission.
         RunError: the training diverged again and again, or a checkpoint could not be written; the
-            last one is whole.
+            last one is whole. Or another rank is gone.
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
-    parent, config = None, _as_recorded(config)
-    if fork_of:
+    config = _as_recorded(config)
+    with joined(config.device) as ranks:
+        return _joined(ranks, config, quiet or not ranks.first, checkpoint, fork_of, force)
+
+
+def _joined(
+    ranks: Ranks, config: Config, quiet: bool, checkpoint: str, fork_of: str | Path, force: bool
+) -> Run:
+    parent = None
+    if fork_of and ranks.first:
         parent = Run.open(fork_of)
         resume.refuse_as_fork(run_folder(config))
     try:
         with progress_bar() if not quiet else nullcontext() as packing:
-            plan = make_plan(config, packing, fork_of)
+            plan = plan_together(ranks, config, packing, fork_of)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -113,9 +125,10 @@ def train(
         if not quiet:
             say(message)
     with ExitStack() as held:
-        resume.hold(plan.folder, held)
+        if ranks.first:
+            resume.hold(plan.folder, held)
         try:
-            return _train(plan, quiet, "" if parent else checkpoint, force)
+            return _train(plan, quiet, "" if parent else checkpoint, force, ranks)
         except OSError as error:
             go_on = f"`ganfast train --out {plan.folder}` goes on from the newest checkpoint"
             raise cannot_write(plan.folder, error, f"mend that, and {go_on}") from error
@@ -124,8 +137,19 @@ def train(
                 raise
             detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             logger.warning("out of memory: %s", detail)
+            if ranks.together:  # the others wait, so that nothing can be tried
+                raise InputError(_more_parts(plan, ranks)) from error
     # Raised out here: inside, the error above would keep alive what the step had in memory.
     raise InputError(_smaller_batch(plan))
+
+
+def _more_parts(plan: Plan, ranks: Ranks) -> str:
+    c = plan.config
+    return (
+        f"rank {ranks.rank}: {plan.device} has no memory left at "
+        f"{c.batch // ranks.size // c.accumulate} pictures of batch {c.batch} at a time: "
+        "give a higher --accumulate, more ranks or a lower --batch"
+    )
 
 
 def _smaller_batch(plan: Plan) -> str:
@@ -139,43 +163,51 @@ def _smaller_batch(plan: Plan) -> str:
     way_out = f"give --batch {batch}"
     if checkpoints.listed(plan.folder / "checkpoints"):
         way_out += " with --force or --fork NEWDIR, as it changes what the run computes"
+    if plan.config.batch % batch == 0 and plan.config.accumulate == 1:
+        way_out += f"; or --accumulate {plan.config.batch // batch}, which changes it by no more "
+        way_out += "than rounding, and batch norm"
     return f"{message}; {batch} {how}: {way_out}"
 
 
-def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
+def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool, ranks: Ranks) -> Run:
     """Start the run of a locked folder, or go on with it, and train it to its end."""
     config, folder, state = plan.config, plan.folder, plan.state
-    run, changed = resume.open_folder(plan, force)
-    resumed = resume.find(run, checkpoint, force)
+    run, resumed = Run(folder, config, asdict(plan.pack.info)), None
+    if ranks.first:
+        run, changed = resume.open_folder(plan, force)
+        resumed = resume.find(run, checkpoint, force)
     if resumed:
         plan = replace(plan, computed=resumed.record.computed or _engine_before(run))
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
+    plan = begin(ranks, plan)
     complete = not unfinished(state, config)
     scorer = None
-    if not complete:
+    if not complete and ranks.first:
         if config.score.every_kimg:  # made before anything is written, as it may refuse the config
             scorer = Scorer(config, plan.pack.info, plan.device)
         if resumed:
             resume.go_on_from(run, resumed, changed)
         resume.write_record(run)
+        record(run, plan, ranks)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
         if resumed:
             end = ": already complete" if complete else ""
             say(f"resuming {folder} at {state.images / 1000:g} kimg{end}")
-    if not resumed:
+    if not resumed and ranks.first:
         save_sheet(sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
     if complete:
-        # What the last save could not remove goes now.
-        tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)
+        if ranks.first:  # what the last save could not remove goes now
+            tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)
         return run
     began, first = time.monotonic(), state.images
-    stopped = _train_on(plan, run, scorer, resumed, quiet)
+    stopped = _train_on(plan, run, scorer, resumed, quiet, ranks)
     reached = f"{state.images / 1000:g} kimg"
     if stopped:
         name = signal.Signals(stopped[0]).name
-        say(f"{name}: saved {folder} at {reached}; `ganfast train --out {folder}` goes on")
+        if ranks.first:
+            say(f"{name}: saved {folder} at {reached}; `ganfast train --out {folder}` goes on")
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
@@ -189,43 +221,67 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
 
 
 def _train_on(
-    plan: Plan, run: Run, scorer: Scorer | None, resumed: checkpoints.Loaded | None, quiet: bool
+    plan: Plan,
+    run: Run,
+    scorer: Scorer | None,
+    resumed: checkpoints.Loaded | None,
+    quiet: bool,
+    ranks: Ranks,
 ) -> list[int]:
     """Train from the state of the plan to its end, or to a signal; returns the signals received."""
-    config, state, folder = plan.config, plan.state, plan.folder
+    config, state = plan.config, plan.state
     set_libraries(plan.device, config.precision)
-    position = resumed.record.log_lines if resumed else None
-    target, events = config.kimg * 1000, config.log.tensorboard
-    verdict = verified_beside(plan.pack)  # beside the first steps
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
+        if ranks.together and config.sync_batchnorm:
+            synchronise_batch_norm(state)
         critic, generator, drawing = make_steps(plan)
         critic.insists = config.engine != "auto"
-        critic.prepare(*plan.batch(config.batch))
-        log = RunLog(folder, state.images, target, events, quiet, position)
-        held.callback(log.close)
-        if not quiet:
-            say(f"critic step: {_choice(plan, critic)}")
-        _write_engine(run, _choice(plan, critic))
-
-        def computed() -> dict[str, Any]:
-            return {"engine": critic.choice.engine, "compile": plan.compile}
-
-        writer = Writer(plan, run, log, scorer, computed, verdict)
-        held.callback(writer.close)
-        with signals() as stopped:
-
-            def stop() -> bool:
-                return bool(stopped)
-
-            if not resumed:
+        critic.prepare(*plan.batch(parts_of(config.batch, ranks.size * config.accumulate)))
+        share_engine(ranks, critic)
+        writer = None
+        if ranks.first:
+            writer = _writer(plan, run, scorer, resumed, quiet, critic, held)
+        with signals() as received:
+            together = Together(ranks, plan, writer, received)
+            stopped = together.stopped
+            if writer is not None and not resumed:
                 writer.samples()
-            train_loop(state, plan.data, config, critic, generator, stop, writer.on_step, drawing)
-            writer.finish()
+            how = critic, generator, lambda: bool(stopped), together.on_step, drawing
+            train_loop(state, plan.data, config, *how, ranks)
+            together.finish()
         # The start-up check may have refused the first choice.
-        _write_engine(run, _choice(plan, critic))
+        if ranks.first:
+            _write_engine(run, _choice(plan, critic))
     return stopped
+
+
+def _writer(
+    plan: Plan,
+    run: Run,
+    scorer: Scorer | None,
+    resumed: checkpoints.Loaded | None,
+    quiet: bool,
+    critic: CriticStep,
+    held: ExitStack,
+) -> Writer:
+    """What writes a run, until ``held`` ends; it says how the critic is computed."""
+    verdict = verified_beside(plan.pack)  # beside the first steps
+    position = resumed.record.log_lines if resumed else None
+    target, events = plan.config.kimg * 1000, plan.config.log.tensorboard
+    log = RunLog(run.folder, plan.state.images, target, events, quiet, position)
+    held.callback(log.close)
+    if not quiet:
+        say(f"critic step: {_choice(plan, critic)}")
+    _write_engine(run, _choice(plan, critic))
+
+    def computed() -> dict[str, Any]:
+        return {"engine": critic.choice.engine, "compile": plan.compile}
+
+    writer = Writer(plan, run, log, scorer, computed, verdict)
+    held.callback(writer.close)
+    return writer
 
 
 def make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
@@ -235,7 +291,9 @@ def make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     optimizers = state.optimizer_generator, state.optimizer_critic
     scales = [None if it.scale is None else it.scale.value for it in optimizers]
+    # Ranks whose batch norms wait for each other must call the critic equally often.
     options: dict[str, Any] = {"computing": twins[1], "scale": scales[1]}
+    options["check"] = not c.sync_batchnorm
     critic = make_critic_step(
         state.critic, c.loss, c.penalty, autocast, plan.engine, compiled, **options
     )
