@@ -351,18 +351,21 @@ class Config(Checked):
         return self.augment in ("on", "adaptive")
 
 
-def parts_of(batch: int, parts: int, why: str = "accumulate") -> int:
-    """Pictures in each of ``parts`` equal parts of a batch.
+def parts_of(batch: int, accumulate: int, ranks: int = 1) -> int:
+    """Pictures in each of the equal parts of a batch, which each rank computes ``accumulate`` of.
 
     Raises:
         InputError: there are none; one picture has no batch statistics, and no neighbour.
     """
+    parts = ranks * accumulate
     if parts > 1 and (batch % parts or batch // parts < 2):
         least = 2 * parts
         nearest = max(least, round(batch / parts) * parts)
+        whose = f"of {ranks} ranks " if ranks > 1 else ""
         raise InputError(
-            f"batch is {batch}, and {why} makes {parts} parts of it, which must be equal and of 2 "
-            f"pictures or more; give a multiple of {parts} from {least} on, such as {nearest}"
+            f"batch is {batch}, and accumulate {accumulate} {whose}makes {parts} parts of it, "
+            f"which must be equal and of 2 pictures or more; give a multiple of {parts} from "
+            f"{least} on, such as {nearest}"
         )
     return batch // parts
 

@@ -69,7 +69,7 @@ def _ranks(gpus: str | None, config: Config) -> int:
             raise InputError(
                 f"--gpus is {count}, but torch {torch.__version__} sees {here} CUDA devices here"
             )
-    parts_of(config.batch, count * config.accumulate, f"--gpus {count} with --accumulate")
+    parts_of(config.batch, config.accumulate, count)
     return count
 
 

@@ -238,7 +238,7 @@ def _train_on(
             synchronise_batch_norm(state)
         critic, generator, drawing = make_steps(plan)
         critic.insists = config.engine != "auto"
-        critic.prepare(*plan.batch(parts_of(config.batch, ranks.size * config.accumulate)))
+        critic.prepare(*plan.batch(parts_of(config.batch, config.accumulate, ranks.size)))
         share_engine(ranks, critic)
         writer = None
         if ranks.first:

@@ -168,7 +168,7 @@ def train_loop(
     ``drawing`` makes the critic's fakes; None = the generator as it is.
     """
     drawing, own = drawing or make_drawing(state.generator), device_generator(data.device)
-    count = parts_of(config.batch, ranks.size * config.accumulate)
+    count = parts_of(config.batch, config.accumulate, ranks.size)
     watch = watch_of(state, data, config, count) if data.device.type == "cuda" else None
     refusal = watch.refusal() if watch else ""
     refusal = refusal if data.resident else "the pictures are streamed from host memory"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ganfast.config import Config, parts_of
 from ganfast.device import find_device
 from ganfast.errors import InputError, RunError
+from ganfast.training.phases import exchanged, is_recording
 from ganfast.training.state import State, contents_of
 
 _LIMIT = timedelta(seconds=60)  # a rank that lets the others wait for longer is lost
@@ -50,8 +51,7 @@ class Ranks:
         Raises:
             InputError: the batch has no equal parts.
         """
-        why = f"{self.size} ranks with accumulate {config.accumulate}"
-        parts_of(config.batch, self.size * config.accumulate, why)
+        parts_of(config.batch, config.accumulate, self.size)
         count = config.batch // self.size
         return slice(self.rank * count, (self.rank + 1) * count)
 
@@ -133,10 +133,10 @@ class Ranks:
     def _exchange(self, exchange: partial[Any]) -> None:
         """RunError where another rank is gone; its own message says why."""
         try:
-            exchange()
+            exchanged(exchange)
         except RuntimeError as error:
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                raise  # a capture forbids it, and the phase goes on without
+            if is_recording():
+                raise  # a capture forbids it, and the phase is recorded without it
             detail = " ".join(str(error).split())[:120]
             raise RunError(
                 f"rank {self.rank} of {self.size} cannot reach the others, one of which ended or "
