@@ -7,13 +7,12 @@ Neither torch nor tyro is imported here, so that a config can be read and made a
 Values come from a preset (`ganfast.presets`), then a YAML file, then flags.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ganfast.errors import ONE_FILE, InputError
-from ganfast.fields import Checked, Schedule, ends, is_group
+from ganfast.fields import Checked, Schedule, ends, is_group, parts_of
 
 T = TypeVar("T")
 
@@ -281,6 +280,11 @@ class Config(Checked):
     # 0 = what suits the pictures
     kimg: float = 100.0
     batch: int = 64  # real images per critic step
+    # parts that a batch is computed in, one after another, with the gradient of the whole; batch
+    # norm has the statistics of a part
+    accumulate: int = 1
+    # batch norm over the rows of all ranks that share a batch, on GPUs; else a rank has its own
+    sync_batchnorm: bool = False
     # picture side in pixels, 8 to 1024 (the networks of ganfast: 16 to 128; resnet and r3: 16 to
     # 256, 4 to 7 times a power of two); 0 = the data's own
     size: int = 0
@@ -362,6 +366,8 @@ class Config(Checked):
 
     def check(self) -> None:
         self._at_least(2, "batch")  # one picture has no batch statistics
+        self._at_least(1, "accumulate")
+        parts_of(self.batch, self.accumulate)
         self._at_least(0, "size", "seed", "ema_kimg")
         if self.kimg < 0:
             raise InputError(
@@ -429,13 +435,6 @@ def require_run(folder: Path | str) -> None:
         known = sorted(str(p.parent) for p in Path("runs").glob("*/config.yaml"))
         hint = f"runs here: {', '.join(known)}" if known else "train one with `ganfast train`"
         raise InputError(f"{folder} is not a run directory (it has no config.yaml); {hint}")
-
-
-def row_of(table: Mapping[str, T], kind: str, what: str, where: str) -> T:
-    """The row of a kind; InputError where only a `Literal` of this file names the kind."""
-    if kind not in table:
-        raise InputError(f"{what} {kind!r} has no row in {where}; there: {', '.join(table)}")
-    return table[kind]
 
 
 def depends_on_length(group: Any) -> bool:

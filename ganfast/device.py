@@ -4,6 +4,7 @@ Also what a process asks of CUDA: the switches of its libraries, and the capture
 """
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,8 @@ from ganfast.errors import InputError
 
 
 def find_device(name: str) -> torch.device:
-    """ "auto" is the first GPU, or the CPU where there is none.
+    """ "auto" is the first GPU, or the CPU where there is none. Of several processes that torchrun
+    started on a machine, each has a GPU of its own.
 
     Raises:
         InputError: not a device, or not on this machine.
@@ -31,16 +33,17 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device is {name!r}; ganfast runs on cpu and cuda")
     if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if device.index >= count:
             raise InputError(
-                f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices "
+                f"device is '{device}', but torch {torch.__version__} sees {count} CUDA devices "
                 "here; use cpu or auto"
             )
         # `torch.cuda.synchronize()` and its like wait for the current device: make it this one.
-        torch.cuda.set_device(device.index or 0)
-        return torch.device("cuda", device.index or 0)  # with its index, as tensors there name it
-    return device
+        torch.cuda.set_device(device.index)
+    return device  # with its index, as tensors there name it
 
 
 def resolved(config: Config, device: torch.device) -> Config:

@@ -2,10 +2,13 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from ganfast.errors import InputError
+
+T = TypeVar("T")
 
 Shape = Literal["cosine", "linear"]
 
@@ -99,3 +102,29 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def is_group(value: Any) -> bool:
     """Whether a field's value is a group of fields. A schedule is one value."""
     return is_dataclass(value) and not isinstance(value, Schedule)
+
+
+def parts_of(batch: int, accumulate: int, ranks: int = 1) -> int:
+    """Pictures in each of the equal parts of a batch, which each rank computes ``accumulate`` of.
+
+    Raises:
+        InputError: there are none; one picture has no batch statistics, and no neighbour.
+    """
+    parts = ranks * accumulate
+    if parts > 1 and (batch % parts or batch // parts < 2):
+        least = 2 * parts
+        nearest = max(least, round(batch / parts) * parts)
+        whose = f"of {ranks} ranks " if ranks > 1 else ""
+        raise InputError(
+            f"batch is {batch}, and accumulate {accumulate} {whose}makes {parts} parts of it, "
+            f"which must be equal and of 2 pictures or more; give a multiple of {parts} from "
+            f"{least} on, such as {nearest}"
+        )
+    return batch // parts
+
+
+def row_of(table: Mapping[str, T], kind: str, what: str, where: str) -> T:
+    """The row of a kind; InputError where only a `Literal` of the config names the kind."""
+    if kind not in table:
+        raise InputError(f"{what} {kind!r} has no row in {where}; there: {', '.join(table)}")
+    return table[kind]

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganfast.config import LossConfig, row_of
+from ganfast.config import LossConfig
+from ganfast.fields import row_of
 
 
 def bce_critic(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:

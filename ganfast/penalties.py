@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ganfast.config import PenaltyConfig, row_of
+from ganfast.config import PenaltyConfig
+from ganfast.fields import row_of
 from ganfast.models import judge
 from ganfast.tensors import full_precision
 
@@ -61,14 +62,15 @@ def interpolate(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     return (eps * real + (1 - eps) * fake).requires_grad_()
 
 
-def perturb(real: Tensor, fake: Tensor, noise: Tensor) -> Tensor:
+def perturb(real: Tensor, fake: Tensor, noise: Tensor, std: Tensor | None = None) -> Tensor:
     """Reals moved by 0.5 std(batch) * noise, noise uniform in [0, 1): where DRAGAN penalises.
 
     arXiv:1705.07215. The paper's code draws uniform noise scaled by the standard deviation of the
-    batch, which is what everyone reproduces.
+    batch, which is what everyone reproduces. ``std``: that of the whole batch, 0-d, where ``real``
+    is a part of one.
     """
     real = real.detach()
-    return (real + 0.5 * real.std() * noise).requires_grad_()
+    return (real + 0.5 * (real.std() if std is None else std) * noise).requires_grad_()
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Penalty:
 
     formula: Literal["norm", "zero-centred"]  # `norm_penalty` or `zero_centred_penalty`
     pictures: tuple[str, ...] = ()  # of the loss itself: "real", "fake"; () = points of its own
-    # real, fake, drawn -> (N, C, H, W)
-    points: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    # real, fake, drawn, and with noise the std of the whole batch or None -> (N, C, H, W)
+    points: Callable[..., Tensor] | None = None
     drawn: Literal["", "eps", "noise"] = ""  # for the points: (N,), or like the pictures; in [0, 1)
 
     def __post_init__(self) -> None:
@@ -134,17 +136,23 @@ def points_of(
     fake: Tensor,
     eps: Tensor | None,
     noise: Tensor | None,
+    std: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The points of each penalty that has its own, detached; torch draws numbers that are None."""
+    """The points of each penalty that has its own, detached; torch draws numbers that are None.
+
+    ``std``: of `perturb`.
+    """
     batches = []
     for penalty in map(penalty_of, penalties):
         if penalty.points is None:
             continue
         if penalty.drawn == "eps":
             drawn = torch.rand(len(real), device=real.device) if eps is None else eps
+            points = penalty.points(real, fake, drawn)
         else:
             drawn = torch.rand_like(real) if noise is None else noise
-        batches.append(penalty.points(real, fake, drawn).detach())
+            points = penalty.points(real, fake, drawn, std)
+        batches.append(points.detach())
     return tuple(batches)
 
 

@@ -1,6 +1,8 @@
 """ganfast train and ganfast engines, with the config that preset, file and flags make."""
 
 import math
+import os
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ganfast.commands.parsing import Parser, overlaid
-from ganfast.config import run_folder
+from ganfast.config import Config, run_folder
 from ganfast.errors import InputError
+from ganfast.fields import parts_of
+from ganfast.host import usable_threads
 from ganfast.log import say
 
 
 def train(args: list[str]) -> None:
-    began, valued = time.monotonic(), ("--checkpoint", "--fork", "--minutes")
+    began, valued = time.monotonic(), ("--checkpoint", "--fork", "--minutes", "--gpus")
+    given = list(args)
     config, options = configured(args, "train", "Train", _FLAGS, _SWITCHES, valued)
+    if options.minutes and (options.gpus or "TORCHELASTIC_RUN_ID" in os.environ):
+        raise InputError("--minutes plans on one process: give --kimg to several")
+    ranks = _ranks(options.gpus, config)
     parent = ""
     for flag, value in (("--fork", options.fork), ("--checkpoint", options.checkpoint)):
         if value == "":
@@ -36,12 +44,47 @@ def train(args: list[str]) -> None:
         start = beginning(plan, parent, options.checkpoint or "", options.force)
         print(f"# start       {start}")
         return
+    if ranks:
+        _become_torchrun(ranks, _without(given, ("--gpus",), ()))
     from ganfast.runs.train import Interrupted, train
 
     try:
         train(config, options.quiet, options.checkpoint or "", parent, options.force)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
+
+
+def _ranks(gpus: str | None, config: Config) -> int:
+    """How many ranks --gpus asks for, 0 where it is not given.
+
+    Raises:
+        InputError: no number above 0, no such GPUs here, or a batch without so many equal parts.
+    """
+    if gpus is None:
+        return 0
+    if not gpus.isdecimal() or not int(gpus):
+        raise InputError(f"--gpus is {gpus!r}; expected a whole number above 0")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError("torchrun started this process already: leave --gpus out")
+    count = int(gpus)
+    if config.device != "cpu":  # with it, the ranks are processes on the CPU
+        import torch
+
+        if count > (here := torch.cuda.device_count()):
+            raise InputError(
+                f"--gpus is {count}, but torch {torch.__version__} sees {here} CUDA devices here"
+            )
+    parts_of(config.batch, config.accumulate, count)
+    return count
+
+
+def _become_torchrun(ranks: int, args: list[str]) -> None:
+    """Go on as torchrun, which starts the ranks of this machine and ends them together."""
+    # torchrun would give each rank one thread, and say so at length.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_threads() // ranks)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    here = ["--nproc-per-node", str(ranks), "-m", "ganfast", "train"]
+    os.execv(sys.executable, [*torchrun, *here, *args])
 
 
 def _planned(config: Any, minutes: float, began: float, quiet: bool) -> Any:
@@ -78,7 +121,8 @@ _FLAGS = (
     "(images shown, or best; later ones are set aside). "
     "--fork NEWDIR begins a new run from there. "
     "What changes the mathematics of a run is refused unless --force. "
-    "--minutes M, in the place of --kimg, plans a new run that ends in M minutes."
+    "--minutes M, in the place of --kimg, plans a new run that ends in M minutes. "
+    "--gpus N shares every batch among N GPUs of this machine, by torchrun."
 )
 
 
@@ -91,7 +135,6 @@ def configured(
     valued: tuple[str, ...] = (),
 ) -> tuple[Any, Any]:
     """The config that preset, file and flags make, and the command's own switches and options."""
-    from ganfast.config import Config
     from ganfast.presets import PRESETS
 
     early = Parser(prog=f"ganfast {command}", add_help=False, allow_abbrev=False)

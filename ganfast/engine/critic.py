@@ -1,7 +1,7 @@
 """`make_critic_step`: the critic's gradients by the fastest engine that gets them right."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from ganfast.engine.choice import Choice, choose, raise_without_second_derivativ
 from ganfast.engine.counting import ORDER, fewest, step_flops
 from ganfast.engine.engines import Engine, Engines
 from ganfast.engine.gradients import FlatGradients
-from ganfast.engine.objective import Inputs, Stats
+from ganfast.engine.objective import Inputs, Stats, refuse_mistakes, shared_labels
 from ganfast.engine.walking.steps import CannotWalk, Walk
 from ganfast.engine.walking.trace import CannotTrace, FrontEnd, Trace
 from ganfast.engine.walking.walk import walk, walk_trace
@@ -26,7 +26,7 @@ from ganfast.log import logger
 from ganfast.models import averages_scores
 from ganfast.models.members import is_hooked, is_known, modes
 from ganfast.models.parts import held_power_iteration
-from ganfast.penalties import penalty_of, points_of
+from ganfast.penalties import points_of
 from ganfast.tensors import behind
 
 # In about one batch of eight a value rounds across a kink, and the gradient moves by 1e-3 or more.
@@ -95,6 +95,10 @@ def make_critic_step(
 UNDECIDED = Choice("reference", False, "not chosen before the first pictures")
 
 
+def _slowness(choice: Choice) -> float:
+    return 2 * ORDER.index(choice.engine) + (not choice.compiled)
+
+
 @dataclass
 class _Chosen:
     """What computes the steps of one graph of the critic."""
@@ -130,6 +134,9 @@ class CriticStep:
         self._asked, self._wants_check = (engine, compile), check
         # Whether an engine that was asked for and cannot take the critic is an error.
         self.insists, self._prepared = True, 0
+        # Of several processes that train together: from the slowness of this one's choice to that
+        # of the slowest, which all take.
+        self.slowest: Callable[[float], float] | None = None
         self.gradients = FlatGradients(critic)
         self._prepare()
 
@@ -277,6 +284,7 @@ class CriticStep:
         penalty_share: Tensor | None = None,
         transforms: Tensor | None = None,
         condition: Tensor | None = None,
+        std: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -295,6 +303,8 @@ class CriticStep:
                 of reals, fakes, and the points of each of the P penalties at points of their own.
             condition: what the pictures are made from, (N, K, H, W): the critic, of C + K channels,
                 is shown it behind all of them. Penalties hold gradients by the picture alone.
+            std: standard deviation, 0-d, of the batch that the reals are a part of, for DRAGAN;
+                None = theirs.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -305,28 +315,34 @@ class CriticStep:
             with torch.inference_mode(False):
                 drawn, changing = (eps, noise), (penalty_share, transforms, condition)
                 labels = real_labels, fake_labels
-                return self(real, fake, *labels, *drawn, with_penalty, *changing)
+                return self(real, fake, *labels, *drawn, with_penalty, *changing, std)
         penalties = self.penalties if with_penalty else ()
-        self._refuse(real, fake, real_labels, transforms, condition)
+        what = real, fake, real_labels, transforms, condition
+        refuse_mistakes(self.critic, self.penalties, *what)
         if not self.gradients.fits or self._modes != modes(self.critic):
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
         # Autograd cannot save tensors that inference mode made.
         real, fake = (x.clone() if x.is_inference() else x.detach() for x in (real, fake))
         self._constants = self._record(real, real_labels, condition)
-        fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
-        points = points_of(penalties, real, fake, eps, noise)
+        fake_labels = shared_labels(real_labels, fake_labels, penalties)
+        points = points_of(penalties, real, fake, eps, noise, std)
         labels, factors = (real_labels, fake_labels), (self.scale, penalty_share)
         inputs = Inputs(real, fake, *labels, points, *factors, transforms, condition)
+        return self._fill(inputs, bool(penalties))
+
+    def _fill(self, inputs: Inputs, penalised: bool) -> Stats:
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
+            agreed = not self._now.unchecked
             while unchecked := self._now.unchecked:
-                penalised = bool(penalties) if bool(penalties) in unchecked else not penalties
-                same = penalised == bool(penalties)
-                self._check(inputs if same else self._other(inputs, penalised), penalised)
+                kind = penalised if penalised in unchecked else not penalised
+                self._check(inputs if kind == penalised else self._other(inputs, kind), kind)
+            if not agreed and self.slowest is not None:
+                self._take(self.slowest(_slowness(self.choice)))
             with torch.enable_grad():
-                gradients, stats = self._now.run(inputs, bool(penalties))
+                gradients, stats = self._now.run(inputs, penalised)
         except Exception as error:
             if self._refused_now:  # by the caller's mistake, perhaps: the next call records again
                 self._prepare()
@@ -335,53 +351,6 @@ class CriticStep:
         self._refused_now = False
         self.gradients.fill(gradients)
         return stats
-
-    def _refuse(
-        self,
-        real: Tensor,
-        fake: Tensor,
-        labels: Tensor | None,
-        transforms: Tensor | None,
-        condition: Tensor | None,
-    ) -> None:
-        """Raise InputError for what no step can be computed of."""
-        if not len(real):
-            raise InputError("the batch has no pictures; expected one or more")
-        if real.shape != fake.shape:
-            raise InputError(
-                f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
-            )
-        if condition is not None and (len(condition), *condition.shape[2:]) != (
-            len(real),
-            *real.shape[2:],
-        ):
-            raise InputError(
-                f"the condition is {tuple(condition.shape)} and reals are {tuple(real.shape)}; "
-                "expected as many, of their height and width"
-            )
-        batches = 2 + sum(penalty_of(p).points is not None for p in self.penalties)
-        if transforms is not None and transforms.shape != (batches, len(real), 7):
-            raise InputError(
-                f"transforms are {tuple(transforms.shape)}; expected {(batches, len(real), 7)}"
-            )
-        if getattr(self.critic, "takes_labels", False) and labels is None:
-            raise InputError(
-                "this critic judges a picture as one of its class: give real_labels (N,)"
-            )
-
-    def _shared_labels(
-        self, real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]
-    ) -> Tensor | None:
-        if fake is None or fake is real or real is None:
-            return real
-        between = [p.kind for p in penalties if penalty_of(p).points]
-        # waits for the device: give the same tensor, or none, to go without
-        if between and not torch.equal(real, fake):
-            raise InputError(
-                f"reals and fakes have different labels, so that the points of {between[0]} have "
-                "no class; draw the fakes with the labels of the reals"
-            )
-        return fake
 
     def _other(self, inputs: Inputs, penalised: bool) -> Inputs:
         """``inputs`` for a step of the other kind, with or without penalty. Nothing is drawn."""
@@ -406,6 +375,15 @@ class CriticStep:
             now.run = self._engines.made(slower, now.walked, self._trace)
             now.unchecked = {not penalised}
         now.unchecked.discard(penalised)
+
+    def _take(self, slowness: float) -> None:
+        """Compute as slowly as that, because a check of another process failed."""
+        if slowness == _slowness(self.choice):
+            return
+        engine = ORDER[int(slowness // 2)]
+        choice = Choice(engine, slowness % 2 == 0, "another rank's check refused a faster one")
+        self.choice = self._now.choice = choice
+        self._now.run = self._engines.made(choice, self._now.walked, self._trace)
 
     def _problem(self, inputs: Inputs, penalised: bool) -> str | None:
         """The error of the engine's gradients, in words; None = they are right.

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganfast.augment import augmented
-from ganfast.config import LossConfig
+from ganfast.config import LossConfig, PenaltyConfig
+from ganfast.errors import InputError
 from ganfast.losses import accuracy, class_loss, critic_accuracy, critic_loss, wasserstein_estimate
 from ganfast.models.parts import Judgement
+from ganfast.penalties import penalty_of
 from ganfast.tensors import behind
 
 Stats = dict[str, Tensor]
@@ -85,3 +87,54 @@ def penalty_stats(values: Sequence[Tensor], norms: Sequence[Tensor]) -> Stats:
         "gradient_norm": norm.mean(),
         "gradient_norm_max": norm.max(),
     }
+
+
+def refuse_mistakes(
+    critic: nn.Module,
+    penalties: Sequence[PenaltyConfig],
+    real: Tensor,
+    fake: Tensor,
+    labels: Tensor | None,
+    transforms: Tensor | None,
+    condition: Tensor | None,
+) -> None:
+    """Raise InputError for what no step can be computed of."""
+    if not len(real):
+        raise InputError("the batch has no pictures; expected one or more")
+    if real.shape != fake.shape:
+        raise InputError(
+            f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+        )
+    grid = len(real), *real.shape[2:]
+    if condition is not None and (len(condition), *condition.shape[2:]) != grid:
+        raise InputError(
+            f"the condition is {tuple(condition.shape)} and reals are {tuple(real.shape)}; "
+            "expected as many, of their height and width"
+        )
+    batches = 2 + sum(penalty_of(p).points is not None for p in penalties)
+    if transforms is not None and transforms.shape != (batches, len(real), 7):
+        raise InputError(
+            f"transforms are {tuple(transforms.shape)}; expected {(batches, len(real), 7)}"
+        )
+    if getattr(critic, "takes_labels", False) and labels is None:
+        raise InputError("this critic judges a picture as one of its class: give real_labels (N,)")
+
+
+def shared_labels(
+    real: Tensor | None, fake: Tensor | None, penalties: Sequence[PenaltyConfig]
+) -> Tensor | None:
+    """The labels of the fakes: those of the reals where none are given.
+
+    Raises:
+        InputError: others than the reals' where a penalty is between both.
+    """
+    if fake is None or fake is real or real is None:
+        return real
+    between = [p.kind for p in penalties if penalty_of(p).points]
+    # waits for the device: give the same tensor, or none, to go without
+    if between and not torch.equal(real, fake):
+        raise InputError(
+            f"reals and fakes have different labels, so that the points of {between[0]} have "
+            "no class; draw the fakes with the labels of the reals"
+        )
+    return fake

@@ -1,18 +1,45 @@
 """Dropout (Srivastava 2014) whose random numbers are cheap on a CPU too.
 
-torch draws one number an element, in sequence: a fifth of the original GAN's critic phase on two
-cores. Sixteen bits an element are enough, and torch's generator gives sixty-four at a time.
-
 There torch's own draws one number an element, in sequence: a fifth of the original GAN's critic
 phase on two cores. Sixteen bits an element are enough, and torch's generator gives sixty-four at a
 time.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ganfast.models.members import is_known, modules
+
 _LEVELS = 1 << 16
+_part, _parts = 0, 1  # of a batch: which one the process computes, and of how many
+
+
+@contextmanager
+def part_of_batch(part: int, parts: int) -> Iterator[None]:
+    """Inside, every batch is part number ``part`` of a whole one of ``parts`` equal parts.
+
+    `Dropout` draws the numbers of the whole batch and takes those of the part. So the parts have
+    the numbers that the whole would have, wherever each begins with the same state of the
+    generator.
+    """
+    global _part, _parts
+    before, (_part, _parts) = (_part, _parts), (part, parts)
+    try:
+        yield
+    finally:
+        _part, _parts = before
+
+
+def draws_by_part(*nets: nn.Module) -> bool:
+    """Whether all that networks draw while they train is by `Dropout`, as far as is known."""
+    drawing = nn.modules.dropout._DropoutNd | nn.RReLU
+    layers = [m for net in nets for m in modules(net)]
+    own = [m for m in layers if isinstance(m, drawing) and not isinstance(m, Dropout)]
+    return not own and all(map(is_known, nets))
 
 
 class Dropout(nn.Dropout):
@@ -24,11 +51,13 @@ class Dropout(nn.Dropout):
     def numbers(self, like: Tensor) -> Tensor:
         """What `mask` takes, laid out as ``like``: float32 whole numbers on a CPU, else the
         mask."""
+        count, start = _parts * like.numel(), _part * like.numel()
         if like.device.type != "cpu":
-            return F.dropout(torch.ones_like(like), self.p)
-        words = torch.randint(-(2**63), 2**63 - 1, (-(-like.numel() // 4),)).view(torch.int16)
+            drawn = F.dropout(like.new_ones(count), self.p)
+            return drawn.as_strided(like.shape, torch.empty_like(like).stride(), start)
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 4),)).view(torch.int16)
         strides = torch.empty_like(like, dtype=torch.int16).stride()
-        return words.as_strided(like.shape, strides).float()
+        return words.as_strided(like.shape, strides, start).float()
 
     def mask(self, numbers: Tensor, like: Tensor) -> Tensor:
         """0 with probability p, else 1 / (1 - p): laid out as ``numbers``, typed as ``like``."""

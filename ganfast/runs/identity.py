@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from ganfast.runs.run import Run
 
 # Fields that may change when a run is resumed: they say where and how long, not what is computed.
-_FREE = ("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset")
+_FREE = (
+    *("out", "kimg", "device", "data_root", "data", "compile", "cuda_graphs", "engine", "preset"),
+    "accumulate",
+)
 _FREE_GROUPS = ("log.", "score.", "guard.")
 HISTORY = "history.jsonl"
 PICTURES = "the pictures"  # named among changed fields

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +30,7 @@ from ganfast.engine import (
 )
 from ganfast.errors import InputError, cannot_write, is_out_of_memory
 from ganfast.evaluate.during import Scorer
+from ganfast.fields import parts_of
 from ganfast.host import usable_threads
 from ganfast.log import logger, say
 from ganfast.outside import read_json
@@ -39,11 +40,13 @@ from ganfast.runs import resume
 from ganfast.runs.logfile import RunLog
 from ganfast.runs.run import Run
 from ganfast.runs.saving import insist, tidy
+from ganfast.runs.together import Together, begin, plan_together, record, share_engine
 from ganfast.runs.writer import Writer, save_sheet, sheet_of_reals, unfinished
 from ganfast.training.host_memory import keep_freed_memory
 from ganfast.training.loop import train_loop
 from ganfast.training.memory import batch_that_fits
-from ganfast.training.plan import Plan, make_plan
+from ganfast.training.plan import Plan
+from ganfast.training.ranks import Ranks, joined, synchronise_batch_norm
 from ganfast.training.state import restore
 
 
@@ -78,6 +81,7 @@ def train(
 
     In a container it lowers torch's threads, those of the whole process, to what the quota pays
     for; OMP_NUM_THREADS sets another number.
+    In a process that torchrun started it is one rank of several, see `ganfast.training.ranks`.
 
     Args:
         config: what to train, or the name of a preset.
@@ -95,17 +99,25 @@ def train(
     Raises:
         InputError: a config or data that cannot be used; no memory for it, no space, no permission.
         RunError: the training diverged again and again, or a checkpoint could not be written; the
-            last one is whole.
+            last one is whole. Or another rank is gone.
         Interrupted: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
     made = preset_config(config, **fields) if isinstance(config, str) else config.replace(**fields)
-    parent, config = None, _as_recorded(made)
-    if fork_of:
+    config = _as_recorded(made)
+    with joined(config.device) as ranks:
+        return _joined(ranks, config, quiet or not ranks.first, checkpoint, fork_of, force)
+
+
+def _joined(
+    ranks: Ranks, config: Config, quiet: bool, checkpoint: str, fork_of: str | Path, force: bool
+) -> Run:
+    parent = None
+    if fork_of and ranks.first:
         parent = Run.open(fork_of)
         resume.refuse_as_fork(run_folder(config))
     try:
         with progress_bar() if not quiet else nullcontext() as packing:
-            plan = make_plan(config, packing, fork_of)
+            plan = plan_together(ranks, config, packing, fork_of)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -121,9 +133,10 @@ def train(
         if not quiet:
             say(message)
     with ExitStack() as held:
-        resume.hold(plan.folder, held)
+        if ranks.first:
+            resume.hold(plan.folder, held)
         try:
-            return _train(plan, quiet, "" if parent else checkpoint, force)
+            return _train(plan, quiet, "" if parent else checkpoint, force, ranks)
         except OSError as error:
             go_on = f"`ganfast train --out {plan.folder}` goes on from the newest checkpoint"
             raise cannot_write(plan.folder, error, f"mend that, and {go_on}") from error
@@ -132,8 +145,19 @@ def train(
                 raise
             detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             logger.warning("out of memory: %s", detail)
+            if ranks.together:  # the others wait, so that nothing can be tried
+                raise InputError(_more_parts(plan, ranks)) from error
     # Raised out here: inside, the error above would keep alive what the step had in memory.
     raise InputError(_smaller_batch(plan))
+
+
+def _more_parts(plan: Plan, ranks: Ranks) -> str:
+    c = plan.config
+    return (
+        f"rank {ranks.rank}: {plan.device} has no memory left at "
+        f"{c.batch // ranks.size // c.accumulate} pictures of batch {c.batch} at a time: "
+        "give a higher --accumulate, more ranks or a lower --batch"
+    )
 
 
 def _smaller_batch(plan: Plan) -> str:
@@ -147,43 +171,51 @@ def _smaller_batch(plan: Plan) -> str:
     way_out = f"give --batch {batch}"
     if checkpoints.listed(plan.folder / "checkpoints"):
         way_out += " with --force or --fork NEWDIR, as it changes what the run computes"
+    if plan.config.batch % batch == 0 and plan.config.accumulate == 1:
+        way_out += f"; or --accumulate {plan.config.batch // batch}, which changes it by no more "
+        way_out += "than rounding, and batch norm"
     return f"{message}; {batch} {how}: {way_out}"
 
 
-def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
+def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool, ranks: Ranks) -> Run:
     """Start the run of a locked folder, or go on with it, and train it to its end."""
     config, folder, state = plan.config, plan.folder, plan.state
-    run, changed = resume.open_folder(plan, force)
-    resumed = resume.find(run, checkpoint, force)
+    run, resumed = Run(folder, config, asdict(plan.pack.info)), None
+    if ranks.first:
+        run, changed = resume.open_folder(plan, force)
+        resumed = resume.find(run, checkpoint, force)
     if resumed:
         plan = replace(plan, computed=resumed.record.computed or _engine_before(run))
         restore(state, resumed.contents, resumed.record.images, str(resumed.path))
+    plan = begin(ranks, plan)
     complete = not unfinished(state, config)
     scorer = None
-    if not complete:
+    if not complete and ranks.first:
         if config.score.every_kimg:  # made before anything is written, as it may refuse the config
             scorer = Scorer(config, plan.pack.info, plan.device)
         if resumed:
             resume.go_on_from(run, resumed, changed)
         resume.write_record(run)
+        record(run, plan, ranks)
     if not quiet:
         say(f"data: {plan.pack.info.recognised}")
         say(plan.describe())
         if resumed:
             end = f": already complete; {resume.way_on(plan)}" if complete else ""
             say(f"resuming {folder} at {state.images / 1000:g} kimg{end}")
-    if not resumed:
+    if not resumed and ranks.first:
         save_sheet(sheet_of_reals(plan), folder / "samples" / "reals.png", config.size)
     if complete:
-        # What the last save could not remove goes now.
-        tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)
+        if ranks.first:  # what the last save could not remove goes now
+            tidy(run.checkpoint_folder, Run.open(folder).config.log.keep)
         return run
     began, first = time.monotonic(), state.images
-    stopped = _train_on(plan, run, scorer, resumed, quiet)
+    stopped = _train_on(plan, run, scorer, resumed, quiet, ranks)
     reached = f"{state.images / 1000:g} kimg"
     if stopped:
         name = signal.Signals(stopped[0]).name
-        say(f"{name}: saved {folder} at {reached}; `ganfast train --out {folder}` goes on")
+        if ranks.first:
+            say(f"{name}: saved {folder} at {reached}; `ganfast train --out {folder}` goes on")
         raise Interrupted(stopped[0])
     if not quiet:
         seconds = time.monotonic() - began
@@ -198,44 +230,68 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
 
 
 def _train_on(
-    plan: Plan, run: Run, scorer: Scorer | None, resumed: checkpoints.Loaded | None, quiet: bool
+    plan: Plan,
+    run: Run,
+    scorer: Scorer | None,
+    resumed: checkpoints.Loaded | None,
+    quiet: bool,
+    ranks: Ranks,
 ) -> list[int]:
     """Train from the state of the plan to its end, or to a signal; returns the signals received."""
-    config, state, folder = plan.config, plan.state, plan.folder
+    config, state = plan.config, plan.state
     set_libraries(plan.device, config.precision)
-    position = resumed.record.log_lines if resumed else None
-    target, events = config.kimg * 1000, config.log.tensorboard
-    verdict = verified_beside(plan.pack)  # beside the first steps
     with ExitStack() as held:
         if plan.compile and plan.device.type == "cpu" and not quiet:
             say("compiling the steps, which takes half a minute or so; --compile off does without")
+        if ranks.together and config.sync_batchnorm:
+            synchronise_batch_norm(state)
         critic, generator, drawing = make_steps(plan)
         critic.insists = config.engine != "auto"
-        pictures, labels = plan.batch(config.batch)
+        pictures, labels = plan.batch(parts_of(config.batch, config.accumulate, ranks.size))
         critic.prepare(pictures, labels, plan.conditions(pictures)[1])
-        log = RunLog(folder, state.images, target, events, quiet, position)
-        held.callback(log.close)
-        if not quiet:
-            say(f"critic step: {_choice(plan, critic)}")
-        _write_engine(run, _choice(plan, critic))
-
-        def computed() -> dict[str, Any]:
-            return {"engine": critic.choice.engine, "compile": plan.compile}
-
-        writer = Writer(plan, run, log, scorer, computed, verdict)
-        held.callback(writer.close)
-        with signals() as stopped:
-
-            def stop() -> bool:
-                return bool(stopped)
-
-            if not resumed:
+        share_engine(ranks, critic)
+        writer = None
+        if ranks.first:
+            writer = _writer(plan, run, scorer, resumed, quiet, critic, held)
+        with signals() as received:
+            together = Together(ranks, plan, writer, received)
+            stopped = together.stopped
+            if writer is not None and not resumed:
                 writer.samples()
-            train_loop(state, plan.data, config, critic, generator, stop, writer.on_step, drawing)
-            writer.finish()
+            how = critic, generator, lambda: bool(stopped), together.on_step, drawing
+            train_loop(state, plan.data, config, *how, ranks)
+            together.finish()
         # The start-up check may have refused the first choice.
-        _write_engine(run, _choice(plan, critic))
+        if ranks.first:
+            _write_engine(run, _choice(plan, critic))
     return stopped
+
+
+def _writer(
+    plan: Plan,
+    run: Run,
+    scorer: Scorer | None,
+    resumed: checkpoints.Loaded | None,
+    quiet: bool,
+    critic: CriticStep,
+    held: ExitStack,
+) -> Writer:
+    """What writes a run, until ``held`` ends; it says how the critic is computed."""
+    verdict = verified_beside(plan.pack)  # beside the first steps
+    position = resumed.record.log_lines if resumed else None
+    target, events = plan.config.kimg * 1000, plan.config.log.tensorboard
+    log = RunLog(run.folder, plan.state.images, target, events, quiet, position)
+    held.callback(log.close)
+    if not quiet:
+        say(f"critic step: {_choice(plan, critic)}")
+    _write_engine(run, _choice(plan, critic))
+
+    def computed() -> dict[str, Any]:
+        return {"engine": critic.choice.engine, "compile": plan.compile}
+
+    writer = Writer(plan, run, log, scorer, computed, verdict)
+    held.callback(writer.close)
+    return writer
 
 
 def make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
@@ -245,7 +301,9 @@ def make_steps(plan: Plan) -> tuple[CriticStep, GeneratorStep, Drawing]:
     twins = state.optimizer_generator.computing, state.optimizer_critic.computing
     optimizers = state.optimizer_generator, state.optimizer_critic
     scales = [None if it.scale is None else it.scale.value for it in optimizers]
+    # Ranks whose batch norms wait for each other must call the critic equally often.
     options: dict[str, Any] = {"computing": twins[1], "scale": scales[1]}
+    options["check"] = not c.sync_batchnorm
     critic = make_critic_step(
         state.critic, c.loss, c.penalty, autocast, plan.engine, compiled, **options
     )

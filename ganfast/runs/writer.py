@@ -37,6 +37,47 @@ from ganfast.training.state import Copy, State, restore
 _SHEET = 64  # pictures in a sample grid, about
 
 
+class Due:
+    """What is to be done behind a step, by the counter alone: the same on every rank."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, whole = config, config.kimg * 1000
+        self._sample_every = config.log.sample_kimg * 1000 or whole / 20
+        self._save_every = config.log.save_kimg * 1000 or whole / 10
+        self._step_images = config.batch * config.optim.critic_steps
+
+    def step(self, images: int) -> int:
+        return images // self._step_images
+
+    def line(self, images: int, critic: Mapping[str, Tensor]) -> bool:
+        """Of the log, for a step with these statistics of the critic."""
+        c = self._config
+        # A lazy penalty is due in one of ``wait`` steps: the line is of the step that has it, and
+        # the counter alone says which that is.
+        wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active and critic else 1
+        if images >= c.kimg * 1000:
+            return True
+        return self.step(images) % c.log.every < wait and ("penalty" in critic or wait == 1)
+
+    def look(self, images: int) -> bool:
+        """Of the guard."""
+        every = self._config.guard.every
+        return bool(every) and self.step(images) % every == 0
+
+    def sample(self, images: int) -> bool:
+        return self._crossed(images, self._sample_every)
+
+    def save(self, images: int) -> bool:
+        return self._crossed(images, self._save_every)
+
+    def score(self, images: int) -> bool:
+        every = self._config.score.every_kimg * 1000
+        return bool(every) and self._crossed(images, every)
+
+    def _crossed(self, images: int, every: float) -> bool:
+        return images // every != (images - self._step_images) // every
+
+
 class Writer:
     """Writes log lines, sample grids, and checkpoints of states that the guard passed, when due."""
 
@@ -53,11 +94,7 @@ class Writer:
         the ``verdict`` on the pictures that it was trained on."""
         self._verdict = verdict
         self.plan, self.run, self.log, self.scorer, c = plan, run, log, scorer, plan.config
-        whole = c.kimg * 1000
-        self.sample_every = c.log.sample_kimg * 1000 or whole / 20
-        self.save_every = c.log.save_kimg * 1000 or whole / 10
-        self.score_every = c.score.every_kimg * 1000
-        self.step_images = c.batch * c.optim.critic_steps
+        self.due = Due(c)
         self.guard, self.tries = Guard(c.guard), 0
         self.good = Copy(on_host=False)  # the state that the guard passed last
         self.problem, self.restored_at = "", -1  # of the last divergence
@@ -81,13 +118,8 @@ class Writer:
     ) -> None:
         self.log.progress.tick(state.images)
         self.saver.poll()
-        c, problem = self.plan.config, None
-        step = state.images // self.step_images
-        finished = state.images >= c.kimg * 1000
-        # A lazy penalty is due in one of ``wait`` steps: the line is of the step that has it, and
-        # the counter alone says which that is.
-        wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active and critic else 1
-        if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
+        due, images, problem = self.due, state.images, None
+        if due.line(images, critic):
             if critic:  # which rests while the generator learns from the distance to reals alone
                 generator = generator | {"spread": spread(critic["thumbnails"])}
             named = {f"critic/{n}": value for n, value in critic.items() if n != "thumbnails"}
@@ -96,18 +128,15 @@ class Writer:
             problem = self.guard.statistics_problem(record)
             self._tell(self.diagnosis(record))
         sound = True
-        if problem or (c.guard.every and step % c.guard.every == 0):
+        if problem or due.look(images):
             sound = self._hold(problem)
-        if self._crossed(state.images, self.sample_every):
+        if due.sample(images):
             self.samples()
         # A state that was only just restored has proved nothing; the last checkpoint is `finish`'s.
-        if sound and not finished:
-            due = self.scorer is not None and self._crossed(state.images, self.score_every)
-            if due or self._crossed(state.images, self.save_every):
-                self.checkpoint(due)
-
-    def _crossed(self, images: int, every: float) -> bool:
-        return images // every != (images - self.step_images) // every
+        if sound and unfinished(state, self.plan.config):
+            scored = self.scorer is not None and due.score(images)
+            if scored or due.save(images):
+                self.checkpoint(scored)
 
     def samples(self) -> None:
         """A grid from latents that stay the same throughout the run, classes in columns."""

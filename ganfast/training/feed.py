@@ -5,7 +5,8 @@ its launches are shared.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -62,26 +63,42 @@ class GeneratorFeed:
     shown: Tensor | None = None
 
 
+AnyFeed = TypeVar("AnyFeed", CriticFeed, GeneratorFeed)
+
+
+def part_of(feed: AnyFeed, rows: slice) -> AnyFeed:
+    """Some pictures of a step, with all that is theirs."""
+    tensors = {f.name: x for f in fields(feed) if isinstance(x := getattr(feed, f.name), Tensor)}
+    by_picture = {name: x[rows] for name, x in tensors.items() if x.dim() and name != "uniforms"}
+    if feed.uniforms is not None:
+        by_picture["uniforms"] = feed.uniforms[:, rows]
+    return replace(feed, **by_picture)
+
+
 class Feed:
     """Serves one step after another from tables of the next `ahead` generator steps.
 
     The tables of a critic's turn lie side by side in one row of 64-bit words, so that one copy
-    serves the turn.
+    serves the turn. ``rows``: of every batch, only these are served; None = all.
     """
 
-    def __init__(self, config: Config, data: ResidentData) -> None:
-        c, self.config, self.data, device = config, config, data, data.device
+    def __init__(self, config: Config, data: ResidentData, rows: slice | None = None) -> None:
+        rows = rows or slice(0, config.batch)
+        self._whole, self.data, device = config, data, data.device
+        c = self.config = replace(config, batch=rows.stop - rows.start)  # its tables are of rows
         self.task = task_of(c, c.size, c.channels)
-        self.step_images = c.optim.critic_steps * c.batch
+        self.step_images = c.optim.critic_steps * config.batch
         bytes_of_step = 4 * self.step_images * c.net.latent
         self.ahead = min(_MOST, max(_LEAST, _BYTES // bytes_of_step))
         self._drawn = range(0)  # on the host: image counters of all steps in the tables
         self._first = torch.zeros((), dtype=torch.int64, device=device)
-        self._offsets = torch.arange(self.ahead * self.step_images, device=device)
+        offsets = torch.arange(self.ahead * self.step_images, device=device)
+        self._offsets = offsets.view(-1, config.batch)[:, rows].flatten()
+        self._rows = torch.arange(c.batch, device=device)
         # Which turn comes next, counted on the device: a captured phase goes through the tables by
         # itself.
         self._turn = torch.zeros(1, dtype=torch.int64, device=device)
-        self._scheduled = list(scheduled_values(c, torch.zeros(0, dtype=torch.int64)))
+        self._scheduled = list(scheduled_values(config, torch.zeros(0, dtype=torch.int64)))
         columns = {
             "image": (torch.int64, 1),
             "scheduled": (torch.float64, len(self._scheduled)),
@@ -113,12 +130,13 @@ class Feed:
 
     def set(self, images: int) -> None:
         """Let the tables start at ``images``; `draw` must follow."""
-        c, turns = self.config, self.config.optim.critic_steps
+        turns = self.config.optim.critic_steps
         self._first.fill_(images)
         self.rewind()
         self._drawn = range(images, images + self.ahead * self.step_images, self.step_images)
         # They are computed on the host: a GPU would launch thirty kernels for them.
-        values = torch.stack(list(scheduled_values(c, torch.tensor(self._drawn)).values()), dim=1)
+        scheduled = scheduled_values(self._whole, torch.tensor(self._drawn))
+        values = torch.stack(list(scheduled.values()), dim=1)
         self._columns["scheduled"].copy_(values.repeat_interleave(turns, 0))
 
     def rewind(self) -> None:
@@ -208,7 +226,7 @@ class Feed:
         """What the task makes of a turn's reals, and what the critic is shown of it."""
         if self.task is None or real is None:
             return None, None
-        index = now["image"] + self._offsets[: self.config.batch]
+        index = now["image"] + self._rows
         given = self.task.derive(real, index, self.config.seed)
         return given, self.task.show(given)
 
@@ -221,7 +239,7 @@ class Feed:
         c = self.config
         if drawn_numbers(c.penalty) != "noise":
             return None
-        index = image + self._offsets[: c.batch]
+        index = image + self._rows
         return noise(c.seed, Purpose.NOISE, index, real[0].numel()).view(real.shape)
 
 

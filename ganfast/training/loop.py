@@ -3,7 +3,7 @@
 An `Iteration` composes the phases of a step; `train_loop` runs them until enough reals are shown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,11 +13,14 @@ from ganfast.config import Config
 from ganfast.data.resident import ResidentData
 from ganfast.device import autocast_of
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
+from ganfast.fields import parts_of
+from ganfast.models.dropout import draws_by_part, part_of_batch
 from ganfast.random import device_generator
 from ganfast.tasks import task_of
 from ganfast.tensors import behind
-from ganfast.training.feed import CriticFeed, Feed, GeneratorFeed
+from ganfast.training.feed import AnyFeed, CriticFeed, Feed, GeneratorFeed, part_of
 from ganfast.training.phases import Graphs, Phase, Stats, Watch
+from ganfast.training.ranks import ALONE, Ranks
 from ganfast.training.spread import thumbnails
 from ganfast.training.state import State
 
@@ -40,10 +43,12 @@ class Iteration:
         drawing: Drawing,
         graphs: Graphs,
         watch: Watch | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured, and
         ``watch`` what must not change while they are replayed."""
-        self.feed = Feed(config, data)
+        self.feed, self._ranks = Feed(config, data, ranks.rows(config)), ranks
+        self._random = device_generator(data.device)
         self._state, self._config, self._drawing = state, config, drawing
         self._critic_step, self._generator_step = critic_step, generator_step
         self.draws = Phase("drawing", self._draw_ahead, graphs)
@@ -61,22 +66,30 @@ class Iteration:
     def _critic(self, with_penalty: bool) -> Stats:
         """Score reals above fakes of the same classes, and stay flat where the penalty asks it."""
         batch = self.feed.critic()
-        real, labels = batch.real, batch.labels
-        fake = self._drawing(batch.z, labels, batch.given)
-        stats = self._critic_step(
-            *(real, fake, labels),
-            eps=batch.eps,
-            noise=batch.noise,
-            with_penalty=with_penalty,
-            penalty_share=batch.penalty_share,
-            transforms=self._transforms(batch),
-            condition=batch.shown,
-        )
+        std = None if batch.noise is None else self._ranks.std(batch.real)
+
+        def step(part: CriticFeed) -> Stats:
+            fake = self._drawing(part.z, part.labels, part.given)
+            stats = self._critic_step(
+                *(part.real, fake, part.labels),
+                eps=part.eps,
+                noise=part.noise,
+                with_penalty=with_penalty,
+                penalty_share=part.penalty_share,
+                transforms=self._transforms(part),
+                condition=part.shown,
+                std=std,
+            )
+            return stats | {"thumbnails": thumbnails(part.real, fake)}
+
+        stats = self._in_parts(self._critic_step, batch, step)
         augmentation, clip = self._state.augmentation, self._config.loss.clip
         if augmentation is not None and augmentation.adaptive:
-            stats |= {"augment_p": augmentation.adapt(stats["real_accuracy"])}
+            share = stats["real_accuracy"].double()
+            self._ranks.mean(share)
+            stats |= {"augment_p": augmentation.adapt(share)}
         self._state.optimizer_critic.move(batch.rate, limit=clip, beta2=batch.beta2)
-        return stats | {"thumbnails": thumbnails(real, fake)}
+        return stats
 
     def _generator(self, judged: bool) -> Stats:
         """Make fakes of the classes last shown that the critic scores high; the average follows.
@@ -84,14 +97,44 @@ class Iteration:
         Not ``judged``: they come near the reals of their conditions, and the critic rests.
         """
         batch = self.feed.generator()
-        stats = self._generator_step(
-            *(batch.z, batch.labels, batch.real),
-            transforms=self._transforms(batch),
-            given=batch.given,
-            shown=batch.shown,
-            judged=judged,
-        )
+
+        def step(part: GeneratorFeed) -> Stats:
+            return self._generator_step(
+                *(part.z, part.labels, part.real),
+                transforms=self._transforms(part),
+                given=part.given,
+                shown=part.shown,
+                judged=judged,
+            )
+
+        stats = self._in_parts(self._generator_step, batch, step)
         self._state.optimizer_generator.move(batch.rate, batch.decay, beta2=batch.beta2)
+        return stats
+
+    def _in_parts(
+        self, network: CriticStep | GeneratorStep, batch: AnyFeed, step: Callable[[AnyFeed], Stats]
+    ) -> Stats:
+        """Take ``step`` for each part of the batch: then the network's gradient is that of all
+        parts of all ranks. Returns the statistics of this rank's parts."""
+        ranks, parts = self._ranks, self._config.accumulate
+        if parts == 1:
+            with part_of_batch(ranks.rank, ranks.size):
+                stats = step(batch)
+        else:
+            count, found = len(batch.z) // parts, []
+            total = torch.zeros_like(network.gradients.flat)
+            # A capture cannot put the generator back: on a GPU each part draws anew.
+            begun = None if total.is_cuda else self._random.get_state()
+            for number in range(parts):
+                if begun is not None:
+                    self._random.set_state(begun)
+                with part_of_batch(ranks.rank * parts + number, ranks.size * parts):
+                    found.append(step(part_of(batch, slice(number * count, (number + 1) * count))))
+                total.add_(network.gradients.flat, alpha=1 / parts)
+            network.gradients.flat.copy_(total)
+            stats = _joined(found)
+        if ranks.together:
+            ranks.mean(network.gradients.flat)
         return stats
 
     def _transforms(self, batch: CriticFeed | GeneratorFeed) -> Tensor | None:
@@ -101,15 +144,27 @@ class Iteration:
         return augmentation.transforms(batch.uniforms, batch.augment_p)
 
 
-def watch_of(state: State, data: ResidentData, config: Config) -> Watch:
-    """Both networks, as the phases call them."""
-    pictures, labels = data.batch(0, config.batch)
+def _joined(parts: Sequence[Stats]) -> Stats:
+    """Statistics of a batch from those of its equal parts; see `Ranks.statistics`."""
+
+    def joined(name: str, values: list[Tensor]) -> Tensor:
+        if name == "thumbnails":
+            return torch.cat(values, dim=1)
+        stacked = torch.stack(values)
+        return stacked.amax(0) if name.endswith("_max") else stacked.mean(0)
+
+    return {name: joined(name, [stats[name] for stats in parts]) for name in parts[0]}
+
+
+def watch_of(state: State, data: ResidentData, config: Config, count: int) -> Watch:
+    """Both networks, as the phases call them with ``count`` pictures."""
+    pictures, labels = data.batch(0, count)
     task = task_of(config, config.size, config.channels)
-    index = torch.arange(config.batch, device=data.device)
+    index = torch.arange(count, device=data.device)
     given = task.derive(pictures, index, config.seed) if task else None
     shown = task.show(given) if task and given is not None else None
     labels = labels if config.conditional != "no" else None
-    z = torch.zeros(config.batch, config.net.latent, device=data.device)
+    z = torch.zeros(count, config.net.latent, device=data.device)
     judged = labels if getattr(state.critic, "takes_labels", False) else None
     calls = (
         (state.critic, (behind(pictures, shown), judged)),
@@ -127,22 +182,27 @@ def train_loop(
     stop: Callable[[], bool],
     on_step: OnStep,
     drawing: Drawing | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Run steps until config.kimg thousand reals are shown or ``stop()`` is true.
 
     ``drawing`` makes the critic's fakes; None = the generator as it is.
     """
     drawing, own = drawing or make_drawing(state.generator), device_generator(data.device)
-    watch = watch_of(state, data, config) if data.device.type == "cuda" else None
+    count = parts_of(config.batch, config.accumulate, ranks.size)
+    watch = watch_of(state, data, config, count) if data.device.type == "cuda" else None
     refusal = watch.refusal() if watch else ""
     refusal = refusal if data.resident else "the pictures are streamed from host memory"
     graphs = Graphs(config.cuda_graphs, data.device, refusal)
-    phases = Iteration(state, data, config, critic_step, generator_step, drawing, graphs, watch)
+    what = state, data, config, critic_step, generator_step, drawing, graphs, watch
+    phases = Iteration(*what, ranks)
+    # Where a network draws what only its own rows take, ranks must not draw the same.
+    apart = 0 if draws_by_part(state.generator, state.critic) else ranks.rank
 
     while state.images < config.kimg * 1000 and not stop():
         # What networks draw themselves, as dropout does, follows from the counter: a run that
         # was stopped here goes on with the same numbers.
-        own.manual_seed((config.seed * 0x9E3779B97F4A7C15 + state.images) % 2**63)
+        own.manual_seed((config.seed * 0x9E3779B97F4A7C15 + state.images + apart) % 2**63)
         if phases.feed.due(state.images):
             phases.feed.set(state.images)
             phases.draws()

@@ -154,6 +154,10 @@ class FlatAdam(torch.optim.Optimizer):
         if self._low is not None:
             self._low.copy_(self.flat)
 
+    def flat_tensors(self) -> list[Tensor]:
+        """Weights, both moments, and the average where there is one, (total,) each."""
+        return [self.flat, *self._moments, *([] if self.average is None else [self.average])]
+
     def _gradient(self) -> Tensor:
         """All gradients, (total,), in the order of the parameters.
 

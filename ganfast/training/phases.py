@@ -5,8 +5,9 @@ real steps too, on a side stream, in which libraries choose their algorithms. Th
 recorded, and later ones replay the record.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,39 @@ from ganfast.models.members import is_known
 Stats = dict[str, Tensor]
 CudaGraphs = Literal["auto", "on", "off"]
 _WARM_UP = 3  # calls; cuDNN and the caching allocator have settled after two
+
+
+class Exchange(NamedTuple):
+    """What ranks exchange in a phase; `replay` is called as that of a graph is."""
+
+    replay: Callable[[], object]
+
+
+_cut: Callable[[Exchange], None] | None = None  # ends a graph and begins the next
+
+
+def exchanged(exchange: Callable[[], object]) -> None:
+    """Call ``exchange`` now. In the record of a phase it is a part of the graph, or stands between
+    two graphs."""
+    if _cut is None:
+        exchange()
+    else:
+        _cut(Exchange(exchange))
+
+
+def is_recording() -> bool:
+    """Whether a phase is being recorded, where nothing is computed."""
+    return _cut is not None
+
+
+@contextmanager
+def _cutting(cut: Callable[[Exchange], None] | None) -> Iterator[None]:
+    global _cut
+    before, _cut = _cut, cut
+    try:
+        yield
+    finally:
+        _cut = before
 
 
 def refuse_graphs(mode: CudaGraphs, device: torch.device, refusal: str = "") -> str:
@@ -48,6 +82,7 @@ class Graphs:
         refusal = refuse_graphs(mode, device, refusal)
         self.mode, self.device = mode, device
         self.active = mode != "off" and not refusal
+        self.apart = False  # whether what ranks exchange stands between graphs
         if mode == "auto" and refusal and device.type == "cuda":
             self._warn(refusal)
         self.pool = torch.cuda.graph_pool_handle() if self.active else None
@@ -121,20 +156,21 @@ class Phase:
         self.name, self._step, self._graphs, self._watch = name, step, graphs, watch
         self._watched: tuple[Trace, ...] = ()
         self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._record: list[torch.cuda.CUDAGraph | Exchange] = []  # what a replay goes through
         self._stats: Stats = {}
 
     def __call__(self) -> Stats:
         if self._graphs.active and self._watch is not None:
             self._look(self._watch)
-        if self._graph is None and self._graphs.active:
+        if not self._record and self._graphs.active:
             if self._calls < _WARM_UP:
                 self._calls += 1
                 return self._aside()
             self._capture()
-        if self._graph is None or not self._graphs.active:
+        if not self._record or not self._graphs.active:
             return self._step()
-        self._graph.replay()
+        for part in self._record:
+            part.replay()
         return self._stats
 
     def _look(self, watch: Watch) -> None:
@@ -145,7 +181,7 @@ class Phase:
             self._graphs.give_up(self.name, error)
             return
         if watched != self._watched:
-            self._graph, self._calls, self._watched = None, 0, watched
+            self._record, self._calls, self._watched = [], 0, watched
 
     def _aside(self) -> Stats:
         side, main = self._graphs.side, torch.cuda.current_stream(self._graphs.device)
@@ -160,10 +196,28 @@ class Phase:
         return stats
 
     def _capture(self) -> None:
-        graph, device = torch.cuda.CUDAGraph(), self._graphs.device
-        main = torch.cuda.current_stream(device)
+        graphs, held = self._graphs, ExitStack()
+        record: list[torch.cuda.CUDAGraph | Exchange] = []
+        main, exchanges = torch.cuda.current_stream(graphs.device), 0
+
+        def begin() -> None:
+            graph = torch.cuda.CUDAGraph()
+            held.enter_context(capturing(graph, graphs.pool, graphs.side))
+            record.append(graph)
+
+        def cut(exchange: Exchange) -> None:
+            nonlocal exchanges
+            exchanges += 1
+            if not graphs.apart:
+                exchange.replay()
+                return
+            held.close()
+            record.append(exchange)
+            begin()
+
         try:
-            with capturing(graph, self._graphs.pool, self._graphs.side):
+            with held, _cutting(cut):
+                begin()
                 for name, value in self._step().items():
                     self._stats[name].copy_(value)
         except Exception as error:  # a library, or a user's network, may do what a capture forbids
@@ -171,6 +225,10 @@ class Phase:
             torch.cuda.set_stream(main)
             random = torch.cuda.default_generators[main.device_index]
             random.graphsafe_set_state(random.clone_state())
-            self._graphs.give_up(self.name, error)
+            if exchanges and not graphs.apart:
+                graphs.apart = True
+                self._capture()
+                return
+            graphs.give_up(self.name, error)
         else:
-            self._graph = graph
+            self._record = record

@@ -79,6 +79,8 @@ class Plan:
     def compile(self) -> bool:
         """Whether steps are compiled: as asked, else as the run was so far, else on a GPU, and on a
         CPU where the run is long enough to gain the time that compiling takes."""
+        if self.config.sync_batchnorm:  # whose exchange no graph of a compiler holds
+            return False
         if self.config.compile != "auto":
             return self.config.compile == "on"
         if self.device.type == "cuda":
@@ -264,7 +266,7 @@ def count_cost(plan: Plan) -> Cost:
 
     # Two batch sizes tell what grows with the batch from what does not: half-precision weights.
     (flops_2, peak_2), (flops_4, peak_4) = measured(2), measured(4)
-    activations = peak_2 + (peak_4 - peak_2) * (c.batch - 2) // 2
+    activations = peak_2 + (peak_4 - peak_2) * (c.batch // c.accumulate - 2) // 2
     weights = sum(p.nbytes for net in (state.generator, state.critic) for p in net.parameters())
     average = sum(p.nbytes for p in state.average.parameters())
     return Cost(

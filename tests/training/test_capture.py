@@ -14,7 +14,7 @@ from ganfast.device import capturing, set_libraries
 from ganfast.export.drawing.rows import ask
 from ganfast.export.drawing.run_torch import TorchBackend
 from ganfast.runs import train as run_train
-from ganfast.training.phases import Phase
+from ganfast.training.phases import Phase, exchanged, is_recording
 from tests.small_runs import tiny
 
 CUDA = torch.device("cuda")
@@ -75,34 +75,73 @@ def test_what_is_garbage_before_a_capture_is_freed_before_it(captures, monkeypat
     assert freed == [0]
 
 
-def test_a_phase_is_captured_so_and_a_broken_one_leaves_the_collector(captures, monkeypatch):
+@pytest.fixture
+def graphs(captures, monkeypatch):
+    """What a phase asks of its `Graphs` and of torch, where there is no GPU."""
+    generator = SimpleNamespace(graphsafe_set_state=lambda _: None, clone_state=lambda: None)
+    stream = SimpleNamespace(device_index=0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
     reasons = []
-    graphs = SimpleNamespace(
+    return SimpleNamespace(
         active=True,
+        apart=False,
         device=CUDA,
         pool="the pool",
         side="the side stream",
+        reasons=reasons,
         give_up=lambda name, error: reasons.append(f"{name}: {error}"),
     )
-    generator = SimpleNamespace(graphsafe_set_state=lambda _: None, clone_state=lambda: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "a graph")
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda device: SimpleNamespace(device_index=0)
-    )
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+
+
+def test_a_phase_is_captured_so_and_a_broken_one_leaves_the_collector(captures, graphs):
     whole = Phase("critic", dict, graphs)
     whole._capture()
-    assert whole._graph == "a graph"
+    assert len(whole._record) == 1
     broken = Phase("generator", lambda: 1 / 0, graphs)
     broken._capture()
-    assert broken._graph is None
-    assert reasons == ["generator: division by zero"]
+    assert broken._record == []
+    assert graphs.reasons == ["generator: division by zero"]
     assert gc.isenabled()
     for capture in captures:
         assert capture["capture_error_mode"] == "thread_local"
         assert (capture["pool"], capture["stream"]) == ("the pool", "the side stream")
         assert not capture["collects"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_ranks_exchange_is_in_the_graph_or_between_two_where_a_capture_refuses_it(
+    captures, graphs, refused
+):
+    order, inside = [], []
+
+    def exchange():
+        if refused and gc.isenabled() is False:  # inside a capture
+            raise RuntimeError("NCCL operations are not captured here")
+        order.append("exchange")
+
+    def step():
+        order.append("gradients")
+        exchanged(exchange)
+        inside.append(is_recording())
+        order.append("move")
+        return {}
+
+    phase = Phase("critic", step, graphs)
+    phase._capture()
+    assert (graphs.reasons, graphs.apart) == ([], refused)
+    assert inside[-1]
+    assert not is_recording()
+    before = len(order)
+    phase()
+    # Between two graphs a replay exchanges by itself; inside one it is the graph that does.
+    assert order[before:] == ["exchange"] * refused
+    assert [type(part).__name__ for part in phase._record] == (
+        ["SimpleNamespace", "Exchange", "SimpleNamespace"] if refused else ["SimpleNamespace"]
+    )
+    assert len(captures) == (3 if refused else 1)
 
 
 def test_pictures_left_on_the_device_wait_for_the_callers_stream(tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def run_steps(tmp_path, config: Config, steps: int) -> list[tuple]:
     plan = make_plan(replace(config, data=str(tmp_path / "set.npz"), kimg=1e3, device="cpu"))
     calls = []
 
-    def critic_step(real, fake, labels, eps, noise, with_penalty, **others):
+    def critic_step(real, fake, labels, with_penalty, **_):
         calls.append(("critic", labels, with_penalty))
         return {"loss": torch.zeros(())} | ({"penalty": torch.ones(())} if with_penalty else {})
 
