@@ -48,7 +48,6 @@ class Iteration:
         """``drawing`` makes the critic's fakes; ``graphs`` says whether phases are captured, and
         ``watch`` what must not change while they are replayed."""
         self.feed, self._ranks = Feed(config, data, ranks.rows(config)), ranks
-        self._random = device_generator(data.device)
         self._state, self._config, self._drawing = state, config, drawing
         self._critic_step, self._generator_step = critic_step, generator_step
         self.draws = Phase("drawing", self._draw_ahead, graphs)
@@ -123,13 +122,17 @@ class Iteration:
         else:
             count, found = len(batch.z) // parts, []
             total = torch.zeros_like(network.gradients.flat)
-            # A capture cannot put the generator back: on a GPU each part draws anew.
-            begun = None if total.is_cuda else self._random.get_state()
+            begun = torch.get_rng_state()
+            nets = self._state.generator, self._state.critic
+            buffers = [(x, x.clone()) for net in nets for x in net.buffers()]
             for number in range(parts):
-                if begun is not None:
-                    self._random.set_state(begun)
+                if not total.is_cuda:  # there no capture could put the generator back
+                    torch.set_rng_state(begun)
+                for buffer, before in buffers:  # else spectral norms would move with every part
+                    buffer.copy_(before)
+                rows = slice(number * count, (number + 1) * count)
                 with part_of_batch(ranks.rank * parts + number, ranks.size * parts):
-                    found.append(step(part_of(batch, slice(number * count, (number + 1) * count))))
+                    found.append(step(part_of(batch, rows)))
                 total.add_(network.gradients.flat, alpha=1 / parts)
             network.gradients.flat.copy_(total)
             stats = _joined(found)

@@ -1,9 +1,9 @@
 """Ranks as forked processes: what torchrun would start, without the seconds that it takes.
 
-    python -m tests.training.many '[{"size": 2, "preset": "dragan", "steps": 3}]'
+    python -m tests.training.many '[{"name": 0, "size": 2, "preset": "dragan", "steps": 3}]'
 
 prints, as JSON, what became of each job. A job with a preset trains it in float64, and tells how
-far its weights are from those of the first job of that preset. One with ``arguments`` runs the
+far its weights are from those of the first job of its name. One with ``arguments`` runs the
 command line on every rank; ``more`` are the arguments of one rank alone, and ``trouble`` names what
 happens to it.
 """
@@ -202,8 +202,8 @@ def commanded(arguments: list[str], more: list[str], trouble: str) -> Any:
 def main() -> None:
     torch.set_num_threads(1)
     answers: list[Any] = []
-    first: dict[str, Tensor] = {}
-    with tempfile.TemporaryDirectory() as name:
+    first: dict[Any, Tensor] = {}
+    with tempfile.TemporaryDirectory() as folder:
         for job in json.loads(sys.argv[1]):
             size = job.pop("size")
             if "arguments" in job:
@@ -216,10 +216,11 @@ def main() -> None:
 
                 answers.append(forked(size, command))
                 continue
+            name = job.pop("name")
             job = {"until": job["steps"], "begin": "", "save": ""} | job
-            ranks = forked(size, lambda rank, job=job: trained(Path(name), **job))
-            flat = torch.load(Path(name) / "flat.pt").double()
-            reference = first.setdefault(job.get("preset"), flat)
+            ranks = forked(size, lambda rank, job=job: trained(Path(folder), **job))
+            flat = torch.load(Path(folder) / "flat.pt").double()
+            reference = first.setdefault(name, flat)
             gap = float((flat - reference).norm() / reference.norm())
             same = [r["code"] == 0 and r["said"]["same"] for r in ranks]
             answers.append({"size": size, "gap": gap, "same": all(same), **job, **ranks[0]["said"]})

@@ -1,0 +1,240 @@
+"""Several ranks compute what one does: the same rows, weights up to rounding, and one decision."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ganfast.config import Config, parts_of
+from ganfast.errors import InputError
+from ganfast.models.dropout import Dropout, draws_by_part, part_of_batch
+from ganfast.presets import PRESETS
+from ganfast.runs import checkpoint as checkpoints
+from ganfast.training.feed import Feed, part_of
+from ganfast.training.plan import make_plan
+from ganfast.training.ranks import Ranks
+from tests.programs import python
+from tests.small_runs import files, newest, tiny
+
+GATE = 1e-10  # of weights, average and moments in float64, relative, L2
+
+
+def many(*jobs):
+    done = python("-m", "tests.training.many", json.dumps(jobs))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def assert_equal_to_one_rank(*cases):
+    jobs = []
+    for number, case in enumerate(cases):
+        ranks = case.pop("ranks", (2, 4))
+        jobs += [{"name": number, "size": size, **case} for size in (1, *ranks)]
+        accumulate = [{"size": 1, "accumulate": 4}, {"size": 2, "accumulate": 2}]
+        jobs += [{"name": number, **case, **parts} for parts in accumulate]
+    for found in many(*jobs):
+        assert found["same"], f"ranks have different bits: {found}"
+        assert found["gap"] <= GATE, found
+
+
+def test_two_ranks_are_one():
+    """DRAGAN's points need the standard deviation of the whole batch."""
+    found = many(*({"name": 0, "size": n, "preset": "dragan", "steps": 3} for n in (1, 2)))
+    assert [found[n]["same"] for n in (0, 1)] == [True, True]
+    assert found[0]["hash"] != found[1]["hash"], "the second job trained by one rank, too"
+    assert found[1]["gap"] <= GATE
+
+
+CASES = [
+    *({"preset": preset} for preset in PRESETS),
+    {"preset": "acgan", "balanced": True},
+    {"preset": "rpgan", "conditional": "no", "flip": "on", "penalty": {"interval": 3}},
+    {"preset": "dragan", "augment": "adaptive", "augment_kimg": 1.0},
+]
+
+
+@pytest.mark.accept
+def test_ranks_and_parts_are_one_for_every_preset():
+    few = [{**case, "steps": 4, "ranks": (4,)} for case in CASES]
+    assert_equal_to_one_rank(*few)
+
+
+@pytest.mark.full
+def test_ranks_and_parts_are_one_for_every_preset_over_50_steps():
+    assert_equal_to_one_rank(*({**case, "steps": 50} for case in CASES))
+
+
+@pytest.mark.accept
+def test_a_run_goes_on_with_another_number_of_ranks():
+    """8 steps on one rank are 4 on two, and 4 more on one or four; and the other way round."""
+    whole = {"name": 0, "preset": "rpgan", "steps": 8}
+    begun = [{"until": 4, "save": f"{size}.pt", "size": size} for size in (1, 2)]
+    goes_on = [{"begin": f"{a}.pt", "size": b} for a, b in ((2, 1), (1, 2), (2, 4), (2, 2))]
+    straight = {**whole, "size": 2}
+    found = many({**whole, "size": 1}, *({**whole, **job} for job in begun + goes_on), straight)
+    assert all(job["gap"] <= GATE for job in found[3:]), found
+    assert found[-1]["hash"] == found[-2]["hash"], "on the same number of ranks, to the bit"
+
+
+def feeds(folder, size, accumulate, **changes):
+    plan = make_plan(tiny("dragan", out=folder, batch=16, flip="on", **changes))
+    config = replace(plan.config, accumulate=accumulate)
+    made = [Feed(config, plan.data, Ranks(rank, size).rows(config)) for rank in range(size)]
+    for feed in made:
+        feed.set(0)
+        feed.draw()
+    return made
+
+
+def test_the_rows_of_all_ranks_are_those_of_the_batch(tmp_path):
+    """Pictures, classes, latents, DRAGAN's noise and transforms, of critic and generator."""
+    (whole,) = feeds(tmp_path, 1, 1, augment="on")
+    ranks = feeds(tmp_path, 2, 2, augment="on")
+    for serve in ("critic", "generator"):
+        for _ in range(2):
+            expected = getattr(whole, serve)()
+            served = [getattr(feed, serve)() for feed in ranks]
+            parts = [part_of(step, rows) for step in served for rows in (slice(0, 4), slice(4, 8))]
+            for name, value in vars(expected).items():
+                pieces = [getattr(part, name) for part in parts]
+                if value is None or not value.dim():
+                    assert all(x is None or torch.equal(x, value) for x in pieces), name
+                else:
+                    joined = torch.cat(pieces, dim=1 if name == "uniforms" else 0)
+                    assert torch.equal(joined, value), name
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 3, 7, 5)])
+def test_dropout_takes_its_rows_of_the_whole_batchs_numbers(shape):
+    x, layer = torch.ones(shape), Dropout(0.3)
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    whole = [layer(x), layer(x)]
+    for part in range(3):
+        torch.manual_seed(3)
+        rows = slice(4 * part, 4 * part + 4)
+        with part_of_batch(part, 3):
+            assert all(torch.equal(layer(x[rows]), w[rows]) for w in whole)
+    assert draws_by_part(nn.Sequential(layer))
+    assert not draws_by_part(nn.Sequential(layer, nn.Dropout()))
+
+
+def test_parts_must_be_equal_and_hold_two_pictures():
+    assert parts_of(24, 3, 4) == 2
+    with pytest.raises(InputError, match=r"batch is 24, and accumulate 1 of 5 ranks makes 5 parts"):
+        Ranks(0, 5).rows(Config(batch=24))
+    with pytest.raises(InputError, match="give a multiple of 16 from 32 on, such as 32"):
+        Config(batch=16, accumulate=16)
+
+
+# Runs
+
+RUN = "train wgan-gp --data digits --kimg 0.64 --batch 16 --size 16 --net.width 4 --net.latent 8"
+RUN += " --device cpu --log.no-tensorboard --log.save-kimg 0.16 --log.every 1 --quiet --out"
+
+
+def run(out, *more, size=2, **job):
+    return {"size": size, "arguments": [*RUN.split(), str(out), *more], **job}
+
+
+@pytest.mark.accept
+def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
+    kept = tmp_path / "kept"
+    found = many(
+        run(tmp_path / "config", more=["--optim.beta1", "0.5"]),
+        run(tmp_path / "pack", more=["--data", "mnist", "--size", "16"], whose=0)
+        if "GANFAST_TEST_DATA" in os.environ
+        else run(tmp_path / "pack", more=["--channels", "3"], whose=0),
+        run(tmp_path / "weights", trouble="other weights"),
+        run(tmp_path / "rows", "--batch", "15"),
+        run(kept),
+        run(kept, "--kimg", "0.8", size=1),
+        run(kept, "--kimg", "0.96", size=4),
+    )
+    for ranks, sentence in zip(
+        found[:4],
+        (
+            r"rank 1 differs from rank 0: optim.beta1 is 0.5 and not 0.0; every rank must have",
+            r"rank 1 differs from rank 0: .*the pack of pictures is '\w+' and not '\w+'",
+            r"rank 1 differs from rank 0: weights is '\w+' and not '\w+'",
+            r"batch is 15, and accumulate 1 of 2 ranks makes 2 parts of it",
+        ),
+        strict=True,
+    ):
+        assert [rank["code"] for rank in ranks] == [2, 2], ranks
+        assert re.search(sentence, ranks[0]["said"]), ranks
+    assert not list(tmp_path.glob("*/checkpoints/*/critic.safetensors")) or kept.exists()
+    assert [rank["code"] for ranks in found[4:] for rank in ranks] == [0] * 7
+    events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["images"], e["ranks"]) for e in events if e["event"] == "ranks"] == [
+        ("ranks", 0, 2),
+        ("ranks", 640, 1),
+        ("ranks", 800, 4),
+    ]
+
+
+@pytest.mark.accept
+def test_a_rank_that_dies_ends_all_and_leaves_whole_checkpoints(tmp_path):
+    long = "--kimg", "64"
+    jobs = {
+        "killed": run(tmp_path / "killed", *long, trouble="killed"),
+        "in a save": run(tmp_path / "in a save", *long, trouble="killed in a save", whose=0),
+        "full disk": run(tmp_path / "full disk", *long, trouble="full disk", whose=0),
+    }
+    found = dict(zip(jobs, many(*jobs.values()), strict=True))
+    assert found["killed"][1]["code"] == found["in a save"][0]["code"] == -signal.SIGKILL
+    assert found["full disk"][0]["code"] == 2
+    assert "cannot be written: No space left on device" in found["full disk"][0]["said"]
+    for ranks, dead in zip(found.values(), (1, 0, 0), strict=True):
+        other = ranks[1 - dead]
+        assert other["code"] == 1, ranks
+        assert f"rank {1 - dead} of 2 cannot reach the others" in other["said"]
+    whole = checkpoints.listed(tmp_path / "in a save" / "checkpoints")
+    assert len(whole) == 1
+    checkpoints.read(whole[0])
+
+
+@pytest.mark.accept
+def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
+    def started(out):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        arguments = [*RUN.split(), str(out), "--kimg", "6400"]
+        command = [*torchrun, "--nproc-per-node", "2", "-m", "ganfast", *arguments]
+        agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 120
+        while not checkpoints.listed(Path(out) / "checkpoints") and time.monotonic() < until:
+            time.sleep(0.2)
+        return agent
+
+    out = tmp_path / "run"
+    agent = started(out)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    ranks = {environment(child)["RANK"]: int(child) for child in children}
+    os.kill(ranks["1"], signal.SIGKILL)
+    _, said = agent.communicate(timeout=60)
+    assert agent.returncode == 1
+    assert re.search(r"Root Cause.*\n.*\n.*\n.*\n *rank +: 1 ", said), said
+    before = newest(out)
+    checkpoints.read(before)
+    agent = started(out)
+    time.sleep(5)
+    agent.send_signal(signal.SIGTERM)
+    _, said = agent.communicate(timeout=30)
+    assert "SIGTERM: saved" in said, said
+    assert int(newest(out).name) > int(before.name)
+    assert files(newest(out))
+
+
+def environment(process: str) -> dict[str, str]:
+    words = Path(f"/proc/{process}/environ").read_text().split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
