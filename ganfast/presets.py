@@ -139,14 +139,18 @@ def _wgan(kind: str) -> Config:
     "wgan-gp",
     "Gulrajani 2017, arXiv:1704.00028",
     "Wasserstein critic with a gradient penalty",
-    Kimg(200, 250, 10000),
+    Kimg(200, 250, 200),
 )
 def _wgan_gp(kind: str) -> Config:
-    # Adam as in the paper's code for pictures
-    optim = OptimConfig(lr_generator=2e-4, lr_critic=2e-4, beta1=0.0, beta2=0.9, critic_steps=5)
+    # The paper has rates of 1e-4 or 2e-4, five critic steps and beta1 = 0. On faces at 32x32, after
+    # 95 s of a CPU thread, recall was 0.00 with these at 2e-4, 0.17 with 1e-3 and beta1 = 0.5, and
+    # 0.52 with one critic step as well.
+    steps = 5 if kind in ("digits", "mnist") else 1
+    optim = replace(_ADAM_GAN, lr_generator=1e-3, lr_critic=1e-3, beta2=0.9, critic_steps=steps)
+    optim = replace(optim, decay_from=0.5)
     penalty = PenaltyConfig("wgan-gp", weight=10.0)
-    config = Config(loss=LossConfig("wasserstein"), penalty=penalty, optim=optim)
-    return _fitted(config, kind, lr=1e-3)
+    config = Config(loss=LossConfig("wasserstein"), penalty=penalty, optim=optim, batch=32)
+    return _fitted(config, kind)
 
 
 @_preset(
