@@ -86,13 +86,12 @@ def export_bundle(
         load_flavour(flavour)  # raises before anything is computed
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
-    path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
-    name = name or run.folder.name
+    path, name = run.find(checkpoint), name or run.folder.name
     draft = manifest_of(run, path, name, precision, tuple(buckets))
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
-    plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
+    plain = to_onnx(deployable(run.generator(str(path), "cpu"), draft.inputs), facts)
     model = to_precision(
-        plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED, _CALIBRATION_PSI)
+        plain, precision, rows(draft, _CALIBRATED, _CALIBRATION_SEED, _CALIBRATION_PSI)
     )
     engine_cache = EngineCache(cache or cache_dir() / "engines")
 
@@ -150,7 +149,7 @@ def write_compared(
         InputError: ONNX Runtime cannot take the graph; whatever ``engines`` raises.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
-    latent, classes, precision = draft.latent, len(draft.classes), draft.precision
+    precision = draft.precision
     findings = {target: lint(model, target) for target in TARGETS}
     for finding in findings["onnxruntime-cpu"]:
         if finding.rule.id != "bf16-on-cpu":  # torch checks a bf16 export
@@ -158,10 +157,9 @@ def write_compared(
                 f"ONNX Runtime, which checks what is exported, cannot take it: {finding}"
             )
     complaints = {target: list(map(str, findings[target])) for target in TARGETS}
-    inputs = rows(_COMPARED, latent, classes)
-    widest = rows(_COMPARED, latent, classes, psi=[_WIDEST])
+    inputs, widest = rows(draft, _COMPARED), rows(draft, _COMPARED, psi=[_WIDEST])
     golden_psi = _GOLDEN_PSI_INT8 if precision == "int8" else PSI
-    golden = rows(_GOLDEN_ROWS, latent, classes, psi=golden_psi)
+    golden = rows(draft, _GOLDEN_ROWS, psi=golden_psi)
     truth, truth_of_widest, truth_of_golden = (
         run.draw(feed["z"] * feed["psi"][:, None], feed.get("labels"), 1.0, str(path), "cpu")
         for feed in (inputs, widest, golden)
@@ -175,9 +173,9 @@ def write_compared(
     built = engines(data, complaints)
     facts = {engine.key: engine.facts for engine in built}
     manifest = dataclasses.replace(draft, parity=distances, lint=complaints, engines=facts)
-    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
     plans = {f"engines/{engine.key}": engine.plan for engine in built}
-    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
+    files = {MODEL: data, GOLDEN: golden_file(golden, truth_of_golden), **plans}
+    return write_bundle(out, manifest, files, overwrite)
 
 
 def manifest_of(

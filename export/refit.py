@@ -47,7 +47,7 @@ def refit_bundle(
     refuse_occupied(out, overwrite)
     onnx = need("onnx", "onnxruntime")[0]
     m, path = old.manifest, run.find(checkpoint)
-    module = deployable(run.generator(str(path), "cpu"), m.latent, len(m.classes))
+    module = deployable(run.generator(str(path), "cpu"), m.inputs)
     weights = {name: value.numpy() for name, value in module.generator.state_dict().items()}
     model = onnx.load_model_from_string(old.model_bytes())
     places = {tensor.name: tensor for tensor in model.graph.initializer}

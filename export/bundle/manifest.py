@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from ganfast.errors import InputError
 from ganfast.export.bundle.parity import GATES, Parity
 from ganfast.outside import parse_json
@@ -39,6 +41,26 @@ class FileFacts:
 
     def __str__(self) -> str:
         return f"{self.bytes:,} bytes, sha256 {self.sha256[:12]}..."
+
+
+@dataclass(frozen=True)
+class Input:
+    """An array that the graph takes, with a row for each picture."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]  # of a row
+    below: int = 0  # whole numbers are 0 .. below - 1
+
+    def zeros(self, count: int) -> np.ndarray:
+        """``count`` rows."""
+        return np.zeros((count, *self.shape), self.dtype)
+
+
+def graph_inputs(latent: int, classes: int) -> tuple[Input, ...]:
+    """The one table of what a graph takes, in its order; labels only where there are classes."""
+    labels = [Input("labels", "int64", (), classes)] if classes else []
+    return (Input("z", "float32", (latent,)), *labels, Input("psi", "float32", ()))
 
 
 @dataclass(frozen=True)
@@ -84,18 +106,12 @@ class Manifest:
         return (self.size, self.size, self.channels)
 
     @property
-    def inputs(self) -> list[dict[str, Any]]:
-        z = {"name": "z", "dtype": "float32", "shape": ["N", self.latent]}
-        labels = {"name": "labels", "dtype": "int64", "shape": ["N"]}
-        return [
-            z,
-            *([labels] if self.classes else []),
-            {"name": "psi", "dtype": "float32", "shape": ["N"]},
-        ]
+    def inputs(self) -> tuple[Input, ...]:
+        return graph_inputs(self.latent, len(self.classes))
 
     @property
-    def outputs(self) -> list[dict[str, Any]]:
-        return [{"name": "images", "dtype": "uint8", "shape": ["N", *self.shape]}]
+    def outputs(self) -> tuple[Input, ...]:
+        return (Input("images", "uint8", self.shape),)
 
     @property
     def digest(self) -> str:
@@ -109,8 +125,8 @@ class Manifest:
 
     def _plain(self) -> dict[str, Any]:
         derived = {
-            "inputs": self.inputs,
-            "outputs": self.outputs,
+            "inputs": [_described(each) for each in self.inputs],
+            "outputs": [_described(each) for each in self.outputs],
             "color_order": self.color_order,
             "value_range": [0, 255],
             "latent_distribution": "standard normal",
@@ -209,6 +225,10 @@ def refuse_outside(path: str, source: str) -> None:
         raise InputError(
             f"{source} names {path!r}, which is not a plain path inside the bundle; do not use it"
         )
+
+
+def _described(array: Input) -> dict[str, Any]:
+    return {"name": array.name, "dtype": array.dtype, "shape": ["N", *array.shape]}
 
 
 def _built(plain: Mapping[str, Any]) -> Manifest:

@@ -16,6 +16,7 @@ from ganfast.latents import check_seed, class_list, latents, picture_index, rand
 
 _LARGE = 64 << 20  # bytes; smaller requests do not ask whether so much memory is free
 
+Feed: TypeAlias = Mapping[str, np.ndarray]  # inputs of the graph by name, a row a picture
 Labels: TypeAlias = int | str | Iterable[int | str] | None
 
 
@@ -26,25 +27,28 @@ class Rows:
     latent: int
     seed: int
     index: NDArray[np.int64]  # (N,)
-    labels: NDArray[np.int64] | None  # (N,); None for a generator without classes
-    psi: NDArray[np.float32]  # (N,)
-    # latents (N, latent) of the caller, in place of those of (seed, index)
-    own_z: NDArray[np.float32] | None = None
+    # Inputs of the graph, a row a picture. Without z, the latents are those of (seed, index).
+    arrays: Feed
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def z(self) -> NDArray[np.float32]:
-        """Latents (N, latent), before psi."""
-        return latents(self.seed, self.index, self.latent) if self.own_z is None else self.own_z
+    def feed(self, bucket: int) -> dict[str, np.ndarray]:
+        """All inputs of a batch; what it has beyond these rows is zeros."""
+        feed = dict(self.arrays)
+        if "z" not in feed:
+            feed["z"] = latents(self.seed, self.index, self.latent)
+        if rest := bucket - len(self):
+            for name, x in feed.items():
+                feed[name] = np.concatenate([x, np.zeros((rest, *x.shape[1:]), x.dtype)])
+        return {name: np.ascontiguousarray(x) for name, x in feed.items()}
 
     def part(self, start: int, stop: int) -> "Rows":
         if stop - start == len(self):
             return self
         cut = slice(start, stop)
-        labels = None if self.labels is None else self.labels[cut]
-        own_z = None if self.own_z is None else self.own_z[cut]
-        return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], own_z)
+        arrays = {name: array[cut] for name, array in self.arrays.items()}
+        return Rows(self.latent, self.seed, self.index[cut], arrays)
 
 
 def ask(
@@ -64,7 +68,7 @@ def ask(
     check_seed(seed)
     seed, index = int(seed), _index(n, indices, first)
     classes = chosen_labels(manifest, labels, seed, index)
-    return Rows(manifest.latent, seed, index, classes, _psi(psi, len(index)))
+    return Rows(manifest.latent, seed, index, _arrays(classes, psi, len(index)))
 
 
 def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
@@ -91,7 +95,12 @@ def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Row
     if manifest.classes and labels is None:
         raise InputError(f"{manifest.name} draws classes: give labels with z")
     classes = chosen_labels(manifest, labels, 0, index)
-    return Rows(manifest.latent, 0, index, classes, _psi(psi, len(index)), latent)
+    arrays = {"z": latent, **_arrays(classes, psi, len(index))}
+    return Rows(manifest.latent, 0, index, arrays)
+
+
+def _arrays(labels: NDArray[np.int64] | None, psi: Any, count: int) -> dict[str, np.ndarray]:
+    return ({} if labels is None else {"labels": labels}) | {"psi": _psi(psi, count)}
 
 
 def refuse_huge(manifest: Manifest, n: int) -> None:

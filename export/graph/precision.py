@@ -32,7 +32,7 @@ def to_precision(
 
     Args:
         model: float32, as `ganfast.export.graph.to_onnx.to_onnx` makes it; left as it is.
-        calibration: inputs (z, labels, psi) that int8 takes its ranges from.
+        calibration: inputs that int8 takes its ranges from.
     """
     if precision in ("fp32", "tf32"):
         return model

@@ -43,9 +43,11 @@ def manifest(**changes) -> Manifest:
 def files(seed: int = 0) -> dict[str, bytes]:
     random = np.random.default_rng(seed)
     golden = golden_file(
-        random.standard_normal((2, 3)).astype(np.float32),
-        np.arange(2),
-        np.ones(2, np.float32),
+        {
+            "z": random.standard_normal((2, 3)).astype(np.float32),
+            "labels": np.arange(2),
+            "psi": np.ones(2, np.float32),
+        },
         random.integers(0, 255, (2, 4, 4, 3), dtype=np.uint8),
     )
     model = b"\x12\x8d\x03" + random.bytes(397)  # an ONNX file that names its producer only

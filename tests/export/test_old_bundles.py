@@ -53,10 +53,7 @@ def test_verify_refuses_pictures_that_are_not_the_golden_ones(tmp_path, capsys):
     golden = old.golden()
     images = golden["images"].copy()
     images[5, 3, 4, 0] ^= 4  # one value of one picture, hashes right
-    files = {
-        MODEL: old.model_bytes(),
-        GOLDEN: golden_file(golden["z"], golden["labels"], golden["psi"], images),
-    }
+    files = {MODEL: old.model_bytes(), GOLDEN: golden_file(golden, images)}
     wrong = write_bundle(tmp_path / "b", old.manifest, files)
     with pytest.raises(
         RunError, match="fp32 misses its gate: onnxruntime-cpu at batch 1: max [345] LSB"
