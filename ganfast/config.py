@@ -38,6 +38,7 @@ ScoreName = Literal[
 ]
 PROBABILITY_LOSSES = ("minimax", "non-saturating")  # those whose row in `ganfast.losses` says so
 PenaltyKind = Literal["none", "wgan-gp", "r1", "r2", "r1+r2", "dragan"]
+TaskKind = Literal["none", "superres", "inpaint", "deblur"]
 _WIDEST = 1 << 16  # units and numbers of a network
 
 
@@ -86,9 +87,21 @@ class LossConfig(Checked):
     # the target of a real is 1 - this (one-sided; minimax and non-saturating only); 0 = off
     label_smoothing: float = 0.0
     clip: float = 0.0  # critic weights are clipped to [-clip, clip] after each step (WGAN); 0 = off
+    # weight of the mean distance |drawn - real| per number in [-1, 1] in the generator; needs a
+    # task; 0 = off
+    pixel: float = 0.0
+    # thousand real images at the start, in which the generator minimises that distance alone and
+    # the critic rests; 0 = none
+    pixel_only_kimg: float = 0.0
 
     def check(self) -> None:
-        self._at_least(0, "class_weight", "class_weight_generator", "label_smoothing", "clip")
+        weights = "class_weight", "class_weight_generator", "pixel"
+        self._at_least(0, *weights, "label_smoothing", "clip", "pixel_only_kimg")
+        if self.pixel_only_kimg and not self.pixel:
+            raise InputError(
+                f"pixel_only_kimg is {self.pixel_only_kimg:g} and pixel is 0, so that the "
+                "generator would learn nothing there: set pixel above 0, usually 20"
+            )
         if self.label_smoothing >= 0.5:
             raise InputError(
                 f"label_smoothing is {self.label_smoothing}; expected less than 0.5, usually 0.1"
@@ -153,6 +166,33 @@ class OptimConfig(Checked):
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more and below 1")
         if not 0 <= self.decay_from <= 1:
             raise InputError(f"decay_from is {self.decay_from}; expected a fraction from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TaskConfig(Checked):
+    """What pictures are made from, beside latents."""
+
+    # none = latents alone; superres = a smaller picture; inpaint = a picture with a hole; deblur =
+    # a blurred and noisy picture
+    kind: TaskKind = "none"
+    scale: int = 4  # superres: side of a picture over that of the smaller one: 2, 4 or 8
+    # inpaint: a square in the middle, or one to three rectangles drawn anew for each picture
+    hole: Literal["centre", "boxes"] = "centre"
+    # inpaint: side of the square, and the most that a rectangle's sides have, over the picture's
+    hole_share: float = 0.5
+    blur: float = 1.5  # deblur: standard deviation of the Gaussian, pixels; 0 = no blur
+    noise: float = 2.0  # deblur: standard deviation of normal noise, grey levels; 0 = none
+    # share of the pictures that is never trained on, where the set has no test split; 0 = none
+    holdout: float = 0.02
+
+    def check(self) -> None:
+        self._at_least(0, "blur", "noise")
+        if self.scale not in (2, 4, 8):
+            raise InputError(f"scale is {self.scale}; expected 2, 4 or 8")
+        if not 0 < self.hole_share < 1:
+            raise InputError(f"hole_share is {self.hole_share}; expected above 0 and below 1")
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"holdout is {self.holdout}; expected a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -292,6 +332,7 @@ class Config(Checked):
     # replay each phase as one CUDA graph; auto = on a GPU where it can be
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
 
+    task: TaskConfig = field(default_factory=TaskConfig)
     log: LogConfig = field(default_factory=LogConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -337,6 +378,18 @@ class Config(Checked):
                 "a batch-normalised critic has no gradient per sample; "
                 "use critic_norm none, layer, instance or spectral, or penalty none"
             )
+
+        tasked = self.task.kind != "none"
+        for name, value, refused in (
+            ("loss.pixel", self.loss.pixel, not tasked),
+            ("score.every_kimg", self.score.every_kimg, tasked),
+            ("augment", self.augment, tasked and self.augmented),
+        ):
+            if value and refused:
+                raise InputError(
+                    f"{name} is {value} with task {self.task.kind}, which has none: "
+                    f"set it to {'off' if name == 'augment' else 0}"
+                )
 
     @property
     def augmented(self) -> bool:

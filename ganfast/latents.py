@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     JUDGE = 14  # a classifier that judges: order and shifts of the pictures it learns from
     STACK = 16  # which digits make a picture of stacked-mnist
     AUGMENT = 17  # transforms of what the critic sees
+    DEGRADE = 18  # what a task makes its conditions with: holes, noise
+    HOLDOUT = 19  # which pictures are never trained on
 
 
 _own = threading.local()  # a generator for each thread: to set its state takes 2 us, to make one 20

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from ganfast.config import Config, LossConfig, NetConfig, OptimConfig, PenaltyConfig
+from ganfast.config import (
+    Config,
+    LossConfig,
+    NetConfig,
+    OptimConfig,
+    PenaltyConfig,
+    TaskConfig,
+    TaskKind,
+)
 from ganfast.errors import InputError
 from ganfast.fields import Schedule
 
@@ -221,6 +229,50 @@ def _r3(kind: str) -> Config:
     optim = replace(optim, lr_generator=rate, lr_critic=rate)
     fitted = _fitted(replace(config, penalty=penalty), kind)
     return replace(fitted, optim=optim)
+
+
+def _made_from(kind: str, task: TaskKind, loss: LossConfig) -> Config:
+    """A run that makes pictures from others: R1 as of r1, and a distance to the real picture."""
+    config = Config(
+        loss=loss,
+        penalty=PenaltyConfig("r1", weight=1.0),
+        net=NetConfig(latent=16, width=24, generator_norm="none"),
+        optim=OptimConfig(lr_generator=1e-3, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=1),
+        task=TaskConfig(task),
+        conditional="no",
+        batch=32,
+    )
+    return replace(_fitted(config, kind), ema_kimg=5.0)
+
+
+@_preset(
+    "superres",
+    "Ledig 2017, arXiv:1609.04802",
+    "a picture from a smaller one, --task.scale 2, 4 or 8",
+    Kimg(30, 60, 2000),
+)
+def _superres(kind: str) -> Config:
+    return _made_from(kind, "superres", LossConfig("non-saturating", pixel=20.0))
+
+
+@_preset(
+    "inpaint",
+    "Pathak 2016, arXiv:1604.07379",
+    "a picture with its hole filled, --task.hole",
+    Kimg(30, 60, 2000),
+)
+def _inpaint(kind: str) -> Config:
+    return _made_from(kind, "inpaint", LossConfig("non-saturating", pixel=20.0))
+
+
+@_preset(
+    "deblur",
+    "Kupyn 2018, arXiv:1711.07064",
+    "a sharp picture from a blurred one, --task.blur",
+    Kimg(30, 60, 2000),
+)
+def _deblur(kind: str) -> Config:
+    return _made_from(kind, "deblur", LossConfig("non-saturating", pixel=20.0))
 
 
 # Sets whose name says what the pictures are -> the field of `Kimg`. A path does not say it.

@@ -25,5 +25,13 @@ def laid_out_like(x: Tensor, like: Tensor) -> Tensor:
     return x
 
 
+def behind(x: Tensor, condition: Tensor | None) -> Tensor:
+    """What a critic is shown: pictures (N, C, ...), and behind their channels those (N, K, ...) of
+    the condition that they were made from."""
+    if condition is None:
+        return x
+    return laid_out_like(torch.cat([x, laid_out_like(condition.to(x.dtype), x)], dim=1), x)
+
+
 Contents = Mapping[str, Mapping[str, Tensor]]  # part -> name -> tensor
 AUGMENTATION = "augmentation"  # a part of states whose probability of transforms moves

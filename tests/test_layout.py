@@ -144,7 +144,7 @@ FLOORS = (
     "errors disk outside host locks log latents images flops environment "
     "fields config configfile presets",
     "kernels tensors device export.session",
-    "augment random losses models",
+    "augment random tasks losses models",
     "penalties data",
     "engine",
     "training",

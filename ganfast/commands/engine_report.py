@@ -14,6 +14,7 @@ from ganfast.engine.walking.steps import Walk
 from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.models.parts import held_power_iteration
+from ganfast.tensors import behind
 from ganfast.training.plan import Plan
 
 ENGINES: tuple[EngineName, ...] = ("reference", "autograd", "explicit")
@@ -40,12 +41,14 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
     generator = torch.Generator(real.device).manual_seed(c.seed)
     with torch.no_grad():
         z = torch.randn(c.batch, c.net.latent, device=real.device, generator=generator)
-        fake = draw(state.generator, z, labels)
+        given, shown = plan.conditions(real)
+        fake = draw(state.generator, z, labels, given)
     eps = torch.rand(c.batch, device=real.device, generator=generator)
     noise = torch.rand(real.shape, device=real.device, generator=generator)
     with FlopCount() as forward, torch.no_grad():
         takes_labels = getattr(state.critic, "takes_labels", False)
-        state.critic(*((real, labels) if takes_labels else (real,)))
+        seen = behind(real, shown)
+        state.critic(*((seen, labels) if takes_labels else (seen,)))
 
     def gradients(
         engine: EngineName, dtype: torch.dtype
@@ -57,7 +60,8 @@ def engine_costs(plan: Plan) -> tuple[dict[str, EngineCost | str], int]:
         )
         torch.manual_seed(c.seed)  # dropout
         with FlopCount() as flops, PeakBytes() as peak:
-            step(real.to(dtype), fake.to(dtype), labels, eps=eps.to(dtype), noise=noise.to(dtype))
+            pictures, drawn = (real.to(dtype), fake.to(dtype)), (eps.to(dtype), noise.to(dtype))
+            step(*pictures, labels, None, *drawn, condition=shown)
         return step.gradients.views, flops, peak
 
     costs: dict[str, EngineCost | str] = {}

@@ -20,7 +20,11 @@ def evaluate(args: list[str]) -> None:
             raise InputError(f"{path}: a sheet is written as FILE.png")
     for path in filter(None, (*sheets.values(), json_file)):
         _make_folder_of(Path(path))
-    results = _results(arguments)
+    runs = _runs(arguments)
+    if any(run.config.task.kind != "none" for run in runs.values()):
+        _paired(arguments, runs, json_file)
+        return
+    results = _results(arguments, runs)
 
     from ganfast.evaluate.report import table
     from ganfast.images import comfortable_scale, grid, save_png
@@ -33,6 +37,30 @@ def evaluate(args: list[str]) -> None:
             pictures = getattr(results[0], name)
             save_png(grid(pictures, columns=8), path, comfortable_scale(pictures.shape[1]))
     print(text if arguments.json == "-" else table(results))
+
+
+def _runs(arguments: Any) -> dict[str, Any]:
+    """The runs among the sources."""
+    from ganfast.runs.run import Run
+
+    found = [source for source in arguments.sources if (Path(source) / "config.yaml").exists()]
+    return {source: Run.open(source) for source in found}
+
+
+def _paired(arguments: Any, runs: dict[str, Any], json_file: str) -> None:
+    """The scores of conditional runs."""
+    from ganfast.commands.paired import paired_results
+    from ganfast.evaluate.paired import paired_table
+    from ganfast.images import comfortable_scale, save_png
+
+    results, sheet = paired_results(arguments, runs)
+    text = json.dumps([result.to_json() for result in results], indent=1)
+    if json_file:
+        Path(json_file).write_text(text + "\n")
+    if arguments.sheet:
+        scale = comfortable_scale(next(iter(runs.values())).data["size"])
+        save_png(sheet, arguments.sheet, scale)
+    print(text if arguments.json == "-" else paired_table(results))
 
 
 def _parser() -> Parser:
@@ -98,19 +126,13 @@ def _make_folder_of(path: Path) -> None:
         )
 
 
-def _results(arguments: Any) -> list[Any]:
+def _results(arguments: Any, runs: dict[str, Any]) -> list[Any]:
     from ganfast.data.progress import progress_bar
     from ganfast.device import find_device
     from ganfast.evaluate.evaluation import Evaluation, open_reference
     from ganfast.evaluate.extractors import find_extractor
     from ganfast.evaluate.names import numbered
-    from ganfast.runs.run import Run
 
-    runs = {
-        source: Run.open(source)
-        for source in arguments.sources
-        if (Path(source) / "config.yaml").exists()
-    }
     first = next(iter(runs.values()), None)
     data, size, channels = arguments.data, arguments.size, 0
     flags = {"attributes": arguments.attributes, "root": arguments.data_root}

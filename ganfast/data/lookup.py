@@ -103,3 +103,22 @@ def recognise_path(path: Path) -> Source:
         f"{path} is {files.first_bytes(path)}: "
         "expected a folder of pictures, CelebA or IDX files, or a .zip, .npz or .npy"
     )
+
+
+def has_test(source: Source) -> bool:
+    """Whether a source has pictures of a test split, whole or damaged.
+
+    Its training pictures could be read before.
+    """
+    if "test" not in source.splits:
+        return False
+    if isinstance(source, StackedMnist):
+        return has_test(source.digits)
+    if isinstance(source, idx.Idx):
+        return source.has("test")
+    if isinstance(source, celeba.CelebA):
+        try:
+            source.describe("test")
+        except InputError:  # the table of splits, which could be read, names no picture of it
+            return False
+    return True

@@ -31,6 +31,7 @@ class ResidentData:
         seed: of order and flips.
         flip: mirror each picture with probability 1/2.
         balanced: draw every class equally often.
+        holdout: share that is held out, as `held_out` names it.
         imbalance: ratio of the first class's count to the last's, falling geometrically between;
             0 or 1 keeps all.
 
@@ -46,6 +47,7 @@ class ResidentData:
         flip: bool = False,
         balanced: bool = False,
         imbalance: float = 0.0,
+        holdout: float = 0.0,
     ) -> None:
         self.seed, self.flip, self.device = seed, flip, device
         self.classes = len(pack.info.classes)
@@ -59,6 +61,11 @@ class ResidentData:
         subset = None
         if labels is not None and imbalance > 1:
             subset = long_tail(labels, self.classes, imbalance, seed)
+        if holdout:
+            kept = torch.ones(len(pack.images), dtype=torch.bool)
+            kept[held_out(len(kept), holdout, seed)] = False
+            every = torch.arange(len(kept)) if subset is None else subset
+            subset = every[kept[every]]
         stacked = pack.images if isinstance(pack.images, StackedImages) else None
         self.images = _on_device(stacked.digits if stacked else pack.images, device)
         # the digits that make a picture of stacked-mnist
@@ -167,6 +174,13 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
         *(images.nbytes / 1e9, free / 1e9, device),
     )
     return host
+
+
+def held_out(count: int, share: float, seed: int) -> Tensor:
+    """Positions of the pictures that a run never trains on, int64, rising; the seed chooses."""
+    position = torch.arange(count)
+    rank = permute(position, count, seed, Purpose.HOLDOUT, torch.zeros_like(position))
+    return torch.nonzero(rank < round(share * count))[:, 0]
 
 
 def long_tail(labels: Tensor, classes: int, ratio: float, seed: int) -> Tensor:

@@ -54,7 +54,8 @@ def reference_gradients(
         some = inputs.changed(itemgetter(part))
         transforms = None if inputs.transforms is None else inputs.transforms[:, part]
         some = some._replace(real_labels=real_labels, fake_labels=fake_labels)
-        some = some._replace(transforms=transforms)
+        condition = None if inputs.condition is None else inputs.condition[part]
+        some = some._replace(transforms=transforms, condition=condition)
         with torch.enable_grad(), held_power_iteration(critic):
             value, _ = whole_loss(critic, loss, penalties, some, autocast)
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)

@@ -27,6 +27,7 @@ from ganfast.models import averages_scores
 from ganfast.models.members import is_hooked, is_known, modes
 from ganfast.models.parts import held_power_iteration
 from ganfast.penalties import penalty_of, points_of
+from ganfast.tensors import behind
 
 # In about one batch of eight a value rounds across a kink, and the gradient moves by 1e-3 or more.
 _ATTEMPTS = 4
@@ -197,14 +198,18 @@ class CriticStep:
         self._trace, self._now = trace, self._chosen[key]
         self.choice = self._now.choice
 
-    def _record(self, real: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def _record(
+        self, real: Tensor, labels: Tensor | None, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Choose for the critic as its forward is in this call. Returns the graph's constants."""
+        inputs = Inputs(real, real, labels, labels, condition=condition)
         if self._front_end is None:
-            self._count(real, labels, {})
+            self._count(inputs, {})
             return {}
         judged = labels if getattr(self.critic, "takes_labels", False) else None
         try:
-            given = (real,) if judged is None else (real, judged)
+            shown = behind(real, condition)
+            given = (shown,) if judged is None else (shown, judged)
             trace, constants = self._front_end(*given)
         except CannotTrace as error:
             self._refused_now = error.new
@@ -219,16 +224,16 @@ class CriticStep:
             return {}
         self._constants = constants  # an engine that is made looks at their shapes
         self._choose(trace)
-        self._count(real, labels, constants)
+        self._count(inputs, constants)
         return constants
 
-    def _count(self, real: Tensor, labels: Tensor | None, constants: Mapping[str, Tensor]) -> None:
+    def _count(self, inputs: Inputs, constants: Mapping[str, Tensor]) -> None:
         """Let FLOPs decide, where they are to."""
         now = self._now
         if not now.uncounted:
             return
         now.uncounted = False
-        inputs = self._other(Inputs(real, real, labels, labels), True)
+        inputs = self._other(inputs, True)
         try:
             flops = step_flops(
                 *(self.critic, self.loss, self.penalties, inputs),
@@ -237,7 +242,7 @@ class CriticStep:
         except Exception:  # an operation that needs numbers: the choice stays
             return
         compile = self._compiles(self._asked[1])
-        engine = fewest(flops, not compile and not real.is_cuda)
+        engine = fewest(flops, not compile and not inputs.real.is_cuda)
         counted = ", ".join(f"{name} {flops[name] / 1e6:.4g}" for name in ORDER if name in flops)
         reason = f"{now.choice.reason}; MFLOP: {counted}"
         self.choice = now.choice = Choice(engine, compile and engine != "reference", reason)
@@ -253,9 +258,11 @@ class CriticStep:
         values = EffectiveWeights(self.critic).values | self._constants
         return {**MadeWeights(self.walked.making if self.walked else None, values).weights}
 
-    def prepare(self, real: Tensor, labels: Tensor | None = None) -> Choice:
+    def prepare(
+        self, real: Tensor, labels: Tensor | None = None, condition: Tensor | None = None
+    ) -> Choice:
         """Choose for pictures such as ``real``, as the first step would. Nothing is computed."""
-        self._constants = self._record(real, labels)
+        self._constants = self._record(real, labels, condition)
         return self.choice
 
     def __call__(
@@ -269,6 +276,7 @@ class CriticStep:
         with_penalty: bool = True,
         penalty_share: Tensor | None = None,
         transforms: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Stats:
         """Fill the gradients of one step.
 
@@ -285,6 +293,8 @@ class CriticStep:
                 in this step, floating point 0-d on the device; None = 1.
             transforms: the critic sees `ganfast.augment.augmented` pictures, float32 (2 + P, N, 7):
                 of reals, fakes, and the points of each of the P penalties at points of their own.
+            condition: what the pictures are made from, (N, K, H, W): the critic, of C + K channels,
+                is shown it behind all of them. Penalties hold gradients by the picture alone.
 
         Returns:
             0-d tensors, without waiting for the device: loss, wasserstein, real_score, fake_score,
@@ -293,21 +303,21 @@ class CriticStep:
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                drawn, changing = (eps, noise), (penalty_share, transforms)
+                drawn, changing = (eps, noise), (penalty_share, transforms, condition)
                 labels = real_labels, fake_labels
                 return self(real, fake, *labels, *drawn, with_penalty, *changing)
         penalties = self.penalties if with_penalty else ()
-        self._refuse(real, fake, real_labels, transforms)
+        self._refuse(real, fake, real_labels, transforms, condition)
         if not self.gradients.fits or self._modes != modes(self.critic):
             # The critic was moved, laid out anew, frozen, thawed, or changed in what it computes.
             self._prepare()
         # Autograd cannot save tensors that inference mode made.
         real, fake = (x.clone() if x.is_inference() else x.detach() for x in (real, fake))
-        self._constants = self._record(real, real_labels)
+        self._constants = self._record(real, real_labels, condition)
         fake_labels = self._shared_labels(real_labels, fake_labels, penalties)
         points = points_of(penalties, real, fake, eps, noise)
         labels, factors = (real_labels, fake_labels), (self.scale, penalty_share)
-        inputs = Inputs(real, fake, *labels, points, *factors, transforms)
+        inputs = Inputs(real, fake, *labels, points, *factors, transforms, condition)
         # Both kinds are checked at the first call of either, because a later call may be inside a
         # capture, which allows no check.
         try:
@@ -327,7 +337,12 @@ class CriticStep:
         return stats
 
     def _refuse(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, transforms: Tensor | None
+        self,
+        real: Tensor,
+        fake: Tensor,
+        labels: Tensor | None,
+        transforms: Tensor | None,
+        condition: Tensor | None,
     ) -> None:
         """Raise InputError for what no step can be computed of."""
         if not len(real):
@@ -335,6 +350,14 @@ class CriticStep:
         if real.shape != fake.shape:
             raise InputError(
                 f"reals are {tuple(real.shape)} and fakes {tuple(fake.shape)}; expected one shape"
+            )
+        if condition is not None and (len(condition), *condition.shape[2:]) != (
+            len(real),
+            *real.shape[2:],
+        ):
+            raise InputError(
+                f"the condition is {tuple(condition.shape)} and reals are {tuple(real.shape)}; "
+                "expected as many, of their height and width"
             )
         batches = 2 + sum(penalty_of(p).points is not None for p in self.penalties)
         if transforms is not None and transforms.shape != (batches, len(real), 7):

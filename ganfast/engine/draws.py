@@ -17,6 +17,7 @@ from ganfast.engine.walking.steps import Value, Walk
 from ganfast.engine.walking.trace import Trace
 from ganfast.models import judge
 from ganfast.models.parts import held_power_iteration
+from ganfast.tensors import behind
 
 
 class Draws:
@@ -76,7 +77,7 @@ class Draws:
             for name in seen:
                 module = self.critic.get_submodule(name)
                 held.callback(module.register_forward_pre_hook(partial(note, name)).remove)
-            judge(self.critic, inputs.real, inputs.real_labels)
+            judge(self.critic, behind(inputs.real, inputs.condition), inputs.real_labels)
         return [seen[step.name].pop(0) for step in self._steps]
 
     def _inputs_of_nodes(
@@ -93,5 +94,6 @@ class Draws:
                 return super().run_node(n)
 
         with nothing_changed(self.critic):
-            Noting(trace.module).run(*trace.arguments(weights, inputs.real, inputs.real_labels))
+            shown = behind(inputs.real, inputs.condition)
+            Noting(trace.module).run(*trace.arguments(weights, shown, inputs.real_labels))
         return [seen[node] for node in nodes]

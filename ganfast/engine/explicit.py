@@ -34,7 +34,7 @@ from ganfast.engine.layers import (
 from ganfast.engine.maps import LabelRows, unfolded
 from ganfast.engine.objective import Inputs, Stats, penalty_stats
 from ganfast.engine.rows import Rows
-from ganfast.engine.walking.steps import Value, Walk
+from ganfast.engine.walking.steps import Step, Value, Walk
 from ganfast.engine.weights import MadeWeights, added
 from ganfast.kernels.gradient_penalty import gradient_penalty
 from ganfast.penalties import penalty_of, segments_of
@@ -243,10 +243,13 @@ class ExplicitStep:
                     continue
                 reached = picture_rows
                 delta = delta if step.output in self.bare else narrowed(delta)
-            before = step.layer.delta(w, _sliced(kept[step.output], reached), delta)
+            mine = _sliced(kept[step.output], reached)
+            before = step.layer.delta(*_narrowed(step, done.rows, w, mine), delta)
             for i, d in zip(step.inputs, before, strict=False):
                 if bend is not None and step.layer.curved:
                     d = bend.added(step.layer, kept[step.output], i, step.output, d)
+                if i == 0 and done.rows.conditioned:
+                    d = done.rows.of_picture(d)
                 if i in self.bare and reached == rows:
                     if picture_rows is None:
                         continue
@@ -261,15 +264,17 @@ class ExplicitStep:
 
         Those of ``over`` are written over the values themselves, in the penalised rows.
         """
-        tangents = {0: direction}
+        tangents = {0: done.rows.unmoved(direction)}
         for k, step in enumerate(self.walk.steps):
             kept = _sliced(done.kept[step.output], done.rows.penalised)
-            inputs = [tangents[i] for i in step.inputs]
+            inputs, w = [tangents[i] for i in step.inputs], done.w
+            if _is_narrow(step, done.rows):
+                inputs, (w, kept) = [direction], _narrowed(step, done.rows, w, kept)
             tangent = step.layer.tangent
             if step.output in over:
                 assert isinstance(step.layer, ConvAct)
                 tangent = step.layer.tangent_over_output
-            tangents[step.output] = tangent(done.w, kept, *inputs)
+            tangents[step.output] = tangent(w, kept, *inputs)
             del inputs
             self._let_go(tangents, k)
         return tangents
@@ -384,6 +389,24 @@ def _overwritten(walk: Walk) -> set[Value]:
     read |= {i for s in walk.steps if not isinstance(s.layer, Conv | Linear) for i in s.inputs}
     fused = {step.output for step in walk.steps if isinstance(step.layer, ConvAct)}
     return fused - read
+
+
+def _is_narrow(step: Step, rows: Rows) -> bool:
+    """Whether a step is a convolution of what the critic is shown, a condition included.
+
+    Deltas and tangents are those of the picture, so that its channels are enough for them.
+    """
+    plain = isinstance(step.layer, Conv) and step.layer.shape.groups == 1
+    return rows.conditioned and step.inputs == (0,) and plain
+
+
+def _narrowed(step: Step, rows: Rows, w: Weights, kept: Kept) -> tuple[Weights, Kept]:
+    """Weights and kept values of a step for its delta and tangent, by the picture's channels."""
+    if not _is_narrow(step, rows):
+        return w, kept
+    assert isinstance(step.layer, Conv)
+    name, shape_only = step.layer.weight, torch.empty_like(rows.of_picture(kept[0]))
+    return {**w, name: rows.of_picture(w[name]).clone()}, (shape_only, *kept[1:])
 
 
 def _sliced(kept: Kept, rows: slice) -> Kept:

@@ -10,6 +10,7 @@ from ganfast.augment import augmented
 from ganfast.config import LossConfig
 from ganfast.losses import accuracy, class_loss, critic_accuracy, critic_loss, wasserstein_estimate
 from ganfast.models.parts import Judgement
+from ganfast.tensors import behind
 
 Stats = dict[str, Tensor]
 
@@ -33,10 +34,15 @@ class Inputs(NamedTuple):
     # transforms of what the critic sees (`ganfast.augment`), (2 or more, N, 7): of the reals, the
     # fakes and each batch of points; None = it sees the pictures
     transforms: Tensor | None = None
+    # what the pictures are made from, (N, K, ...) of their grid: the critic is shown it behind the
+    # channels of reals, fakes and points alike; nothing is differentiated by it
+    condition: Tensor | None = None
 
     def seen(self, batch: int, pictures: Tensor) -> Tensor:
         """What the critic sees of a batch: 0 = the reals, 1 = the fakes, then the points."""
-        return pictures if self.transforms is None else augmented(pictures, self.transforms[batch])
+        if self.transforms is not None:
+            pictures = augmented(pictures, self.transforms[batch])
+        return behind(pictures, self.condition)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same step with other pictures."""

@@ -10,7 +10,7 @@ from ganfast.augment import augmented, linear, transposed
 from ganfast.config import PenaltyConfig
 from ganfast.engine.objective import Inputs
 from ganfast.penalties import holds
-from ganfast.tensors import full_precision
+from ganfast.tensors import behind, full_precision
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Rows:
     scale: Tensor | None  # of `Inputs`
     penalty_share: Tensor | None  # of `Inputs`
     transforms: Tensor | None  # (rows, 7); the pictures are transformed already
+    channels: int  # of a picture; behind them are those of its condition, if it has one
 
     @staticmethod
     def of(inputs: Inputs, penalties: Sequence[PenaltyConfig]) -> "Rows":
@@ -44,7 +45,11 @@ class Rows:
         held = tuple(name for name in ("real", "fake") if holds(penalties, name))
         segments = (*held, *range(len(inputs.points)))
         more = segments, penalties, inputs.scale, inputs.penalty_share, transforms
-        return Rows(pictures, labels, len(inputs.real), *more)
+        channels, condition = pictures.shape[1], inputs.condition
+        if condition is not None:
+            condition = condition.repeat(len(batches), *[1] * (condition.dim() - 1))
+        shown = behind(pictures, condition)
+        return Rows(shown, labels, len(inputs.real), *more, channels)
 
     def scaled(self, x: Tensor) -> Tensor:
         """x times the scale. Of the loss and of the directions of the penalised rows, it is in
@@ -62,6 +67,23 @@ class Rows:
         if self.transforms is None:
             return direction
         return linear(direction, self.transforms[self.penalised])
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether a condition is behind the pictures, which penalties do not differentiate by."""
+        return self.pictures.shape[1] > self.channels
+
+    def of_picture(self, x: Tensor) -> Tensor:
+        """The channels (rows, C, ...) of x that are a picture's."""
+        return x[:, : self.channels]
+
+    def unmoved(self, direction: Tensor) -> Tensor:
+        """A direction at pictures as one at what the critic is shown: a condition stays."""
+        if not self.conditioned:
+            return direction
+        more = self.pictures.shape[1] - self.channels
+        zeros = direction.new_zeros(len(direction), more, *direction.shape[2:])
+        return behind(direction, zeros)
 
     @staticmethod
     def _real_first(penalties: Sequence[PenaltyConfig]) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganfast.data import Pack, PackInfo, Source, celeba, idx, open_data
+from ganfast.data import Pack, PackInfo, open_data, recognise
+from ganfast.data.lookup import has_test
 from ganfast.data.source import RULES
-from ganfast.data.stacked import StackedMnist
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, MOST, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
@@ -381,30 +381,9 @@ def open_reference(
     Raises:
         InputError: the data cannot be used as asked for, or its test split is there and damaged.
     """
-    from ganfast.data import recognise
-
     how |= {"root": root, "rules": rules}
     pack = open_data(data, size=size, channels=channels, verify=verify, **how)
-    if not _has_test(recognise(data, root).by_rules(rules)):
+    if not has_test(recognise(data, root).by_rules(rules)):
         return pack, None
     how |= {"size": pack.info.size, "channels": pack.info.channels}
     return pack, open_data(data, split="test", **how)
-
-
-def _has_test(source: Source) -> bool:
-    """Whether a source has pictures of a test split, whole or damaged.
-
-    Its training pictures could be read before.
-    """
-    if "test" not in source.splits:
-        return False
-    if isinstance(source, StackedMnist):
-        return _has_test(source.digits)
-    if isinstance(source, idx.Idx):
-        return source.has("test")
-    if isinstance(source, celeba.CelebA):
-        try:
-            source.describe("test")
-        except InputError:  # the table of splits, which could be read, names no picture of it
-            return False
-    return True

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,12 @@ from ganfast.config import Config
 from ganfast.errors import InputError
 from ganfast.log import logger
 from ganfast.models.dcgan import dcgan_critic, dcgan_generator
+from ganfast.models.made_from import begin_at_skip, made_from
 from ganfast.models.mlp import mlp_critic, mlp_generator
 from ganfast.models.parts import Judgement, dcgan_init, fits, he_init, spectral
 from ganfast.models.r3 import r3_critic, r3_generator, r3_init
 from ganfast.models.resnet import resnet_critic, resnet_generator
+from ganfast.tasks import task_of
 from ganfast.tensors import full_precision
 
 __all__ = ["Judgement", "NetSpec", "build_critic", "build_generator", "judge"]
@@ -32,6 +34,10 @@ class NetSpec:
     class logits (N, classes)) for ``conditional == "auxiliary"``; for "projection" it is called
     with labels (N,) as second argument. A generator maps z (N, latent), and labels (N,) where
     ``classes > 0``, to pictures in [-1, 1].
+
+    Where ``given`` is not (), the generator's last argument is a condition (N, k, h, w) as
+    `ganfast.tasks.scaled` makes it, and what the critic maps has ``shown`` channels more, behind
+    the picture's.
     """
 
     size: int  # side in pixels
@@ -46,6 +52,8 @@ class NetSpec:
     init: str = "he"
     model: str = "dcgan"
     blocks: int = 0  # residual blocks a stage; 0 = as many as the family has
+    given: tuple[int, ...] = ()  # (h, w, k) of what a picture is made from; () = latents alone
+    shown: int = 0  # channels of it that the critic is shown, at the picture's size
 
     @staticmethod
     def of(config: Config, size: int, channels: int, classes: int, conditional: str) -> "NetSpec":
@@ -54,7 +62,9 @@ class NetSpec:
         norms = net.generator_norm, net.critic_norm, net.critic_dropout
         classes = classes if conditional != "no" else 0
         sizes = size, channels, classes, conditional, net.width, net.latent
-        return NetSpec(*sizes, *norms, net.init, config.model, net.blocks)
+        spec = NetSpec(*sizes, *norms, net.init, config.model, net.blocks)
+        task = task_of(config, size, channels)
+        return replace(spec, given=task.given, shown=task.shown) if task else spec
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,11 @@ def build_generator(spec: NetSpec) -> nn.Module:
         return _construct(own["generator"], spec)
     more = _checked(family, spec)
     shape = spec.size, spec.channels, spec.width
+    if spec.given:
+        made = made_from(*shape, spec.latent, spec.classes, spec.given)
+        _initialise(made, family, spec)
+        begin_at_skip(made)
+        return made
     make, classes = FAMILIES[family].generator, spec.classes
     net = make(*shape, spec.generator_norm, spec.latent, classes, **more)
     return _initialise(net, family, spec)
@@ -115,7 +130,8 @@ def build_critic(spec: NetSpec) -> nn.Module:
         critic.takes_labels = spec.conditional == "projection"
         return cast(nn.Module, critic)
     more = _checked(family, spec)
-    shape, classes = (spec.size, spec.channels, spec.width), (spec.classes, spec.conditional)
+    shape = spec.size, spec.channels + spec.shown, spec.width
+    classes = spec.classes, spec.conditional
     make = FAMILIES[family].critic
     net = make(*shape, spec.critic_norm, *classes, spec.critic_dropout, **more)
     _initialise(net, family, spec)
@@ -272,15 +288,18 @@ def try_out(generator: nn.Module, critic: nn.Module, spec: NetSpec) -> None:
         InputError: they do not fit each other or the data; says which and how.
     """
     labels = torch.arange(2) % spec.classes if spec.classes else None
+    height, width, channels = spec.given or (0, 0, 0)
+    given = [torch.zeros(2, channels, height, width)] if spec.given else []
     training = generator.training, critic.training
     for name, net in (("generator", generator), ("critic", critic)):
         net.eval()
         try:
             if name == "generator":
                 z = torch.zeros(2, spec.latent)
-                pictures = net(z) if labels is None else net(z, labels)
+                pictures = net(z, *given) if labels is None else net(z, labels, *given)
             else:
-                judgement = judge(net, pictures, labels)
+                shown = pictures.new_zeros(2, spec.shown, *pictures.shape[2:])
+                judgement = judge(net, torch.cat([pictures, shown], 1), labels)
         except InputError:
             raise
         except Exception as error:

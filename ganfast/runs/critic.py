@@ -54,6 +54,11 @@ class Critic:
 
     def __init__(self, run: "Run", checkpoint: str, device: str) -> None:
         self.run, self.checkpoint = run, run.find(checkpoint)
+        if run.config.task.kind != "none":
+            raise InputError(
+                f"the critic of {run.folder} judges a picture beside what it was made from, which "
+                "nothing here gives it; `ganfast eval` scores such a run"
+            )
         if not (self.checkpoint / "critic.safetensors").exists():
             raise InputError(
                 f"{self.checkpoint} has no critic.safetensors, so there is no critic to ask; "

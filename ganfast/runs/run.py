@@ -28,6 +28,7 @@ from ganfast.outside import read_json
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.critic import Critic
 from ganfast.runs.identity import refuse_foreign
+from ganfast.tasks import scaled
 from ganfast.training.state import load_module
 
 _CHUNK = 32  # pictures a forward pass; always full, so that a picture depends on no other
@@ -216,10 +217,18 @@ class Run:
         psi: float = 1.0,
         checkpoint: str = "",
         device: str = "auto",
+        condition: Pictures | None = None,
     ) -> Pictures:
-        """Pictures uint8 (N, H, W, C) of latents, float32 (N, latent), and labels, int64 (N,)."""
+        """Pictures uint8 (N, H, W, C) of latents, float32 (N, latent), labels, int64 (N,), and
+        conditions as of `apply`."""
         if not 0 <= psi <= 2:
             raise InputError(f"psi is {psi}; expected 0 (one picture) to 2, where 1 is as trained")
+        spec = self.spec()
+        if spec.given and condition is None:
+            raise InputError(
+                f"{self.folder} makes pictures from others ({self.config.task.kind}): "
+                "give it some by `apply` in the place of `sample`"
+            )
         generator = self.generator(checkpoint, device)
         where = next(generator.parameters()).device
         pictures = []
@@ -234,10 +243,57 @@ class Run:
                 classes = torch.zeros(_CHUNK, dtype=torch.long)
                 classes[:count] = torch.from_numpy(np.asarray(labels[rows], dtype=np.int64))
                 classes = classes.to(where)
+            given = None
+            if condition is not None:
+                levels = torch.zeros(_CHUNK, *spec.given)
+                levels[:count] = torch.from_numpy(np.ascontiguousarray(condition[rows]))
+                given = scaled(levels.permute(0, 3, 1, 2).to(where), spec.channels)
             with torch.no_grad():
-                drawn = to_uint8(draw(generator, full.to(where), classes))
+                drawn = to_uint8(draw(generator, full.to(where), classes, given))
             pictures.append(drawn[:count].cpu().numpy())
         return np.concatenate(pictures)
+
+    def apply(
+        self,
+        condition: Pictures,
+        seed: int = 0,
+        first: int = 0,
+        psi: float = 1.0,
+        labels: Sequence[int] | None = None,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:
+        """Pictures made from conditions. Picture i has latent (seed, first + i).
+
+        Args:
+            condition: uint8 (N, h, w, k) of `spec().given`: a picture, and behind its channels a
+                mask where the task has one, 255 = known and 0 = hole.
+            seed, first, psi, labels, checkpoint, device: as of `sample`; psi 0 = one answer.
+
+        Returns:
+            uint8 (N, H, W, C).
+
+        Raises:
+            InputError: a run without a task, a condition of another shape, a mask with a third
+                value, or as `sample`.
+        """
+        spec = self.spec()
+        if not spec.given:
+            raise InputError(
+                f"{self.folder} draws from latents alone and takes no condition: use sample"
+            )
+        shape = tuple(condition.shape)
+        if condition.dtype != np.uint8 or len(shape) != 4 or shape[1:] != spec.given:
+            raise InputError(
+                f"the condition is {condition.dtype} {shape}; expected uint8 (N, "
+                f"{', '.join(map(str, spec.given))}) as {self.folder} was trained on"
+            )
+        mask = condition[..., spec.channels :]
+        if odd := np.setdiff1d(mask, [0, 255]).tolist():
+            raise InputError(f"the mask holds {odd[0]}; expected 255 = known and 0 = hole")
+        index = picture_index(len(condition), seed, first)
+        z, classes = latents(seed, index, self.latent), self.labels_of(index, seed, labels)
+        return self.draw(z, classes, psi, checkpoint, device, condition)
 
     def labels_of(
         self, index: np.ndarray, seed: int, labels: Sequence[int] | None

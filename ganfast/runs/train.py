@@ -180,10 +180,11 @@ def _train(plan: Plan, quiet: bool, checkpoint: str, force: bool) -> Run:
     if not quiet:
         seconds = time.monotonic() - began
         speed = f"{(state.images - first) / seconds:,.0f} img/s"
+        more = f"  draw more ganfast sample {folder} -n 64 --grid grid.png"
         say(
             f"done: {reached}, {speed} including samples and checkpoints, {seconds:.0f} s\n"
             f"  pictures  {folder}/samples\n"
-            f"  draw more ganfast sample {folder} -n 64 --grid grid.png"
+            + (f"  score     ganfast eval {folder}" if plan.task else more)
         )
     return run
 
@@ -202,7 +203,8 @@ def _train_on(
             say("compiling the steps, which takes half a minute or so; --compile off does without")
         critic, generator, drawing = make_steps(plan)
         critic.insists = config.engine != "auto"
-        critic.prepare(*plan.batch(config.batch))
+        pictures, labels = plan.batch(config.batch)
+        critic.prepare(pictures, labels, plan.conditions(pictures)[1])
         log = RunLog(folder, state.images, target, events, quiet, position)
         held.callback(log.close)
         if not quiet:

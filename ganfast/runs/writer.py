@@ -17,6 +17,7 @@ from ganfast.config import Config
 from ganfast.engine import draw
 from ganfast.errors import RunError
 from ganfast.evaluate.during import Scorer
+from ganfast.evaluate.pairs import Pairs
 from ganfast.images import Pictures, comfortable_scale, grid, png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import latents
@@ -64,11 +65,15 @@ class Writer:
         self.saver = Saver(
             run.checkpoint_folder, c.log.keep, finish, log.sync, trained_as, computed
         )
+        task = plan.task
+        self.pairs = Pairs.of(task, plan.config, plan.pack, plan.device) if task else None
         self.saver.remember(plan.state)
         self.good.take(plan.state)
         self.guard.state_problem(plan.state)  # norms to compare with
         logged = read_log(run.folder / "log.jsonl")
-        self.diagnosis, self.begun = Diagnosis(c, logged), plan.state.images
+        # The critic rests until then, and is not still.
+        begun = max(plan.state.images, int(c.loss.pixel_only_kimg * 1000))
+        self.diagnosis, self.begun = Diagnosis(c, logged), begun
         self.told_still = any(STILL in str(record.get("diagnosis")) for record in logged)
 
     def on_step(
@@ -81,9 +86,10 @@ class Writer:
         finished = state.images >= c.kimg * 1000
         # A lazy penalty is due in one of ``wait`` steps: the line is of the step that has it, and
         # the counter alone says which that is.
-        wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active else 1
+        wait = -(-c.penalty.interval // c.optim.critic_steps) if c.penalty.active and critic else 1
         if finished or (step % c.log.every < wait and ("penalty" in critic or wait == 1)):
-            generator = generator | {"spread": spread(critic["thumbnails"])}
+            if critic:  # which rests while the generator learns from the distance to reals alone
+                generator = generator | {"spread": spread(critic["thumbnails"])}
             named = {f"critic/{n}": value for n, value in critic.items() if n != "thumbnails"}
             named |= {f"generator/{name}": value for name, value in generator.items()}
             record = self.log.step(state.images, named)
@@ -219,6 +225,8 @@ class Writer:
     def _sheet(self) -> Pictures:
         self._fit_average()
         c, device, names = self.plan.config, self.plan.device, self.run.classes
+        if self.pairs:
+            return self.pairs.sheet(self.plan.state.average, c.net.latent, c.seed)
         columns = sheet_columns(len(names))
         index = torch.arange(columns * (_SHEET // columns))
         z = torch.from_numpy(latents(c.seed, index.numpy(), c.net.latent)).to(device)

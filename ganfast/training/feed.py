@@ -17,6 +17,7 @@ from ganfast.latents import Purpose
 from ganfast.losses import loss_of
 from ganfast.penalties import drawn_numbers
 from ganfast.random import noise, normal, uniform
+from ganfast.tasks import task_of
 from ganfast.training.schedules import scheduled_values
 
 _LEAST, _MOST = 8, 64  # generator steps that one draw serves
@@ -40,13 +41,16 @@ class CriticFeed:
     # what transforms are made from, (2 or 3, N, 10): of reals, fakes, and points of the penalty
     uniforms: Tensor | None
     augment_p: Tensor | None  # float64 0-d, where it has a schedule
+    given: Tensor | None = None  # conditions (N, k, h, w) of the reals, of a task
+    shown: Tensor | None = None  # what the critic is shown of them, (N, K, H, W)
 
 
 @dataclass
 class GeneratorFeed:
     """One generator step."""
 
-    real: Tensor | None  # the reals last shown to the critic, for a loss that pairs
+    # the reals last shown to the critic, for a loss that pairs, and with a task
+    real: Tensor | None
     labels: Tensor | None  # classes of these reals
     z: Tensor
     rate: Tensor
@@ -54,6 +58,8 @@ class GeneratorFeed:
     beta2: Tensor | None
     uniforms: Tensor | None  # (2, N, 10): of the fakes, and of the reals as the critic saw them
     augment_p: Tensor | None
+    given: Tensor | None = None  # as of `CriticFeed`
+    shown: Tensor | None = None
 
 
 class Feed:
@@ -65,6 +71,7 @@ class Feed:
 
     def __init__(self, config: Config, data: ResidentData) -> None:
         c, self.config, self.data, device = config, config, data, data.device
+        self.task = task_of(c, c.size, c.channels)
         self.step_images = c.optim.critic_steps * c.batch
         bytes_of_step = 4 * self.step_images * c.net.latent
         self.ahead = min(_MOST, max(_LEAST, _BYTES // bytes_of_step))
@@ -151,6 +158,7 @@ class Feed:
         self._turn.add_(1)
         real, z = self._pictures(now), now["z"].view(c.batch, c.net.latent)
         noise, values = self._noise(real, now["image"]), self._values(now)
+        given, shown = self._conditions(real, now)
         return CriticFeed(
             *(real, now.get("labels"), z, now.get("eps"), noise),
             rate=values["critic"],
@@ -158,14 +166,20 @@ class Feed:
             penalty_share=values.get("penalty_share"),
             uniforms=self._uniforms(now, slice(1, None)),
             augment_p=values.get("augment_p"),
+            given=given,
+            shown=shown,
         )
+
+    def skip(self) -> None:
+        """Pass over a critic step."""
+        self._turn.add_(1)
 
     def generator(self) -> GeneratorFeed:
         """For the next generator step, behind its last critic step."""
         c, now = self.config, self._row(self._last)
         z = now["z_generator"].view(c.batch, c.net.latent)
-        real = self._pictures(now) if loss_of(c.loss).pairs else None
-        values = self._values(now)
+        real = self._pictures(now) if loss_of(c.loss).pairs or self.task else None
+        values, (given, shown) = self._values(now), self._conditions(real, now)
         return GeneratorFeed(
             *(real, now.get("labels"), z),
             rate=values["generator"],
@@ -173,6 +187,8 @@ class Feed:
             beta2=values.get("beta2"),
             uniforms=self._uniforms(now, slice(0, 2)),
             augment_p=values.get("augment_p"),
+            given=given,
+            shown=shown,
         )
 
     def _values(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -185,6 +201,16 @@ class Feed:
 
     def _pictures(self, now: dict[str, Tensor]) -> Tensor:
         return self.data.pictures(now["position"], now.get("mirrored"))
+
+    def _conditions(
+        self, real: Tensor | None, now: dict[str, Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the task makes of a turn's reals, and what the critic is shown of it."""
+        if self.task is None or real is None:
+            return None, None
+        index = now["image"] + self._offsets[: self.config.batch]
+        given = self.task.derive(real, index, self.config.seed)
+        return given, self.task.show(given)
 
     def _uniforms(self, now: dict[str, Tensor], batches: slice) -> Tensor | None:
         if "uniforms" not in now:

@@ -14,6 +14,8 @@ from ganfast.data.resident import ResidentData
 from ganfast.device import autocast_of
 from ganfast.engine import CriticStep, Drawing, GeneratorStep, make_drawing
 from ganfast.random import device_generator
+from ganfast.tasks import task_of
+from ganfast.tensors import behind
 from ganfast.training.feed import CriticFeed, Feed, GeneratorFeed
 from ganfast.training.phases import Graphs, Phase, Stats, Watch
 from ganfast.training.spread import thumbnails
@@ -49,7 +51,8 @@ class Iteration:
         self.penalised_critic = Phase(
             "penalised critic", partial(self._critic, True), graphs, watch
         )
-        self.generator = Phase("generator", self._generator, graphs, watch)
+        self.generator = Phase("generator", partial(self._generator, True), graphs, watch)
+        self.unjudged = Phase("generator alone", partial(self._generator, False), graphs, watch)
 
     def _draw_ahead(self) -> Stats:
         self.feed.draw()
@@ -59,7 +62,7 @@ class Iteration:
         """Score reals above fakes of the same classes, and stay flat where the penalty asks it."""
         batch = self.feed.critic()
         real, labels = batch.real, batch.labels
-        fake = self._drawing(batch.z, labels)
+        fake = self._drawing(batch.z, labels, batch.given)
         stats = self._critic_step(
             *(real, fake, labels),
             eps=batch.eps,
@@ -67,6 +70,7 @@ class Iteration:
             with_penalty=with_penalty,
             penalty_share=batch.penalty_share,
             transforms=self._transforms(batch),
+            condition=batch.shown,
         )
         augmentation, clip = self._state.augmentation, self._config.loss.clip
         if augmentation is not None and augmentation.adaptive:
@@ -74,11 +78,19 @@ class Iteration:
         self._state.optimizer_critic.move(batch.rate, limit=clip, beta2=batch.beta2)
         return stats | {"thumbnails": thumbnails(real, fake)}
 
-    def _generator(self) -> Stats:
-        """Make fakes of the classes last shown that the critic scores high; the average follows."""
+    def _generator(self, judged: bool) -> Stats:
+        """Make fakes of the classes last shown that the critic scores high; the average follows.
+
+        Not ``judged``: they come near the reals of their conditions, and the critic rests.
+        """
         batch = self.feed.generator()
-        transforms = self._transforms(batch)
-        stats = self._generator_step(batch.z, batch.labels, batch.real, transforms)
+        stats = self._generator_step(
+            *(batch.z, batch.labels, batch.real),
+            transforms=self._transforms(batch),
+            given=batch.given,
+            shown=batch.shown,
+            judged=judged,
+        )
         self._state.optimizer_generator.move(batch.rate, batch.decay, beta2=batch.beta2)
         return stats
 
@@ -92,10 +104,17 @@ class Iteration:
 def watch_of(state: State, data: ResidentData, config: Config) -> Watch:
     """Both networks, as the phases call them."""
     pictures, labels = data.batch(0, config.batch)
+    task = task_of(config, config.size, config.channels)
+    index = torch.arange(config.batch, device=data.device)
+    given = task.derive(pictures, index, config.seed) if task else None
+    shown = task.show(given) if task and given is not None else None
     labels = labels if config.conditional != "no" else None
     z = torch.zeros(config.batch, config.net.latent, device=data.device)
     judged = labels if getattr(state.critic, "takes_labels", False) else None
-    calls = (state.critic, pictures, judged), (state.generator, z, labels)
+    calls = (
+        (state.critic, (behind(pictures, shown), judged)),
+        (state.generator, (z, labels, given)),
+    )
     return Watch(calls, autocast_of(config))
 
 
@@ -130,11 +149,15 @@ def train_loop(
 
         # Critic: several turns. A lazy penalty may fall on any, so statistics of all are joined.
         critic_stats: Stats = {}
+        judged = state.images >= config.loss.pixel_only_kimg * 1000
         for _ in range(config.optim.critic_steps):
             penalised = state.images // config.batch % config.penalty.interval == 0
-            critic_stats |= (phases.penalised_critic if penalised else phases.plain_critic)()
+            if judged:
+                critic_stats |= (phases.penalised_critic if penalised else phases.plain_critic)()
+            else:
+                phases.feed.skip()
             state.images += config.batch
 
         # Generator: one turn.
-        generator_stats = phases.generator()
+        generator_stats = (phases.generator if judged else phases.unjudged)()
         on_step(state, critic_stats, generator_stats)

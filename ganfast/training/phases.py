@@ -76,22 +76,22 @@ class Watch:
     at all where one keeps state.
 
     Args:
-        calls: networks, with pictures or latents (N, ...) and labels (N,) or None as a phase calls
-            them.
+        calls: networks, and what a phase calls them with, None left out: pictures or latents (N,
+            ...), labels (N,), conditions.
         autocast: the type that they compute in; None = float32.
     """
 
     def __init__(
         self,
-        calls: Sequence[tuple[nn.Module, Tensor, Tensor | None]],
+        calls: Sequence[tuple[nn.Module, Sequence[Tensor | None]]],
         autocast: torch.dtype | None = None,
     ) -> None:
         # Unlike the critic's step, a replay writes to tensors as often as the forward does.
         self._calls = [
             (FrontEnd(net, autocast, may_write=True), given, type(net).__name__)
-            for net, x, labels in calls
+            for net, arguments in calls
             if not is_known(net)
-            for given in [(x,) if labels is None else (x, labels)]
+            for given in [tuple(x for x in arguments if x is not None)]
         ]
 
     def __call__(self) -> tuple[Trace, ...]:

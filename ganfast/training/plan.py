@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.config import Conditional, Config, EngineName, run_folder
+from ganfast.data.heldout import held_out_share
 from ganfast.data.pack import Pack, open_data
 from ganfast.data.resident import ResidentData
 from ganfast.data.source import RULES
@@ -27,6 +28,7 @@ from ganfast.models.members import is_known
 from ganfast.outside import read_json
 from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
+from ganfast.tasks import Task, task_of
 from ganfast.training.augmentation import refuse_adaptive
 from ganfast.training.phases import refuse_graphs
 from ganfast.training.state import State
@@ -67,6 +69,11 @@ class Plan:
         return known.get(before, asked) if asked == "auto" else asked
 
     @cached_property
+    def task(self) -> Task | None:
+        """What pictures are made from; None = latents alone."""
+        return task_of(self.config, self.spec.size, self.spec.channels)
+
+    @cached_property
     def compile(self) -> bool:
         """Whether steps are compiled: as asked, else as the run was so far, else on a GPU, and on a
         CPU where the run is long enough to gain the time that compiling takes."""
@@ -93,9 +100,18 @@ class Plan:
         pictures, labels = self.data.batch(0, count)
         return pictures, labels if self.config.conditional != "no" else None
 
+    def conditions(self, pictures: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the task makes of the first pictures for the generator, and for the critic; None,
+        None without a task."""
+        if self.task is None:
+            return None, None
+        index = torch.arange(len(pictures), device=pictures.device)
+        given = self.task.derive(pictures, index, self.config.seed)
+        return given, self.task.show(given)
+
     def describe(self) -> str:
         """One line on what is about to run."""
-        c, features = self.config, ""
+        c, features = self.config, f", {self.task}" if self.task else ""
         if c.conditional != "no":
             how = {"projection": "projection", "auxiliary": "a class head"}[c.conditional]
             features += f", {self.data.classes} classes by {how}"
@@ -143,14 +159,16 @@ def make_plan(
     )
     config = resolved(config, device)
     flip = info.flip if config.flip == "auto" else config.flip == "on"
-    data = ResidentData(pack, device, config.seed, flip, config.balanced, config.imbalance)
+    chosen = config.balanced, config.imbalance, held_out_share(config, info.rules)
+    data = ResidentData(pack, device, config.seed, flip, *chosen)
     if config.batch > data.count:
         raise InputError(
             f"batch is {config.batch}, but {info.name} has only {data.count} pictures to train on; "
             "set --batch lower"
         )
     if config.augment == "auto":
-        config = replace(config, augment="on" if data.count <= _FEW else "off")
+        few = data.count <= _FEW and config.task.kind == "none"
+        config = replace(config, augment="on" if few else "off")
     refuse_adaptive(config)
 
     spec = NetSpec.of(config, info.size, info.channels, len(info.classes), config.conditional)
@@ -213,15 +231,16 @@ def count_cost(plan: Plan) -> Cost:
     def measured(batch: int) -> tuple[float, int]:
         """FLOPs of a generator step with its critic steps, and the most bytes of one step."""
         real, labels = plan.batch(batch)
+        given, shown = plan.conditions(real)
         z = torch.zeros(batch, c.net.latent, device=plan.device).normal_()
         drawing = FlopCount()
         with drawing:
-            fake = make_drawing(state.generator, plan.autocast)(z, labels)
+            fake = make_drawing(state.generator, plan.autocast)(z, labels, given)
         counts = []
         for step in (
-            lambda: critic_step(real, fake, labels, with_penalty=True),
-            lambda: critic_step(real, fake, labels, with_penalty=False),
-            lambda: generator_step(z, labels, real),
+            lambda: critic_step(real, fake, labels, with_penalty=True, condition=shown),
+            lambda: critic_step(real, fake, labels, with_penalty=False, condition=shown),
+            lambda: generator_step(z, labels, real, given=given, shown=shown),
         ):
             flops, peak = FlopCount(), PeakBytes()
             with flops, peak:

@@ -127,11 +127,11 @@ def run_steps(tmp_path, config: Config, steps: int) -> list[tuple]:
     plan = make_plan(replace(config, data=str(tmp_path / "set.npz"), kimg=1e3, device="cpu"))
     calls = []
 
-    def critic_step(real, fake, labels, eps, noise, with_penalty, penalty_share, transforms):
+    def critic_step(real, fake, labels, eps, noise, with_penalty, **others):
         calls.append(("critic", labels, with_penalty))
         return {"loss": torch.zeros(())} | ({"penalty": torch.ones(())} if with_penalty else {})
 
-    def generator_step(z, labels, real, transforms):
+    def generator_step(z, labels, real, **others):
         calls.append(("generator", labels, real))
         return {}
 

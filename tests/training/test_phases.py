@@ -312,7 +312,7 @@ class Captured(Phase):
 
 def test_a_phase_is_captured_anew_when_what_a_network_reads_has_changed():
     net = Fading()
-    watch = Watch([(net, torch.zeros(2, 4), None), (nn.Linear(4, 1), torch.zeros(2, 4), None)])
+    watch = Watch([(net, (torch.zeros(2, 4), None)), (nn.Linear(4, 1), (torch.zeros(2, 4), None))])
     assert watch.refusal() == ""
     phase = Captured("critic", lambda: {"alpha": net.alpha}, Active(), watch)
     seen = [phase()["alpha"] for _ in range(6)]
@@ -328,7 +328,7 @@ def test_a_phase_is_captured_anew_when_what_a_network_reads_has_changed():
 
 def test_a_network_that_keeps_state_is_not_captured():
     net = Fading(keeps_state=True)
-    watch = Watch([(net, torch.zeros(2, 4), None)])
+    watch = Watch([(net, (torch.zeros(2, 4), None))])
     assert re.fullmatch(r"of Fading: its forward keeps state \(.*\)", watch.refusal())
     assert net.calls == 0
     graphs = Active()

@@ -1,0 +1,154 @@
+"""Conditional runs: resumed to the bit, applied, shown and scored on held-out pictures."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ganfast.cli import main
+from ganfast.config import LossConfig, TaskConfig
+from ganfast.data.heldout import held_out_pictures
+from ganfast.errors import InputError
+from ganfast.evaluate.extractor import Features
+from ganfast.evaluate.paired import PairedEvaluation, paired_table
+from ganfast.evaluate.pairs import Pairs
+from ganfast.presets import preset_config
+from ganfast.runs.run import Run
+from ganfast.runs.train import train
+from ganfast.training.plan import make_plan
+from tests.small_runs import assert_same_run, few_digits, files, newest, tensors, tiny
+
+CPU = torch.device("cpu")
+
+
+def conditional(preset: str, data: str, out, **changes):
+    """160 pictures by the distance alone, then 160 with the critic; 30 of 150 digits held out."""
+    config = preset_config(preset, "digits")
+    loss = replace(config.loss, pixel_only_kimg=0.16)
+    task = replace(config.task, holdout=0.2, hole="boxes")
+    optim = replace(config.optim, decay_from=1.0)  # a longer run begins like a shorter one
+    made = tiny(preset, data, out, loss=loss, task=task, optim=optim, **changes)
+    return replace(made, log=replace(made.log, keep=0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return few_digits(tmp_path_factory.mktemp("digits") / "few.npz")
+
+
+@pytest.fixture(scope="module", params=["superres", "inpaint"])
+def run(request, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / request.param
+    return train(conditional(request.param, data, out), quiet=True)
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(run, data, tmp_path):
+    """Stopped within the first part, and within the second."""
+    kind = run.config.task.kind
+    for kimg in (0.08, 0.24, 0.32):
+        config = conditional(kind, data, tmp_path / "stopped", kimg=kimg)
+        stopped = train(config, quiet=True)
+    assert_same_run(run.folder, stopped.folder)
+
+
+def test_the_critic_rests_in_the_first_part(run):
+    start, first, last = (
+        tensors(run.checkpoint_folder / name, "critic")
+        for name in ("000000080", "000000160", "000000320")
+    )
+    assert all(torch.equal(start[name], first[name]) for name in start)
+    assert not all(torch.equal(last[name], first[name]) for name in start)
+
+
+def test_held_out_pictures_are_never_trained_on(data, tmp_path):
+    plan = make_plan(conditional("superres", data, tmp_path / "run"))
+    _, held = held_out_pictures(plan.config, plan.pack)
+    shown = plan.data.positions(torch.arange(240)).unique().numpy()
+    assert len(held) == 30
+    assert sorted([*held, *shown]) == list(range(150))
+
+
+def test_a_picture_depends_on_its_condition_and_latent_alone(run):
+    shape = run.spec().given
+    condition = np.random.default_rng(0).integers(0, 256, (40, *shape), dtype=np.uint8)
+    condition[..., 1:] = np.where(condition[..., 1:] > 127, 255, 0)
+    drawn = run.apply(condition, seed=3, first=5)
+    assert drawn.shape == (40, 16, 16, 1)
+    assert np.array_equal(run.apply(condition[7:9], seed=3, first=12), drawn[7:9])
+    if shape[2] == 2:
+        known = condition[..., 1:] == 255
+        assert np.array_equal(drawn[known], condition[..., :1][known])
+    for wrong, said in (
+        (condition[:, :-1], "expected uint8"),
+        (condition.astype(np.float32), "the condition is float32"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run.apply(wrong)
+    if shape[2] == 2:
+        with pytest.raises(InputError, match="the mask holds 7; expected 255 = known"):
+            run.apply(np.full_like(condition, 7))
+
+
+def test_sample_and_judge_refuse_and_name_what_to_do(run, capsys):
+    assert main(["sample", str(run.folder)]) == 2
+    assert "`apply`" in capsys.readouterr().err
+    with pytest.raises(InputError, match="beside what it was made from"):
+        run.critic()
+
+
+class Means:
+    """An extractor of four numbers a picture."""
+
+    name, sha256, dim, device, judges_labels = "means", "0" * 64, 4, CPU, False
+
+    def __call__(self, pictures):
+        flat = torch.from_numpy(pictures).float().flatten(1)
+        return Features(torch.stack([p.mean(1) for p in flat.chunk(4, 1)], 1), None)
+
+
+def test_scores_stand_beside_a_baseline_and_a_floor(run, data, monkeypatch):
+    plan = make_plan(run.config)
+    monkeypatch.setattr("ganfast.evaluate.paired.LEAST", 30)
+    pairs = Pairs.of(plan.task, plan.config, plan.pack, CPU, 1000)
+    evaluation = PairedEvaluation(pairs, Means())
+    net, latent = run.generator(), run.latent
+    scored = evaluation.run("run", net, latent, 0, 1.0)
+    again = evaluation.run("run", net, latent, 0, 1.0)
+    baseline, floor = evaluation.baseline(), evaluation.floor()
+    assert scored == again
+    assert floor.scores["psnr"] == pytest.approx(60)
+    assert scored.scores["diversity"] > 0
+    assert evaluation.run("run", net, latent, 0, 0.0).scores["diversity"] == 0
+    own = {"superres": "consistency", "inpaint": "hole_psnr"}[run.config.task.kind]
+    assert baseline.scores[own] < floor.scores[own]
+    # A condition never changes, so that another order of the same pictures scores the same.
+    order = np.arange(len(pairs))[::-1]
+    pairs.positions = pairs.positions[order]
+    assert evaluation.baseline().scores == pytest.approx(baseline.scores)
+    text = paired_table([baseline, scored, floor])
+    assert f"{len(pairs)} held-out" in text
+    assert str(plan.task) in text
+
+
+def test_grids_show_held_out_pictures_and_a_resumed_run_the_same(run):
+    with Image.open(run.folder / "samples" / f"{newest(run.folder).name}.png") as sheet:
+        assert sheet.size == (3 * (8 * 18 + 2), 3 * (8 * 18 + 2))
+
+
+def test_other_runs_go_on_without_the_fields(data, tmp_path):
+    """A run of before the fields were there: its config and its checkpoints lack them."""
+    train(tiny("dcgan", data, tmp_path / "old"), quiet=True)
+    config = (tmp_path / "old/config.yaml").read_text()
+    assert "task:\n" in config
+    lines = config.splitlines()
+    start = lines.index("task:")
+    end = next(i for i in range(start + 1, len(lines)) if not lines[i].startswith(" "))
+    kept = [x for x in lines[:start] + lines[end:] if "pixel" not in x]
+    (tmp_path / "old/config.yaml").write_text("\n".join(kept) + "\n")
+    assert Run.open(tmp_path / "old").config.task == TaskConfig()
+    assert Run.open(tmp_path / "old").config.loss == LossConfig("non-saturating")
+    before = files(newest(tmp_path / "old"))
+    train(tiny("dcgan", data, tmp_path / "old"), quiet=True)
+    assert files(newest(tmp_path / "old")) == before
