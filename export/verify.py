@@ -23,10 +23,15 @@ PSI = (1.0, 1.0, 1.0, 0.7)
 
 
 def rows(
-    manifest: Manifest, count: int, seed: int = 0, psi: Sequence[float] = PSI
+    manifest: Manifest,
+    count: int,
+    seed: int = 0,
+    psi: Sequence[float] = PSI,
+    given: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of the graph for indices 0 .. count - 1 of a seed; ``psi`` in turn."""
-    return ask(manifest, count, None, seed, 0, None, np.resize(psi, count)).feed(count)
+    """Inputs of the graph for indices 0 .. count - 1 of a seed; ``psi``, conditions in turn."""
+    condition = None if given is None else given[np.arange(count) % len(given)]
+    return ask(manifest, count, None, seed, 0, None, np.resize(psi, count), condition).feed(count)
 
 
 def parity(

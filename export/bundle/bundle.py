@@ -4,7 +4,7 @@
         manifest.json         what it is; hashes of all that follows
         model.onnx            the generator, weights inside
         engines/<key>         TensorRT engines, where some were built
-        golden.safetensors    inputs z, labels, psi and the trained generator's own pictures, images
+        golden.safetensors    inputs of the graph and the trained generator's own pictures, images
         latency.json          measured where it runs: not in the manifest, ignored where damaged
 
 Every byte is checked before it is used, and nothing is unpickled. An engine is code: its hash is
@@ -58,7 +58,7 @@ class Bundle:
     def golden(self) -> dict[str, np.ndarray]:
         """Rows whose pictures are known.
 
-        z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8.
+        A row of each of ``manifest.inputs`` a picture, and images uint8 (G, H, W, C).
         """
         m = self.manifest
         try:

@@ -78,6 +78,22 @@ def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
             )
 
 
+def refuse_other(old: Bundle, new: Bundle) -> None:
+    """Raises InputError where a sampler of ``old`` cannot take the weights of ``new``."""
+    alike = "latent", "classes", "size", "channels", "condition", "task", "precision", "buckets"
+    for name in alike:
+        before, after = getattr(old.manifest, name), getattr(new.manifest, name)
+        if before != after:
+            raise InputError(
+                f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler"
+            )
+    if new.manifest.precision == "int8":
+        raise InputError(
+            "the scales of an int8 graph belong to its weights: it cannot be refitted; "
+            "load the new bundle with load_sampler"
+        )
+
+
 def _cuda(device: str) -> "Cuda | None":
     """The GPU that ``device`` names; with auto the first one, or None."""
     kind, colon, number = device.partition(":")

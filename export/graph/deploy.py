@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ganfast.export.bundle.manifest import Input
 from ganfast.models.parts import Generator
+from ganfast.tasks import scaled
 
 logger = logging.getLogger("ganfast")
 
@@ -47,6 +48,10 @@ class Deployable(nn.Module):
         """The generator's own pictures, (N, C, H, W)."""
         given = {each.name: array for each, array in zip(self.inputs, arrays, strict=True)}
         z = given.pop("z") * given.pop("psi")[:, None]
+        if self.inputs[-1].name == "condition":
+            # The cast comes first of all: TensorRT refuses any other use of uint8.
+            levels = given["condition"].float().permute(0, 3, 1, 2)
+            given["condition"] = scaled(levels, levels.shape[1] - self.inputs[-1].masked)
         pictures: Tensor = self.generator(z, *given.values())
         return pictures
 
@@ -56,7 +61,8 @@ def deployable(generator: nn.Module, inputs: Sequence[Input]) -> Deployable:
     """A copy of a generator, ready to be exported: float32 on the CPU, evaluation mode.
 
     Args:
-        generator: z (N, latent) [, labels (N,)] -> pictures (N, C, H, W) in [-1, 1], any module.
+        generator: z (N, latent) [, labels (N,)] [, condition (N, k, h, w)] -> pictures
+            (N, C, H, W) in [-1, 1], any module.
         inputs: what its graph is to take, as of `graph_inputs`.
     """
     generator = copy.deepcopy(generator).float().cpu().eval().requires_grad_(False)

@@ -157,8 +157,12 @@ def rewritten(bundle: Bundle, digest: bool = True, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"schema": 2}, "schema 2; this version of ganfast reads up to 1: install a newer ganfast"),
-        ({"schema": "x"}, "schema 'x'; expected 1"),
+        ({"schema": 3}, "schema 3; this version of ganfast reads up to 2: install a newer ganfast"),
+        ({"schema": "x"}, "schema 'x'; expected 1 to 2"),
+        ({"schema": True}, "schema True; expected 1 to 2"),
+        ({"output": {"kind": "text"}}, "a generator of text; this version of ganfast draws pict"),
+        ({"condition": {"dtype": "uint8", "shape": [4, 4, 4], "order": "RGB"}}, "no manifest of"),
+        ({"condition": {"dtype": "int8", "shape": [4, 4, 3], "order": "RGB"}}, "no manifest of"),
         ({"precision": "fp4"}, "precision 'fp4'; expected one of fp32, tf32, fp16, bf16, int8"),
         ({"buckets": [8, 1]}, "expected ascending batch sizes"),
         ({"buckets": []}, "expected ascending batch sizes"),

@@ -311,9 +311,9 @@ def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path
 # Lint
 
 
-def graph(nodes, weights=(), opset=20, batch="N", out=f):
+def graph(nodes, weights=(), opset=20, batch="N", out=f, given=f):
     value = onnx.helper.make_tensor_value_info
-    inputs = [value("x", f, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
+    inputs = [value("x", given, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
     made = onnx.helper.make_graph(
         nodes, "g", inputs, [value("y", out, [batch, None, None, None])], list(weights)
     )
@@ -354,6 +354,7 @@ def broken() -> dict[str, onnx.ModelProto]:
         "bf16-transposed-convolution": transposed,
         "bf16-on-cpu": bf16,
         "uint8-inside": early,
+        "uint8-input-not-cast": graph([node("Transpose", perm=[0, 2, 3, 1])], given=u8),
         "modulated-convolution": graph([node("Conv", ("x", "k"))]),
         "int8-bias": graph(
             [node("DequantizeLinear", ("b", "s"))],
