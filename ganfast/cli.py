@@ -26,6 +26,7 @@ commands:
   train     train or resume a run           ganfast train [PRESET] --help
   run       check a run directory           ganfast run check RUN
   sample    draw from a run or a bundle     ganfast sample --help
+  apply     pictures made from others       ganfast apply digits.bundle small/ --out large/
   eval      scores of runs or pictures      ganfast eval RUN --data mnist
   judge     what a run's critic says        ganfast judge RUN photos/ --maps maps/
   plot      curves of runs as PNG or SVG    ganfast plot RUN RUN --out curves.png
@@ -46,6 +47,7 @@ commands:
 COMMANDS = {
     "train": "ganfast.commands.train:train",
     "sample": "ganfast.commands.sample:sample",
+    "apply": "ganfast.commands.apply:apply",
     "eval": "ganfast.commands.evaluate:evaluate",
     "judge": "ganfast.commands.judge:judge",
     "plot": "ganfast.commands.plot:plot",

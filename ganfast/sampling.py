@@ -53,7 +53,7 @@ def sample_to_files(request: Request) -> list[Path]:
     Raises:
         InputError: a run, class, psi or place that cannot be used.
     """
-    run = _opened(request)
+    run = opened(request)
     try:
         return _sample(run, request)
     finally:
@@ -61,7 +61,8 @@ def sample_to_files(request: Request) -> list[Path]:
             run.close()
 
 
-def _opened(request: Request) -> "Run | BundleSource":
+def opened(request: Request) -> "Run | BundleSource":
+    """The run or bundle of a request. Raises InputError for flags that do not go with it."""
     if is_bundle(request.run):
         if request.checkpoint:
             raise InputError(
