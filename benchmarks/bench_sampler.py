@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ganfast.bench.timing import device_times
 from ganfast.export import load_sampler
 from ganfast.export.bundle.bundle import Bundle, golden_file, write_bundle
-from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest, graph_inputs
 from ganfast.export.drawing.sampler import Sampler
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
@@ -55,7 +55,7 @@ def make_bundle(
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-    folded = deployable(generator, LATENT, 0)
+    folded = deployable(generator, graph_inputs(LATENT, 0))
     z, psi = latents(0, np.arange(8), LATENT), np.ones(8, np.float32)
     images = folded(torch.from_numpy(z), torch.from_numpy(psi)).numpy()
     manifest = Manifest(
@@ -69,8 +69,8 @@ def make_bundle(
         crop="",
         golden={"seed": 0, "count": 8},
     )
-    model = to_bytes(to_onnx(folded, LATENT, {"name": "bench"}))
-    files = {MODEL: model, GOLDEN: golden_file(z, None, psi, images)}
+    model = to_bytes(to_onnx(folded, {"name": "bench"}))
+    files = {MODEL: model, GOLDEN: golden_file({"z": z, "psi": psi}, images)}
     return generator, folded.generator, write_bundle(folder, manifest, files, overwrite=True)
 
 
@@ -106,7 +106,9 @@ def on_cpu(threads: int, rounds: int, smoke: bool) -> None:
             z, psi = latents(0, np.arange(batch), LATENT), np.ones(batch, np.float32)
             runs: dict[str, Callable[[], Any]] = {
                 "auto": lambda n=batch: auto.sample(n),
-                "auto, back end alone": lambda z=z, psi=psi: auto._backend.run(z, None, psi),
+                "auto, back end alone": lambda z=z, psi=psi: auto._backend.run(
+                    {"z": z, "psi": psi}
+                ),
                 "torch back end": lambda n=batch: by_torch.sample(n),
             }
             runs = variants(nets, torch.from_numpy(z), runs)

@@ -11,12 +11,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import torch
+
 import ganfast
 from ganfast.configfile import to_yaml
+from ganfast.data import open_data
 from ganfast.data.source import cache_dir
 from ganfast.errors import InputError
+from ganfast.evaluate.pairs import Pairs
 from ganfast.export.bundle.bundle import Bundle, golden_file, refuse_occupied, write_bundle
-from ganfast.export.bundle.manifest import GOLDEN, MODEL, PRECISIONS, Manifest, check_buckets
+from ganfast.export.bundle.manifest import (
+    GOLDEN,
+    MODEL,
+    PRECISIONS,
+    Manifest,
+    check_buckets,
+    condition_input,
+)
+from ganfast.export.drawing.rows import conditions as checked_conditions
 from ganfast.export.engines.cache import EngineCache
 from ganfast.export.engines.engines import BuiltEngine, build_engines, parse_target
 from ganfast.export.engines.vendor import Build, load_flavour
@@ -26,7 +39,9 @@ from ganfast.export.graph.packages import need
 from ganfast.export.graph.precision import to_precision
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import PSI, parity, refuse_missed, rows
+from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.runs.run import Run
+from ganfast.tasks import task_of
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +68,7 @@ def export_bundle(
     overwrite: bool = False,
     targets: Sequence[str] = (),
     cache: Path | str | None = None,
+    conditions: np.ndarray | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> Bundle:
     """Export the averaged generator of a run as ONNX, and write it as a bundle.
@@ -69,6 +85,8 @@ def export_bundle(
         targets: engines to put into it besides the graph: "rtx:8.6,8.9" for GPUs of these compute
             capabilities, "tensorrt" or "rtx" for the GPU here. "onnx", the graph, is always there.
         cache: folder of engines that were built before; None: engines/ in ganfast's own cache.
+        conditions: uint8 (M, h, w, k), from which the compared pictures of a conditional run are
+            made, and those that int8 is calibrated by; None takes those of held-out pictures.
         tell: gets a line for each engine: taken from the cache, or built and why.
 
     Raises:
@@ -86,14 +104,14 @@ def export_bundle(
         load_flavour(flavour)  # raises before anything is computed
     refuse_occupied(out, overwrite)
     need("onnx", "onnxscript", "onnxruntime")
-    path, latent, classes = run.find(checkpoint), run.config.net.latent, len(run.classes)
-    name = name or run.folder.name
+    path, name = run.find(checkpoint), name or run.folder.name
     draft = manifest_of(run, path, name, precision, tuple(buckets))
+    given = held_out(run) if conditions is None else checked_conditions(draft, conditions)
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
-    plain = to_onnx(deployable(run.generator(str(path), "cpu"), latent, classes), latent, facts)
-    model = to_precision(
-        plain, precision, rows(_CALIBRATED, latent, classes, _CALIBRATION_SEED, _CALIBRATION_PSI)
-    )
+    plain = to_onnx(deployable(run.generator(str(path), "cpu"), draft.inputs), facts)
+    others = None if given is None else np.roll(given, -_COMPARED, 0)  # than those compared
+    calibration = rows(draft, _CALIBRATED, _CALIBRATION_SEED, _CALIBRATION_PSI, others)
+    model = to_precision(plain, precision, calibration)
     engine_cache = EngineCache(cache or cache_dir() / "engines")
 
     def engines(data: bytes, complaints: Complaints) -> list[BuiltEngine]:
@@ -103,7 +121,7 @@ def export_bundle(
             for engine in _built(target, data, complaints, draft, engine_cache, tell)
         ]
 
-    return write_compared(model, draft, run, path, out, overwrite, engines)
+    return write_compared(model, draft, run, path, out, overwrite, engines, given)
 
 
 def _built(
@@ -138,6 +156,7 @@ def write_compared(
     out: Path,
     overwrite: bool,
     engines: Callable[[bytes, Complaints], list[BuiltEngine]] = lambda data, complaints: [],
+    given: np.ndarray | None = None,
 ) -> Bundle:
     """Compare a graph with the generator of the checkpoint ``path``, and write it as a bundle.
 
@@ -145,12 +164,13 @@ def write_compared(
         draft: of `manifest_of`; the comparison is entered here.
         engines: builds engines from the file, given the lint of every target; called once the file
             has passed the gate.
+        given: conditions to compare by, in turn; None without a task.
 
     Raises:
         InputError: ONNX Runtime cannot take the graph; whatever ``engines`` raises.
         RunError: its pictures differ by more than the precision's gate allows; nothing is written.
     """
-    latent, classes, precision = draft.latent, len(draft.classes), draft.precision
+    precision = draft.precision
     findings = {target: lint(model, target) for target in TARGETS}
     for finding in findings["onnxruntime-cpu"]:
         if finding.rule.id != "bf16-on-cpu":  # torch checks a bf16 export
@@ -158,12 +178,19 @@ def write_compared(
                 f"ONNX Runtime, which checks what is exported, cannot take it: {finding}"
             )
     complaints = {target: list(map(str, findings[target])) for target in TARGETS}
-    inputs = rows(_COMPARED, latent, classes)
-    widest = rows(_COMPARED, latent, classes, psi=[_WIDEST])
+    inputs = rows(draft, _COMPARED, given=given)
+    widest = rows(draft, _COMPARED, psi=[_WIDEST], given=given)
     golden_psi = _GOLDEN_PSI_INT8 if precision == "int8" else PSI
-    golden = rows(_GOLDEN_ROWS, latent, classes, psi=golden_psi)
+    golden = rows(draft, _GOLDEN_ROWS, psi=golden_psi, given=given)
     truth, truth_of_widest, truth_of_golden = (
-        run.draw(feed["z"] * feed["psi"][:, None], feed.get("labels"), 1.0, str(path), "cpu")
+        run.draw(
+            feed["z"] * feed["psi"][:, None],
+            feed.get("labels"),
+            1.0,
+            str(path),
+            "cpu",
+            **{name: feed[name] for name in feed if name == "condition"},
+        )
         for feed in (inputs, widest, golden)
     )
     data = to_bytes(model)
@@ -175,9 +202,24 @@ def write_compared(
     built = engines(data, complaints)
     facts = {engine.key: engine.facts for engine in built}
     manifest = dataclasses.replace(draft, parity=distances, lint=complaints, engines=facts)
-    rows_file = golden_file(golden["z"], golden.get("labels"), golden["psi"], truth_of_golden)
     plans = {f"engines/{engine.key}": engine.plan for engine in built}
-    return write_bundle(out, manifest, {MODEL: data, GOLDEN: rows_file, **plans}, overwrite)
+    files = {MODEL: data, GOLDEN: golden_file(golden, truth_of_golden), **plans}
+    return write_bundle(out, manifest, files, overwrite)
+
+
+def held_out(run: Run) -> np.ndarray | None:
+    """Conditions of pictures that a run was never trained on, uint8 (M, h, w, k), 320 of them or
+    all; None without a task."""
+    c, size, channels = run.config, run.data["size"], run.data["channels"]
+    task = task_of(c, size, channels)
+    if task is None:
+        return None
+    how = c.data_options() | {"rules": run.data["rules"]}
+    pack = open_data(c.data, size=size, channels=channels, **how)
+    pairs = Pairs.of(task, c, pack, torch.device("cpu"), _COMPARED + _CALIBRATED)
+    # A mask is 0 or 1, a picture -1 to 1.
+    parts = [torch.cat([x[:, :channels], x[:, channels:] * 2 - 1], 1) for _, x, *_ in pairs]
+    return np.concatenate([to_uint8(part).numpy() for part in parts])
 
 
 def manifest_of(
@@ -192,12 +234,14 @@ def manifest_of(
         "weights_sha256": _sha256(path / "ema.safetensors"),
     }
     packages = need("torch", "onnx", "onnxruntime", "numpy")
+    channels, given = run.data["channels"], run.spec().given
+    order = ("RGB" if channels == 3 else "grey") + ("+mask" if given[2:] > (channels,) else "")
     return Manifest(
         name=name,
         latent=run.config.net.latent,
         classes=run.classes,
         size=run.data["size"],
-        channels=run.data["channels"],
+        channels=channels,
         precision=precision,
         buckets=buckets,
         crop=str(run.data.get("preparation", "")),
@@ -206,6 +250,8 @@ def manifest_of(
         versions={package.__name__: str(package.__version__) for package in packages},
         training=training,
         ganfast=ganfast.__version__,
+        condition=condition_input(given, order) if given else None,
+        task=dataclasses.asdict(run.config.task) if given else None,
     )
 
 

@@ -4,17 +4,22 @@ Needs torch, onnx and onnxruntime.
 """
 
 import logging
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle, open_bundle, refuse_occupied
-from ganfast.export.exporter import manifest_of, network, write_compared
+from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.exporter import manifest_of, write_compared
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.packages import need
+from ganfast.models import NetSpec
 from ganfast.runs.run import Run
 
+# Of fields that an older bundle does not tell of.
+_LATER = {f.name: f.default for f in fields(NetSpec) if f.default is not MISSING} | {"given": []}
 logger = logging.getLogger("ganfast")
 
 
@@ -43,11 +48,13 @@ def refit_bundle(
             nothing is written.
     """
     old, run, out = open_bundle(bundle), run if isinstance(run, Run) else Run.open(run), Path(out)
-    _refuse_other(old, run)
+    path = run.find(checkpoint)
+    draft = manifest_of(run, path, old.manifest.name, old.manifest.precision, old.manifest.buckets)
+    _refuse_other(old, run, draft)
     refuse_occupied(out, overwrite)
     onnx = need("onnx", "onnxruntime")[0]
-    m, path = old.manifest, run.find(checkpoint)
-    module = deployable(run.generator(str(path), "cpu"), m.latent, len(m.classes))
+    m = old.manifest
+    module = deployable(run.generator(str(path), "cpu"), m.inputs)
     weights = {name: value.numpy() for name, value in module.generator.state_dict().items()}
     model = onnx.load_model_from_string(old.model_bytes())
     places = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -70,29 +77,24 @@ def refit_bundle(
             "the engines of %s hold its old weights: the new bundle has none; build them again",
             old.folder,
         )
-    draft = manifest_of(run, path, m.name, m.precision, m.buckets)
-    return write_compared(model, draft, run, path, out, overwrite)
+    given = old.golden().get("condition")
+    return write_compared(model, draft, run, path, out, overwrite, given=given)
 
 
-def _refuse_other(old: Bundle, run: Run) -> None:
+def _refuse_other(old: Bundle, run: Run, draft: Manifest) -> None:
     m = old.manifest
     if m.precision == "int8":
         raise InputError(
             f"{old.folder} is int8, whose scales belong to its weights: "
             f"export {run.folder} with --precision int8 instead"
         )
-    facts = {
-        "latent": run.config.net.latent,
-        "size": run.data["size"],
-        "channels": run.data["channels"],
-        "classes": run.classes,
-    }
-    for name, value in facts.items():
-        if getattr(m, name) != value:
+    for name in ("latent", "size", "channels", "classes", "condition", "task"):
+        before, after = getattr(m, name), getattr(draft, name)
+        if before != after:
             raise InputError(
-                f"{run.folder} has {name} {value}, the bundle {getattr(m, name)}; export it instead"
+                f"{run.folder} has {name} {after}, the bundle {before}; export it instead"
             )
-    theirs, ours = network(run), m.network
+    theirs, ours = draft.network, m.network and _LATER | m.network
     if theirs != ours:
         theirs, ours = theirs or {}, ours or {}
         differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))

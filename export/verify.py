@@ -11,32 +11,33 @@ import numpy as np
 
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle, open_bundle
+from ganfast.export.bundle.manifest import Manifest
 from ganfast.export.bundle.parity import GATES, Parity, compare
+from ganfast.export.drawing.rows import Feed, ask
 from ganfast.export.graph.packages import need
 from ganfast.export.session import cpu_session
-from ganfast.latents import latents, random_classes
 
-Draw = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs of the graph -> pictures
+Draw = Callable[[Feed], np.ndarray]
 BATCHES = (1, 3, 8, 64)
 PSI = (1.0, 1.0, 1.0, 0.7)
 
 
 def rows(
-    count: int, latent: int, classes: int, seed: int = 0, psi: Sequence[float] = PSI
+    manifest: Manifest,
+    count: int,
+    seed: int = 0,
+    psi: Sequence[float] = PSI,
+    given: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of the graph for indices 0 .. count - 1 of a seed.
-
-    z, psi in turn, and labels where there are classes.
-    """
-    index = np.arange(count)
-    arrays = {"z": latents(seed, index, latent), "psi": np.resize(np.array(psi, np.float32), count)}
-    return arrays | ({"labels": random_classes(seed, index, classes)} if classes else {})
+    """Inputs of the graph for indices 0 .. count - 1 of a seed; ``psi``, conditions in turn."""
+    condition = None if given is None else given[np.arange(count) % len(given)]
+    return ask(manifest, count, None, seed, 0, None, np.resize(psi, count), condition).feed(count)
 
 
 def parity(
     model: bytes,
     precision: str,
-    inputs: dict[str, np.ndarray],
+    inputs: Feed,
     truth: np.ndarray,
     batches: Sequence[int] = BATCHES,
     note: str = "",
@@ -68,9 +69,9 @@ def _on_onnxruntime(model: bytes, as_float: bool = False) -> tuple[str, Draw]:
     session = cpu_session(model, as_float=as_float)
     name = "int8 graph, float32 products" if as_float else "onnxruntime-cpu"
 
-    def draw(feed: dict[str, np.ndarray]) -> np.ndarray:
+    def draw(feed: Feed) -> np.ndarray:
         try:
-            drawn: np.ndarray = session.run(None, feed)[0]
+            drawn: np.ndarray = session.run(None, dict(feed))[0]
         except Exception as error:  # ONNX Runtime has types of its own
             reason = " ".join(str(error).split())
             raise InputError(f"{name} cannot run the model: {reason}") from error

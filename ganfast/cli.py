@@ -27,6 +27,7 @@ commands:
   run       check a run directory           ganfast run check RUN
   sample    draw from a run or a bundle     ganfast sample --help
   augment   a labelled set from classes     ganfast augment RUN --per-class 500 --out set/
+  apply     pictures made from others       ganfast apply digits.bundle small/ --out large/
   eval      scores of runs or pictures      ganfast eval RUN --data mnist
   judge     what a run's critic says        ganfast judge RUN photos/ --maps maps/
   plot      curves of runs as PNG or SVG    ganfast plot RUN RUN --out curves.png
@@ -48,6 +49,7 @@ COMMANDS = {
     "train": "ganfast.commands.train:train",
     "sample": "ganfast.commands.sample:sample",
     "augment": "ganfast.commands.augment:augment",
+    "apply": "ganfast.commands.apply:apply",
     "eval": "ganfast.commands.evaluate:evaluate",
     "judge": "ganfast.commands.judge:judge",
     "plot": "ganfast.commands.plot:plot",

@@ -60,7 +60,7 @@ def sample_to_files(request: Request) -> list[Path]:
 
 
 @contextmanager
-def opened(request: Request) -> "Iterator[Source]":
+def opened(request: Request) -> "Iterator[Run | BundleSource]":
     """The run or the bundle of a request.
 
     Raises:
@@ -74,7 +74,7 @@ def opened(request: Request) -> "Iterator[Source]":
             run.close()
 
 
-def _opened(request: Request) -> "Source":
+def _opened(request: Request) -> "Run | BundleSource":
     if is_bundle(request.run):
         if request.checkpoint:
             raise InputError(

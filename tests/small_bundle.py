@@ -103,7 +103,7 @@ def small_bundle(
         golden={"seed": 0, "count": 5},
         engines=engines or {},
     )
-    golden = golden_file(rows["z"], rows.get("labels"), rows["psi"], images)
+    golden = golden_file(rows, images)
     return write_bundle(
         folder,
         replace(manifest, **changes),

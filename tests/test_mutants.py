@@ -36,7 +36,7 @@ HOME = """
     ganfast.engine.walking.trace ganfast.engine.critic ganfast.training.phases
     ganfast.kernels.gradient_penalty ganfast.kernels.latents ganfast.kernels.to_uint8
     ganfast.kernels.adam_ema ganfast.export.graph.deploy ganfast.export.bundle.bundle
-    ganfast.export.bundle.parity ganfast.export.drawing.sampler ganfast.export.drawing.lanes
+    ganfast.export.bundle.parity ganfast.export.drawing.sampler ganfast.export.drawing.rows
 """
 MODULES = {path.rpartition(".")[2]: path for path in HOME.split()}
 MODULES["latents of NumPy"] = "ganfast.latents"
@@ -110,7 +110,7 @@ def without_eps(right, norm):
 
 def filled_in_front(right, rows, bucket):
     """The rows given away are then those that nobody asked for."""
-    return tuple(x if x is None else np.roll(x, bucket - len(rows), 0) for x in right(rows, bucket))
+    return {name: np.roll(x, bucket - len(rows), 0) for name, x in right(rows, bucket).items()}
 
 
 CHECK = "test_engines.py::test_a_right_engine_passes_the_check"
@@ -274,7 +274,7 @@ MUTANTS = {
         "test_bundle.py::test_any_changed_byte_is_refused",
     ),
     "what fills a bucket given away": Mutant(
-        "lanes.filled",
+        "rows.Rows.feed",
         filled_in_front,
         "test_sampler.py::"
         "test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request",

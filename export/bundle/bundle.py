@@ -4,7 +4,7 @@
         manifest.json         what it is; hashes of all that follows
         model.onnx            the generator, weights inside
         engines/<key>         TensorRT engines, where some were built
-        golden.safetensors    inputs z, labels, psi and the trained generator's own pictures, images
+        golden.safetensors    inputs of the graph and the trained generator's own pictures, images
         latency.json          measured where it runs: not in the manifest, ignored where damaged
 
 Every byte is checked before it is used, and nothing is unpickled. An engine is code: its hash is
@@ -58,7 +58,7 @@ class Bundle:
     def golden(self) -> dict[str, np.ndarray]:
         """Rows whose pictures are known.
 
-        z (G, latent) f32, labels (G,) i64 where there are classes, psi (G,) f32, images uint8.
+        A row of each of ``manifest.inputs`` a picture, and images uint8 (G, H, W, C).
         """
         m = self.manifest
         try:
@@ -67,11 +67,9 @@ class Bundle:
             raise InputError(f"{self.folder / GOLDEN} is damaged: {error}") from error
         count = m.golden["count"]
         expected = {
-            "z": ("<f4", (count, m.latent)),
-            "psi": ("<f4", (count,)),
-            "images": ("|u1", (count, *m.shape)),
+            each.name: (np.dtype(each.dtype).str, (count, *each.shape))
+            for each in (*m.inputs, *m.outputs)
         }
-        expected |= {"labels": ("<i8", (count,))} if m.classes else {}
         if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != expected:
             raise InputError(
                 f"{self.folder / GOLDEN} does not hold the rows that its manifest tells of; "
@@ -259,12 +257,9 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} exists and is not a bundle; choose another --out")
 
 
-def golden_file(
-    z: np.ndarray, labels: np.ndarray | None, psi: np.ndarray, images: np.ndarray
-) -> bytes:
+def golden_file(inputs: Mapping[str, np.ndarray], images: np.ndarray) -> bytes:
     """The content of golden.safetensors; arrays as `Bundle.golden` gives them."""
-    arrays = {"z": z, "psi": psi, "images": images} | ({} if labels is None else {"labels": labels})
-    return write_tensors(arrays)
+    return write_tensors({**inputs, "images": images})
 
 
 @contextmanager

@@ -7,22 +7,25 @@ pins every byte. The file has one form only, so that any changed byte shows, eve
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.parity import GATES, Parity
 from ganfast.outside import parse_json
 
-SCHEMA = 1
+SCHEMA = 2
 PRECISIONS = tuple(GATES)
 MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden.safetensors"
 MAX_BUCKET = 4096
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+_SINCE_2 = ("condition", "output", "task")
 Content = bytes  # FileFacts has a field of that name
 
 
@@ -42,12 +45,45 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class Input:
+    """An array that the graph takes, with a row for each picture."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]  # of a row
+    below: int = 0  # whole numbers are 0 .. below - 1
+    order: str = ""  # of a condition's channels: grey or RGB, with +mask where one lies behind them
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last channel is a mask: 255 = known, 0 = hole."""
+        return self.order.endswith("+mask")
+
+    def zeros(self, count: int) -> np.ndarray:
+        """``count`` rows."""
+        return np.zeros((count, *self.shape), self.dtype)
+
+
+def graph_inputs(latent: int, classes: int, condition: Input | None = None) -> tuple[Input, ...]:
+    """The one table of what a graph takes, in its order; labels only where there are classes."""
+    labels = [Input("labels", "int64", (), classes)] if classes else []
+    given = [condition] if condition else []
+    return (Input("z", "float32", (latent,)), *labels, Input("psi", "float32", ()), *given)
+
+
+def condition_input(shape: Sequence[int], order: str, dtype: str = "uint8") -> Input:
+    """What a picture is made from: (h, w, k) of a picture, or float32 (P, 2) of points."""
+    return Input("condition", dtype, tuple(shape), 256 if dtype == "uint8" else 0, order)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A trained generator as a file: its inputs and outputs, its origin, and how exact it is.
 
     Inputs of the graph: z (N, latent) float32, standard normal; labels (N,) int64 where there are
-    classes; psi (N,) float32, 0 to 2, the factor of z. Output: images (N, size, size, channels)
-    uint8, 0 to 255, colour order RGB.
+    classes; psi (N,) float32, 0 to 2, the factor of z; where pictures are made from others,
+    condition (N, h, w, k) uint8. Output: images (N, size, size, channels) uint8, 0 to 255, colour
+    order RGB.
     """
 
     name: str  # of the run, for titles
@@ -72,6 +108,8 @@ class Manifest:
     # preset, images shown, hashes of config, data and weights
     training: dict[str, Any] = field(default_factory=dict)
     ganfast: str = ""
+    condition: Input | None = None  # what pictures are made from beside latents
+    task: dict[str, Any] | None = None  # how such conditions were made in training: kind and so on
     schema: int = SCHEMA
 
     @property
@@ -84,18 +122,12 @@ class Manifest:
         return (self.size, self.size, self.channels)
 
     @property
-    def inputs(self) -> list[dict[str, Any]]:
-        z = {"name": "z", "dtype": "float32", "shape": ["N", self.latent]}
-        labels = {"name": "labels", "dtype": "int64", "shape": ["N"]}
-        return [
-            z,
-            *([labels] if self.classes else []),
-            {"name": "psi", "dtype": "float32", "shape": ["N"]},
-        ]
+    def inputs(self) -> tuple[Input, ...]:
+        return graph_inputs(self.latent, len(self.classes), self.condition)
 
     @property
-    def outputs(self) -> list[dict[str, Any]]:
-        return [{"name": "images", "dtype": "uint8", "shape": ["N", *self.shape]}]
+    def outputs(self) -> tuple[Input, ...]:
+        return (Input("images", "uint8", self.shape),)
 
     @property
     def digest(self) -> str:
@@ -108,16 +140,26 @@ class Manifest:
         return _text({"digest": _digest(plain)} | plain)
 
     def _plain(self) -> dict[str, Any]:
-        derived = {
-            "inputs": self.inputs,
-            "outputs": self.outputs,
+        derived: dict[str, Any] = {
+            "inputs": [_described(each) for each in self.inputs],
+            "outputs": [_described(each) for each in self.outputs],
             "color_order": self.color_order,
             "value_range": [0, 255],
             "latent_distribution": "standard normal",
             "psi_range": [0, 2],
         }
+        if given := self.condition:
+            derived["condition"] = {
+                "dtype": given.dtype,
+                "shape": given.shape,
+                "order": given.order,
+            }
+        # Clips and text are other kinds, so that they need no schema of their own.
+        derived["output"] = {"kind": "picture", "shape": self.shape, "vocabulary": None}
         # Tuples become lists, as when read back.
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | derived))
+        for name in _SINCE_2 if self.schema == 1 else ():
+            del plain[name]
         return plain
 
     @staticmethod
@@ -135,8 +177,8 @@ class Manifest:
                 f"{source} has schema {schema}; this version of ganfast reads up to {SCHEMA}: "
                 "install a newer ganfast"
             )
-        if schema != SCHEMA:
-            raise InputError(f"{source} has schema {schema!r}; expected {SCHEMA}")
+        if type(schema) is not int or schema < 1:
+            raise InputError(f"{source} has schema {schema!r}; expected 1 to {SCHEMA}")
         digest = plain.pop("digest", None)
         try:
             unchanged = digest == _digest(plain) and _text({"digest": digest} | plain) == data
@@ -148,6 +190,11 @@ class Manifest:
                 "export again"
             )
         try:
+            if schema > 1 and (kind := plain["output"]["kind"]) != "picture":
+                raise InputError(
+                    f"{source} is of a generator of {kind}; this version of ganfast draws "
+                    "pictures: install a newer ganfast"
+                )
             manifest = _built(plain)
             manifest._check(source)
             if manifest._plain() != plain:
@@ -178,6 +225,8 @@ class Manifest:
                 raise ValueError(f"{name} is {value!r}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels!r}")
+        if self.condition:
+            _check_condition(self.condition, "RGB" if self.channels == 3 else "grey", self.channels)
         if not all(isinstance(name, str) for name in self.classes):
             raise ValueError("classes are no names")
         if not all(isinstance(facts, dict) for facts in self.engines.values()):
@@ -211,9 +260,27 @@ def refuse_outside(path: str, source: str) -> None:
         )
 
 
+def _described(array: Input) -> dict[str, Any]:
+    return {"name": array.name, "dtype": array.dtype, "shape": ["N", *array.shape]}
+
+
+def _check_condition(condition: Input, color: str, channels: int) -> None:
+    numbers, order = condition.shape, condition.order
+    good = all(type(n) is int and n > 0 for n in numbers)
+    if condition.dtype == "uint8":
+        good &= (
+            numbers[2:] == (channels + condition.masked,) and order.removesuffix("+mask") == color
+        )
+    if not good or condition.dtype not in ("uint8", "float32"):
+        raise ValueError(f"condition is {condition}")
+
+
 def _built(plain: Mapping[str, Any]) -> Manifest:
-    known = {item.name for item in fields(Manifest)}
+    later = _SINCE_2 if plain["schema"] == 1 else ()
+    known = {item.name for item in fields(Manifest)} - set(later)
     values = {name: plain[name] for name in known}
+    if given := values.get("condition"):
+        values["condition"] = condition_input(given["shape"], given["order"], given["dtype"])
     values["files"] = {path: FileFacts(**facts) for path, facts in plain["files"].items()}
     values["parity"] = tuple(
         Parity(**{**row, "histogram": tuple(row["histogram"])}) for row in plain["parity"]

@@ -12,7 +12,7 @@ import numpy as np
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle
 from ganfast.export.drawing.choice import BACKENDS
-from ganfast.export.drawing.lanes import HostLane, filled
+from ganfast.export.drawing.lanes import HostLane
 from ganfast.export.drawing.latency import machine, percentiles
 from ganfast.export.drawing.rows import ask
 from ganfast.export.drawing.sampler import Sampler, load_sampler
@@ -158,9 +158,9 @@ def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
         marks = [time.perf_counter()]
         rows = ask(sampler.manifest, batch, None, i, 0, None, 1.0)
         if isinstance(lane, HostLane):
-            inputs = filled(rows, batch if backend.exact else plan[0])
+            inputs = rows.feed(batch if backend.exact else plan[0])
             marks.append(time.perf_counter())
-            lane.run(*inputs)
+            lane.run(inputs)
         else:
             lane.launch(rows, plan[0])
             marks.append(time.perf_counter())

@@ -59,22 +59,39 @@ def open_backend(
 
 def check_golden(bundle: Bundle, backend: LaneBackend) -> None:
     """Raises InputError where any lane of a back end does not draw the bundle's golden rows."""
-    golden, m = bundle.golden(), bundle.manifest
-    count = len(golden["images"])
-    rows = Rows(m.latent, 0, np.arange(count), golden.get("labels"), golden["psi"], golden["z"])
+    inputs, m = bundle.golden(), bundle.manifest
+    images = inputs.pop("images")
+    count = len(images)
+    rows = Rows(m.latent, 0, np.arange(count), inputs)
     parts = plan(count, bucket_costs(bundle, backend.name), backend.exact)
     for lane in backend.ways():
-        drawn, start = np.empty_like(golden["images"]), 0
+        drawn, start = np.empty_like(images), 0
         for bucket in parts:
             lane.launch(rows.part(start, start + bucket), bucket)
             lane.collect(drawn[start : start + bucket])
             start += bucket
-        missed = compare(drawn, golden["images"], backend.name).missed(GATES[m.precision])
+        missed = compare(drawn, images, backend.name).missed(GATES[m.precision])
         if missed:
             raise InputError(
                 f"{bundle.folder} is not to be trusted here: golden samples differ: {missed}; "
                 "export again"
             )
+
+
+def refuse_other(old: Bundle, new: Bundle) -> None:
+    """Raises InputError where a sampler of ``old`` cannot take the weights of ``new``."""
+    alike = "latent", "classes", "size", "channels", "condition", "task", "precision", "buckets"
+    for name in alike:
+        before, after = getattr(old.manifest, name), getattr(new.manifest, name)
+        if before != after:
+            raise InputError(
+                f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler"
+            )
+    if new.manifest.precision == "int8":
+        raise InputError(
+            "the scales of an int8 graph belong to its weights: it cannot be refitted; "
+            "load the new bundle with load_sampler"
+        )
 
 
 def _cuda(device: str) -> "Cuda | None":

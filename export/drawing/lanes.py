@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ganfast.export.drawing.rows import Rows
+from ganfast.export.drawing.rows import Feed, Rows
 
 Pictures = NDArray[np.uint8]
 
@@ -59,19 +59,17 @@ class LaneBackend(Protocol):
 class HostLane:
     """Lane of a back end that takes and returns NumPy arrays, from any thread.
 
-    ``run`` draws z (B, latent), labels (B,) or None for a bundle without classes, and psi (B,).
-    ``exact`` is `LaneBackend.exact`.
+    ``run`` draws the inputs of the graph by name. ``exact`` is `LaneBackend.exact`.
     """
 
     depth = 1
 
-    def __init__(self, run: Callable[..., Pictures], exact: bool) -> None:
+    def __init__(self, run: Callable[[Feed], Pictures], exact: bool) -> None:
         self.run, self._exact = run, exact
         self._batches: deque[Pictures] = deque()
 
     def launch(self, rows: Rows, bucket: int) -> None:
-        z, labels, psi = filled(rows, len(rows) if self._exact else bucket)
-        pictures = self.run(z, labels, psi)
+        pictures = self.run(rows.feed(len(rows) if self._exact else bucket))
         self._batches.append(pictures if len(pictures) == len(rows) else pictures[: len(rows)])
 
     def collect(self, out: Pictures | None = None) -> Pictures:
@@ -93,17 +91,3 @@ def copied(pictures: Pictures, out: Pictures | None) -> Pictures:
         return pictures.copy()
     out[...] = pictures
     return out
-
-
-def filled(
-    rows: Rows, bucket: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, NDArray[np.float32]]:
-    """z, labels, psi of a full batch: the rest of the bucket draws the latent 0."""
-    z, labels, psi, n = rows.z(), rows.labels, rows.psi, len(rows)
-    if n == bucket:
-        return z, None if labels is None else np.ascontiguousarray(labels), psi
-    rest = bucket - n
-    if labels is not None:
-        labels = np.concatenate([labels, np.zeros(rest, np.int64)])
-    z = np.concatenate([z, np.zeros((rest, rows.latent), np.float32)])
-    return z, labels, np.concatenate([psi, np.zeros(rest, np.float32)])

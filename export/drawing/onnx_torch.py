@@ -224,6 +224,11 @@ def _slice(
     return x[tuple(cut)]
 
 
+def _split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    axis = a.get("axis", 0)
+    return x.chunk(a["num_outputs"], axis) if sizes is None else x.split(_ints(sizes), axis)
+
+
 def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor) -> Tensor:
     places = _ints(axes)
     for axis in sorted(axis % (x.dim() + len(places)) for axis in places):
@@ -310,7 +315,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Slice": _slice,
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "Expand": lambda a, x, shape: x + x.new_zeros(_ints(shape)),
-    "Split": lambda a, x, sizes: x.split(_ints(sizes), a.get("axis", 0)),
+    "Split": _split,
     "DepthToSpace": _depth_to_space,
     "Resize": _resize,
     "ReduceMean": _reduce(torch.mean),

@@ -16,6 +16,7 @@ from ganfast.latents import check_seed, class_list, latents, picture_index, rand
 
 _LARGE = 64 << 20  # bytes; smaller requests do not ask whether so much memory is free
 
+Feed: TypeAlias = Mapping[str, np.ndarray]  # inputs of the graph by name, a row a picture
 Labels: TypeAlias = int | str | Iterable[int | str] | None
 
 
@@ -26,29 +27,39 @@ class Rows:
     latent: int
     seed: int
     index: NDArray[np.int64]  # (N,)
-    labels: NDArray[np.int64] | None  # (N,); None for a generator without classes
-    psi: NDArray[np.float32]  # (N,)
-    # latents (N, latent) of the caller, in place of those of (seed, index)
-    own_z: NDArray[np.float32] | None = None
+    # Inputs of the graph, a row a picture. Without z, the latents are those of (seed, index).
+    arrays: Feed
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def z(self) -> NDArray[np.float32]:
-        """Latents (N, latent), before psi."""
-        return latents(self.seed, self.index, self.latent) if self.own_z is None else self.own_z
+    def feed(self, bucket: int) -> dict[str, np.ndarray]:
+        """All inputs of a batch; what it has beyond these rows is zeros."""
+        feed = dict(self.arrays)
+        if "z" not in feed:
+            feed["z"] = latents(self.seed, self.index, self.latent)
+        if rest := bucket - len(self):
+            for name, x in feed.items():
+                feed[name] = np.concatenate([x, np.zeros((rest, *x.shape[1:]), x.dtype)])
+        return {name: np.ascontiguousarray(x) for name, x in feed.items()}
 
     def part(self, start: int, stop: int) -> "Rows":
         if stop - start == len(self):
             return self
         cut = slice(start, stop)
-        labels = None if self.labels is None else self.labels[cut]
-        own_z = None if self.own_z is None else self.own_z[cut]
-        return Rows(self.latent, self.seed, self.index[cut], labels, self.psi[cut], own_z)
+        arrays = {name: array[cut] for name, array in self.arrays.items()}
+        return Rows(self.latent, self.seed, self.index[cut], arrays)
 
 
 def ask(
-    manifest: Manifest, n: int | None, indices: Any, seed: int, first: int, labels: Labels, psi: Any
+    manifest: Manifest,
+    n: int | None,
+    indices: Any,
+    seed: int,
+    first: int,
+    labels: Labels,
+    psi: Any,
+    condition: np.ndarray | None = None,
 ) -> Rows:
     """The rows of a request.
 
@@ -57,14 +68,58 @@ def ask(
         labels: one class, by number or name, for all; or one for each picture; None draws them as
             (seed, index) fixes them.
         psi: one for all, or one for each picture, 0 to 2.
+        condition: what each picture is made from, as of `conditions`.
 
     Raises:
-        InputError: what names no picture, class or psi.
+        InputError: what names no picture, class or psi; more than fits into memory.
     """
+    if condition is None:
+        _refuse_conditional(manifest)
+    if isinstance(n, int | np.integer) and indices is None:
+        refuse_huge(manifest, int(n))
     check_seed(seed)
     seed, index = int(seed), _index(n, indices, first)
     classes = chosen_labels(manifest, labels, seed, index)
-    return Rows(manifest.latent, seed, index, classes, _psi(psi, len(index)))
+    arrays = _arrays(classes, psi, len(index))
+    if condition is not None:
+        arrays["condition"] = condition
+    return Rows(manifest.latent, seed, index, arrays)
+
+
+def _refuse_conditional(manifest: Manifest) -> None:
+    if manifest.condition:
+        raise InputError(
+            f"{manifest.name} makes pictures from others ({(manifest.task or {}).get('kind')}), "
+            "not from latents alone: use apply in place of sample"
+        )
+
+
+def conditions(manifest: Manifest, condition: Any) -> np.ndarray:
+    """A copy of what pictures are made from, (N, *shape) as ``manifest.condition`` says.
+
+    Raises:
+        InputError: the bundle makes pictures from latents alone; another size or type; a mask with
+            a value that is neither 0 nor 255; numbers that are not finite.
+    """
+    given = manifest.condition
+    if given is None:
+        raise InputError(
+            f"{manifest.name} draws from latents alone and takes no condition: use sample"
+        )
+    shape: tuple[int, ...] = getattr(condition, "shape", ())
+    kind = str(getattr(condition, "dtype", type(condition).__name__))
+    if kind != given.dtype or len(shape) < 2 or shape[1:] != given.shape or not shape[0]:
+        wanted = f"{given.dtype} (N, {', '.join(map(str, given.shape))}), {given.order}"
+        raise InputError(
+            f"the condition is {kind} {tuple(shape)}; {manifest.name} expects {wanted}"
+        )
+    if given.masked:
+        odd = np.setdiff1d(condition[..., -1], [0, 255])
+        if len(odd):
+            raise InputError(f"the mask holds {odd[0]}; expected 255 = known and 0 = hole")
+    elif not np.isfinite(condition).all():
+        raise InputError("the condition holds numbers that are not finite")
+    return np.array(condition)
 
 
 def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Rows:
@@ -72,6 +127,7 @@ def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Row
 
     ``labels`` are needed where there are classes.
     """
+    _refuse_conditional(manifest)
     try:
         if np.iscomplexobj(z):
             raise TypeError
@@ -91,7 +147,12 @@ def rows_of_latents(manifest: Manifest, z: Any, labels: Labels, psi: Any) -> Row
     if manifest.classes and labels is None:
         raise InputError(f"{manifest.name} draws classes: give labels with z")
     classes = chosen_labels(manifest, labels, 0, index)
-    return Rows(manifest.latent, 0, index, classes, _psi(psi, len(index)), latent)
+    arrays = {"z": latent, **_arrays(classes, psi, len(index))}
+    return Rows(manifest.latent, 0, index, arrays)
+
+
+def _arrays(labels: NDArray[np.int64] | None, psi: Any, count: int) -> dict[str, np.ndarray]:
+    return ({} if labels is None else {"labels": labels}) | {"psi": _psi(psi, count)}
 
 
 def refuse_huge(manifest: Manifest, n: int) -> None:
@@ -102,6 +163,20 @@ def refuse_huge(manifest: Manifest, n: int) -> None:
             f"n is {n}: so many pictures take {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
             "take them in parts (Sampler.stream; on the command line --first)"
         )
+
+
+def refuse_out(manifest: Manifest, rows: Rows, out: Any) -> None:
+    """Raises InputError where pictures cannot be written into ``out``."""
+    shape = (len(rows), *manifest.shape)
+    if out is None or (
+        isinstance(out, np.ndarray)
+        and out.shape == shape
+        and out.dtype == np.uint8
+        and out.flags.writeable
+    ):
+        return
+    kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+    raise InputError(f"out is {kind}; expected a writeable uint8 array {shape}")
 
 
 def _index(n: Any, indices: Any, first: Any) -> NDArray[np.int64]:

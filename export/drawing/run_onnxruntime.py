@@ -12,22 +12,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.manifest import Manifest
-from ganfast.export.drawing.lanes import HostLane, Pictures, copied, filled
-from ganfast.export.drawing.rows import Rows
+from ganfast.export.drawing.lanes import HostLane, Pictures, copied
+from ganfast.export.drawing.rows import Feed, Rows
 from ganfast.export.session import cpu_session, make_session, need_onnxruntime
 from ganfast.host import usable_threads
 
 # Pictures a thread, from which on threads draw batches of their own: two threads that share a batch
 # lose up to a fifth of their time.
 _SPLIT = 8
-
-
-def _feed(z: Any, labels: Any, psi: Any) -> dict[str, Any]:
-    return {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
 
 
 class OnnxRuntimeCpu:
@@ -52,40 +47,37 @@ class OnnxRuntimeCpu:
         alone = together if self._pool is None else cpu_session(model, 1)
         self._together, self._alone = together, alone  # both or, where one cannot be made, neither
 
-    def run(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
-    ) -> Pictures:
+    def run(self, feed: Feed) -> Pictures:
         with self._counting:
             self._requests += 1
             by_itself = self._requests == 1
         try:
-            return self._draw(z, labels, psi, by_itself)
+            return self._draw(feed, by_itself)
         finally:
             with self._counting:
                 self._requests -= 1
 
-    def _draw(self, z: Any, labels: Any, psi: Any, by_itself: bool) -> Pictures:
-        if self._pool is None or len(z) < _SPLIT * self.threads:
-            return self._run(self._together if by_itself else self._alone, z, labels, psi)
-        edges = [round(len(z) * i / self.threads) for i in range(self.threads + 1)]
-        parts = [
-            (z[a:b], None if labels is None else labels[a:b], psi[a:b]) for a, b in pairwise(edges)
-        ]
+    def _draw(self, feed: Feed, by_itself: bool) -> Pictures:
+        count = len(feed["z"])
+        if self._pool is None or count < _SPLIT * self.threads:
+            return self._run(self._together if by_itself else self._alone, feed)
+        edges = [round(count * i / self.threads) for i in range(self.threads + 1)]
+        parts = [{name: array[a:b] for name, array in feed.items()} for a, b in pairwise(edges)]
         others: list[Future[Pictures]] = []
         try:
             # While the program ends no thread takes more work: this thread draws the rest.
             with suppress(RuntimeError):
                 for part in parts[1:]:
-                    others.append(self._pool.submit(self._run, self._alone, *part))
-            own = [self._run(self._alone, *part) for part in (parts[0], *parts[1 + len(others) :])]
+                    others.append(self._pool.submit(self._run, self._alone, part))
+            own = [self._run(self._alone, part) for part in (parts[0], *parts[1 + len(others) :])]
             return np.concatenate([own[0], *(future.result() for future in others), *own[1:]])
         except BaseException:
             wait(others)  # the request is not over before its parts are
             raise
 
     @staticmethod
-    def _run(session: Any, z: Any, labels: Any, psi: Any) -> Pictures:
-        pictures: Pictures = session.run(["images"], _feed(z, labels, psi))[0]
+    def _run(session: Any, feed: Feed) -> Pictures:
+        pictures: Pictures = session.run(["images"], feed)[0]
         return pictures
 
     def lane(self) -> HostLane:
@@ -163,7 +155,7 @@ class _BoundLane:
 
     def launch(self, rows: Rows, bucket: int) -> None:
         inputs, _, binding = self._buffers(bucket)
-        for name, value in _feed(*filled(rows, bucket)).items():
+        for name, value in rows.feed(bucket).items():
             inputs[name].update_inplace(value)
         known = bucket in self._backend.manifest.buckets
         self._run(binding, str(bucket) if known and self._backend.where == "cuda" else "-1")
@@ -180,7 +172,7 @@ class _BoundLane:
                 f"ask for one of {', '.join(map(str, self._backend.manifest.buckets))}, "
                 "or use backend torch"
             )
-        inputs = {name: self._new(value) for name, value in _feed(*filled(rows, len(rows))).items()}
+        inputs = {name: self._new(value) for name, value in rows.feed(len(rows)).items()}
         images, binding = self._bind(len(rows), inputs)
         # No graph: one would write to the buffers it was captured with, not to these.
         self._run(binding, "-1")
@@ -194,11 +186,7 @@ class _BoundLane:
     def _buffers(self, bucket: int) -> tuple[dict[str, Any], Any, Any]:
         if bucket not in self._bound:
             m = self._backend.manifest
-            labels = np.zeros(bucket, np.int64) if m.classes else None
-            feed = _feed(
-                np.zeros((bucket, m.latent), np.float32), labels, np.zeros(bucket, np.float32)
-            )
-            inputs = {name: self._new(value) for name, value in feed.items()}
+            inputs = {each.name: self._new(each.zeros(bucket)) for each in m.inputs}
             self._bound[bucket] = (inputs, *self._bind(bucket, inputs))
         return self._bound[bucket]
 

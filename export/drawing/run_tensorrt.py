@@ -17,7 +17,7 @@ import numpy as np
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.export.drawing.dlpack import DevicePictures
-from ganfast.export.drawing.lanes import Pictures, copied, filled
+from ganfast.export.drawing.lanes import Pictures, copied
 from ganfast.export.drawing.rows import Rows
 from ganfast.export.engines.cuda import Cuda
 from ganfast.export.engines.vendor import Context, Engine, Flavour
@@ -61,10 +61,8 @@ class TensorRT:
     def launch(self, rows: Rows, bucket: int) -> None:
         self._cuda.use()
         slot = self._buckets[bucket]
-        z, labels, psi = filled(rows, bucket)
-        slot.host["z"][...], slot.host["psi"][...] = z, psi
-        if labels is not None:
-            slot.host["labels"][...] = labels
+        for name, value in rows.feed(bucket).items():
+            slot.host[name][...] = value
         slot.start()
         self._launched.append((bucket, len(rows)))
 
@@ -121,9 +119,7 @@ class _Bucket:
 
     def __init__(self, owner: TensorRT, size: int, profile: int) -> None:
         self._owner, m = owner, owner._manifest
-        arrays: dict[str, Any] = {"z": (np.float32, (size, m.latent)), "psi": (np.float32, (size,))}
-        arrays |= {"labels": (np.int64, (size,))} if m.classes else {}
-        arrays |= {"images": (np.uint8, (size, *m.shape))}
+        arrays = {each.name: each.zeros(size) for each in (*m.inputs, *m.outputs)}
         if set(arrays) != {*owner._engine.inputs, *owner._engine.outputs}:
             raise InputError(
                 f"the engine has {owner._engine.inputs} and {owner._engine.outputs}; "
@@ -132,11 +128,11 @@ class _Bucket:
         self.host: dict[str, np.ndarray] = {}
         self.device: dict[str, int] = {}
         self._pinned: dict[str, int] = {}
-        for name, (dtype, shape) in arrays.items():
-            count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for name, zeros in arrays.items():
+            count = zeros.nbytes
             self._pinned[name], self.device[name] = owner._take_host(count), owner._take(count)
-            memory = (ctypes.c_uint8 * count).from_address(self._pinned[name])
-            self.host[name] = np.frombuffer(memory, dtype).reshape(shape)
+            memory: Any = (ctypes.c_uint8 * count).from_address(self._pinned[name])
+            self.host[name] = np.frombuffer(memory, zeros.dtype).reshape(zeros.shape)
             self.host[name][...] = 0
         self._context: Context = owner._engine.context(
             profile, owner._arena, self.device, owner._stream

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ganfast.device import capturing
@@ -20,7 +19,7 @@ from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.export.drawing.lanes import HostLane, Lane, Pictures, copied
 from ganfast.export.drawing.onnx_torch import Program
-from ganfast.export.drawing.rows import Rows
+from ganfast.export.drawing.rows import Feed, Rows
 from ganfast.kernels.latents import latents
 
 # Torch's thread count belongs to the process: two samplers at once would put back each other's.
@@ -57,10 +56,7 @@ class TorchBackend:
         self.capturing = threading.Lock()  # `settings` are those of the whole process
         self.program = Program(model, self.device)
 
-    def run(
-        self, z: NDArray[np.float32], labels: NDArray[np.int64] | None, psi: NDArray[np.float32]
-    ) -> Pictures:
-        feed = {"z": z, "psi": psi} | ({} if labels is None else {"labels": labels})
+    def run(self, feed: Feed) -> Pictures:
         inputs = {name: torch.from_numpy(np.array(value)) for name, value in feed.items()}
         with self.settings():
             images = self.program(**{name: x.to(self.device) for name, x in inputs.items()})
@@ -153,19 +149,15 @@ class _StaticLane:
     def _draw(self, slot: "_Slot", rows: Rows, bucket: int) -> Tensor:
         captured = self._buckets[bucket]
         n, device = len(rows), self._backend.device
-        if self._cuda and rows.own_z is None:  # drawn on the GPU: only the indices travel there
+        feed = rows.arrays if self._cuda else rows.feed(n)
+        if "z" not in feed:  # drawn on the GPU: only the indices travel there
             slot.index.numpy()[:n] = rows.index
             captured.inputs["z"][:n] = latents(
                 rows.seed, 0, slot.index[:n].to(device, non_blocking=True), rows.latent
             )
-        else:
-            slot.z.numpy()[:n] = rows.z()
-            captured.inputs["z"][:n].copy_(slot.z[:n], non_blocking=True)
-        slot.psi.numpy()[:n] = rows.psi
-        captured.inputs["psi"][:n].copy_(slot.psi[:n], non_blocking=True)
-        if rows.labels is not None:
-            slot.labels.numpy()[:n] = rows.labels
-            captured.inputs["labels"][:n].copy_(slot.labels[:n], non_blocking=True)
+        for name, value in feed.items():
+            slot.inputs[name].numpy()[:n] = value
+            captured.inputs[name][:n].copy_(slot.inputs[name][:n], non_blocking=True)
         return captured.replay()
 
     def _on_stream(self) -> AbstractContextManager[Any]:
@@ -177,10 +169,9 @@ class _Slot:
 
     def __init__(self, backend: TorchBackend) -> None:
         m, most, pin = backend.manifest, max(backend.manifest.buckets), backend._cuda
-        self.z = torch.zeros(most, m.latent, pin_memory=pin)
+        zeros = {each.name: torch.from_numpy(each.zeros(most)) for each in m.inputs}
+        self.inputs = {name: x.pin_memory() if pin else x for name, x in zeros.items()}
         self.index = torch.zeros(most, dtype=torch.int64, pin_memory=pin)
-        self.labels = torch.zeros(most, dtype=torch.int64, pin_memory=pin)
-        self.psi = torch.zeros(most, pin_memory=pin)
         self.images = torch.zeros(most, *m.shape, dtype=torch.uint8, pin_memory=pin)
         self._done = torch.cuda.Event() if pin else None
 
@@ -199,12 +190,8 @@ class _Captured:
     def __init__(self, backend: TorchBackend, bucket: int, stream: Any) -> None:
         m, device = backend.manifest, backend.device
         self._backend = backend
-        self.inputs = {
-            "z": torch.zeros(bucket, m.latent, device=device),
-            "psi": torch.zeros(bucket, device=device),
-        }
-        if m.classes:
-            self.inputs["labels"] = torch.zeros(bucket, dtype=torch.int64, device=device)
+        zeros = {each.name: torch.from_numpy(each.zeros(bucket)) for each in m.inputs}
+        self.inputs = {name: x.to(device) for name, x in zeros.items()}
         self._graph: Any = None
         if not backend._cuda:
             return

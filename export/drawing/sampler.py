@@ -21,18 +21,20 @@ import numpy as np
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle, open_bundle
 from ganfast.export.bundle.manifest import Manifest
-from ganfast.export.drawing.choice import check_golden, open_backend
+from ganfast.export.drawing.choice import check_golden, open_backend, refuse_other
 from ganfast.export.drawing.lanes import Lane, LaneBackend, Pictures
 from ganfast.export.drawing.latency import bucket_costs, percentiles
 from ganfast.export.drawing.rows import (
     Labels,
     Rows,
     ask,
+    conditions,
     is_one,
     plan,
-    refuse_huge,
+    refuse_out,
     rows_of_latents,
 )
+from ganfast.export.drawing.tiles import in_tiles
 from ganfast.latents import picture_range
 
 logger = logging.getLogger("ganfast")
@@ -138,22 +140,19 @@ class Sampler:
             InputError: what names no picture; more than fits into memory.
             RunError: the sampler is closed, or its device failed.
         """
-        rows = self._ask(n, indices, seed, first, labels, psi)
+        rows = ask(self.manifest, n, indices, seed, first, labels, psi)
         if on_device:
             if out is not None:
                 raise InputError("out is memory of the host; give out or on_device, not both")
             return self._on_lane(self._left_there, rows, None, time.perf_counter())
-        self._check(rows, out)
-        return self._on_lane(self._draw, rows, out, time.perf_counter())
+        return self._now(rows, out)
 
     def draw(self, z: Any, labels: Labels = None, psi: Any = 1.0) -> Pictures:
         """`sample` for latents of your own, z (N, latent), standard normal.
 
         ``labels`` are needed where there are classes.
         """
-        rows = rows_of_latents(self.manifest, z, labels, psi)
-        pictures: Pictures = self._on_lane(self._draw, rows, None, time.perf_counter())
-        return pictures
+        return self._now(rows_of_latents(self.manifest, z, labels, psi), None)
 
     def submit(
         self,
@@ -167,8 +166,75 @@ class Sampler:
         out: Pictures | None = None,
     ) -> "Future[Pictures]":
         """`sample` on a thread of the sampler; arguments are checked at once."""
-        rows = self._ask(n, indices, seed, first, labels, psi)
-        self._check(rows, out)
+        return self._later(ask(self.manifest, n, indices, seed, first, labels, psi), out)
+
+    def apply(
+        self,
+        condition: Any,
+        seed: int = 0,
+        first: int = 0,
+        psi: Any = 1.0,
+        labels: Labels = None,
+        *,
+        out: Pictures | None = None,
+    ) -> Pictures:
+        """Draw pictures made from others: picture i has the latent (seed, first + i).
+
+        Args:
+            condition: (N, *shape) as ``manifest.condition`` says: uint8 (N, h, w, k), with a mask
+                behind a picture's channels where the task has one, 255 = known and 0 = hole.
+            seed, first, psi, labels, out: as of `sample`; psi 0 = one answer to each condition.
+
+        Raises:
+            InputError: a condition of another size or type, a mask with a third value, a bundle
+                without conditions; and as `sample`, also a RunError.
+        """
+        return self._now(self._made(condition, None, seed, first, labels, psi), out)
+
+    def submit_apply(
+        self,
+        condition: Any,
+        seed: int = 0,
+        first: int = 0,
+        psi: Any = 1.0,
+        labels: Labels = None,
+        *,
+        out: Pictures | None = None,
+    ) -> "Future[Pictures]":
+        """`apply` on a thread of the sampler; arguments are checked at once."""
+        return self._later(self._made(condition, None, seed, first, labels, psi), out)
+
+    def apply_tiles(
+        self,
+        picture: Pictures,
+        overlap: int = 4,
+        seed: int = 0,
+        first: int = 0,
+        psi: float = 1.0,
+        labels: int | str | None = None,
+    ) -> Pictures:
+        """`apply` to one larger picture (h, w, k), in tiles that have one latent and overlap."""
+
+        def draw(tiles: Pictures) -> Pictures:
+            latent = np.full(len(tiles), first)
+            return self._now(self._made(tiles, latent, seed, 0, labels, psi), None)
+
+        given = self.manifest.condition
+        return in_tiles(draw, picture, given.shape if given else (), overlap)
+
+    def _made(
+        self, condition: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any
+    ) -> Rows:
+        given = conditions(self.manifest, condition)
+        n = len(given) if indices is None else None
+        return ask(self.manifest, n, indices, seed, first, labels, psi, given)
+
+    def _now(self, rows: Rows, out: Pictures | None) -> Any:
+        refuse_out(self.manifest, rows, out)
+        return self._on_lane(self._draw, rows, out, time.perf_counter())
+
+    def _later(self, rows: Rows, out: Pictures | None) -> "Future[Pictures]":
+        refuse_out(self.manifest, rows, out)
         self._refuse_forked()
         request = self._draw, rows, out, time.perf_counter()
         try:
@@ -234,7 +300,7 @@ class Sampler:
                 has its old weights again, as after any other error.
         """
         bundle = open_bundle(source, digest)
-        _refuse_other(self.bundle, bundle)
+        refuse_other(self.bundle, bundle)
         with self._refitting, self._every_lane():
             try:
                 self._backend.refit(bundle.model_bytes())
@@ -292,12 +358,6 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _ask(self, n: Any, indices: Any, seed: int, first: int, labels: Labels, psi: Any) -> Rows:
-        """The rows of a request, unless its pictures would not fit into memory."""
-        if isinstance(n, int | np.integer) and indices is None:
-            refuse_huge(self.manifest, int(n))
-        return ask(self.manifest, n, indices, seed, first, labels, psi)
 
     def _take(self) -> Lane:
         self._refuse_forked()
@@ -387,30 +447,3 @@ class Sampler:
             if count <= 4 * max(self._cost):
                 self._plans[count] = parts
         return parts
-
-    def _check(self, rows: Rows, out: Any) -> None:
-        """Raises InputError where pictures cannot be written into ``out``."""
-        shape = (len(rows), *self.manifest.shape)
-        if out is None or (
-            isinstance(out, np.ndarray)
-            and out.shape == shape
-            and out.dtype == np.uint8
-            and out.flags.writeable
-        ):
-            return
-        kind = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out is {kind}; expected a writeable uint8 array {shape}")
-
-
-def _refuse_other(old: Bundle, new: Bundle) -> None:
-    for name in ("latent", "classes", "size", "channels", "precision", "buckets"):
-        before, after = getattr(old.manifest, name), getattr(new.manifest, name)
-        if before != after:
-            raise InputError(
-                f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler"
-            )
-    if new.manifest.precision == "int8":
-        raise InputError(
-            "the scales of an int8 graph belong to its weights: it cannot be refitted; "
-            "load the new bundle with load_sampler"
-        )

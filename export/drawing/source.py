@@ -25,8 +25,8 @@ class BundleSource:
         strict: bool = False,
     ) -> None:
         self.folder = Path(path)
-        self._sampler = load_sampler(path, device, backend, digest, strict)
-        self.classes, self.latent = self._sampler.manifest.classes, self._sampler.manifest.latent
+        self.sampler = load_sampler(path, device, backend, digest, strict)
+        self.classes, self.latent = self.sampler.manifest.classes, self.sampler.manifest.latent
 
     def sample_labelled(
         self,
@@ -38,10 +38,10 @@ class BundleSource:
         checkpoint: str = "",
         device: str = "auto",
     ) -> tuple[Pictures, NDArray[np.int64] | None]:
-        refuse_huge(self._sampler.manifest, n)
+        refuse_huge(self.sampler.manifest, n)
         index = picture_index(n, seed, first)
         chosen = self.labels_of(index, seed, labels)
-        return self._sampler.sample(n, seed, chosen, psi, first=first), chosen
+        return self.sampler.sample(n, seed, chosen, psi, first=first), chosen
 
     def draw(
         self,
@@ -51,15 +51,30 @@ class BundleSource:
         checkpoint: str = "",
         device: str = "auto",
     ) -> Pictures:
-        return self._sampler.draw(z, labels, psi)
+        return self.sampler.draw(z, labels, psi)
+
+    def apply(
+        self,
+        condition: Pictures,
+        seed: int = 0,
+        first: int = 0,
+        psi: float = 1.0,
+        labels: Sequence[int] | None = None,
+        checkpoint: str = "",
+        device: str = "auto",
+    ) -> Pictures:
+        chosen = None
+        if labels is not None:
+            chosen = self.labels_of(picture_index(len(condition), seed, first), seed, labels)
+        return self.sampler.apply(condition, seed, first, psi, chosen)
 
     def labels_of(
         self, index: NDArray[np.int64], seed: int, labels: Sequence[int] | None
     ) -> NDArray[np.int64] | None:
         """The class of each picture: ``labels`` in turn, or as (seed, index) fixes them."""
         if labels is None:
-            return chosen_labels(self._sampler.manifest, None, seed, index)
-        numbers = chosen_labels(self._sampler.manifest, labels, seed, np.arange(len(labels)))
+            return chosen_labels(self.sampler.manifest, None, seed, index)
+        numbers = chosen_labels(self.sampler.manifest, labels, seed, np.arange(len(labels)))
         return None if numbers is None else numbers[index % len(numbers)]
 
     def class_list(self) -> str:
@@ -70,7 +85,7 @@ class BundleSource:
         return self.folder.resolve().with_name(f"{self.folder.resolve().name}-seed{seed}.png")
 
     def close(self) -> None:
-        self._sampler.close()
+        self.sampler.close()
 
 
 class BundleFakes:

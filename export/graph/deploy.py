@@ -8,6 +8,7 @@ that the weights of another checkpoint go to the same places.
 
 import copy
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeGuard
 
@@ -17,7 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from ganfast.export.bundle.manifest import Input
 from ganfast.models.parts import Generator
+from ganfast.tasks import scaled
 
 logger = logging.getLogger("ganfast")
 
@@ -26,42 +29,53 @@ _CONVOLUTION = nn.Conv1d | nn.Conv2d | nn.Conv3d | _TRANSPOSED
 
 
 class Deployable(nn.Module):
-    """The exported module: ``f(z, psi)``, or ``f(z, labels, psi)`` where there are classes."""
+    """The exported module: its arguments are the rows of ``inputs``, in their order."""
 
-    def __init__(self, generator: nn.Module, classes: int) -> None:
+    def __init__(self, generator: nn.Module, inputs: Sequence[Input]) -> None:
         super().__init__()
         self.generator = generator
-        self.classes = classes
+        self.inputs = inputs
 
-    def forward(self, z: Tensor, *labels_and_psi: Tensor) -> Tensor:
-        """uint8 (N, H, W, C) from z (N, latent) float32, labels (N,) int64, psi (N,) float32."""
-        *labels, psi = labels_and_psi
-        pictures = self.generator(z * psi[:, None], *labels)
+    def forward(self, *arrays: Tensor) -> Tensor:
+        """uint8 (N, H, W, C)."""
+        pictures = self.drawn(*arrays)
         # The cast to uint8 comes last of all: TensorRT refuses uint8 inside a graph. Rounding is an
         # operation of its own, because targets differ in how a cast rounds.
         scaled = pictures.float().permute(0, 2, 3, 1) * 127.5 + 127.5
         return scaled.round().clamp(0, 255).to(torch.uint8)
 
+    def drawn(self, *arrays: Tensor) -> Tensor:
+        """The generator's own pictures, (N, C, H, W)."""
+        given = {each.name: array for each, array in zip(self.inputs, arrays, strict=True)}
+        z = given.pop("z") * given.pop("psi")[:, None]
+        if self.inputs[-1].name == "condition":
+            # The cast comes first of all: TensorRT refuses any other use of uint8.
+            levels = given["condition"].float().permute(0, 3, 1, 2)
+            given["condition"] = scaled(levels, levels.shape[1] - self.inputs[-1].masked)
+        pictures: Tensor = self.generator(z, *given.values())
+        return pictures
+
 
 @torch.no_grad()
-def deployable(generator: nn.Module, latent: int, classes: int) -> Deployable:
+def deployable(generator: nn.Module, inputs: Sequence[Input]) -> Deployable:
     """A copy of a generator, ready to be exported: float32 on the CPU, evaluation mode.
 
     Args:
-        generator: z (N, latent) [, labels (N,)] -> pictures (N, C, H, W) in [-1, 1], any module.
-        classes: 0 = it takes no labels.
+        generator: z (N, latent) [, labels (N,)] [, condition (N, k, h, w)] -> pictures
+            (N, C, H, W) in [-1, 1], any module.
+        inputs: what its graph is to take, as of `graph_inputs`.
     """
     generator = copy.deepcopy(generator).float().cpu().eval().requires_grad_(False)
     plain = without_parametrisations(copy.deepcopy(generator))
     folded = fold_batchnorm(copy.deepcopy(plain))
-    if not _same(folded, generator, latent, classes):
+    if not _same(Deployable(folded, inputs), Deployable(generator, inputs)):
         logger.warning(
             "BatchNorm stays a scale and a shift of its own: folded into the weights before it, "
             "it gives other pictures"
         )
         folded = fold_batchnorm(plain, into_weights=False)
     folded = folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Deployable(folded, classes).eval()
+    return Deployable(folded, inputs).eval()
 
 
 def without_parametrisations(net: nn.Module) -> nn.Module:
@@ -182,11 +196,19 @@ def _double(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.double()
 
 
-def _same(folded: nn.Module, original: nn.Module, latent: int, classes: int) -> bool:
+def _same(folded: Deployable, original: Deployable) -> bool:
     """Equal but for roundings: an eighth of a grey level.
 
     In float32, because a user's module may make float32 constants.
     """
-    z = torch.randn(4, latent, generator=torch.Generator().manual_seed(0))
-    labels = [torch.arange(4) % classes] if classes else []
-    return bool(torch.allclose(folded(z, *labels), original(z, *labels), rtol=0, atol=1e-3))
+    random = torch.Generator().manual_seed(0)
+    arrays = []
+    for each in folded.inputs:
+        like = torch.from_numpy(each.zeros(4))
+        drawn = (
+            like.random_(each.below, generator=random)
+            if each.below
+            else like.normal_(generator=random)
+        )
+        arrays.append(drawn)
+    return bool(torch.allclose(folded.drawn(*arrays), original.drawn(*arrays), rtol=0, atol=1e-3))

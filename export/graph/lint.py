@@ -86,6 +86,11 @@ def _uint8(g: _Graph) -> Iterator[str]:
             yield node.name
 
 
+def _uncast(g: _Graph) -> Iterator[str]:
+    given = {value.name for value in g.model.graph.input if g.types[value.name] == _UINT8}
+    return (n.name for n in g.nodes if n.op_type != "Cast" and given & set(n.input))
+
+
 def _modulated(g: _Graph) -> Iterator[str]:
     for node in g.nodes:
         if node.op_type in ("Conv", "ConvTranspose") and not g.constant(node.input[1]):
@@ -152,6 +157,13 @@ RULES = (
         "uint8 is taken at the end of a graph only",
         "cast to uint8 as the very last step",
         _uint8,
+    ),
+    Rule(
+        "uint8-input-not-cast",
+        _TRT,
+        "takes a uint8 input, which only a cast may do",
+        "cast the input to float32 first of all",
+        _uncast,
     ),
     Rule(
         "modulated-convolution",

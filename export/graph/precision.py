@@ -1,8 +1,9 @@
 """The float32 graph in another number format: TensorRT 11 has no flags for precision.
 
-Inputs and the tail stay float32 in every precision; weights keep their names in fp16 and bf16. The
-operations that lose most stay float32 too: statistics of norms, and in bf16 the last tanh. In bf16
-transposed convolutions also stay float32, because no target has a kernel for them.
+Inputs and the tail stay float32 in every precision, and so does a condition up to the first layer;
+weights keep their names in fp16 and bf16. The operations that lose most stay float32 too:
+statistics of norms, and in bf16 the last tanh. In bf16 transposed convolutions also stay float32,
+because no target has a kernel for them.
 """
 
 import tempfile
@@ -32,7 +33,7 @@ def to_precision(
 
     Args:
         model: float32, as `ganfast.export.graph.to_onnx.to_onnx` makes it; left as it is.
-        calibration: inputs (z, labels, psi) that int8 takes its ranges from.
+        calibration: inputs that int8 takes its ranges from.
     """
     if precision in ("fp32", "tf32"):
         return model
@@ -89,7 +90,7 @@ def _cast(model: "onnx.ModelProto", half: int, keep: set[str]) -> "onnx.ModelPro
 
 
 def _outside(graph: "onnx.GraphProto") -> set[str]:
-    """Values of the tail, and the latent times psi: float32 in every precision."""
+    """Values of the tail, the latent times psi, and conditions: float32 in every precision."""
     made = {name: node for node in graph.node for name in node.output}
     outside, pending = set(), [output.name for output in graph.output]
     while pending:  # back from the pictures to the channels-last transpose
@@ -97,6 +98,12 @@ def _outside(graph: "onnx.GraphProto") -> set[str]:
         if node is not None:
             outside.update(node.output)
             pending += [] if node.op_type == "Transpose" else node.input
+    given = {"condition"}  # made of the condition alone, before any layer: known pixels stay exact
+    for node in graph.node:
+        rows = {name for name in node.input if name in made or name == "condition"}
+        if rows and rows <= given and node.op_type not in _INT8_OPS:
+            given.update(node.output)
+    outside |= given
     reached = {"z", "psi"}
     for node in graph.node:
         if node.op_type in ("Unsqueeze", "Mul") and set(node.input) & reached and "psi" in reached:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ganfast
 from ganfast.errors import InputError
+from ganfast.export.bundle.manifest import MAX_BUCKET
 from ganfast.export.graph.deploy import Deployable
 from ganfast.export.graph.packages import need, quiet
 
@@ -25,12 +26,11 @@ OPSET = 20
 _PREFIX = "generator."  # of a weight's name in Deployable
 
 
-def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.ModelProto":
+def to_onnx(module: Deployable, facts: Mapping[str, Any]) -> "onnx.ModelProto":
     """Export.
 
     Args:
         module: as `ganfast.export.graph.deploy.deployable` makes it.
-        latent: size of z.
         facts: JSON values for the file's own metadata.
 
     Raises:
@@ -38,12 +38,12 @@ def to_onnx(module: Deployable, latent: int, facts: Mapping[str, Any]) -> "onnx.
     """
     onnx = need("onnx", "onnxscript")[0]
     with _distinct_weights(module) as real:
-        model = _exported(module, latent)
+        model = _exported(module)
         kept = {tensor.name for tensor in model.graph.initializer}
         if not {_plain_name(name) for name in real} <= kept:
             real.clear()  # the exporter computed weights from others: it needs the real ones
     if not real:
-        model = _exported(module, latent)
+        model = _exported(module)
     _fill(model, {_plain_name(name): value for name, value in real.items()})
     model.producer_name, model.producer_version = "ganfast", ganfast.__version__
     onnx.helper.set_model_props(
@@ -76,11 +76,10 @@ def to_bytes(model: "onnx.ModelProto") -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
-    labels = [torch.zeros(2, dtype=torch.long)] if module.classes else []
-    inputs = (torch.zeros(2, latent), *labels, torch.ones(2))
-    batch = torch.export.Dim("N", min=1, max=4096)
-    shapes = ({0: batch}, tuple({0: batch} for _ in inputs[1:]))
+def _exported(module: Deployable) -> "onnx.ModelProto":
+    inputs = tuple(torch.from_numpy(each.zeros(2)) for each in module.inputs)
+    batch = torch.export.Dim("N", min=1, max=MAX_BUCKET)
+    shapes = (tuple({0: batch} for _ in inputs),)
     try:
         # The exporter recommends packages that nobody needs here.
         with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):
@@ -92,7 +91,7 @@ def _exported(module: Deployable, latent: int) -> "onnx.ModelProto":
                 dynamic_shapes=shapes,
                 external_data=False,
                 optimize=True,
-                input_names=["z", *["labels"][: len(labels)], "psi"],
+                input_names=[each.name for each in module.inputs],
                 output_names=["images"],
                 verbose=False,
             )

@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime")
 
 from ganfast.export import load_sampler
 from ganfast.export.bundle.bundle import golden_file, open_bundle, write_bundle
-from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest
+from ganfast.export.bundle.manifest import GOLDEN, MODEL, Manifest, graph_inputs
 from ganfast.export.drawing.sampler import Sampler
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
@@ -30,7 +30,7 @@ def bundle(tmp_path_factory):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-    deployed = deployable(generator, LATENT, 0)
+    deployed = deployable(generator, graph_inputs(LATENT, 0))
     z = latents(0, np.arange(8), LATENT)
     manifest = Manifest(
         name="faces",
@@ -43,13 +43,12 @@ def bundle(tmp_path_factory):
         crop="",
         golden={"seed": 0, "count": 8},
     )
-    golden = golden_file(
-        z, None, np.ones(8, np.float32), deployed(torch.from_numpy(z), torch.ones(8)).numpy()
-    )
+    images = deployed(torch.from_numpy(z), torch.ones(8)).numpy()
+    golden = golden_file({"z": z, "psi": np.ones(8, np.float32)}, images)
     return write_bundle(
         tmp_path_factory.mktemp("b") / "b",
         manifest,
-        {MODEL: to_bytes(to_onnx(deployed, LATENT, {})), GOLDEN: golden},
+        {MODEL: to_bytes(to_onnx(deployed, {})), GOLDEN: golden},
     )
 
 

@@ -43,9 +43,11 @@ def manifest(**changes) -> Manifest:
 def files(seed: int = 0) -> dict[str, bytes]:
     random = np.random.default_rng(seed)
     golden = golden_file(
-        random.standard_normal((2, 3)).astype(np.float32),
-        np.arange(2),
-        np.ones(2, np.float32),
+        {
+            "z": random.standard_normal((2, 3)).astype(np.float32),
+            "labels": np.arange(2),
+            "psi": np.ones(2, np.float32),
+        },
         random.integers(0, 255, (2, 4, 4, 3), dtype=np.uint8),
     )
     model = b"\x12\x8d\x03" + random.bytes(397)  # an ONNX file that names its producer only
@@ -155,8 +157,12 @@ def rewritten(bundle: Bundle, digest: bool = True, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"schema": 2}, "schema 2; this version of ganfast reads up to 1: install a newer ganfast"),
-        ({"schema": "x"}, "schema 'x'; expected 1"),
+        ({"schema": 3}, "schema 3; this version of ganfast reads up to 2: install a newer ganfast"),
+        ({"schema": "x"}, "schema 'x'; expected 1 to 2"),
+        ({"schema": True}, "schema True; expected 1 to 2"),
+        ({"output": {"kind": "text"}}, "a generator of text; this version of ganfast draws pict"),
+        ({"condition": {"dtype": "uint8", "shape": [4, 4, 4], "order": "RGB"}}, "no manifest of"),
+        ({"condition": {"dtype": "int8", "shape": [4, 4, 3], "order": "RGB"}}, "no manifest of"),
         ({"precision": "fp4"}, "precision 'fp4'; expected one of fp32, tf32, fp16, bf16, int8"),
         ({"buckets": [8, 1]}, "expected ascending batch sizes"),
         ({"buckets": []}, "expected ascending batch sizes"),

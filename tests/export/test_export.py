@@ -16,6 +16,7 @@ from ganfast.config import LogConfig, NetConfig
 from ganfast.errors import InputError, RunError
 from ganfast.export import export_bundle, load_sampler
 from ganfast.export.bundle.bundle import open_bundle
+from ganfast.export.bundle.manifest import graph_inputs
 from ganfast.export.bundle.parity import GATES, Gate, compare
 from ganfast.export.engines.cache import EngineCache
 from ganfast.export.engines.engines import build_engines
@@ -102,9 +103,9 @@ def test_int8_is_calibrated_and_judged_to_the_end_of_the_range_of_psi(run, tmp_p
     "run", ["dcgan", pytest.param("mlp", marks=pytest.mark.accept)], indirect=True
 )
 def test_equal_weights_give_equal_bytes_and_names_of_the_state_dict(run):
-    latent, classes = run.config.net.latent, len(run.classes)
-    module = deployable(run.generator(device="cpu"), latent, classes)
-    first, second = (to_bytes(to_onnx(module, latent, {})) for _ in range(2))
+    inputs = graph_inputs(run.config.net.latent, len(run.classes))
+    module = deployable(run.generator(device="cpu"), inputs)
+    first, second = (to_bytes(to_onnx(module, {})) for _ in range(2))
     assert first == second
     weights = {
         t.name: onnx.numpy_helper.to_array(t)
@@ -129,7 +130,7 @@ def test_deployed_pictures_are_the_generators(model, norm):
         elif isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.normal_(0, 0.02)
     z, labels, psi = torch.randn(12, 5), torch.arange(12) % 4, torch.linspace(0, 2, 12)
-    deployed = deployable(net, 5, 4)
+    deployed = deployable(net, graph_inputs(5, 4))
     kinds = {type(module).__name__ for module in deployed.modules()}
     assert not kinds & {"BatchNorm1d", "BatchNorm2d"}
     # A norm in front of a residual block has no layer before it that it could become part of.
@@ -173,7 +174,7 @@ class Skips(nn.Module):
 def test_a_norm_that_cannot_be_folded_stays_a_scale_and_a_shift(caplog):
     torch.manual_seed(0)
     net = Skips().eval()
-    deployed = deployable(net, 5, 0)
+    deployed = deployable(net, graph_inputs(5, 0))
     assert "BatchNorm stays a scale and a shift" in caplog.text
     z = torch.randn(3, 5)
     torch.testing.assert_close(deployed.generator(z), net(z), atol=1e-5, rtol=0)
@@ -188,7 +189,7 @@ class Grouped(nn.Module):
 
 def test_a_generator_that_fixes_the_batch_is_refused():
     with pytest.raises(InputError, match="the generator cannot be exported"):
-        to_onnx(deployable(Grouped(), 5, 0), 5, {})
+        to_onnx(deployable(Grouped(), graph_inputs(5, 0)), {})
 
 
 # Bad input
@@ -310,9 +311,9 @@ def test_bf16_is_what_its_targets_can_take_and_torch_draws_it_here(run, tmp_path
 # Lint
 
 
-def graph(nodes, weights=(), opset=20, batch="N", out=f):
+def graph(nodes, weights=(), opset=20, batch="N", out=f, given=f):
     value = onnx.helper.make_tensor_value_info
-    inputs = [value("x", f, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
+    inputs = [value("x", given, [batch, 2, 4, 4]), value("k", f, ["M", 2, 3, 3])]
     made = onnx.helper.make_graph(
         nodes, "g", inputs, [value("y", out, [batch, None, None, None])], list(weights)
     )
@@ -353,6 +354,7 @@ def broken() -> dict[str, onnx.ModelProto]:
         "bf16-transposed-convolution": transposed,
         "bf16-on-cpu": bf16,
         "uint8-inside": early,
+        "uint8-input-not-cast": graph([node("Transpose", perm=[0, 2, 3, 1])], given=u8),
         "modulated-convolution": graph([node("Conv", ("x", "k"))]),
         "int8-bias": graph(
             [node("DequantizeLinear", ("b", "s"))],

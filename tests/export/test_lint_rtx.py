@@ -36,10 +36,10 @@ def weight(name, *values_or_shape, dtype=np.float32):
     return onnx.numpy_helper.from_array(values.astype(dtype), name)
 
 
-def graph(text, *weights, opset=20, batch="N", out=T.FLOAT):
-    """x (N, 2, 4, 4) float32 -> y."""
+def graph(text, *weights, opset=20, batch="N", out=T.FLOAT, given=T.FLOAT):
+    """x (N, 2, 4, 4), float32 unless given, -> y."""
     value = onnx.helper.make_tensor_value_info
-    inputs = [value("x", T.FLOAT, [batch, 2, 4, 4])]
+    inputs = [value("x", given, [batch, 2, 4, 4])]
     outputs = [value("y", out, [batch, None, None, None])]
     made = onnx.helper.make_graph(list(nodes(text)), "g", inputs, outputs, list(weights))
     opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("own", 1)]
@@ -104,6 +104,12 @@ REFUSED = {
     "uint8-inside": lambda: graph(
         f"Cast x -> u to={T.UINT8}; Transpose u -> y perm=[0,2,3,1]", out=T.UINT8
     ),
+    "uint8-input-not-cast": lambda: graph(
+        "DequantizeLinear x s z -> y",
+        weight("s", np.array(0.1)),
+        weight("z", np.array(0), dtype=np.uint8),
+        given=T.UINT8,
+    ),
     "modulated-convolution": lambda: modulated(True),
     "int8-bias": lambda: quantised(T.INT32),
     "custom-op": lambda: graph("Warp x -> y domain='own'"),
@@ -125,6 +131,7 @@ TAKEN = {
     "uint8 at the end": lambda: graph(
         f"Transpose x -> t perm=[0,2,3,1]; Cast t -> y to={T.UINT8}", out=T.UINT8
     ),
+    "a uint8 input that is cast": lambda: graph(f"Cast x -> y to={T.FLOAT}", given=T.UINT8),
     "one kernel for all pictures": lambda: modulated(False),
     "a quantised convolution with a float32 bias": lambda: quantised(T.FLOAT),
 }

@@ -12,7 +12,10 @@ from ganfast.export.bundle.manifest import GOLDEN, MODEL, SCHEMA
 from ganfast.latents import latents, random_classes
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "bundles"
-DIGESTS = {"schema-1": "sha256:41780fea981243a91b9b58cf6cb280cc327082addf4fe8265faeb8ad0a910f0d"}
+DIGESTS = {
+    "schema-1": "sha256:41780fea981243a91b9b58cf6cb280cc327082addf4fe8265faeb8ad0a910f0d",
+    "schema-2": "sha256:e95c087ff78250a559be9ebd0dc3ce3544311bdcab3146bfa81e4dd19b7c70a0",
+}
 
 
 def test_there_is_one_of_every_schema():
@@ -53,10 +56,7 @@ def test_verify_refuses_pictures_that_are_not_the_golden_ones(tmp_path, capsys):
     golden = old.golden()
     images = golden["images"].copy()
     images[5, 3, 4, 0] ^= 4  # one value of one picture, hashes right
-    files = {
-        MODEL: old.model_bytes(),
-        GOLDEN: golden_file(golden["z"], golden["labels"], golden["psi"], images),
-    }
+    files = {MODEL: old.model_bytes(), GOLDEN: golden_file(golden, images)}
     wrong = write_bundle(tmp_path / "b", old.manifest, files)
     with pytest.raises(
         RunError, match="fp32 misses its gate: onnxruntime-cpu at batch 1: max [345] LSB"

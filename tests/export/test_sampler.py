@@ -333,16 +333,16 @@ def test_torch_keeps_its_thread_count_while_two_samplers_change_it(plain):
 def test_the_parts_of_a_request_that_failed_are_over_before_it_is(plain):
     backend, real, ended = OnnxRuntimeCpu(plain.model_bytes(), 2), OnnxRuntimeCpu._run, []
 
-    def run(session, z, labels, psi):
+    def run(session, feed):
         if threading.current_thread().name.startswith("ganfast"):
             time.sleep(0.05)
             ended.append(backend._requests)
-            return real(session, z, labels, psi)
+            return real(session, feed)
         raise RunError("out of order")
 
     backend._run = run
     with pytest.raises(RunError, match="out of order"):
-        backend.run(np.zeros((32, LATENT), np.float32), None, np.ones(32, np.float32))
+        backend.run({each.name: each.zeros(32) for each in plain.manifest.inputs})
     assert ended == [1], "counted as a request until its last part ended"
     backend.close()
 
@@ -401,7 +401,7 @@ def test_a_request_beside_another_keeps_to_its_own_thread_and_one_by_itself_take
     backend, took = OnnxRuntimeCpu(plain.model_bytes(), 2), []
     inside, go_on = threading.Event(), threading.Event()
     sessions = {"all": backend._together, "one": backend._alone}
-    feed = latents(0, np.arange(1), LATENT), None, np.ones(1, np.float32)
+    feed = {"z": latents(0, np.arange(1), LATENT), "psi": np.ones(1, np.float32)}
 
     class Told:
         def __init__(self, name):
@@ -416,16 +416,16 @@ def test_a_request_beside_another_keeps_to_its_own_thread_and_one_by_itself_take
 
     backend._together, backend._alone = Told("all"), Told("one")
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(backend.run, *feed)
+        first = pool.submit(backend.run, feed)
         assert inside.wait(10)
-        beside = backend.run(*feed)
+        beside = backend.run(feed)
         go_on.set()
         np.testing.assert_array_equal(first.result(), beside)
-    np.testing.assert_array_equal(backend.run(*feed), beside)
+    np.testing.assert_array_equal(backend.run(feed), beside)
     assert took == ["all", "one", "all"]
     with pytest.raises(Exception, match="dimension"):
-        backend.run(np.zeros((1, LATENT + 1), np.float32), None, np.ones(1, np.float32))
-    backend.run(*feed)
+        backend.run(feed | {"z": np.zeros((1, LATENT + 1), np.float32)})
+    backend.run(feed)
     assert took[-2:] == ["all", "all"]  # one that failed is over
     backend.close()
 
@@ -772,10 +772,7 @@ def test_refit_goes_back_though_its_bundle_was_replaced_on_disk(tmp_path):
         sampler.refit(tmp_path / "b")
         from ganfast.export.bundle.bundle import golden_file, write_bundle
 
-        files = {
-            MODEL: small_model(2),
-            GOLDEN: golden_file(golden["z"], None, golden["psi"], golden["images"]),
-        }
+        files = {MODEL: small_model(2), GOLDEN: golden_file(golden, golden["images"])}
         write_bundle(tmp_path / "b", first.manifest, files, overwrite=True)
         with pytest.raises(InputError, match="golden samples differ"):
             sampler.refit(tmp_path / "b")
@@ -1080,14 +1077,14 @@ def test_a_full_batch_of_a_host_back_end_is_filled_with_nothing_of_the_request(b
     seen, shape = [], (8, *bundle.manifest.shape)
     drawn = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
-    def run(z, labels, psi):
-        seen.append((z.copy(), labels.copy(), psi.copy()))
+    def run(feed):
+        seen.append({name: array.copy() for name, array in feed.items()})
         return drawn
 
     asked = rows_module.ask(bundle.manifest, 3, None, 5, 0, [2, 1, 2], 0.5)
     lane = HostLane(run, exact=False)
     lane.launch(asked, 8)
-    z, labels, psi = seen[0]
+    z, labels, psi = (seen[0][name] for name in ("z", "labels", "psi"))
     np.testing.assert_array_equal(z[:3], latents(5, np.arange(3), LATENT))
     assert (z[3:] == 0).all()
     assert labels.tolist() == [2, 1, 2, 0, 0, 0, 0, 0]
