@@ -345,6 +345,7 @@ def test_baselines_and_the_oracle_are_plain_torch(monkeypatch):
         proven("wgan-gp", "ganfast")
 
 
+@pytest.mark.accept
 def test_jax_has_the_gradients_of_the_reference():
     pytest.importorskip("jax")
     proven("wgan-gp", "jax")

@@ -191,7 +191,7 @@ def restored():
         setattr(module, name, value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.accept)])
 def test_a_benchmark_measures_under_the_switches_that_a_training_has(
     precision, tmp_path, monkeypatch, restored
 ):

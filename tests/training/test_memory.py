@@ -93,6 +93,7 @@ def test_out_of_memory_names_a_batch(kind, data, tmp_path, room, free, capsys):
     )
 
 
+@pytest.mark.accept
 def test_where_no_batch_fits_the_networks_are_to_blame(data, tmp_path, room, free):
     config = tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=10)
     room(0, ERRORS["cuda"])
@@ -115,6 +116,7 @@ def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):
     assert memory.batch_that_fits(plan, training.make_steps) == 0
 
 
+@pytest.mark.accept
 def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathematics(
     data, tmp_path, room, free
 ):

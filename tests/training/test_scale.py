@@ -166,6 +166,7 @@ def test_a_run_in_which_no_step_is_sound_ends_with_a_sentence(data, tmp_path, mo
         train(replace(config, log=quiet, guard=replace(config.guard, every=1)), quiet=True)
 
 
+@pytest.mark.accept
 def test_float16_gets_as_far_as_float32(data, tmp_path):
     """Wasserstein estimates of the last quarter of 120 critic steps."""
     means = {}
