@@ -407,7 +407,7 @@ class Config(Checked):
         ):
             if value and refused:
                 raise InputError(
-                    f"{name} is {value} with task {self.task.kind}, which has none: "
+                    f"{name} is {value}, which a run with task {self.task.kind} does not have: "
                     f"set it to {'off' if name == 'augment' else 0}"
                 )
 

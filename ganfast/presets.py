@@ -235,48 +235,49 @@ def _r3(kind: str) -> Config:
     return replace(fitted, optim=optim)
 
 
-def _made_from(kind: str, task: TaskKind, loss: LossConfig) -> Config:
-    """A run that makes pictures from others: R1 as of r1, and a distance to the real picture."""
-    config = Config(
+def _made_from(task: TaskKind, loss: LossConfig) -> Config:
+    """A run that makes pictures from others."""
+    return Config(
         loss=loss,
         penalty=PenaltyConfig("r1", weight=1.0),
         net=NetConfig(latent=16, width=24, generator_norm="none"),
-        optim=OptimConfig(lr_generator=1e-3, lr_critic=5e-4, beta1=0.0, beta2=0.99, critic_steps=1),
+        optim=replace(_ADAM_R1, lr_generator=1e-3, lr_critic=5e-4, decay_from=0.5),
         task=TaskConfig(task),
         conditional="no",
         batch=32,
     )
-    return replace(_fitted(config, kind), ema_kimg=5.0)
 
 
 @_preset(
     "superres",
     "Ledig 2017, arXiv:1609.04802",
-    "a picture from a smaller one, --task.scale 2, 4 or 8",
-    Kimg(30, 60, 2000),
+    "a picture from a smaller one: --task.scale",
+    Kimg(60, 120, 200),
 )
 def _superres(kind: str) -> Config:
-    return _made_from(kind, "superres", LossConfig("non-saturating", pixel=20.0))
+    # MNIST, 7 to 28 pixels, one thread, 172 s: Frechet distance 0.37 with these, and 0.94 by the
+    # distance alone in 163 s.
+    return _made_from("superres", LossConfig("non-saturating", pixel=5.0, pixel_only_kimg=30.0))
 
 
 @_preset(
     "inpaint",
     "Pathak 2016, arXiv:1604.07379",
-    "a picture with its hole filled, --task.hole",
-    Kimg(30, 60, 2000),
+    "a picture with a hole filled: --task.hole",
+    Kimg(60, 120, 200),
 )
 def _inpaint(kind: str) -> Config:
-    return _made_from(kind, "inpaint", LossConfig("non-saturating", pixel=20.0))
+    return _made_from("inpaint", LossConfig("non-saturating", pixel=4.0, pixel_only_kimg=5.0))
 
 
 @_preset(
     "deblur",
     "Kupyn 2018, arXiv:1711.07064",
-    "a sharp picture from a blurred one, --task.blur",
-    Kimg(30, 60, 2000),
+    "a sharp picture from a blurred one: --task.blur",
+    Kimg(60, 120, 200),
 )
 def _deblur(kind: str) -> Config:
-    return _made_from(kind, "deblur", LossConfig("non-saturating", pixel=20.0))
+    return _made_from("deblur", LossConfig("non-saturating", pixel=10.0, pixel_only_kimg=5.0))
 
 
 # Presets whose pictures come from latents alone.

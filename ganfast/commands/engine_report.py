@@ -81,9 +81,11 @@ def engines_report(plan: Plan) -> str:
     """For a person."""
     c = plan.config
     options = plan.state.critic, c.loss, c.penalty, plan.autocast
-    choice = make_critic_step(*options, c.engine, plan.compile).prepare(*plan.batch(2))
+    pictures, labels = plan.batch(2)
+    shown = pictures, labels, plan.conditions(pictures)[1]
+    choice = make_critic_step(*options, c.engine, plan.compile).prepare(*shown)
     step = make_critic_step(*options, compile=False)
-    step.prepare(*plan.batch(2))
+    step.prepare(*shown)
     costs, forward = engine_costs(plan)
     lines = [f"{plan.describe()}", f"critic step: {choice}", ""]
     if step.walked is not None:
@@ -112,6 +114,7 @@ def _layers(plan: Plan, critic_step: CriticStep, walked: Walk) -> list[str]:
     The FLOPs are those of the forward pass for one picture.
     """
     pictures, labels = plan.batch(2)
+    pictures = behind(pictures, plan.conditions(pictures)[1])
     with torch.no_grad(), held_power_iteration(plan.state.critic):
         weights = critic_step.weights()
         values = {0: pictures}

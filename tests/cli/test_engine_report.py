@@ -71,3 +71,10 @@ def test_an_engine_can_be_asked_for(engines):
     assert "critic step: autograd engine (asked for)" in engines(
         "wgan-gp --batch 4 --engine autograd"
     )
+
+
+def test_what_the_critic_is_shown_of_a_condition_is_counted(engines):
+    """R1 takes 7 forward passes; the picture's channels alone a little less."""
+    found = costs(engines("inpaint --batch 4 --net.width 8 --size 16"))
+    assert found["explicit"][1] < 7 < found["autograd"][1]
+    assert max(values[3] for values in found.values()) < 1e-4

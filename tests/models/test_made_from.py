@@ -95,8 +95,11 @@ def test_the_share_held_out_follows_from_the_seed():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"loss": LossConfig(pixel=1.0)}, "loss.pixel is 1.0 with task none"),
-        ({"task": TASKS[0], "augment": "on"}, "augment is on with task superres"),
+        (
+            {"loss": LossConfig(pixel=1.0)},
+            "loss.pixel is 1.0, which a run with task none does not have",
+        ),
+        ({"task": TASKS[0], "augment": "on"}, "augment is on, which a run with task superres"),
         ({"task": TASKS[0], "score": ScoreConfig(every_kimg=1.0)}, "score.every_kimg is 1.0"),
     ],
 )
