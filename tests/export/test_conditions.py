@@ -16,7 +16,7 @@ from ganfast.data import open_data
 from ganfast.errors import InputError
 from ganfast.evaluate.pairs import Pairs
 from ganfast.export import export_bundle, load_sampler, refit_bundle
-from ganfast.export.bundle.bundle import open_bundle
+from ganfast.export.bundle.bundle import open_bundle, write_bundle
 from ganfast.export.drawing.sampler import Sampler
 from ganfast.export.drawing.tiles import in_tiles
 from ganfast.export.engines.vendor import Build, build_plan, load_flavour
@@ -225,8 +225,11 @@ def test_the_command_applies_a_bundle_to_folders(runs, bundles, tmp_path, capsys
 def test_refit_takes_its_conditions_from_the_bundle_and_knows_fields_that_came_later(
     runs, bundles, tmp_path
 ):
-    checkpoint = str(runs["superres"].folder / "1")
-    new = refit_bundle(bundles["superres"].folder, runs["superres"], tmp_path / "b", checkpoint)
+    checkpoint, m = str(runs["superres"].folder / "1"), bundles["superres"].manifest
+    before = {name: value for name, value in m.network.items() if name != "blocks"}
+    files = {path: bundles["superres"].read(path) for path in m.files}
+    older = write_bundle(tmp_path / "older", replace(m, network=before), files)
+    new = refit_bundle(older.folder, runs["superres"], tmp_path / "b", checkpoint)
     assert new.model_bytes() == bundles["superres"].model_bytes()
     np.testing.assert_array_equal(new.golden()["images"], bundles["superres"].golden()["images"])
     with pytest.raises(InputError, match="has (size|channels|condition)"):
@@ -236,7 +239,7 @@ def test_refit_takes_its_conditions_from_the_bundle_and_knows_fields_that_came_l
 @pytest.mark.accept
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trained_run_is_exported_with_held_out_conditions_and_applied_as_its_bundle(
-    kind, tmp_path, monkeypatch
+    kind, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     data = few_digits(tmp_path / "few.npz")
@@ -257,6 +260,8 @@ def test_a_trained_run_is_exported_with_held_out_conditions_and_applied_as_its_b
     assert main(["export", "run", "--out", "exact"]) == 0
     for source in ("run", "exact"):
         assert main(["apply", source, pictures, *mask, "--out", f"from-{source}"]) == 0
+    assert main(["apply", "run", pictures, *mask, "--tiles", "--out", "no"]) == 2
+    assert "--tiles goes with a bundle, and run is none" in capsys.readouterr().err
     for i in range(8):
         one, other = (np.asarray(Image.open(f"from-{s}/{i}.png")) for s in ("run", "exact"))
         assert apart(one, other) <= 1
