@@ -275,6 +275,9 @@ def _deblur(kind: str) -> Config:
     return _made_from(kind, "deblur", LossConfig("non-saturating", pixel=20.0))
 
 
+# Presets whose pictures come from latents alone.
+FROM_LATENTS = tuple(n for n, p in PRESETS.items() if p.make("other").task.kind == "none")
+
 # Sets whose name says what the pictures are -> the field of `Kimg`. A path does not say it.
 _LENGTHS = {"digits": "digits", "mnist": "mnist", "stacked-mnist": "mnist", "celeba": "large"}
 _PASSES = 1000  # most passes over a set: a choice, no training set it

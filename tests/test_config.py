@@ -21,6 +21,7 @@ from ganfast.config import (
     OptimConfig,
     PenaltyConfig,
     ScoreConfig,
+    TaskConfig,
     flatten,
 )
 from ganfast.errors import InputError
@@ -246,6 +247,7 @@ def test_flat_names():
         LogConfig,
         ScoreConfig,
         GuardConfig,
+        TaskConfig,
     )
     assert len(flat) == sum(len(dataclasses.fields(c)) for c in (Config, *groups)) - len(groups)
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ganfast.bench.setting import Setting
 from ganfast.data.pack import Pack, PackInfo
 from ganfast.device import autocast_of, find_device, resolved
+from ganfast.errors import InputError
 from ganfast.models import NetSpec, build_critic, build_generator
 from ganfast.penalties import drawn_numbers
+from ganfast.presets import FROM_LATENTS
 
 _PICTURES, _BYTES = 60_000, 2**26  # as many as MNIST has, of large ones as many as fit
 
@@ -33,6 +35,11 @@ class Problem:
 
     def __init__(self, setting: Setting, proof: bool = False) -> None:
         """``proof``: without dropout, whose draws no two frameworks share."""
+        if setting.preset not in FROM_LATENTS:
+            raise InputError(
+                f"preset {setting.preset} makes pictures from others, which the variants do not; "
+                f"expected one of {', '.join(FROM_LATENTS)}"
+            )
         self.setting = setting
         self.device = find_device(setting.device)
         _keep_freed_memory(self.device)

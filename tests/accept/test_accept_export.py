@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from ganfast.presets import PRESETS, preset_config
+from ganfast.presets import FROM_LATENTS, preset_config
 from ganfast.runs.run import Run
 from tests.small_runs import tiny
 
@@ -24,7 +24,7 @@ MODELS = ("dcgan", "mlp")
 
 def matrix():
     """Presets by architectures; a preset in the other's architecture is a long proof."""
-    for preset, model in product(PRESETS, MODELS):
+    for preset, model in product(FROM_LATENTS, MODELS):
         yield pytest.param(
             (preset, model),
             id=f"{preset}-{model}",

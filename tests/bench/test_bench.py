@@ -38,7 +38,7 @@ from ganfast.errors import InputError, RunError
 from ganfast.flops import FlopCount
 from ganfast.kernels import adam_ema
 from ganfast.losses import critic_loss, generator_loss
-from ganfast.presets import PRESETS
+from ganfast.presets import FROM_LATENTS
 from ganfast.training.loop import train_loop
 from ganfast.training.state import State
 
@@ -282,7 +282,7 @@ def test_in_float16_variants_have_the_gradients_of_the_reference_with_a_scale(na
     assert min(errors) > 1e-4  # else float16 was not used
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FROM_LATENTS)
 def test_plain_variants_have_the_gradients_of_the_reference(preset):
     proven(preset, "naive", "tuned", "ganfast")
 
@@ -358,7 +358,7 @@ def test_jax_refuses_networks_that_it_does_not_know():
 
 
 @pytest.mark.accept
-@pytest.mark.parametrize("preset", [p for p in PRESETS if p != "r3"])
+@pytest.mark.parametrize("preset", [p for p in FROM_LATENTS if p != "r3"])
 def test_jax_and_compiled_have_the_gradients_of_the_reference(preset):
     pytest.importorskip("jax")
     proven(preset, "jax", "compiled")
@@ -751,7 +751,7 @@ def test_presets_are_swept_too(monkeypatch):
         train, "run", lambda settings, *_: runs.extend((s.preset, s.batch) for s in settings) or []
     )
     assert main(shlex.split("bench train --all-presets --data digits --sweep batch=4,8")) == 0
-    assert runs == [(preset, batch) for preset in PRESETS for batch in (4, 8)]
+    assert runs == [(preset, batch) for preset in FROM_LATENTS for batch in (4, 8)]
 
 
 def test_sigterm_leaves_no_worktree_behind(monkeypatch):

@@ -581,6 +581,7 @@ def test_presets_lists_all_with_their_papers(run):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     names = "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan r3".split()
+    names += ["superres", "inpaint", "deblur"]
     assert [line.split()[0] for line in lines] == names
     for line in lines:
         assert re.search(r" [A-Z][a-z]+ 20\d\d, arXiv:\d{4}\.\d{4,5}$", line), line

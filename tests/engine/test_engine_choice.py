@@ -10,7 +10,8 @@ from ganfast.models import NetSpec, build_critic
 from ganfast.presets import PRESETS, preset_config
 
 CHOSEN = dict.fromkeys(
-    "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan r3".split(), "explicit"
+    "gan dcgan acgan wgan wgan-gp dragan hinge lsgan r1 rpgan r3 superres inpaint deblur".split(),
+    "explicit",
 )
 
 

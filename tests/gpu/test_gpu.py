@@ -15,7 +15,7 @@ from ganfast.config import Config, LogConfig
 from ganfast.device import capturing
 from ganfast.engine import convolution, make_critic_step
 from ganfast.kernels.latents import latents, latents_reference, philox_words
-from ganfast.presets import PRESETS, preset_config
+from ganfast.presets import FROM_LATENTS, preset_config
 from ganfast.training.feed import Feed
 from ganfast.training.phases import Graphs, Phase
 from ganfast.training.plan import make_plan
@@ -46,7 +46,7 @@ def small_run(folder, preset: str, **changes):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FROM_LATENTS)
 def test_every_preset_trains_on_the_gpu(tmp_path, preset, precision):
     """Few of them compiled: compiling all would take longer than the whole part has."""
     compiled = preset == "wgan-gp" and precision != "fp16"
@@ -200,7 +200,7 @@ def test_bf16_gradients_are_near_those_of_fp32(tmp_path):
     assert 0.9 < rounded.norm() / exact.norm() < 1.1
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FROM_LATENTS)
 def test_captured_phases_train_as_uncaptured_ones(tmp_path, preset, caplog):
     """The same steps by replay: what differs is the order of sums at most."""
     runs = {}

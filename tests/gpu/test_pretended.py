@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ganfast.presets import PRESETS
+from ganfast.presets import FROM_LATENTS
 from tests.programs import python
 
 TABLE = Path(__file__).with_name("launches.txt")
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
     shutil.which(COMPILER) is None, reason=f"{COMPILER} compiles the pretended GPU"
 )
 
-CASES = [(p, d, k) for p in PRESETS for d in ("mnist", "celeba") for k in ("fp32", "bf16")]
+CASES = [(p, d, k) for p in FROM_LATENTS for d in ("mnist", "celeba") for k in ("fp32", "bf16")]
 FEW = [("wgan-gp", "mnist", "bf16"), ("rpgan", "celeba", "fp32")]
 
 

@@ -15,7 +15,7 @@ from ganfast import configfile, disk
 from ganfast.cli import main
 from ganfast.config import LogConfig
 from ganfast.errors import InputError, RunError
-from ganfast.presets import PRESETS
+from ganfast.presets import FROM_LATENTS
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs import saving
 from ganfast.runs import train as training
@@ -48,7 +48,7 @@ def sampled(cases, test: set, accept: set = frozenset()):
 # 40 + 40 = 80
 
 MATRIX = sampled(
-    [(preset, precision) for preset in PRESETS for precision in ("fp32", "bf16")],
+    [(preset, precision) for preset in FROM_LATENTS for precision in ("fp32", "bf16")],
     test={("acgan", "fp32"), ("hinge", "bf16")},
     accept={("gan", "fp32"), ("wgan-gp", "bf16"), ("dcgan", "bf16"), ("rpgan", "fp32")},
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ganfast.config import Config, LogConfig, PenaltyConfig
+from ganfast.config import Config, LogConfig, LossConfig, PenaltyConfig, TaskConfig
 from ganfast.engine import make_critic_step, make_drawing, make_generator_step
 from ganfast.errors import InputError
 from ganfast.presets import PRESETS, preset_config
@@ -121,6 +121,8 @@ def addresses(plan: Plan) -> dict[str, int]:
     return {name: value.data_ptr() for name, value in tensors(plan).items()}
 
 
+BOXES = TaskConfig("inpaint", hole="boxes")
+TWO_PARTS = LossConfig("non-saturating", pixel=1.0, pixel_only_kimg=0.03)  # four steps of nine
 VARIANTS = {
     "flipped": {"flip": "on"},
     "balanced": {"balanced": True},
@@ -156,6 +158,7 @@ PAIRS = [
     ]
     + [
         pytest.param("wgan-gp", {"augment": "on"}, id="wgan-gp, augmented"),
+        pytest.param("inpaint", {"loss": TWO_PARTS, "task": BOXES}, id="two parts"),
         pytest.param("rpgan", {"augment": "on"}, id="rpgan, augmented", marks=pytest.mark.accept),
     ],
 )

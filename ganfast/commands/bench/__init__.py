@@ -7,7 +7,7 @@ import ganfast
 from ganfast.commands.bench.setting import setting_flags, setting_of, use_threads
 from ganfast.commands.parsing import meant, parser_for
 from ganfast.errors import InputError, RunError
-from ganfast.presets import PRESETS
+from ganfast.presets import FROM_LATENTS
 
 HELP = """ganfast bench: how fast, compared with what, and how far from the limit.
 See docs/guides/benchmark.md.
@@ -81,7 +81,7 @@ def _train(args: list[str]) -> None:
     arguments.preset = arguments.name or arguments.preset
     settings = [setting_of(arguments)]
     if arguments.all_presets:
-        settings = [replace(settings[0], preset=name) for name in PRESETS]
+        settings = [replace(settings[0], preset=name) for name in FROM_LATENTS]
     if arguments.all_presets and arguments.data == "celeba":
         raise InputError(
             "--all-presets measures --data digits or mnist; give celeba one preset at a time"
