@@ -108,8 +108,7 @@ def _turns(
     times: dict[str, list[float]] = {sampler.backend_name: [] for sampler in samplers}
     spent = dict.fromkeys(times, 0.0)
     for sampler in samplers:
-        sampler.sample(batch)
-        sampler.sample(batch)
+        _repeat(sampler, batch, 0, 2, 0)
     for turn in range(10):
         for sampler in samplers:
             began = time.perf_counter()
@@ -138,12 +137,20 @@ def _turns(
 def _repeat(sampler: Sampler, batch: int, seconds: float, least: int, seed: int) -> list[float]:
     """Durations of requests for ``seconds``, and of ``least`` requests at the least."""
     times: list[float] = []
+    given = _given(sampler, batch)
+    draw = partial(sampler.sample, batch) if given is None else partial(sampler.apply, given)
     until = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < until:
         began = time.perf_counter()
-        sampler.sample(batch, seed=seed, first=len(times) * batch)
+        draw(seed=seed, first=len(times) * batch)
         times.append(time.perf_counter() - began)
     return times
+
+
+def _given(sampler: Sampler, batch: int) -> np.ndarray | None:
+    """Conditions of the golden pictures in turn; None for a bundle that takes none."""
+    given = sampler.bundle.golden().get("condition")
+    return None if given is None else np.resize(given, (batch, *given.shape[1:]))
 
 
 def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
@@ -153,10 +160,10 @@ def _parts(sampler: Sampler, batch: int) -> dict[str, float]:
         return {}
     out = np.empty((batch, *sampler.manifest.shape), np.uint8)
     source = np.zeros_like(out)
-    lane, stamps = backend.lane(), []
+    given, lane, stamps = _given(sampler, batch), backend.lane(), []
     for i in range(_LEAST * 2):
         marks = [time.perf_counter()]
-        rows = ask(sampler.manifest, batch, None, i, 0, None, 1.0)
+        rows = ask(sampler.manifest, batch, None, i, 0, None, 1.0, given)
         if isinstance(lane, HostLane):
             inputs = rows.feed(batch if backend.exact else plan[0])
             marks.append(time.perf_counter())

@@ -114,7 +114,8 @@ def conditions(manifest: Manifest, condition: Any) -> np.ndarray:
             f"the condition is {kind} {tuple(shape)}; {manifest.name} expects {wanted}"
         )
     if given.masked:
-        odd = np.setdiff1d(condition[..., -1], [0, 255])
+        mask = condition[..., -1]
+        odd = mask[(mask != 0) & (mask != 255)]
         if len(odd):
             raise InputError(f"the mask holds {odd[0]}; expected 255 = known and 0 = hole")
     elif not np.isfinite(condition).all():

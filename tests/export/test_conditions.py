@@ -12,17 +12,27 @@ pytest.importorskip("onnxruntime")
 
 from ganfast.cli import main
 from ganfast.config import NetConfig
+from ganfast.data import open_data
 from ganfast.errors import InputError
+from ganfast.evaluate.pairs import Pairs
 from ganfast.export import export_bundle, load_sampler, refit_bundle
-from ganfast.export.bundle.parity import GATES
+from ganfast.export.bundle.bundle import open_bundle, write_bundle
+from ganfast.export.drawing.sampler import Sampler
 from ganfast.export.drawing.tiles import in_tiles
+from ganfast.export.engines.vendor import Build, build_plan, load_flavour
 from ganfast.models import build_generator
 from ganfast.presets import preset_config
 from ganfast.runs.run import Run
+from ganfast.runs.train import train
+from ganfast.tasks import task_of
+from tests.export.test_sampler import BACKENDS, apart, backends
 from tests.small_bundle import small_bundle
+from tests.small_runs import few_digits, tiny
 
 KINDS = ("superres", "inpaint")
-PRECISIONS = [(kind, precision) for kind in KINDS for precision in GATES]
+# The ordinary tests export superres as fp32 and inpaint as fp16.
+PRECISIONS = [(kind, precision) for kind in KINDS for precision in ("bf16", "int8")]
+PRECISIONS += [("superres", "fp16"), ("inpaint", "fp32")]
 
 
 def untrained(folder, kind: str) -> Run:
@@ -75,10 +85,6 @@ def bundles(runs, tmp_path_factory):
     return {kind: exported(runs[kind], folder / kind, how[kind]) for kind in KINDS}
 
 
-def apart(one, other):
-    return int(np.abs(one.astype(int) - other.astype(int)).max())
-
-
 def answer(run, condition, **how):
     return run.apply(condition, checkpoint=str(run.folder / "1"), device="cpu", **how)
 
@@ -90,6 +96,8 @@ def test_every_precision_keeps_its_gate_and_known_pixels(kind, precision, runs, 
     assert not any(bundle.manifest.lint[target] for target in ("tensorrt-10", "tensorrt-11", "rtx"))
     with load_sampler(bundle.folder, "cpu") as sampler:
         assert_known(sampler, some(runs[kind], 5, 1))
+    pytest.importorskip("tensorrt_rtx")
+    assert build_plan(load_flavour("rtx"), bundle.model_bytes(), Build((1, 4)), ["8.6"])[0]
 
 
 def assert_known(sampler, condition):
@@ -99,11 +107,11 @@ def assert_known(sampler, condition):
         np.testing.assert_array_equal(drawn[known], condition[..., :1][known])
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bundle_answers_as_its_run(kind, backend, runs, bundles):
     run, condition = runs[kind], some(runs[kind], 11, 1)
-    with load_sampler(bundles[kind].folder, "cpu", backend, strict=True) as sampler:
+    with Sampler(bundles[kind], backends(bundles[kind])[backend], []) as sampler:
         for psi in (1.0, 0.0):
             expected = answer(run, condition, seed=3, first=2, psi=psi)
             drawn = sampler.apply(condition, seed=3, first=2, psi=psi)
@@ -217,9 +225,43 @@ def test_the_command_applies_a_bundle_to_folders(runs, bundles, tmp_path, capsys
 def test_refit_takes_its_conditions_from_the_bundle_and_knows_fields_that_came_later(
     runs, bundles, tmp_path
 ):
-    checkpoint = str(runs["superres"].folder / "1")
-    new = refit_bundle(bundles["superres"].folder, runs["superres"], tmp_path / "b", checkpoint)
+    checkpoint, m = str(runs["superres"].folder / "1"), bundles["superres"].manifest
+    before = {name: value for name, value in m.network.items() if name != "blocks"}
+    files = {path: bundles["superres"].read(path) for path in m.files}
+    older = write_bundle(tmp_path / "older", replace(m, network=before), files)
+    new = refit_bundle(older.folder, runs["superres"], tmp_path / "b", checkpoint)
     assert new.model_bytes() == bundles["superres"].model_bytes()
     np.testing.assert_array_equal(new.golden()["images"], bundles["superres"].golden()["images"])
     with pytest.raises(InputError, match="has (size|channels|condition)"):
         refit_bundle(new.folder, runs["inpaint"], tmp_path / "c", str(runs["inpaint"].folder / "1"))
+
+
+@pytest.mark.accept
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trained_run_is_exported_with_held_out_conditions_and_applied_as_its_bundle(
+    kind, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    data = few_digits(tmp_path / "few.npz")
+    task = replace(preset_config(kind, "digits").task, holdout=0.2)
+    run = train(tiny(kind, data, "run", task=task), quiet=True)
+    assert main(["export", "run", "--out", "b", "--precision", "int8"]) == 0
+    task, pack = task_of(run.config, 16, 1), open_data(data, size=16, channels=1)
+    pairs = Pairs.of(task, run.config, pack, torch.device("cpu"), 8)
+    levels = torch.cat([pair.given for pair in pairs]).permute(0, 2, 3, 1).numpy()
+    golden = open_bundle("b").golden()["condition"]
+    np.testing.assert_allclose(golden[..., 0] / 127.5 - 1, levels[..., 0], atol=1e-5)
+    np.testing.assert_array_equal(golden[..., 1:], levels[..., 1:] * 255)
+    pictures, masks = (
+        saved(tmp_path / "p", golden[..., :1]),
+        saved(tmp_path / "m", golden[..., -1:]),
+    )
+    mask = ["--mask", masks] if kind == "inpaint" else []
+    assert main(["export", "run", "--out", "exact"]) == 0
+    for source in ("run", "exact"):
+        assert main(["apply", source, pictures, *mask, "--out", f"from-{source}"]) == 0
+    assert main(["apply", "run", pictures, *mask, "--tiles", "--out", "no"]) == 2
+    assert "--tiles goes with a bundle, and run is none" in capsys.readouterr().err
+    for i in range(8):
+        one, other = (np.asarray(Image.open(f"from-{s}/{i}.png")) for s in ("run", "exact"))
+        assert apart(one, other) <= 1

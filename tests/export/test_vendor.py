@@ -7,6 +7,7 @@ import hashlib
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ pytest.importorskip("onnxruntime")
 import ganfast.export.engines.cuda as cuda_module
 from ganfast.errors import InputError, RunError
 from ganfast.export import load_sampler
+from ganfast.export.bundle.bundle import open_bundle, write_bundle
 from ganfast.export.drawing.dlpack import CPU, DevicePictures
 from ganfast.export.engines import vendor
 from ganfast.export.engines.cache import EngineCache
@@ -69,6 +71,20 @@ def scenario(which, folder):
         before = sampler.sample(22, seed=4, psi=PSI)
         sampler.refit(second.folder)
         return before, sampler.sample(22, seed=4, psi=PSI)
+
+
+def test_an_engine_is_fed_conditions(monkeypatch, tmp_path):
+    old = open_bundle(Path(__file__).parents[1] / "fixtures" / "bundles" / "schema-2")
+    condition = old.golden()["condition"][::-1]
+    with load_sampler(old.folder, device="cpu", threads=1) as sampler:
+        expected = sampler.apply(condition, seed=4)
+    install("tensorrt 11", monkeypatch)
+    made = build_engines(old.model_bytes(), "tensorrt", Build(old.manifest.buckets))[0]
+    files = {path: old.read(path) for path in old.manifest.files}
+    manifest = replace(old.manifest, engines={made.key: made.facts})
+    write_bundle(tmp_path / "b", manifest, files | {f"engines/{made.key}": made.plan})
+    with load_sampler(tmp_path / "b", backend="tensorrt", strict=True) as sampler:
+        np.testing.assert_array_equal(sampler.apply(condition, seed=4), expected)
 
 
 @pytest.fixture

@@ -262,6 +262,7 @@ class Double:
 
             def work():
                 kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+                kinds["tensor(uint8)"] = np.uint8
                 fed = {
                     name: self.driver.read(
                         state.addresses[name], kinds[value.type], state.shapes[name]
