@@ -75,9 +75,9 @@ def test_ranks_and_parts_are_one_for_every_preset_over_50_steps():
 
 @pytest.mark.accept
 def test_a_run_goes_on_with_another_number_of_ranks():
-    """8 steps on one rank are 4 on two, and 4 more on one or four; and the other way round."""
-    whole = {"name": 0, "preset": "rpgan", "steps": 8}
-    begun = [{"until": 4, "save": f"{size}.pt", "size": size} for size in (1, 2)]
+    """4 steps on one rank are 2 on two, and 2 more on one or four; and the other way round."""
+    whole = {"name": 0, "preset": "rpgan", "steps": 4}
+    begun = [{"until": 2, "save": f"{size}.pt", "size": size} for size in (1, 2)]
     goes_on = [{"begin": f"{a}.pt", "size": b} for a, b in ((2, 1), (1, 2), (2, 4), (2, 2))]
     straight = {**whole, "size": 2}
     found = many({**whole, "size": 1}, *({**whole, **job} for job in begun + goes_on), straight)
@@ -151,20 +151,17 @@ def run(out, *more, size=2, **job):
 def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
     kept = tmp_path / "kept"
     found = many(
-        run(tmp_path / "config", more=["--optim.beta1", "0.5"]),
-        run(tmp_path / "pack", more=["--data", "mnist", "--size", "16"], whose=0)
-        if "GANFAST_TEST_DATA" in os.environ
-        else run(tmp_path / "pack", more=["--channels", "3"], whose=0),
+        run(tmp_path / "config", more=["--optim.beta1", "0.25"]),
+        run(tmp_path / "pack", more=["--channels", "3"]),
         run(tmp_path / "weights", trouble="other weights"),
         run(tmp_path / "rows", "--batch", "15"),
         run(kept),
         run(kept, "--kimg", "0.8", size=1),
-        run(kept, "--kimg", "0.96", size=4),
     )
     for ranks, sentence in zip(
         found[:4],
         (
-            r"rank 1 differs from rank 0: optim.beta1 is 0.5 and not 0.0; every rank must have",
+            r"rank 1 differs from rank 0: optim.beta1 is 0.25 and not 0.5; every rank must have",
             r"rank 1 differs from rank 0: .*the pack of pictures is '\w+' and not '\w+'",
             r"rank 1 differs from rank 0: weights is '\w+' and not '\w+'",
             r"batch is 15, and accumulate 1 of 2 ranks makes 2 parts of it",
@@ -173,14 +170,11 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
     ):
         assert [rank["code"] for rank in ranks] == [2, 2], ranks
         assert re.search(sentence, ranks[0]["said"]), ranks
-    assert not list(tmp_path.glob("*/checkpoints/*/critic.safetensors")) or kept.exists()
-    assert [rank["code"] for ranks in found[4:] for rank in ranks] == [0] * 7
+    assert [path.name for path in tmp_path.iterdir() if (path / "checkpoints").exists()] == ["kept"]
+    assert [rank["code"] for ranks in found[4:] for rank in ranks] == [0] * 3
     events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
-    assert [(e["event"], e["images"], e["ranks"]) for e in events if e["event"] == "ranks"] == [
-        ("ranks", 0, 2),
-        ("ranks", 640, 1),
-        ("ranks", 800, 4),
-    ]
+    changes = [(e["images"], e["ranks"]) for e in events if e["event"] == "ranks"]
+    assert changes == [(0, 2), (640, 1)]
 
 
 @pytest.mark.accept
