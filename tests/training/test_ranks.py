@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from ganfast import cli
 from ganfast.config import Config, parts_of
 from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout, draws_by_part, part_of_batch
@@ -200,18 +201,20 @@ def test_a_rank_that_dies_ends_all_and_leaves_whole_checkpoints(tmp_path):
 
 @pytest.mark.accept
 def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
-    def started(out):
+    def started(out, saved):
+        """torchrun, once the run has a checkpoint after that many images."""
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         arguments = [*RUN.split(), str(out), "--kimg", "6400"]
         command = [*torchrun, "--nproc-per-node", "2", "-m", "ganfast", *arguments]
         agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 120
-        while not checkpoints.listed(Path(out) / "checkpoints") and time.monotonic() < until:
+        while not any(int(p.name) > saved for p in checkpoints.listed(out / "checkpoints")):
+            assert time.monotonic() < until, "nothing is saved"
             time.sleep(0.2)
         return agent
 
     out = tmp_path / "run"
-    agent = started(out)
+    agent = started(out, 0)
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     ranks = {environment(child)["RANK"]: int(child) for child in children}
     os.kill(ranks["1"], signal.SIGKILL)
@@ -220,8 +223,7 @@ def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
     assert re.search(r"Root Cause.*\n.*\n.*\n.*\n *rank +: 1 ", said), said
     before = newest(out)
     checkpoints.read(before)
-    agent = started(out)
-    time.sleep(5)
+    agent = started(out, int(before.name))
     agent.send_signal(signal.SIGTERM)
     _, said = agent.communicate(timeout=30)
     assert "SIGTERM: saved" in said, said
@@ -232,3 +234,24 @@ def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
 def environment(process: str) -> dict[str, str]:
     words = Path(f"/proc/{process}/environ").read_text().split("\0")
     return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def test_gpus_becomes_torchrun_with_the_same_arguments(monkeypatch, capsys):
+    became = []
+    monkeypatch.setattr(os, "execv", lambda path, words: became.append(words) or sys.exit(0))
+    assert cli.main("train r1 --gpus 2 --device cpu --batch 32 --quiet".split()) == 0
+    (words,) = became
+    start = words.index("torch.distributed.run")
+    assert words[start + 1 :] == [
+        *("--standalone", "--nproc-per-node", "2", "-m", "ganfast"),
+        *("train", "r1", "--device", "cpu", "--batch", "32", "--quiet"),
+    ]
+    for line, sentence in (
+        ("--gpus 0", "--gpus is '0'; expected a whole number above 0"),
+        ("--gpus 2 --device cuda", "--gpus is 2, but torch"),
+        ("--gpus 2 --minutes 5", "--minutes plans on one process: give --kimg to several"),
+        ("--gpus 3 --device cpu", "accumulate 1 of 3 ranks makes 3 parts of it"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        assert cli.main(["train", "r1", *line.split()]) == 2
+        assert sentence in capsys.readouterr().err
