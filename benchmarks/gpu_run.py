@@ -1,7 +1,7 @@
 """`make gpu`: what needs an NVIDIA GPU, most important first, in an un-installed checkout.
 
 make gpu PART=first OUT=folder            # smoke, tests, bench: 7.5 minutes
-make gpu PART=second OUT=folder           # kernels, train, large, rest: 4.3 minutes
+make gpu PART=second OUT=folder           # kernels, train, large, ranks, rest: 4.5 minutes
 make gpu PART=rest LIMIT=3600 OUT=folder  # one part, with more time
 
 Needs torch, triton, numpy, PyYAML, pytest, safetensors, Pillow and rich, no network; torchmetrics
@@ -33,7 +33,10 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CALLS = {"first": ("smoke", "tests", "bench"), "second": ("kernels", "train", "large", "rest")}
+CALLS = {
+    "first": ("smoke", "tests", "bench"),
+    "second": ("kernels", "train", "large", "ranks", "rest"),
+}
 CALLS["all"] = CALLS["first"] + CALLS["second"]
 _GPU, _CHOICE = "tests/gpu/test_gpu.py", "tests/engine/test_engine_choice.py"
 # Of the GPU tests: random numbers and pictures, capture of unlike phases, bf16 and fp16, inductor.
@@ -182,6 +185,11 @@ def train(run: Deadline, tiny: bool) -> Outcome:
     return run("benchmarks/gpu_train.py", *size.split())
 
 
+def ranks(run: Deadline, tiny: bool) -> Outcome:
+    """A sum of one rank in a graph, and of two where two GPUs are there."""
+    return run("benchmarks/gpu_ranks.py", *["--tiny"] * tiny)
+
+
 def rest(run: Deadline, tiny: bool) -> Outcome:
     """The other tests, the sampler, all variants, time to a quality on real pictures."""
     if tiny:
@@ -232,8 +240,9 @@ PARTS = {
     "tests": Part(120, tests),
     "bench": Part(300, phases("bench")),
     "kernels": Part(80, kernels),
-    "train": Part(60, train),
-    "large": Part(60, phases("large")),
+    "train": Part(50, train),
+    "large": Part(50, phases("large")),
+    "ranks": Part(30, ranks),
     "rest": Part(60, rest),
 }
 

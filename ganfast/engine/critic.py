@@ -332,15 +332,9 @@ class CriticStep:
         return self._fill(inputs, bool(penalties))
 
     def _fill(self, inputs: Inputs, penalised: bool) -> Stats:
-        # Both kinds are checked at the first call of either, because a later call may be inside a
-        # capture, which allows no check.
         try:
-            agreed = not self._now.unchecked
-            while unchecked := self._now.unchecked:
-                kind = penalised if penalised in unchecked else not penalised
-                self._check(inputs if kind == penalised else self._other(inputs, kind), kind)
-            if not agreed and self.slowest is not None:
-                self._take(self.slowest(_slowness(self.choice)))
+            if self._now.unchecked:
+                self._check_both(inputs, penalised)
             with torch.enable_grad():
                 gradients, stats = self._now.run(inputs, penalised)
         except Exception as error:
@@ -359,6 +353,15 @@ class CriticStep:
         real, fake = inputs.real, inputs.fake
         eps, noise = real.new_full((len(real),), 0.5), torch.full_like(real, 0.5)
         return inputs._replace(points=points_of(self.penalties, real, fake, eps, noise))
+
+    def _check_both(self, inputs: Inputs, now: bool) -> None:
+        """Steps with and without penalty are checked at the first call of either, because a later
+        call may be inside a capture, which allows no check. ``now``: whether this one has it."""
+        while unchecked := self._now.unchecked:
+            penalised = now if now in unchecked else not now
+            self._check(inputs if penalised == now else self._other(inputs, penalised), penalised)
+        if self.slowest is not None:
+            self._take(self.slowest(_slowness(self.choice)))
 
     def _check(self, inputs: Inputs, penalised: bool) -> None:
         """Take the next slower engine until one agrees with the reference on these pictures."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro  # noqa: F401  of the command line
 from torch import Tensor
 
 from ganfast import cli, disk
@@ -201,6 +202,7 @@ def commanded(arguments: list[str], more: list[str], trouble: str) -> Any:
 
 def main() -> None:
     torch.set_num_threads(1)
+    make_plan(preset_config("dcgan", "digits"))  # what it imports, every fork has
     answers: list[Any] = []
     first: dict[Any, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
