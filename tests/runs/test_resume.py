@@ -49,8 +49,14 @@ def sampled(cases, test: set, accept: set = frozenset()):
 
 MATRIX = sampled(
     [(preset, precision) for preset in FROM_LATENTS for precision in ("fp32", "bf16")],
-    test={("acgan", "fp32"), ("hinge", "bf16")},
-    accept={("gan", "fp32"), ("wgan-gp", "bf16"), ("dcgan", "bf16"), ("rpgan", "fp32")},
+    test={("acgan", "fp32")},
+    accept={
+        ("hinge", "bf16"),
+        ("gan", "fp32"),
+        ("wgan-gp", "bf16"),
+        ("dcgan", "bf16"),
+        ("rpgan", "fp32"),
+    },
 )
 
 
@@ -172,11 +178,10 @@ def unharmed(pictures, tmp_path_factory) -> tuple[Path, range, int]:
 
 
 FAULTS = [
-    pytest.param("once", 24),
     pytest.param("full", 33),
-    pytest.param("short", 20),
     pytest.param("once", 9, marks=pytest.mark.accept),
     pytest.param("full", 7, marks=pytest.mark.accept),
+    pytest.param("short", 20, marks=pytest.mark.accept),
     pytest.param("once", 1, marks=pytest.mark.full),
     pytest.param("full", 1, marks=pytest.mark.full),
     pytest.param("short", 1, marks=pytest.mark.full),
