@@ -187,6 +187,13 @@ def make_plan(
         try_out(generator, critic, spec)
     if config.penalty.active:
         refuse_batch_norm(critic, config.penalty.kind)
+    if spec.given and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in generator.modules()
+    ):
+        raise InputError(
+            f"the generator of {config.model} has a batch norm, whose averaged statistics are made "
+            "from latents alone: use another norm for a run that makes pictures from others"
+        )
     generator, critic = (prepared(net, device).train() for net in (generator, critic))
     state = State.of(generator, critic, config, autocast_of(config))
     return Plan(config, run_folder(config), device, pack, data, spec, state)
