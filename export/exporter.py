@@ -215,7 +215,13 @@ def held_out(run: Run) -> np.ndarray | None:
     if task is None:
         return None
     how = c.data_options() | {"rules": run.data["rules"]}
-    pack = open_data(c.data, size=size, channels=channels, **how)
+    try:
+        pack = open_data(c.data, size=size, channels=channels, **how)
+    except InputError as error:
+        raise InputError(
+            f"{run.folder} is exported with conditions of its held-out pictures, which cannot be "
+            f"read: {error}"
+        ) from error
     pairs = Pairs.of(task, c, pack, torch.device("cpu"), _COMPARED + _CALIBRATED)
     # A mask is 0 or 1, a picture -1 to 1.
     parts = [torch.cat([x[:, :channels], x[:, channels:] * 2 - 1], 1) for _, x, *_ in pairs]

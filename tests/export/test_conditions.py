@@ -1,6 +1,7 @@
 """Bundles of conditional generators: exported, drawn, applied to folders of pictures, refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +263,9 @@ def test_a_trained_run_is_exported_with_held_out_conditions_and_applied_as_its_b
         assert main(["apply", source, pictures, *mask, "--out", f"from-{source}"]) == 0
     assert main(["apply", "run", pictures, *mask, "--tiles", "--out", "no"]) == 2
     assert "--tiles goes with a bundle, and run is none" in capsys.readouterr().err
+    Path(data).unlink()
+    assert main(["export", "run", "--out", "c"]) == 2
+    assert "held-out pictures, which cannot be read" in capsys.readouterr().err
     for i in range(8):
         one, other = (np.asarray(Image.open(f"from-{s}/{i}.png")) for s in ("run", "exact"))
         assert apart(one, other) <= 1

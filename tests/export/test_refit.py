@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(run, tmp_path, capsys, mon
         assert sentence in said
         assert said.count("\n") == 1
     # As of a user's: nothing is known.
-    monkeypatch.setattr("ganfast.export.refit.network", lambda run: bundle.manifest.network)
+    monkeypatch.setattr("ganfast.export.exporter.network", lambda run: bundle.manifest.network)
     assert main(["refit", folder, "--from", str(tmp_path / "wide"), *new]) == 2
     assert "of the shape that" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
