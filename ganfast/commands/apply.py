@@ -108,7 +108,7 @@ def _refuse_sizes(
         if condition.shape != given:
             (h, w), (th, tw) = condition.shape[:2], given[:2]
             larger = ", or --tiles with a bundle" if h >= th and w >= tw else ""
-            raise InputError(f"{name} is {w}x{h} pixels; expected {tw}x{th}{larger}")
+            raise InputError(f"picture {name} is {w}x{h} pixels; expected {tw}x{th}{larger}")
 
 
 def _conditions(
