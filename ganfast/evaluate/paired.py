@@ -154,7 +154,7 @@ class PairedEvaluation:
             "task": str(pairs.task),
             "data": info.name,
             "source_hash": info.source_hash,
-            "split": info.split if pairs.pack is not pairs.train else "held out",
+            "split": "held out" if len(pairs.trained_on) < len(pairs.train.images) else info.split,
             "size": info.size,
             "held_out": len(pairs),
             "held_out_sha256": positions,
