@@ -40,8 +40,10 @@ from ganfast.training.ranks import joined
 from ganfast.training.state import State, contents_of, restore
 
 
-def forked(size: int, work: Callable[[int], Any], seconds: float = 60) -> list[dict[str, Any]]:
-    """``work(rank)`` on as many ranks: of each the exit code and what it returned, by JSON."""
+def forked(size: int, work: Callable[[int], Any], seconds: float = 300) -> list[dict[str, Any]]:
+    """``work(rank)`` on as many ranks: of each the exit code, what it returned, by JSON, and the
+    second in which it ended. After ``seconds`` those that are left are killed: they have no code.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,20 +53,23 @@ def forked(size: int, work: Callable[[int], Any], seconds: float = 60) -> list[d
             if (child := os.fork()) == 0:
                 _as_rank(rank, size, port, work, Path(folder) / str(rank))
             children.append(child)
-        ended, until = {}, time.monotonic() + seconds
+        ended: dict[int, tuple[int, float]] = {}
+        until = time.monotonic() + seconds
         while len(ended) < size and time.monotonic() < until:
             for rank, child in enumerate(children):
                 if rank not in ended and (done := os.waitpid(child, os.WNOHANG))[0]:
-                    ended[rank] = os.waitstatus_to_exitcode(done[1])
+                    ended[rank] = os.waitstatus_to_exitcode(done[1]), time.monotonic()
             time.sleep(0.02)
         for rank in range(size):
             if rank not in ended:
                 os.kill(children[rank], signal.SIGKILL)
                 os.waitpid(children[rank], 0)
         said = [Path(folder) / str(rank) for rank in range(size)]
+        texts = [path.read_text() if path.exists() else "null" for path in said]
+        ends = [ended.get(rank, (None, until)) for rank in range(size)]
         return [
-            {"code": ended.get(rank), "said": json.loads(p.read_text()) if p.exists() else None}
-            for rank, p in enumerate(said)
+            {"code": code, "ended": when, "said": json.loads(text)}
+            for (code, when), text in zip(ends, texts, strict=True)
         ]
 
 
@@ -153,14 +158,13 @@ def trained(
 def _trouble(kind: str) -> None:
     """What happens to this rank from now on."""
     if kind == "killed in a save":
-        write = disk.write_file
+        write, saved = disk.write_file, []  # names of files
 
         def die(path: Path, data: bytes) -> None:
-            if path.name == "critic.safetensors" and Path("saved").exists():
+            if path.name in saved:  # of the checkpoint before
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, data)
-            if path.name == "critic.safetensors":
-                Path("saved").touch()
+            saved.append(path.name)
 
         disk.write_file = die
     elif kind == "killed":
