@@ -2,10 +2,10 @@
 
     python -m tests.training.many '[{"name": 0, "size": 2, "preset": "dragan", "steps": 3}]'
 
-prints, as JSON, what became of each job. A job with a preset trains it in float64, and tells how
-far its weights are from those of the first job of its name. One with ``arguments`` runs the
-command line on every rank; ``more`` are the arguments of one rank alone, and ``trouble`` names what
-happens to it.
+prints, as JSON, what became of each job. A job with a preset trains it in float64, or in float32
+where ``wide`` is false, and tells how far its weights are from those of the first job of its name.
+One with ``arguments`` runs the command line on every rank; ``more`` are the arguments of one rank
+alone, and ``trouble`` names what happens to it.
 """
 
 import errno
@@ -99,7 +99,7 @@ def _as_rank(rank: int, size: int, port: int, work: Callable[[int], Any], path: 
 
 
 def small(preset: str, steps: int, **more: Any) -> Plan:
-    """A preset in networks of width 4, layer norm in the place of batch norm, in float64."""
+    """A preset in networks of width 4, layer norm in the place of batch norm."""
     config = preset_config(preset, "digits")
     norms = {"generator_norm": config.net.generator_norm, "critic_norm": config.net.critic_norm}
     layers = {name: "layer" for name, norm in norms.items() if norm == "batch"}
@@ -107,11 +107,14 @@ def small(preset: str, steps: int, **more: Any) -> Plan:
     config = replace(config, batch=16, size=16, net=net, device="cpu", compile="off")
     config = overlay(config, more, "a job")
     kimg = steps * config.batch * config.optim.critic_steps / 1000
-    plan = make_plan(replace(config, kimg=kimg))
+    return make_plan(replace(config, kimg=kimg))
+
+
+def double(plan: Plan) -> None:
     torch.set_default_dtype(torch.float64)
     state = plan.state
     plan.state = State.of(state.generator.double(), state.critic.double(), plan.config)
-    return plan
+    feed.Feed.critic, feed.Feed.generator = map(doubled, (feed.Feed.critic, feed.Feed.generator))
 
 
 def doubled(serve: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -127,12 +130,20 @@ def doubled(serve: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def trained(
-    folder: Path, preset: str, steps: int, until: int, begin: str, save: str, **more: Any
+    folder: Path,
+    preset: str,
+    steps: int,
+    until: int,
+    begin: str,
+    save: str,
+    wide: bool = True,
+    **more: Any,
 ) -> Any:
     """The weights after step ``until``, from those of the file ``begin`` on if that is given."""
     plan = small(preset, steps, **more)
+    if wide:
+        double(plan)
     state, c = plan.state, plan.config
-    feed.Feed.critic, feed.Feed.generator = map(doubled, (feed.Feed.critic, feed.Feed.generator))
     with joined("cpu") as ranks:
         if begin:
             images, contents = torch.load(folder / begin)

@@ -69,6 +69,14 @@ def test_ranks_and_parts_are_one_for_every_preset():
     assert_equal_to_one_rank(*few)
 
 
+@pytest.mark.accept
+def test_a_step_in_float32_is_that_of_one_rank_up_to_rounding():
+    step = {"name": 0, "preset": "wgan-gp", "steps": 1, "wide": False}
+    one, two = many({**step, "size": 1}, {**step, "size": 2})
+    assert one["hash"] != two["hash"]
+    assert two["gap"] <= 1e-6
+
+
 @pytest.mark.full
 def test_ranks_and_parts_are_one_for_every_preset_over_50_steps():
     assert_equal_to_one_rank(*({**case, "steps": 50} for case in CASES))
