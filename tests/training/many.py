@@ -2,10 +2,10 @@
 
     python -m tests.training.many '[{"name": 0, "size": 2, "preset": "dragan", "steps": 3}]'
 
-prints, as JSON, what became of each job. A job with a preset trains it in float64, and tells how
-far its weights are from those of the first job of its name. One with ``arguments`` runs the
-command line on every rank; ``more`` are the arguments of one rank alone, and ``trouble`` names what
-happens to it.
+prints, as JSON, what became of each job. A job with a preset trains it in float64, or in float32
+where ``wide`` is false, and tells how far its weights are from those of the first job of its name.
+One with ``arguments`` runs the command line on every rank; ``more`` are the arguments of one rank
+alone, and ``trouble`` names what happens to it.
 """
 
 import errno
@@ -40,8 +40,10 @@ from ganfast.training.ranks import joined
 from ganfast.training.state import State, contents_of, restore
 
 
-def forked(size: int, work: Callable[[int], Any], seconds: float = 60) -> list[dict[str, Any]]:
-    """``work(rank)`` on as many ranks: of each the exit code and what it returned, by JSON."""
+def forked(size: int, work: Callable[[int], Any], seconds: float = 300) -> list[dict[str, Any]]:
+    """``work(rank)`` on as many ranks: of each the exit code, what it returned, by JSON, and the
+    second in which it ended. After ``seconds`` those that are left are killed: they have no code.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,20 +53,23 @@ def forked(size: int, work: Callable[[int], Any], seconds: float = 60) -> list[d
             if (child := os.fork()) == 0:
                 _as_rank(rank, size, port, work, Path(folder) / str(rank))
             children.append(child)
-        ended, until = {}, time.monotonic() + seconds
+        ended: dict[int, tuple[int, float]] = {}
+        until = time.monotonic() + seconds
         while len(ended) < size and time.monotonic() < until:
             for rank, child in enumerate(children):
                 if rank not in ended and (done := os.waitpid(child, os.WNOHANG))[0]:
-                    ended[rank] = os.waitstatus_to_exitcode(done[1])
+                    ended[rank] = os.waitstatus_to_exitcode(done[1]), time.monotonic()
             time.sleep(0.02)
         for rank in range(size):
             if rank not in ended:
                 os.kill(children[rank], signal.SIGKILL)
                 os.waitpid(children[rank], 0)
         said = [Path(folder) / str(rank) for rank in range(size)]
+        texts = [path.read_text() if path.exists() else "null" for path in said]
+        ends = [ended.get(rank, (None, until)) for rank in range(size)]
         return [
-            {"code": ended.get(rank), "said": json.loads(p.read_text()) if p.exists() else None}
-            for rank, p in enumerate(said)
+            {"code": code, "ended": when, "said": json.loads(text)}
+            for (code, when), text in zip(ends, texts, strict=True)
         ]
 
 
@@ -94,7 +99,7 @@ def _as_rank(rank: int, size: int, port: int, work: Callable[[int], Any], path: 
 
 
 def small(preset: str, steps: int, **more: Any) -> Plan:
-    """A preset in networks of width 4, layer norm in the place of batch norm, in float64."""
+    """A preset in networks of width 4, layer norm in the place of batch norm."""
     config = preset_config(preset, "digits")
     norms = {"generator_norm": config.net.generator_norm, "critic_norm": config.net.critic_norm}
     layers = {name: "layer" for name, norm in norms.items() if norm == "batch"}
@@ -102,11 +107,14 @@ def small(preset: str, steps: int, **more: Any) -> Plan:
     config = replace(config, batch=16, size=16, net=net, device="cpu", compile="off")
     config = overlay(config, more, "a job")
     kimg = steps * config.batch * config.optim.critic_steps / 1000
-    plan = make_plan(replace(config, kimg=kimg))
+    return make_plan(replace(config, kimg=kimg))
+
+
+def double(plan: Plan) -> None:
     torch.set_default_dtype(torch.float64)
     state = plan.state
     plan.state = State.of(state.generator.double(), state.critic.double(), plan.config)
-    return plan
+    feed.Feed.critic, feed.Feed.generator = map(doubled, (feed.Feed.critic, feed.Feed.generator))
 
 
 def doubled(serve: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -122,12 +130,20 @@ def doubled(serve: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def trained(
-    folder: Path, preset: str, steps: int, until: int, begin: str, save: str, **more: Any
+    folder: Path,
+    preset: str,
+    steps: int,
+    until: int,
+    begin: str,
+    save: str,
+    wide: bool = True,
+    **more: Any,
 ) -> Any:
     """The weights after step ``until``, from those of the file ``begin`` on if that is given."""
     plan = small(preset, steps, **more)
+    if wide:
+        double(plan)
     state, c = plan.state, plan.config
-    feed.Feed.critic, feed.Feed.generator = map(doubled, (feed.Feed.critic, feed.Feed.generator))
     with joined("cpu") as ranks:
         if begin:
             images, contents = torch.load(folder / begin)
@@ -153,14 +169,13 @@ def trained(
 def _trouble(kind: str) -> None:
     """What happens to this rank from now on."""
     if kind == "killed in a save":
-        write = disk.write_file
+        write, saved = disk.write_file, []  # names of files
 
         def die(path: Path, data: bytes) -> None:
-            if path.name == "critic.safetensors" and Path("saved").exists():
+            if path.name in saved:  # of the checkpoint before
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, data)
-            if path.name == "critic.safetensors":
-                Path("saved").touch()
+            saved.append(path.name)
 
         disk.write_file = die
     elif kind == "killed":

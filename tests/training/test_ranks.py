@@ -69,6 +69,14 @@ def test_ranks_and_parts_are_one_for_every_preset():
     assert_equal_to_one_rank(*few)
 
 
+@pytest.mark.accept
+def test_a_step_in_float32_is_that_of_one_rank_up_to_rounding():
+    step = {"name": 0, "preset": "wgan-gp", "steps": 1, "wide": False}
+    one, two = many({**step, "size": 1}, {**step, "size": 2})
+    assert one["hash"] != two["hash"]
+    assert two["gap"] <= 1e-6
+
+
 @pytest.mark.full
 def test_ranks_and_parts_are_one_for_every_preset_over_50_steps():
     assert_equal_to_one_rank(*({**case, "steps": 50} for case in CASES))
@@ -156,23 +164,25 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
         run(tmp_path / "pack", more=["--channels", "3"]),
         run(tmp_path / "weights", trouble="other weights"),
         run(tmp_path / "rows", "--batch", "15"),
+        run(tmp_path / "norms", "--sync-batchnorm"),
         run(kept),
         run(kept, "--kimg", "0.8", size=1),
     )
     for ranks, sentence in zip(
-        found[:4],
+        found[:5],
         (
             r"rank 1 differs from rank 0: optim.beta1 is 0.25 and not 0.5; every rank must have",
             r"rank 1 differs from rank 0: .*the pack of pictures is '\w+' and not '\w+'",
             r"rank 1 differs from rank 0: weights is '\w+' and not '\w+'",
             r"batch is 15, and accumulate 1 of 2 ranks makes 2 parts of it",
+            r"sync_batchnorm is on, which needs GPUs",
         ),
         strict=True,
     ):
         assert [rank["code"] for rank in ranks] == [2, 2], ranks
         assert re.search(sentence, ranks[0]["said"]), ranks
     assert [path.name for path in tmp_path.iterdir() if (path / "checkpoints").exists()] == ["kept"]
-    assert [rank["code"] for ranks in found[4:] for rank in ranks] == [0] * 3
+    assert [rank["code"] for ranks in found[5:] for rank in ranks] == [0] * 3
     events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
     changes = [(e["images"], e["ranks"]) for e in events if e["event"] == "ranks"]
     assert changes == [(0, 2), (640, 1)]
@@ -193,6 +203,7 @@ def test_a_rank_that_dies_ends_all_and_leaves_whole_checkpoints(tmp_path):
     for ranks, dead in zip(found.values(), (1, 0, 0), strict=True):
         other = ranks[1 - dead]
         assert other["code"] == 1, ranks
+        assert other["ended"] - ranks[dead]["ended"] < 60
         assert f"rank {1 - dead} of 2 cannot reach the others" in other["said"]
     whole = checkpoints.listed(tmp_path / "in a save" / "checkpoints")
     assert len(whole) == 1
