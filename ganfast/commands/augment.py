@@ -119,8 +119,10 @@ def usefulness(arguments: Any, unused: list[str]) -> None:
 
 def _note(protocol: dict[str, Any]) -> str:
     """What a reader must know to judge the accuracies."""
+    counts = protocol["real_of_each_class"]
+    rare = [counts[k] for k in protocol["rarest_third"]]
     return (
         f"accuracy in percent, mean and range of {_SEEDS} seeds, on test pictures "
-        f"({protocol['tests']}); {protocol['steps']} steps each; rarest third: classes "
-        f"{', '.join(map(str, protocol['rarest_third']))}"
+        f"({protocol['tests']}); {protocol['steps']} steps each; rarest third: {len(rare)} of "
+        f"{len(counts)} classes, with {min(rare):,} to {max(rare):,} real pictures"
     )
