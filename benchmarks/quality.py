@@ -71,7 +71,10 @@ def recipe(data: str, preset: str) -> dict[str, Any]:
             net = {"width": 32, "latent": 48}  # 16 a digit, as for one
             return common | {"data": data, "conditional": conditional, "net": net}
         case "celeba-64":
-            optim = {"decay_from": 0.5}
+            optim: dict[str, Any] = {"decay_from": 0.5}
+            if preset == "wgan-gp":  # its rows have the values that it had then
+                optim |= {"lr_generator": 2e-4, "lr_critic": 2e-4, "beta1": 0.0, "critic_steps": 5}
+                common["net"] = {"width": 32, "init": "he"}
             return common | {"data": "celeba-half", "size": 64, "batch": 32, "optim": optim}
     return common | {"data": data}
 
