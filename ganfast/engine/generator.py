@@ -140,10 +140,10 @@ def _whole_loss(
     computed = torch.autocast(z.device.type, autocast, enabled=autocast is not None)
     with computed, held_power_iteration(critic), thin_convolutions(z.device, critic):
         fake = draw(generator, z, labels, given)
-        total = fake.new_zeros(())
-        stats: Stats = {}
         if judged:
             total, stats = _judged(loss, critic, fake, labels, real, transforms, shown)
+        else:
+            total, stats = fake.new_zeros(()), {}
     if loss.pixel:
         if real is None:
             raise InputError("loss.pixel compares with reals: give real (N, C, H, W)")

@@ -172,8 +172,8 @@ def _smaller_batch(plan: Plan) -> str:
     if checkpoints.listed(plan.folder / "checkpoints"):
         way_out += " with --force or --fork NEWDIR, as it changes what the run computes"
     if plan.config.batch % batch == 0 and plan.config.accumulate == 1:
-        way_out += f"; or --accumulate {plan.config.batch // batch}, which changes it by no more "
-        way_out += "than rounding, and batch norm"
+        parts = plan.config.batch // batch
+        way_out += f"; or --accumulate {parts}, which changes no more than rounding and batch norm"
     return f"{message}; {batch} {how}: {way_out}"
 
 

@@ -65,7 +65,8 @@ class Iteration:
     def _critic(self, with_penalty: bool) -> Stats:
         """Score reals above fakes of the same classes, and stay flat where the penalty asks it."""
         batch = self.feed.critic()
-        std = None if batch.noise is None else self._ranks.std(batch.real)
+        noisy = with_penalty and batch.noise is not None
+        std = self._ranks.std(batch.real) if noisy else None
 
         def step(part: CriticFeed) -> Stats:
             fake = self._drawing(part.z, part.labels, part.given)
