@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ganfast.presets import FROM_LATENTS
+from ganfast.presets import FROM_LATENTS, PRESETS
 from tests.programs import python
 
 TABLE = Path(__file__).with_name("launches.txt")
@@ -43,15 +43,27 @@ def row(case, found):
     return "".join(f"{word:<18}" for word in (*case, *counts)).rstrip()
 
 
+def assert_nothing_waits(case, found):
+    for phase in found.keys() & set(PHASES):
+        assert found[phase]["waits"] == [], f"{case}, {phase}: the host reads a number"
+        assert found[phase]["strangers"] == [], f"{case}, {phase}: a tensor is on the CPU"
+    assert found["draw"]["launches"] <= 12
+
+
 def assert_as_committed(cases):
     rows = TABLE.read_text().splitlines()
     for case, found in counted(cases).items():
-        for phase in found.keys() & set(PHASES):
-            assert found[phase]["waits"] == [], f"{case}, {phase}: the host reads a number"
-            assert found[phase]["strangers"] == [], f"{case}, {phase}: a tensor is on the CPU"
+        assert_nothing_waits(case, found)
         assert row(case, found) in rows, f"{row(case, found)}\n{found}"
-        assert found["draw"]["launches"] <= 12
         assert found["ahead"] >= 8
+
+
+@needs_compiler
+@pytest.mark.accept
+def test_tasks_make_their_conditions_on_the_device():
+    tasks = [preset for preset in PRESETS if preset not in FROM_LATENTS]
+    for case, found in counted([(preset, "celeba", "bf16") for preset in tasks]).items():
+        assert_nothing_waits(case, found)
 
 
 @needs_compiler
