@@ -11,7 +11,7 @@ import numpy as np
 
 from ganfast.errors import InputError
 from ganfast.export.bundle.bundle import Bundle, open_bundle, refuse_occupied
-from ganfast.export.bundle.manifest import Manifest
+from ganfast.export.bundle.manifest import Manifest, tasks_differ
 from ganfast.export.exporter import manifest_of, write_compared
 from ganfast.export.graph.deploy import deployable
 from ganfast.export.graph.packages import need
@@ -90,7 +90,7 @@ def _refuse_other(old: Bundle, run: Run, draft: Manifest) -> None:
         )
     for name in ("latent", "size", "channels", "classes", "condition", "task"):
         before, after = getattr(m, name), getattr(draft, name)
-        if before != after:
+        if tasks_differ(before, after) if name == "task" else before != after:
             raise InputError(
                 f"{run.folder} has {name} {after}, the bundle {before}; export it instead"
             )

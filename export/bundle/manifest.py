@@ -64,6 +64,17 @@ class Input:
         return np.zeros((count, *self.shape), self.dtype)
 
 
+def tasks_differ(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> bool:
+    """Whether two bundles make pictures from others in different ways.
+
+    Older bundles lack fields of newer ones. How many pictures were held out changes no graph.
+    """
+    if before is None or after is None:
+        return before is not after
+    both = (before.keys() & after.keys()) - {"holdout"}
+    return any(before[name] != after[name] for name in both)
+
+
 def graph_inputs(latent: int, classes: int, condition: Input | None = None) -> tuple[Input, ...]:
     """The one table of what a graph takes, in its order; labels only where there are classes."""
     labels = [Input("labels", "int64", (), classes)] if classes else []

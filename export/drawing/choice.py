@@ -11,6 +11,7 @@ import numpy as np
 
 from ganfast.errors import InputError, RunError
 from ganfast.export.bundle.bundle import Bundle
+from ganfast.export.bundle.manifest import tasks_differ
 from ganfast.export.bundle.parity import GATES, compare
 from ganfast.export.drawing.lanes import LaneBackend
 from ganfast.export.drawing.latency import bucket_costs
@@ -83,7 +84,7 @@ def refuse_other(old: Bundle, new: Bundle) -> None:
     alike = "latent", "classes", "size", "channels", "condition", "task", "precision", "buckets"
     for name in alike:
         before, after = getattr(old.manifest, name), getattr(new.manifest, name)
-        if before != after:
+        if tasks_differ(before, after) if name == "task" else before != after:
             raise InputError(
                 f"{new.folder} has {name} {after}, the sampler {before}; load it with load_sampler"
             )

@@ -207,13 +207,13 @@ class Sampler:
     def apply_tiles(
         self,
         picture: Pictures,
-        overlap: int = 4,
+        overlap: int | None = None,
         seed: int = 0,
         first: int = 0,
         psi: float = 1.0,
         labels: int | str | None = None,
     ) -> Pictures:
-        """`apply` to one larger picture (h, w, k), in tiles that have one latent and overlap."""
+        """`apply` to one larger picture (h, w, k), in tiles of one latent: `tiles.in_tiles`."""
 
         def draw(tiles: Pictures) -> Pictures:
             latent = np.full(len(tiles), first)

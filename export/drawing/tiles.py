@@ -9,7 +9,10 @@ from ganfast.export.drawing.lanes import Pictures
 
 
 def in_tiles(
-    draw: Callable[[Pictures], Pictures], picture: Pictures, tile: tuple[int, ...], overlap: int
+    draw: Callable[[Pictures], Pictures],
+    picture: Pictures,
+    tile: tuple[int, ...],
+    overlap: int | None,
 ) -> Pictures:
     """One picture drawn from overlapping tiles of ``picture`` (h, w, k).
 
@@ -18,7 +21,8 @@ def in_tiles(
     Args:
         draw: tiles uint8 (N, *tile) -> pictures uint8 (N, H, W, C), larger by one factor or equal.
         tile: (th, tw, k), th <= h and tw <= w.
-        overlap: pixels that neighbours have in common, or more, 0 to half a tile.
+        overlap: pixels that neighbours have in common, or more, 0 to half a tile; None = 4, or
+            half a tile where that is less.
 
     Returns:
         uint8 (h * H / th, w * W / tw, C).
@@ -36,7 +40,9 @@ def in_tiles(
         raise InputError(
             f"the picture is {shape}; expected (h, w, k) of at least a tile, {tuple(tile)}"
         )
-    if not 0 <= overlap <= min(tile[:2]) // 2:
+    if overlap is None:
+        overlap = min(4, min(tile[:2]) // 2)
+    if not isinstance(overlap, int) or not 0 <= overlap <= min(tile[:2]) // 2:
         raise InputError(f"overlap is {overlap}; expected 0 to {min(tile[:2]) // 2}, half a tile")
     rows, columns = (
         np.linspace(0, n - t, 1 + -(-(n - t) // (t - overlap))).round().astype(int)

@@ -69,6 +69,10 @@ def _apply(
         raise InputError(f"--tiles goes with a bundle, and {request.run} is none: export it first")
     labels, out, i = parse_labels(run, request), Path(request.out), request.first
     names, read = _conditions(pictures, mask, given, channels, request.run)
+    for source in filter(None, (pictures, mask)):
+        place = Path(source).expanduser()
+        if out.resolve() in (place.resolve(), place.resolve().parent if place.is_file() else None):
+            raise InputError(f"--out {out} is where {source} lies: give a folder of its own")
     chunk = 1 if tiles else max(1, _CHUNK // variants)
     for start in range(0, len(names), chunk):
         some = names[start : start + chunk]
@@ -77,7 +81,13 @@ def _apply(
             assert isinstance(run, BundleSource)
             # Variants of one picture differ in their latent.
             drawn = [
-                run.sampler.apply_tiles(one, seed=request.seed, first=i + k, psi=request.psi)
+                run.sampler.apply_tiles(
+                    one,
+                    seed=request.seed,
+                    first=i + k,
+                    psi=request.psi,
+                    labels=None if labels is None else int(labels[(i + k) % len(labels)]),
+                )
                 for k, one in enumerate(conditions)
             ]
         else:
@@ -124,7 +134,7 @@ def _conditions(
     if not masked:
         return names, read
     read_mask, masks = _reader(mask, 1)
-    one = masks[0] if Path(mask).is_file() and len(masks) == 1 else None
+    one = masks[0] if Path(mask).expanduser().is_file() and len(masks) == 1 else None
     if missing := sorted(set(names) - set(masks)) if one is None else []:
         raise InputError(f"{missing[0]} of {pictures} has no mask of its name in {mask}")
 

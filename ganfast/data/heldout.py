@@ -10,8 +10,8 @@ from ganfast.data.resident import held_out
 
 
 def held_out_share(config: Config, rules: int) -> float:
-    """The share of the training pictures that a run holds out; 0 where the set has a test split,
-    and without a task."""
+    """The share of the training pictures that a run is to hold out; 0 where the set has a test
+    split, and without a task. The run records it: a test split that comes later changes nothing."""
     if config.task.kind == "none" or not config.task.holdout:
         return 0.0
     source = recognise(config.data, config.data_root or None).by_rules(rules)
@@ -19,11 +19,10 @@ def held_out_share(config: Config, rules: int) -> float:
 
 
 def held_out_pictures(config: Config, pack: Pack) -> tuple[Pack, NDArray[np.int64]]:
-    """The set's test split, or the share of the training pictures ``pack`` that the run holds out:
+    """The share of the training pictures ``pack`` that a run recorded, else the set's test split:
     a pack and positions in it, rising. Without either, all positions of ``pack``.
     """
-    info = pack.info
-    share = held_out_share(config, info.rules)
+    info, share = pack.info, config.task.holdout
     if share:
         return pack, held_out(info.count, share, config.seed).numpy()
     source = recognise(config.data, config.data_root or None).by_rules(info.rules)

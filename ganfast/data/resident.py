@@ -177,10 +177,11 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def held_out(count: int, share: float, seed: int) -> Tensor:
-    """Positions of the pictures that a run never trains on, int64, rising; the seed chooses."""
+    """Positions of the pictures that a run never trains on, one at least, int64, rising; the seed
+    chooses."""
     position = torch.arange(count)
     rank = permute(position, count, seed, Purpose.HOLDOUT, torch.zeros_like(position))
-    return torch.nonzero(rank < round(share * count))[:, 0]
+    return torch.nonzero(rank < max(1, round(share * count)))[:, 0]
 
 
 def long_tail(labels: Tensor, classes: int, ratio: float, seed: int) -> Tensor:

@@ -126,7 +126,10 @@ def budgeted(
             f"{config.size}x{config.size}: give --minutes {math.ceil(11 * least) / 10:g} or more, "
             "or a smaller --size or --net.width"
         )
-    config = replace(config, kimg=_rounded_down(kimg))
+    # A task begins without its critic, which then needs most of the time.
+    alone = min(config.loss.pixel_only_kimg, float(f"{kimg / 4:.2g}"))
+    loss = replace(config.loss, pixel_only_kimg=alone)
+    config = replace(config, kimg=_rounded_down(kimg), loss=loss)
     over = f"planned for {minutes:g} minutes, {now() - began:.0f} s of which are over:"
     preset_why = _preset_why(config, info.channels, minutes)
     return config, "\n".join(

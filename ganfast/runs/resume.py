@@ -109,7 +109,7 @@ def beginning(plan: Plan, parent: str, checkpoint: str, force: bool) -> str:
     """
     if parent:
         refuse_as_fork(plan.folder)
-        return f"begins {plan.folder} as a fork of {parent}"
+        return f"begins {plan.folder} at {_fork_point(plan, Run.open(parent), checkpoint).path}"
     _refuse_foreign(plan.folder)
     run, changed = open_folder(plan, force)
     found = find(run, checkpoint, force)
@@ -241,18 +241,7 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
             taken or cannot be written.
     """
     folder, run = plan.folder, Run(plan.folder, plan.config, dataclasses.asdict(plan.pack.info))
-    checkpoint = _chosen(parent, which)
-    if not checkpoint:
-        raise InputError(f"{parent.folder} has no checkpoint yet to begin from; train it further")
-    path, record, contents = checkpoint
-    # Before anything is written, as it refuses other networks.
-    restore(plan.state, contents, record.images, str(path))
-    if record.images >= plan.config.kimg * 1000:
-        raise InputError(
-            f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: "
-            "give a higher --kimg"
-        )
-    refuse_foreign(parent, path, record)
+    path, record, contents = _fork_point(plan, parent, which)
     changed = {name: values for name, values in _changes(parent, run).items() if name != "out"}
     log, _ = split_log(parent.folder / "log.jsonl", record.images, record.log_lines)
     beside = folder.with_name(f".{folder.name}.part")
@@ -281,6 +270,22 @@ def fork(plan: Plan, parent: Run, which: str) -> str:
     except OSError as error:
         raise _unwritable(folder, error, "--fork") from error
     return f"{folder} is a fork of {path}" + (f" ({listed(changed)})" if changed else "")
+
+
+def _fork_point(plan: Plan, parent: Run, which: str) -> checkpoints.Loaded:
+    """The checkpoint of ``parent`` that the plan's state then is at. Writes nothing."""
+    checkpoint = _chosen(parent, which)
+    if not checkpoint:
+        raise InputError(f"{parent.folder} has no checkpoint yet to begin from; train it further")
+    path, record, contents = checkpoint
+    restore(plan.state, contents, record.images, str(path))  # refuses other networks
+    if record.images >= plan.config.kimg * 1000:
+        raise InputError(
+            f"{path} is at {record.images / 1000:g} kimg, and kimg is {plan.config.kimg:g}: "
+            "give a higher --kimg"
+        )
+    refuse_foreign(parent, path, record)
+    return checkpoint
 
 
 def write_record(run: Run) -> None:

@@ -35,6 +35,11 @@ def comparison_of(
         InputError: a run without classes, pictures that are not those of the run, or no test
             pictures.
     """
+    if run.config.task.kind != "none":
+        raise InputError(
+            f"{run.folder} makes pictures from others ({run.config.task.kind}), and a set is drawn "
+            "from latents and classes: give a run of such a preset"
+        )
     if not run.classes:
         raise InputError(
             f"{run.folder} was trained without classes, so what it draws has no labels to learn: "

@@ -254,7 +254,7 @@ class Writer:
     def _sheet(self) -> Pictures:
         self._fit_average()
         c, device, names = self.plan.config, self.plan.device, self.run.classes
-        if self.pairs:
+        if self.pairs is not None:
             return self.pairs.sheet(self.plan.state.average, c.net.latent, c.seed)
         columns = sheet_columns(len(names))
         index = torch.arange(columns * (_SHEET // columns))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ganfast.errors import InputError
 from ganfast.latents import Purpose
 from ganfast.random import uniform
 from ganfast.tasks.task import Task, psnr
@@ -16,15 +17,25 @@ class Inpaint(Task):
     def check(self) -> None:
         self.given = (self.size, self.size, self.channels + 1)
         self.shown = self.channels + 1
+        if self._most >= self.size:
+            raise InputError(
+                f"hole_share {self.config.hole_share} of {self.size} pixels leaves none that is "
+                "known: set it lower"
+            )
 
     def derive(self, pictures: Tensor, index: Tensor, seed: int) -> Tensor:
         known = self._known(index, seed)
         return torch.cat([torch.where(known > 0, pictures, -1.0), known], 1)
 
+    @property
+    def _most(self) -> int:
+        """The longest side of a hole."""
+        return max(2, round(self.config.hole_share * self.size))
+
     def _known(self, index: Tensor, seed: int) -> Tensor:
         """The masks of pictures, float32 (N, 1, H, W): 1 = known."""
         size, n = self.size, len(index)
-        most = max(2, round(self.config.hole_share * size))
+        most = self._most
         pixel = torch.arange(size, device=index.device)
         if self.config.hole == "centre":
             start = (size - most) // 2

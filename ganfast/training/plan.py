@@ -124,6 +124,10 @@ class Plan:
         if c.augmented:
             how = "as the scores ask for" if c.augment == "adaptive" else f"p = {c.augment_p:g}"
             features += f", augmented ({how})"
+        if self.task and c.loss.pixel_only_kimg:
+            alone = c.loss.pixel_only_kimg
+            until = f" up to {alone:g} kimg" if alone < c.kimg else ""
+            features += f", without a critic{until}"
         return (
             f"{c.preset} at {c.size}x{c.size}x{c.channels}{features} on {self.device}, "
             f"{c.precision}, batch {c.batch}, {c.kimg:g} kimg -> {self.folder}"
@@ -168,7 +172,10 @@ def make_plan(
     )
     config = resolved(config, device)
     flip = info.flip if config.flip == "auto" else config.flip == "on"
-    chosen = config.balanced, config.imbalance, held_out_share(config, info.rules)
+    share = held_out_share(config, info.rules)
+    if config.task.kind != "none":
+        config = replace(config, task=replace(config.task, holdout=share))
+    chosen = config.balanced, config.imbalance, share
     data = ResidentData(pack, device, config.seed, flip, *chosen)
     if config.batch > data.count:
         raise InputError(

@@ -679,6 +679,9 @@ def test_train_sample_and_resume_as_a_user_would(run):
         ("--kimg 0.4 --net.width 5 --force", "forced: net.width was 4, now 5"),
     ):
         assert start in run(f"train dcgan {flags} {more} --dry-run")[1].splitlines()[-1]
+    fork = "--out runs/dcgan-digits --fork runs/new --dry-run"
+    assert "000000320" in run(f"train {fork} --kimg 0.4")[1].splitlines()[-1]
+    assert "give a higher --kimg" in run(f"train {fork}")[2]
     code, out, refused = run(f"train dcgan {flags} --net.width 5 --dry-run")
     assert (code, "# memory" in out, "net.width was 4, now 5" in refused) == (2, True, True)
     code, _, longer = run("train runs/dcgan-digits --kimg 0.4")

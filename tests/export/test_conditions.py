@@ -143,6 +143,8 @@ def test_tiles_of_a_larger_picture_have_no_seam(runs, bundles):
         tile = some(runs["superres"], 1)
         one = sampler.apply(tile, seed=2, first=5, labels=1)
         np.testing.assert_array_equal(sampler.apply_tiles(tile[0], 4, 2, 5, labels=1), one[0])
+    few = in_tiles(lambda x: x, np.zeros((9, 9, 1), np.uint8), (4, 4, 1), None)
+    assert few.shape == (9, 9, 1), "half a tile is less than 4 pixels"
 
 
 def test_bad_conditions_are_one_sentence(runs, bundles, tmp_path):
@@ -196,8 +198,13 @@ def test_the_command_applies_a_bundle_to_folders(runs, bundles, tmp_path, capsys
     again = np.stack([np.asarray(Image.open(out / f"{i}.png")) for i in "012"])
     np.testing.assert_array_equal(again[known], holes[..., 0][known])
     large = saved(tmp_path / "large", small[:1].repeat(2, 1))
-    assert main(["apply", superres, large, "--tiles", "--out", to]) == 0
-    assert Image.open(out / "0.png").size == (16, 32)
+    tiled = []
+    for label in "01":
+        tiles = ["apply", superres, large, "--tiles", "--labels", label, "--out", to]
+        assert main(tiles) == 0
+        tiled.append(np.asarray(Image.open(out / "0.png")))
+    assert tiled[0].shape[:2] == (32, 16)
+    assert (tiled[0] != tiled[1]).any()
     plain = str(small_bundle(tmp_path / "plain").folder)
     (tmp_path / "masks" / "2.png").unlink()
     grey = saved(tmp_path / "grey", np.full((3, 16, 16, 1), 9, np.uint8))
@@ -219,6 +226,8 @@ def test_the_command_applies_a_bundle_to_folders(runs, bundles, tmp_path, capsys
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         for part in said.split("*"):
             assert part.strip() in line
+    assert main(["apply", superres, given, "--out", given]) == 2
+    assert "give a folder of its own" in capsys.readouterr().err
     assert main(["sample", superres]) == 2
     assert "use apply in place of sample" in capsys.readouterr().err
 
@@ -229,7 +238,8 @@ def test_refit_takes_its_conditions_from_the_bundle_and_knows_fields_that_came_l
     checkpoint, m = str(runs["superres"].folder / "1"), bundles["superres"].manifest
     before = {name: value for name, value in m.network.items() if name != "blocks"}
     files = {path: bundles["superres"].read(path) for path in m.files}
-    older = write_bundle(tmp_path / "older", replace(m, network=before), files)
+    task = m.task | {"holdout": 0.3, "strength": 2}  # how much is held out changes no graph
+    older = write_bundle(tmp_path / "older", replace(m, network=before, task=task), files)
     new = refit_bundle(older.folder, runs["superres"], tmp_path / "b", checkpoint)
     assert new.model_bytes() == bundles["superres"].model_bytes()
     np.testing.assert_array_equal(new.golden()["images"], bundles["superres"].golden()["images"])

@@ -9,7 +9,9 @@ from PIL import Image
 
 from ganfast.cli import main
 from ganfast.config import LossConfig, TaskConfig
+from ganfast.data import heldout
 from ganfast.data.heldout import held_out_pictures
+from ganfast.data.resident import held_out
 from ganfast.errors import InputError
 from ganfast.evaluate.extractor import Features
 from ganfast.evaluate.paired import PairedEvaluation, paired_table
@@ -68,6 +70,23 @@ def test_held_out_pictures_are_never_trained_on(data, tmp_path):
     shown = plan.data.positions(torch.arange(240)).unique().numpy()
     assert len(held) == 30
     assert sorted([*held, *shown]) == list(range(150))
+
+
+def test_one_picture_at_least_is_held_out_and_a_test_split_that_comes_later_changes_nothing(
+    data, tmp_path, monkeypatch
+):
+    assert len(held_out(20, 0.02, 0)) == 1
+    config = conditional("superres", data, tmp_path / "run")
+    for test, holdout in ((False, 0.2), (True, 0.0)):
+        monkeypatch.setattr(heldout, "has_test", lambda _, test=test: test)
+        plan = make_plan(config)
+        assert plan.config.task.holdout == holdout
+        assert plan.data.count == 150 * (1 - holdout)
+        if not test:
+            _, held = held_out_pictures(plan.config, plan.pack)
+    monkeypatch.setattr(heldout, "has_test", lambda _: True)
+    recorded = replace(config, task=replace(config.task, holdout=0.2))
+    np.testing.assert_array_equal(held_out_pictures(recorded, plan.pack)[1], held)
 
 
 def test_a_picture_depends_on_its_condition_and_latent_alone(run):
