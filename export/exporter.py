@@ -40,6 +40,7 @@ from ganfast.export.graph.precision import to_precision
 from ganfast.export.graph.to_onnx import to_bytes, to_onnx
 from ganfast.export.verify import PSI, parity, refuse_missed, rows
 from ganfast.kernels.to_uint8 import to_uint8
+from ganfast.runs.identity import other_pictures
 from ganfast.runs.run import Run
 from ganfast.tasks import task_of
 
@@ -109,7 +110,8 @@ def export_bundle(
     given = held_out(run) if conditions is None else checked_conditions(draft, conditions)
     facts: dict[str, Any] = {"name": name, "precision": precision, "classes": list(run.classes)}
     plain = to_onnx(deployable(run.generator(str(path), "cpu"), draft.inputs), facts)
-    others = None if given is None else np.roll(given, -_COMPARED, 0)  # than those compared
+    # Others than those compared, where more are held out.
+    others = None if given is None else np.roll(given, -_COMPARED, 0)
     calibration = rows(draft, _CALIBRATED, _CALIBRATION_SEED, _CALIBRATION_PSI, others)
     model = to_precision(plain, precision, calibration)
     engine_cache = EngineCache(cache or cache_dir() / "engines")
@@ -222,6 +224,11 @@ def held_out(run: Run) -> np.ndarray | None:
             f"{run.folder} is exported with conditions of its held-out pictures, which cannot be "
             f"read: {error}"
         ) from error
+    if other_pictures(run.data, vars(pack.info)):
+        raise InputError(
+            f"{run.folder} was trained on other pictures than {c.data} holds now, and is exported "
+            "with conditions of those that it held out: put its own back"
+        )
     pairs = Pairs.of(task, c, pack, torch.device("cpu"), _COMPARED + _CALIBRATED)
     # A mask is 0 or 1, a picture -1 to 1.
     parts = [torch.cat([x[:, :channels], x[:, channels:] * 2 - 1], 1) for _, x, *_ in pairs]

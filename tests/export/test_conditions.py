@@ -273,6 +273,11 @@ def test_a_trained_run_is_exported_with_held_out_conditions_and_applied_as_its_b
         assert main(["apply", source, pictures, *mask, "--out", f"from-{source}"]) == 0
     assert main(["apply", "run", pictures, *mask, "--tiles", "--out", "no"]) == 2
     assert "--tiles goes with a bundle, and run is none" in capsys.readouterr().err
+    with np.load(data) as digits:
+        others = {"images": 255 - digits["images"], "labels": digits["labels"]}
+    np.savez(data, **others)
+    assert main(["export", "run", "--out", "c"]) == 2
+    assert "was trained on other pictures" in capsys.readouterr().err
     Path(data).unlink()
     assert main(["export", "run", "--out", "c"]) == 2
     assert "held-out pictures, which cannot be read" in capsys.readouterr().err
