@@ -30,7 +30,7 @@ def in_tiles(
     Raises:
         InputError: a picture smaller than a tile, or an overlap out of range.
     """
-    shape = np.shape(picture)
+    shape: tuple[int, ...] = getattr(picture, "shape", ())
     if (
         len(tile) != 3
         or len(shape) != 3

@@ -286,10 +286,11 @@ class Run:
             raise InputError(
                 f"{self.folder} draws from latents alone and takes no condition: use sample"
             )
-        shape = tuple(condition.shape)
-        if condition.dtype != np.uint8 or len(shape) != 4 or shape[1:] != spec.given:
+        shape: tuple[int, ...] = tuple(getattr(condition, "shape", ()))
+        kind = str(getattr(condition, "dtype", type(condition).__name__))
+        if kind != "uint8" or len(shape) != 4 or shape[1:] != spec.given:
             raise InputError(
-                f"the condition is {condition.dtype} {shape}; expected uint8 (N, "
+                f"the condition is {kind} {shape}; expected uint8 (N, "
                 f"{', '.join(map(str, spec.given))}) as {self.folder} was trained on"
             )
         mask = condition[..., spec.channels :]
@@ -316,6 +317,8 @@ class Run:
             return None
         if labels is None:
             return random_classes(seed, index, count)
+        if not len(labels):
+            raise InputError("labels are empty; leave them out for classes at random")
         for label in labels:
             if not 0 <= label < count:
                 raise InputError(

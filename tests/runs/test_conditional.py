@@ -102,6 +102,7 @@ def test_a_picture_depends_on_its_condition_and_latent_alone(run):
     for wrong, said in (
         (condition[:, :-1], "expected uint8"),
         (condition.astype(np.float32), "the condition is float32"),
+        ([[1]], "the condition is list"),
     ):
         with pytest.raises(InputError, match=said):
             run.apply(wrong)
