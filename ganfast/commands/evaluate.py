@@ -13,6 +13,8 @@ from ganfast.errors import InputError
 
 _OF_USEFULNESS = {"sources", "augment", "data", "data_root", "n", "checkpoint", "seed", "psi"}
 _OF_USEFULNESS |= {"no_ema", "json", "device"}
+_OF_PAIRED = _OF_USEFULNESS - {"augment", "data"}
+_OF_PAIRED |= {"extractor", "sha256", "preprocessing", "sheet"}
 
 
 def evaluate(args: list[str]) -> None:
@@ -25,15 +27,13 @@ def evaluate(args: list[str]) -> None:
             raise InputError(f"{path}: a sheet is written as FILE.png")
     for path in filter(None, (*sheets.values(), json_file)):
         _make_folder_of(Path(path))
+    given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
     if arguments.augment:
-        given = {
-            name for name, value in vars(arguments).items() if value != parser.get_default(name)
-        }
         usefulness(arguments, sorted(given - _OF_USEFULNESS))
         return
     runs = _runs(arguments)
     if any(run.config.task.kind != "none" for run in runs.values()):
-        _paired(arguments, runs, json_file)
+        _paired(arguments, runs, json_file, sorted(given - _OF_PAIRED))
         return
     results = _results(arguments, runs)
 
@@ -58,13 +58,13 @@ def _runs(arguments: Any) -> dict[str, Any]:
     return {source: Run.open(source) for source in found}
 
 
-def _paired(arguments: Any, runs: dict[str, Any], json_file: str) -> None:
+def _paired(arguments: Any, runs: dict[str, Any], json_file: str, unused: list[str]) -> None:
     """The scores of conditional runs."""
     from ganfast.commands.paired import paired_results
     from ganfast.evaluate.paired import paired_table
     from ganfast.images import comfortable_scale, save_png
 
-    results, sheet = paired_results(arguments, runs)
+    results, sheet = paired_results(arguments, runs, unused)
     text = json.dumps([result.to_json() for result in results], indent=1)
     if json_file:
         Path(json_file).write_text(text + "\n")

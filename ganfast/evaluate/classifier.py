@@ -47,14 +47,16 @@ def train_classifier(
     epochs: int,
     device: torch.device,
     progress: Callable[[str, int, int], None] | None = None,
+    positions: np.ndarray | None = None,
 ) -> Classifier:
-    """Train on every picture of a pack with AdamW, cross entropy and a one-cycle rate.
+    """Train on the pictures at ``positions`` of a pack (None = all), moved by up to 2 pixels, with
+    AdamW, cross entropy and a one-cycle rate.
 
-    Pictures are moved by up to 2 pixels. On a CPU the weights are a function of (pack, seed,
-    epochs, threads).
+    On a CPU the weights are a function of (pack, seed, epochs, positions, threads).
     """
     assert pack.labels is not None
-    count, labels = len(pack.images), torch.from_numpy(np.array(pack.labels)).to(device)
+    among = torch.from_numpy(np.arange(len(pack.images)) if positions is None else positions)
+    count, labels = len(among), torch.from_numpy(np.array(pack.labels)).to(device)
     batch = min(_BATCH, max(2, count // 8))
 
     def batches() -> Batches:
@@ -64,8 +66,9 @@ def train_classifier(
             u = uniform(seed, Purpose.JUDGE, position + epoch * count, 3)
             moves = (u * torch.tensor([5, 5, 2])).long()
             for rows in order[: count // batch * batch].view(-1, batch):
-                x = moved(as_input(_chosen(pack, rows), device), moves[rows[0]], pack.info.flip)
-                yield x, labels[rows.to(device)]
+                chosen = among[rows]
+                x = as_input(_chosen(pack, chosen), device)
+                yield moved(x, moves[rows[0]], pack.info.flip), labels[chosen.to(device)]
 
     shape = pack.info.size, pack.info.channels, len(pack.info.classes)
     return fitted(*shape, seed, device, epochs * (count // batch), batches(), progress)

@@ -42,6 +42,7 @@ def find_extractor(
     sha256: str = "",
     preprocessing: str = "",
     progress: Progress | None = None,
+    positions: np.ndarray | None = None,
 ) -> Extractor:
     """The feature network for pictures like those of ``pack``.
 
@@ -53,6 +54,7 @@ def find_extractor(
         pack: the reference pictures.
         sha256: hash of the file, or its first 8 digits or more; "" = any, for a .pth the known one.
         preprocessing: what a TorchScript or ONNX file needs, see `Preprocessing.parse`.
+        positions: of the pictures in the pack that "local" learns from; None = all.
 
     Raises:
         InputError: an unknown name, a file of another kind or hash, or a set without classes where
@@ -74,7 +76,7 @@ def find_extractor(
     if name == "auto":
         known = info.name in ("mnist", "stacked-mnist") and info.size == 28
         name = "mnist" if known else "local"
-    return _mnist(info, device) if name == "mnist" else _local(pack, device, progress)
+    return _mnist(info, device) if name == "mnist" else _local(pack, device, progress, positions)
 
 
 def _mnist(info: PackInfo, device: torch.device) -> Extractor:
@@ -113,7 +115,9 @@ def _classifier(
     return extractor
 
 
-def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extractor:
+def _local(
+    pack: Pack, device: torch.device, progress: Progress | None, positions: np.ndarray | None
+) -> Extractor:
     from safetensors.torch import save
 
     info = pack.info
@@ -127,10 +131,13 @@ def _local(pack: Pack, device: torch.device, progress: Progress | None) -> Extra
     identity = info.pictures_hash or info.source_hash
     pictures = [identity, info.size, info.channels, info.attributes, info.split, info.count]
     pictures += [info.rules] if info.rules > 1 else []  # other rules may find other classes
+    if positions is not None:
+        pictures += [hashlib.sha256(positions.tobytes()).hexdigest()]
     key = hashlib.sha256(json.dumps([1, *pictures, _LOCAL_SEED, epochs]).encode()).hexdigest()[:16]
     path = cache_dir() / "extractors" / f"{key}.safetensors"
     if not path.exists():
-        net = train_classifier(pack, _LOCAL_SEED, epochs, device, progress).to("cpu")
+        how = _LOCAL_SEED, epochs, device, progress, positions
+        net = train_classifier(pack, *how).to("cpu")
         weights = {name: value.contiguous() for name, value in net.state_dict().items()}
         with disk.replacing(path) as file:
             file.write(save(weights))

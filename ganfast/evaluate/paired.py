@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ganfast.errors import InputError
 from ganfast.evaluate.evaluation import LEAST
@@ -16,6 +16,7 @@ from ganfast.evaluate.extractor import Extractor
 from ganfast.evaluate.names import shortened
 from ganfast.evaluate.pairs import Pair, Pairs
 from ganfast.evaluate.scores import Frechet, kernel_distance
+from ganfast.evaluate.sources import Generated
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.tasks import levels, psnr
 
@@ -48,11 +49,13 @@ class PairedResult:
     def protocol_id(self) -> str:
         """Everything that a score depends on, in one line; equal ids are comparable."""
         p = self.protocol
-        digest = hashlib.sha256(json.dumps(p, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
+        whole = json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str)
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         return (
             f"paired v{p['version']} {p['task']} {p['data']}/{p['split']} "
-            f"{p['held_out']} held-out, {p['reals']} reals "
-            f"{p['extractor']}@{p['extractor_sha256'][:8]} {p['drawn']} #{digest}"
+            f"{p['held_out']} {p['pictures']}, {p['reals']} reals "
+            f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,23 +68,27 @@ class PairedResult:
         }
 
 
+def refuse_few(pairs: Pairs, asked: int) -> None:
+    """Raise InputError for fewer pictures than scores need; ``asked`` for as many at most."""
+    if asked < LEAST:
+        raise InputError(f"-n is {asked}, and scores need {LEAST} pictures or more: leave -n out")
+    if len(pairs) < LEAST:
+        undivided = pairs.pack is pairs.train
+        raise InputError(
+            f"{len(pairs)} {pairs.kind} pictures are too few: scores need {LEAST} or more; "
+            + ("train with a higher --task.holdout" if undivided else "the test split needs more")
+        )
+
+
 class PairedEvaluation:
     """Scores pictures made from the conditions of held-out ones.
 
     ``psnr``, ``ssim``, ``l1`` and the task's own are means over pictures, on uint8's levels.
     Distances are of their features to those of training pictures. ``diversity`` is the mean
     difference of two latents, in the hole where there is one.
-
-    Raises:
-        InputError: too few held-out pictures.
     """
 
     def __init__(self, pairs: Pairs, extractor: Extractor) -> None:
-        if len(pairs) < LEAST:
-            raise InputError(
-                f"{len(pairs)} held-out pictures are too few: scores need {LEAST} or more; train "
-                "with a higher --task.holdout"
-            )
         self.pairs, self.extractor = pairs, extractor
         self.frechet = Frechet(extractor.dim, extractor.device)
         rows = pairs.trained_on
@@ -96,18 +103,18 @@ class PairedEvaluation:
     def baseline(self) -> PairedResult:
         """The task's rule of thumb."""
         made = self._scores(lambda pair: self.pairs.task.baseline(pair.given, self.pairs.mean))
-        return self._result("baseline", made, "")
+        return self._result("baseline", made, {})
 
     def floor(self) -> PairedResult:
         """The held-out pictures themselves."""
-        return self._result("floor", self._scores(lambda pair: pair.real), "")
+        return self._result("floor", self._scores(lambda pair: pair.real), {})
 
-    def run(self, name: str, net: nn.Module, latent: int, seed: int, psi: float) -> PairedResult:
+    def run(self, made: Generated) -> PairedResult:
         """A generator in evaluation mode."""
-        pairs = self.pairs
+        pairs, seed = self.pairs, made.seed
 
         def drawn(seed: int) -> Made:
-            return lambda pair: pairs.drawn(net, latent, pair, seed, psi)
+            return lambda pair: pairs.drawn(made.net, made.latent, pair, seed, made.psi)
 
         scores = self._scores(drawn(seed))
         apart = []
@@ -116,7 +123,7 @@ class PairedEvaluation:
             free = pairs.task.free(pair.given).expand_as(one)
             apart.append(((one - other).abs() * free).flatten(1).sum(1) / free.flatten(1).sum(1))
         scores["diversity"] = 127.5 * float(torch.cat(apart).mean())
-        return self._result(name, scores, f"seed={seed},psi={psi:g}")
+        return self._result(made.name, scores, made.facts)
 
     def _scores(self, made: Made) -> dict[str, float]:
         """Means over all pairs of what ``made`` makes of them."""
@@ -134,9 +141,10 @@ class PairedEvaluation:
             values |= self.pairs.task.scores(drawn, pair.real, pair.given)
             answer = self.extractor(to_uint8(drawn).cpu().numpy())
             features.append(answer.features)
-            if answer.logits is not None and self.pairs.pack.labels is not None:
+            known = self.pairs.pack.labels if self.extractor.judges_labels else None
+            if answer.logits is not None and known is not None:
                 rows = self.pairs.positions[pair.first : pair.first + len(drawn)]
-                labels = torch.from_numpy(np.asarray(self.pairs.pack.labels)[rows])
+                labels = torch.from_numpy(np.asarray(known)[rows])
                 values["label_accuracy"] = (answer.logits.argmax(1).cpu() == labels).float()
             for name, value in values.items():
                 found.setdefault(name, []).append(value)
@@ -146,7 +154,7 @@ class PairedEvaluation:
         kernel, _ = kernel_distance(self.features, whole)
         return scores | {"frechet": self.frechet.distance(), "kernel": kernel}
 
-    def _result(self, name: str, scores: dict[str, float], drawn: str) -> PairedResult:
+    def _result(self, name: str, scores: dict[str, float], drawn: dict[str, Any]) -> PairedResult:
         pairs, info = self.pairs, self.pairs.pack.info
         positions = hashlib.sha256(np.sort(pairs.positions).tobytes()).hexdigest()
         protocol = {
@@ -156,11 +164,13 @@ class PairedEvaluation:
             "source_hash": info.source_hash,
             "split": "held out" if len(pairs.trained_on) < len(pairs.train.images) else info.split,
             "size": info.size,
+            "pictures": pairs.kind,
             "held_out": len(pairs),
             "held_out_sha256": positions,
             "reals": len(self.features),
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
+            "preprocessing": self.extractor.preprocessing,
             "drawn": drawn,
         }
         return PairedResult(name, scores, protocol)
@@ -178,7 +188,8 @@ def paired_table(results: Sequence[PairedResult]) -> str:
     for title, *cells in rows:
         cells = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
         lines.append("  ".join([title.ljust(first), *cells]))
-    lines.append("floor: the held-out pictures themselves; a PSNR of 60 dB means equal")
+    kind = results[0].protocol["pictures"]
+    lines.append(f"floor: the {kind} pictures themselves; 60 dB of PSNR mean equal or nearly")
     return "\n".join(
         [*lines, *(f"{r.name}: {r.protocol_id}" for r in results if r.protocol["drawn"])]
     )

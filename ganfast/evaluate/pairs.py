@@ -74,6 +74,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def kind(self) -> str:
+        """What the pictures are to the run."""
+        same = self.pack is self.train and len(self.trained_on) == len(self.train.images)
+        return "trained-on" if same else "held-out"
+
     def __iter__(self) -> Iterator[Pair]:
         for first in range(0, len(self), _CHUNK):
             rows = self.positions[first : first + _CHUNK]

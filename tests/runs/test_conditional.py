@@ -1,5 +1,7 @@
 """Conditional runs: resumed to the bit, applied, shown and scored on held-out pictures."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +13,16 @@ from ganfast.cli import main
 from ganfast.config import LossConfig, TaskConfig
 from ganfast.data import heldout
 from ganfast.data.heldout import held_out_pictures
+from ganfast.data.pack import open_data
 from ganfast.data.resident import held_out
 from ganfast.errors import InputError
+from ganfast.evaluate.classifier import train_classifier
 from ganfast.evaluate.extractor import Features
 from ganfast.evaluate.paired import PairedEvaluation, paired_table
 from ganfast.evaluate.pairs import Pairs
 from ganfast.presets import preset_config
 from ganfast.runs.run import Run
+from ganfast.runs.source import of_run
 from ganfast.runs.train import train
 from ganfast.training.plan import make_plan
 from tests.small_runs import assert_same_run, few_digits, files, newest, tensors, tiny
@@ -119,28 +124,28 @@ def test_sample_and_judge_refuse_and_name_what_to_do(run, capsys):
 
 
 class Means:
-    """An extractor of four numbers a picture."""
+    """An extractor of four numbers a picture, which are its logits."""
 
-    name, sha256, dim, device, judges_labels = "means", "0" * 64, 4, CPU, False
+    name, sha256, dim, device = "means", "0" * 64, 4, CPU
+    judges_labels, preprocessing = False, "none"
 
     def __call__(self, pictures):
         flat = torch.from_numpy(pictures).float().flatten(1)
-        return Features(torch.stack([p.mean(1) for p in flat.chunk(4, 1)], 1), None)
+        means = torch.stack([p.mean(1) for p in flat.chunk(4, 1)], 1)
+        return Features(means, means)
 
 
-def test_scores_stand_beside_a_baseline_and_a_floor(run, data, monkeypatch):
+def test_scores_stand_beside_a_baseline_and_a_floor(run, data):
     plan = make_plan(run.config)
-    monkeypatch.setattr("ganfast.evaluate.paired.LEAST", 30)
     pairs = Pairs.of(plan.task, plan.config, plan.pack, CPU, 1000)
     evaluation = PairedEvaluation(pairs, Means())
-    net, latent = run.generator(), run.latent
-    scored = evaluation.run("run", net, latent, 0, 1.0)
-    again = evaluation.run("run", net, latent, 0, 1.0)
+    scored = evaluation.run(of_run(run, "", 0, 1.0, "cpu"))
+    again = evaluation.run(of_run(run, "", 0, 1.0, "cpu"))
     baseline, floor = evaluation.baseline(), evaluation.floor()
     assert scored == again
     assert floor.scores["psnr"] == pytest.approx(60)
     assert scored.scores["diversity"] > 0
-    assert evaluation.run("run", net, latent, 0, 0.0).scores["diversity"] == 0
+    assert evaluation.run(of_run(run, "", 0, 0.0, "cpu")).scores["diversity"] == 0
     own = {"superres": "consistency", "inpaint": "hole_psnr"}[run.config.task.kind]
     assert baseline.scores[own] < floor.scores[own]
     # A condition never changes, so that another order of the same pictures scores the same.
@@ -150,6 +155,71 @@ def test_scores_stand_beside_a_baseline_and_a_floor(run, data, monkeypatch):
     text = paired_table([baseline, scored, floor])
     assert f"{len(pairs)} held-out" in text
     assert str(plan.task) in text
+
+
+def test_what_a_score_depends_on_is_in_the_table_and_its_id(run):
+    plan = make_plan(run.config)
+    for holdout, kind in ((0.2, "held-out"), (0.0, "trained-on")):
+        config = replace(plan.config, task=replace(plan.config.task, holdout=holdout))
+        pairs = Pairs.of(plan.task, config, plan.pack, CPU, 30)
+        evaluation = PairedEvaluation(pairs, Means())
+        averaged, trained = (evaluation.run(of_run(run, "", 0, 1, "cpu", ema)) for ema in (1, 0))
+        assert f" 30 {kind}," in averaged.protocol_id
+        assert f"floor: the {kind} pictures" in paired_table([averaged])
+        assert averaged.protocol_id != trained.protocol_id
+        assert "label_accuracy" not in averaged.scores
+    floor = evaluation.floor()
+    evaluation.extractor.judges_labels, evaluation.extractor.preprocessing = True, "size=8"
+    assert evaluation.floor().protocol_id != floor.protocol_id
+    assert "label_accuracy" in evaluation.floor().scores
+
+
+def test_eval_asks_the_pictures_of_the_run_where_they_lie_now(
+    run, data, tmp_path, monkeypatch, capsys
+):
+    moved, same, more = (tmp_path / name for name in ("run", "same", "more"))
+    shutil.copytree(run.folder, moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(data, str(tmp_path / "gone" / "few.npz")))
+    same.mkdir()
+    shutil.copy(data, same / "few.npz")
+    more.mkdir()
+    with np.load(data) as file:
+        np.savez(more / "few.npz", **{k: np.concatenate([v, v[:1]]) for k, v in file.items()})
+    learned = []
+
+    def extractor(*arguments):
+        learned.append(arguments[-1])
+        return Means()
+
+    monkeypatch.setattr("ganfast.evaluate.extractors.find_extractor", extractor)
+    flags = "--need-labels --size 16 --transpose"
+    for line, said in (
+        (f"{moved} --data-root {same}", "30 held-out pictures are too few.*--task.holdout"),
+        (f"{moved} --data-root {same} -n 20", "-n is 20, and scores need 100"),
+        (f"{moved} --data-root {more}", "was trained on other pictures than few.npz has now"),
+        (f"{moved} {flags}", f"leave {', '.join(flags.replace(' 16', '').split())} out"),
+        (f"{same} {moved}", f"{same} is no run of the task"),
+    ):
+        assert main(["eval", *line.split()]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert not learned
+    monkeypatch.setattr("ganfast.evaluate.paired.LEAST", 30)
+    assert main(["eval", str(moved), "--data-root", str(same), "--no-ema"]) == 0
+    assert "30 held-out" in capsys.readouterr().out
+    _, held = held_out_pictures(run.config, open_data(data))
+    assert sorted([*held, *learned[0]]) == list(range(150))
+
+
+def test_a_classifier_learns_from_the_pictures_at_its_positions_alone(data):
+    pack = open_data(data)
+    rows = np.arange(0, 150, 2)
+    blank = np.array(pack.images)
+    blank[1::2] = 0
+    one, other = (
+        train_classifier(p, 0, 1, CPU, None, rows) for p in (pack, replace(pack, images=blank))
+    )
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def test_grids_show_held_out_pictures_and_a_resumed_run_the_same(run):
