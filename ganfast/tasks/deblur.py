@@ -23,7 +23,7 @@ class Deblur(Task):
         if not sigma:
             return pictures
         reach = min(int(3 * sigma + 0.5), self.size - 1)
-        at = torch.arange(-reach, reach + 1, device=pictures.device)
+        at = torch.arange(-reach, reach + 1, dtype=pictures.dtype, device=pictures.device)
         kernel = torch.exp(-at.square() / (2 * sigma**2))
         kernel = (kernel / kernel.sum()).expand(self.channels, 1, 1, -1)
         wide = F.pad(pictures.contiguous(), (reach,) * 4, mode="reflect")
