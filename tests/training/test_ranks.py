@@ -164,17 +164,19 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
         run(tmp_path / "pack", more=["--channels", "3"]),
         run(tmp_path / "weights", trouble="other weights"),
         run(tmp_path / "rows", "--batch", "15"),
+        run(tmp_path / "row", more=["--batch", "15"]),
         run(tmp_path / "norms", "--sync-batchnorm"),
         run(kept),
         run(kept, "--kimg", "0.8", size=1),
     )
     for ranks, sentence in zip(
-        found[:5],
+        found[:6],
         (
             r"rank 1 differs from rank 0: optim.beta1 is 0.25 and not 0.5; every rank must have",
             r"rank 1 differs from rank 0: .*the pack of pictures is '\w+' and not '\w+'",
             r"rank 1 differs from rank 0: weights is '\w+' and not '\w+'",
             r"batch is 15, and accumulate 1 of 2 ranks makes 2 parts of it",
+            r"rank 1 differs from rank 0: batch is 15 and not 16; every rank must have",
             r"sync_batchnorm is on, which needs GPUs",
         ),
         strict=True,
@@ -182,7 +184,7 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
         assert [rank["code"] for rank in ranks] == [2, 2], ranks
         assert re.search(sentence, ranks[0]["said"]), ranks
     assert [path.name for path in tmp_path.iterdir() if (path / "checkpoints").exists()] == ["kept"]
-    assert [rank["code"] for ranks in found[5:] for rank in ranks] == [0] * 3
+    assert [rank["code"] for ranks in found[6:] for rank in ranks] == [0] * 3
     events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
     changes = [(e["images"], e["ranks"]) for e in events if e["event"] == "ranks"]
     assert changes == [(0, 2), (640, 1)]
