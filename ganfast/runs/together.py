@@ -101,7 +101,8 @@ class Together:
         self.ranks, self.plan, self.due, self._writer = ranks, plan, Due(plan.config), writer
         self._received = received
         self.stopped: list[int] = [] if ranks.together else received
-        self._pace, self._time = 1, time.monotonic()  # steps between two agreements
+        self._pace = 1  # steps between two agreements, at most
+        self._step, self._time = self.due.step(plan.state.images), time.monotonic()  # of the last
 
     def on_step(
         self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]
@@ -140,14 +141,15 @@ class Together:
             self._writer.on_step(*step)
 
     def _agree(self, images: int) -> None:
-        now = time.monotonic()
-        seconds = max(now - self._time, 1e-9) / self._pace
+        now, step = time.monotonic(), self.due.step(images)
+        # Since the last one there were fewer steps than the pace where a line or a grid was due.
+        seconds = max(now - self._time, 1e-9) / max(1, step - self._step)
         wanted = min(self.plan.config.log.every, max(1, int(_AGREE / seconds)))
         own = self._received[0] if self._received else 0
         signal, slow = self.ranks.most(own, -wanted)
         if signal and not self.stopped:
             self.stopped.append(int(signal))
-        self._pace, self._time = int(-slow), now
+        self._pace, self._step, self._time = int(-slow), step, now
 
     def _compare(self, state: State) -> None:
         if difference := _difference(self.ranks, {"weights": weights_hash(state)}):

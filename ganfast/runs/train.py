@@ -258,6 +258,8 @@ def _train_on(
             stopped = together.stopped
             if writer is not None and not resumed:
                 writer.samples()
+            if ranks.together:  # the first exchange of the steps may be one that is not patient
+                ranks.most(0.0, patient=True)
             how = critic, generator, lambda: bool(stopped), together.on_step, drawing
             train_loop(state, plan.data, config, *how, ranks)
             together.finish()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ import torch
 from torch import nn
 
 from ganfast import cli
-from ganfast.config import Config, parts_of
+from ganfast.config import Config, LogConfig, parts_of
 from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout, draws_by_part, part_of_batch
 from ganfast.presets import PRESETS
 from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.together import Together
 from ganfast.training.feed import Feed, part_of
 from ganfast.training.plan import make_plan
 from ganfast.training.ranks import Ranks
@@ -188,6 +190,37 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
     events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
     changes = [(e["images"], e["ranks"]) for e in events if e["event"] == "ranks"]
     assert changes == [(0, 2), (640, 1)]
+
+
+def test_a_signal_is_known_to_all_within_seconds(tmp_path, monkeypatch):
+    """Also where a line or a grid has ranks agree after fewer steps than their pace."""
+    clock, met = [0.0], []
+
+    class Spoken(Ranks):
+        def most(self, *numbers, patient=False):
+            met.append(clock[0])
+            return list(numbers)
+
+        def statistics(self, stats):
+            return dict(stats)
+
+    plan = make_plan(tiny("dcgan", out=tmp_path, kimg=1e3, log=LogConfig(every=50)))
+    state = plan.state
+    monkeypatch.setattr("ganfast.runs.together.time.monotonic", lambda: clock[0])
+    together = Together(Spoken(together=True), plan, None, [])
+    for _ in range(200):
+        state.images += plan.config.batch * plan.config.optim.critic_steps
+        clock[0] += 0.7
+        together.on_step(state, {}, {})
+    assert max(later - before for before, later in pairwise([0.0, *met])) <= 5
+
+
+@pytest.mark.accept
+def test_ranks_wait_for_one_that_draws_or_compiles_for_longer_than_their_limit(tmp_path):
+    dragan = [word.replace("wgan-gp", "dragan") for word in RUN.split()]
+    job = {"arguments": [*dragan, str(tmp_path / "run"), "--compile", "off"]}
+    (found,) = many({"size": 2, **job, "trouble": "late", "whose": 0, "limit": 4})
+    assert [rank["code"] for rank in found] == [0, 0], found
 
 
 @pytest.mark.accept
