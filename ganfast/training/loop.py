@@ -51,6 +51,7 @@ class Iteration:
         self.feed, self._ranks = Feed(config, data, ranks.rows(config)), ranks
         self._state, self._config, self._drawing = state, config, drawing
         self._critic_step, self._generator_step = critic_step, generator_step
+        self.draws_by_part = draws_by_part(state.generator, state.critic)
         self._met: set[tuple[Any, bool]] = set()  # steps whose first call the ranks waited for
         self.draws = Phase("drawing", self._draw_ahead, graphs)
         self.plain_critic = Phase("critic", partial(self._critic, False), graphs, watch)
@@ -134,7 +135,9 @@ class Iteration:
             nets = self._state.generator, self._state.critic
             buffers = [(x, x.clone()) for net in nets for x in net.buffers()]
             for number in range(parts):
-                if not total.is_cuda:  # there no capture could put the generator back
+                # Other layers would draw the same in every part. On a GPU no capture could put the
+                # generator back.
+                if self.draws_by_part and not total.is_cuda:
                     torch.set_rng_state(begun)
                 for buffer, before in buffers:  # else spectral norms would move with every part
                     buffer.copy_(before)
@@ -211,7 +214,7 @@ def train_loop(
     what = state, data, config, critic_step, generator_step, drawing, graphs, watch
     phases = Iteration(*what, ranks)
     # Where a network draws what only its own rows take, ranks must not draw the same.
-    apart = 0 if draws_by_part(state.generator, state.critic) else ranks.rank
+    apart = 0 if phases.draws_by_part else ranks.rank
 
     while state.images < config.kimg * 1000 and not stop():
         # What networks draw themselves, as dropout does, follows from the counter: a run that

@@ -22,7 +22,10 @@ from ganfast.models.dropout import Dropout, draws_by_part, part_of_batch
 from ganfast.presets import PRESETS
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.together import Together
+from ganfast.runs.train import make_steps
 from ganfast.training.feed import Feed, part_of
+from ganfast.training.loop import Iteration
+from ganfast.training.phases import Graphs
 from ganfast.training.plan import make_plan
 from ganfast.training.ranks import Ranks
 from tests.programs import python
@@ -137,7 +140,28 @@ def test_dropout_takes_its_rows_of_the_whole_batchs_numbers(shape):
         with part_of_batch(part, 3):
             assert all(torch.equal(layer(x[rows]), w[rows]) for w in whole)
     assert draws_by_part(nn.Sequential(layer))
-    assert not draws_by_part(nn.Sequential(layer, nn.Dropout()))
+    for other in (nn.Dropout(), nn.FractionalMaxPool2d(2, 2), nn.MultiheadAttention(4, 2, 0.1)):
+        assert not draws_by_part(nn.Sequential(layer, other))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_only_ganfasts_dropout_begins_every_part_with_the_same_numbers(tmp_path, others):
+    plan = make_plan(tiny("dcgan", out=tmp_path, accumulate=2))
+    if others:
+        plan.state.critic.add_module("other", nn.Dropout())
+    phases = Iteration(
+        *(plan.state, plan.data, plan.config, *make_steps(plan)), Graphs("off", plan.device)
+    )
+    phases.feed.set(0)
+    phases.feed.draw()
+    drawn = []
+
+    def step(part):
+        drawn.append(torch.rand(8))
+        return {}
+
+    phases._in_parts(phases._critic_step, True, phases.feed.critic(), step)
+    assert torch.equal(*drawn) != others
 
 
 def test_parts_must_be_equal_and_hold_two_pictures():
