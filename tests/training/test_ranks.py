@@ -297,6 +297,7 @@ def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
     agent.send_signal(signal.SIGTERM)
     _, said = agent.communicate(timeout=30)
     assert "SIGTERM: saved" in said, said
+    assert agent.returncode == 1, "torchrun's own, as the guide says"
     assert int(newest(out).name) > int(before.name)
     assert files(newest(out))
 
@@ -309,8 +310,22 @@ def environment(process: str) -> dict[str, str]:
 def test_gpus_becomes_torchrun_with_the_same_arguments(monkeypatch, capsys):
     became = []
     monkeypatch.setattr(os, "execv", lambda path, words: became.append(words) or sys.exit(0))
-    assert cli.main("train r1 --gpus 2 --device cpu --batch 32 --quiet".split()) == 0
-    (words,) = became
+    line, name = (
+        "train r1 --gpus 2 --device cpu --batch 32 --quiet".split(),
+        "PET_SIGNALS_TO_HANDLE",
+    )
+    monkeypatch.setenv(name, "")  # which is put back
+    monkeypatch.delenv(name)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert cli.main(line) == 0
+        assert name not in os.environ
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert cli.main(line) == 0
+        assert os.environ[name] == "SIGTERM,SIGINT,SIGQUIT", "a lost terminal stops nothing"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    _, words = became
     start = words.index("torch.distributed.run")
     assert words[start + 1 :] == [
         *("--standalone", "--nproc-per-node", "2", "-m", "ganfast"),
