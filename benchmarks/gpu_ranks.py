@@ -2,8 +2,9 @@
 
 python benchmarks/gpu_ranks.py   # --tiny tries the script on a CPU, with two processes
 
-One rank shows that a sum of NCCL can be captured, and no more. Two show images a second beside one
-GPU's at the same batch on each, and that the weights are those of one GPU up to rounding.
+One rank shows whether a sum of NCCL is captured: `apart` in the record is true where it stands
+between graphs instead. It shows no more. Two show images a second beside one GPU's at the same
+batch on each, and that the weights are those of one GPU up to rounding.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
+from ganfast.training.phases import APART
 
 _STEPS = 20  # after which weights are compared: rounding has little time to grow
 _GAP = (
@@ -35,13 +37,21 @@ def trained(out: Path, data: Path, ranks: int, batch: int, kimg: float, tiny: bo
     """A run in a process of its own; ``ranks``: 0 = without torchrun."""
     how = ["--net.generator-norm", "layer", "--precision", "fp32", "--compile", "off"]
     how += ["--log.every", "5", "--log.no-tensorboard", "--quiet", "--batch", str(batch)]
-    # "on" refuses to go on where a phase cannot be captured.
+    # "on" refuses to go on where a phase cannot be captured, even without its sum.
     where = ("cpu", "--net.width", "4") if tiny else ("cuda", "--cuda-graphs", "on")
     how += ["--device", *where]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *torchrun * bool(ranks), "-m", "ganfast", "train", "r1"]
     command += ["--data", str(data), "--kimg", str(kimg), "--out", str(out), *how]
-    subprocess.run(command, check=True)
+    said = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:  # told at once, as whoever started this may end it
+            sys.stderr.write(line)
+            said.append(line)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    (out / "said.txt").write_text("".join(said))
     return out
 
 
@@ -75,9 +85,11 @@ def main(arguments: list[str]) -> int:
         np.savez(data, **generated(2_000))
         one = trained(folder / "one", data, 0, batch, few, tiny)
         gaps: dict[str, float] = {}
+        apart: dict[str, bool] = {}
         for n in (2,) if tiny else (1, 2)[: 1 + two]:
             run = trained(folder / f"{n}", data, n, batch, few, tiny)
             gaps[f"{n} of {batch // n}"] = gap(one, run)
+            apart[f"{n}"] = APART in (run / "said.txt").read_text()
         fast = {"1": one, "2": folder / "2"}
         if not tiny:
             fast = {"1": trained(folder / "fast-1", data, 0, batch, _LONG, tiny)}
@@ -96,6 +108,7 @@ def main(arguments: list[str]) -> int:
         seconds = {f"a thousand images by {n}": [1000 / rate] for n, rate in rates.items()}
         goal = f"efficiency of two at least {_EFFICIENCY:g}"
         result = {"gaps": gaps, "efficiency": efficiency, "goal": goal, "wrong": wrong}
+        result["apart"] = apart
         print(record("ranks", conditions, seconds, result=result))
     print("\n".join(wrong))
     return 1 if wrong else 0

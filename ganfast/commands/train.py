@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -82,6 +83,10 @@ def _become_torchrun(ranks: int, args: list[str]) -> None:
     """Go on as torchrun, which starts the ranks of this machine and ends them together."""
     # torchrun would give each rank one thread, and say so at length.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_threads() // ranks)))
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN:  # `nohup`
+        # By the environment, which a torchrun without the option does not read.
+        os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     here = ["--nproc-per-node", str(ranks), "-m", "ganfast", "train"]
     os.execv(sys.executable, [*torchrun, *here, *args])

@@ -21,7 +21,7 @@ from ganfast.engine.check import (
 from ganfast.engine.compiled import compiled
 from ganfast.errors import is_out_of_memory
 from ganfast.log import logger
-from ganfast.models.dropout import Dropout
+from ganfast.models.dropout import DRAWING, UNTRACED, Dropout
 from ganfast.models.members import (
     HOOKS,
     holding,
@@ -277,13 +277,6 @@ def _batches_counted_at_once(net: nn.Module) -> Iterator[None]:
         torch._foreach_add_(of_count, count)
 
 
-_DRAWING = (
-    nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
-)
-# Their weights have copies elsewhere, or their dropouts are no layers.
-_UNTRACED = nn.RNNBase | nn.MultiheadAttention
-
-
 def why_not_recorded(*nets: nn.Module) -> str:
     """Why a graph might not compute what the networks' layers do; "" = no reason known."""
     for module in (m for net in nets for m in modules(net)):
@@ -293,9 +286,9 @@ def why_not_recorded(*nets: nn.Module) -> str:
             return f"{name} is a class of its own, which may compute something else in every step"
         if any(getattr(module, hooks) for hooks in HOOKS) or "forward" in vars(module):
             return f"{name} has hooks or a forward of its own"
-        if isinstance(module, _DRAWING) and not isinstance(module, Dropout):
+        if isinstance(module, DRAWING) and not isinstance(module, Dropout):
             return f"{name} draws numbers, and would draw others when compiled"
-        if isinstance(module, _UNTRACED):
+        if isinstance(module, UNTRACED):
             return f"{name} keeps weights or dropouts that are no members of it"
     if any(p._backward_hooks for net in nets for p in parameters(net)):
         return "a parameter has hooks"

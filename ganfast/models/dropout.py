@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from ganfast.models.members import is_known, modules
 
 _LEVELS = 1 << 16
+# Torch's layers that draw while they train.
+DRAWING = nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
+# Their weights have copies elsewhere, or their dropouts are no layers.
+UNTRACED = nn.RNNBase | nn.MultiheadAttention
 _part, _parts = 0, 1  # of a batch: which one the process computes, and of how many
 
 
@@ -36,7 +40,7 @@ def part_of_batch(part: int, parts: int) -> Iterator[None]:
 
 def draws_by_part(*nets: nn.Module) -> bool:
     """Whether all that networks draw while they train is by `Dropout`, as far as is known."""
-    drawing = nn.modules.dropout._DropoutNd | nn.RReLU
+    drawing = DRAWING | UNTRACED
     layers = [m for net in nets for m in modules(net)]
     own = [m for m in layers if isinstance(m, drawing) and not isinstance(m, Dropout)]
     return not own and all(map(is_known, nets))

@@ -36,7 +36,11 @@ _OWN = ("device", "data", "data_root")
 def plan_together(
     ranks: Ranks, config: Config, progress: PackingProgress | None, parent: str | Path
 ) -> Plan:
-    """`make_plan` on every rank. The first rank of each machine packs, and the others wait."""
+    """`make_plan` on every rank. The first rank of each machine packs, and the others wait.
+
+    Raises:
+        InputError: configs, pictures or code differ; says how. Or the batch has no equal parts.
+    """
     if ranks.local:
         ranks.every(None)
     plan = make_plan(config, progress if ranks.first else None, parent)
@@ -44,6 +48,8 @@ def plan_together(
         if not ranks.first:  # another machine's: rank 0 reads its own beside the first steps
             plan.pack.verify()
         ranks.every(None)
+    if ranks.together:
+        _insist_alike(ranks, _facts(plan))
     try:
         ranks.rows(plan.config)
     except InputError:
@@ -53,27 +59,19 @@ def plan_together(
 
 
 def begin(ranks: Ranks, plan: Plan) -> Plan:
-    """Compare what all ranks must have alike, and bring each to where rank 0 stands.
+    """Bring each rank to where rank 0 stands.
 
     Raises:
-        InputError: configs, pictures, code or weights differ; says how.
+        InputError: first weights differ; says how.
     """
     if not ranks.together:
         return plan
     images, computed = ranks.every((plan.state.images, plan.computed))[0]
-    facts = {k: v for k, v in flatten(plan.config).items() if k not in _OWN}
-    info = plan.pack.info
-    facts["the pack of pictures"] = (info.pictures_hash or info.source_hash)[:12]
-    facts["the code of ganfast"] = f"{ganfast.__version__} {_code_hash()}"
-    facts["torch"] = torch.__version__
-    if not images:
-        facts["weights"] = weights_hash(plan.state)
-    if difference := _difference(ranks, facts):
-        _leave_to_the_first(ranks, 2)
-        raise InputError(f"{difference}; every rank must have the same")
     if images:
         plan.state.images = images
         ranks.copy_first(plan.state)
+    else:
+        _insist_alike(ranks, {"weights": weights_hash(plan.state)})
     return replace(plan, computed=computed)
 
 
@@ -103,7 +101,8 @@ class Together:
         self.ranks, self.plan, self.due, self._writer = ranks, plan, Due(plan.config), writer
         self._received = received
         self.stopped: list[int] = [] if ranks.together else received
-        self._pace, self._time = 1, time.monotonic()  # steps between two agreements
+        self._pace = 1  # steps between two agreements, at most
+        self._step, self._time = self.due.step(plan.state.images), time.monotonic()  # of the last
 
     def on_step(
         self, state: State, critic: dict[str, Tensor], generator: dict[str, Tensor]
@@ -142,14 +141,15 @@ class Together:
             self._writer.on_step(*step)
 
     def _agree(self, images: int) -> None:
-        now = time.monotonic()
-        seconds = max(now - self._time, 1e-9) / self._pace
+        now, step = time.monotonic(), self.due.step(images)
+        # Since the last one there were fewer steps than the pace where a line or a grid was due.
+        seconds = max(now - self._time, 1e-9) / max(1, step - self._step)
         wanted = min(self.plan.config.log.every, max(1, int(_AGREE / seconds)))
         own = self._received[0] if self._received else 0
         signal, slow = self.ranks.most(own, -wanted)
         if signal and not self.stopped:
             self.stopped.append(int(signal))
-        self._pace, self._time = int(-slow), now
+        self._pace, self._step, self._time = int(-slow), step, now
 
     def _compare(self, state: State) -> None:
         if difference := _difference(self.ranks, {"weights": weights_hash(state)}):
@@ -173,6 +173,22 @@ def weights_hash(state: State) -> str:
         for tensor in optimizer.flat_tensors():
             digest.update(tensor.cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """What all ranks must have alike, but for weights."""
+    facts = {k: v for k, v in flatten(plan.config).items() if k not in _OWN}
+    info = plan.pack.info
+    facts["the pack of pictures"] = (info.pictures_hash or info.source_hash)[:12]
+    facts["the code of ganfast"] = f"{ganfast.__version__} {_code_hash()}"
+    facts["torch"] = torch.__version__
+    return facts
+
+
+def _insist_alike(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    if difference := _difference(ranks, facts):
+        _leave_to_the_first(ranks, 2)
+        raise InputError(f"{difference}; every rank must have the same")
 
 
 def _difference(ranks: Ranks, facts: Mapping[str, Any]) -> str:

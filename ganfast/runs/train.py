@@ -161,18 +161,19 @@ def _more_parts(plan: Plan, ranks: Ranks) -> str:
 
 
 def _smaller_batch(plan: Plan) -> str:
-    batch = batch_that_fits(plan, make_steps)
+    batch, parts = batch_that_fits(plan, make_steps), plan.config.accumulate
     message = f"{plan.device} has no memory left at batch {plan.config.batch}"
     if not batch:
-        return f"{message}, nor would it have at 2: lower --net.width or --size"
+        least = "2" if parts == 1 else "2 in each part"
+        return f"{message}, nor would it have at {least}: lower --net.width or --size"
     how = "would fit by the bytes counted for a picture"
     if plan.device.type == "cuda":
         how = "was tried and fits"
     way_out = f"give --batch {batch}"
     if checkpoints.listed(plan.folder / "checkpoints"):
         way_out += " with --force or --fork NEWDIR, as it changes what the run computes"
-    if plan.config.batch % batch == 0 and plan.config.accumulate == 1:
-        parts = plan.config.batch // batch
+    if plan.config.batch % batch == 0:
+        parts *= plan.config.batch // batch
         way_out += f"; or --accumulate {parts}, which changes no more than rounding and batch norm"
     return f"{message}; {batch} {how}: {way_out}"
 
@@ -258,6 +259,8 @@ def _train_on(
             stopped = together.stopped
             if writer is not None and not resumed:
                 writer.samples()
+            if ranks.together:  # the first exchange of the steps may be one that is not patient
+                ranks.most(0.0, patient=True)
             how = critic, generator, lambda: bool(stopped), together.on_step, drawing
             train_loop(state, plan.data, config, *how, ranks)
             together.finish()

@@ -5,6 +5,7 @@ An `Iteration` composes the phases of a step; `train_loop` runs them until enoug
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class Iteration:
         self.feed, self._ranks = Feed(config, data, ranks.rows(config)), ranks
         self._state, self._config, self._drawing = state, config, drawing
         self._critic_step, self._generator_step = critic_step, generator_step
+        self.draws_by_part = draws_by_part(state.generator, state.critic)
+        self._met: set[tuple[Any, bool]] = set()  # steps whose first call the ranks waited for
         self.draws = Phase("drawing", self._draw_ahead, graphs)
         self.plain_critic = Phase("critic", partial(self._critic, False), graphs, watch)
         self.penalised_critic = Phase(
@@ -82,7 +85,7 @@ class Iteration:
             )
             return stats | {"thumbnails": thumbnails(part.real, fake)}
 
-        stats = self._in_parts(self._critic_step, batch, step)
+        stats = self._in_parts(self._critic_step, with_penalty, batch, step)
         augmentation, clip = self._state.augmentation, self._config.loss.clip
         if augmentation is not None and augmentation.adaptive:
             share = stats["real_accuracy"].double()
@@ -107,15 +110,20 @@ class Iteration:
                 judged=judged,
             )
 
-        stats = self._in_parts(self._generator_step, batch, step)
+        stats = self._in_parts(self._generator_step, judged, batch, step)
         self._state.optimizer_generator.move(batch.rate, batch.decay, beta2=batch.beta2)
         return stats
 
     def _in_parts(
-        self, network: CriticStep | GeneratorStep, batch: AnyFeed, step: Callable[[AnyFeed], Stats]
+        self,
+        network: CriticStep | GeneratorStep,
+        kind: bool,
+        batch: AnyFeed,
+        step: Callable[[AnyFeed], Stats],
     ) -> Stats:
         """Take ``step`` for each part of the batch: then the network's gradient is that of all
-        parts of all ranks. Returns the statistics of this rank's parts."""
+        parts of all ranks. ``kind``: with the penalty, or judged. Returns the statistics of this
+        rank's parts."""
         ranks, parts = self._ranks, self._config.accumulate
         if parts == 1:
             with part_of_batch(ranks.rank, ranks.size):
@@ -127,7 +135,9 @@ class Iteration:
             nets = self._state.generator, self._state.critic
             buffers = [(x, x.clone()) for net in nets for x in net.buffers()]
             for number in range(parts):
-                if not total.is_cuda:  # there no capture could put the generator back
+                # Other layers would draw the same in every part. On a GPU no capture could put the
+                # generator back.
+                if self.draws_by_part and not total.is_cuda:
                     torch.set_rng_state(begun)
                 for buffer, before in buffers:  # else spectral norms would move with every part
                     buffer.copy_(before)
@@ -138,6 +148,9 @@ class Iteration:
             network.gradients.flat.copy_(total)
             stats = _joined(found)
         if ranks.together:
+            if (network, kind) not in self._met:  # which one of them may have compiled for minutes
+                ranks.most(0.0, patient=True)
+                self._met.add((network, kind))
             ranks.mean(network.gradients.flat)
         return stats
 
@@ -201,7 +214,7 @@ def train_loop(
     what = state, data, config, critic_step, generator_step, drawing, graphs, watch
     phases = Iteration(*what, ranks)
     # Where a network draws what only its own rows take, ranks must not draw the same.
-    apart = 0 if draws_by_part(state.generator, state.critic) else ranks.rank
+    apart = 0 if phases.draws_by_part else ranks.rank
 
     while state.images < config.kimg * 1000 and not stop():
         # What networks draw themselves, as dropout does, follows from the counter: a run that

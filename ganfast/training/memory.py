@@ -24,8 +24,9 @@ _ROOM = 0.2
 
 
 def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
-    """The first of half the plan's batch, a quarter, ... that fits into memory; 0 = none from 2 on.
+    """The first of half the plan's batch, a quarter, ... that fits into memory; 0 = none.
 
+    Each of the plan's ``accumulate`` parts has 2 pictures or more.
     On a GPU it is tried: real first steps on the networks of the plan, which are of no use
     afterwards. On a CPU it is computed from the bytes counted for a picture, because the system may
     end a process that runs out of memory rather than refuse to give it more.
@@ -39,10 +40,14 @@ def batch_that_fits(plan: Plan, make_steps: MakeSteps) -> int:
         if not is_out_of_memory(error):
             raise
         return 0
-    batch = plan.config.batch // 2
-    while batch >= 2 and (batch > most or (on_gpu and not _runs(plan, make_steps, batch))):
-        batch //= 2
-    return batch if batch >= 2 else 0
+    parts = plan.config.accumulate
+    part = plan.config.batch // parts
+    while part > 2:
+        part = max(2, part // 2)
+        batch = part * parts
+        if batch <= most and (not on_gpu or _runs(plan, make_steps, batch)):
+            return batch
+    return 0
 
 
 def _most_by_count(plan: Plan) -> float:

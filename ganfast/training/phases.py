@@ -21,6 +21,7 @@ from ganfast.models.members import is_known
 Stats = dict[str, Tensor]
 CudaGraphs = Literal["auto", "on", "off"]
 _WARM_UP = 3  # calls; cuDNN and the caching allocator have settled after two
+APART = "what ranks exchange stands between CUDA graphs"  # as the warning says it
 
 
 class Exchange(NamedTuple):
@@ -227,6 +228,10 @@ class Phase:
             random.graphsafe_set_state(random.clone_state())
             if exchanges and not graphs.apart:
                 graphs.apart = True
+                detail = " ".join(str(error).split())[:200]
+                logger.warning(
+                    "%s, as the %s phase is not captured with it: %s", *(APART, self.name, detail)
+                )
                 self._capture()
                 return
             graphs.give_up(self.name, error)

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ganfast import cli, disk
 from ganfast.configfile import overlay
 from ganfast.presets import preset_config
 from ganfast.runs import checkpoint, train
-from ganfast.training import feed
+from ganfast.training import feed, ranks
 from ganfast.training.loop import train_loop
 from ganfast.training.plan import Plan, make_plan
 from ganfast.training.ranks import joined
@@ -144,19 +145,19 @@ def trained(
     if wide:
         double(plan)
     state, c = plan.state, plan.config
-    with joined("cpu") as ranks:
+    with joined("cpu") as together:
         if begin:
             images, contents = torch.load(folder / begin)
             restore(state, contents, images, begin)
         how = train.make_steps(plan)
         end = until * c.batch * c.optim.critic_steps
         stop, nothing = (lambda: state.images >= end), (lambda *_: None)
-        train_loop(state, plan.data, c, *how[:2], stop, nothing, how[2], ranks)
+        train_loop(state, plan.data, c, *how[:2], stop, nothing, how[2], together)
         optimizers = state.optimizers().values()
         flat = torch.cat([x for it in optimizers for x in it.flat_tensors()])
         digest = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
-        same = len(set(ranks.every(digest))) == 1
-        if ranks.first:
+        same = len(set(together.every(digest))) == 1
+        if together.first:
             torch.save(flat, folder / "flat.pt")
             if save:
                 torch.save((state.images, contents_of(state)), folder / save)
@@ -189,6 +190,27 @@ def _trouble(kind: str) -> None:
             return lambda: bool(state.images >= 160 and os.kill(os.getpid(), signal.SIGKILL))
 
         train.train_loop = killed
+    elif kind == "late":  # for the first exchange of the steps, and for the generator's
+        samples, make_steps = train.Writer.samples, train.make_steps
+
+        def late(*arguments: Any) -> None:
+            time.sleep(6)
+            samples(*arguments)
+            train.Writer.samples = samples
+
+        def made(plan: Plan) -> Any:
+            critic, generator, drawing = make_steps(plan)
+            run = generator.__class__.__call__
+            waits = [6.0]
+
+            def call(self: Any, *arguments: Any, **named: Any) -> Any:
+                time.sleep(waits.pop() if waits else 0)
+                return run(self, *arguments, **named)
+
+            generator.__class__.__call__ = call
+            return critic, generator, drawing
+
+        train.Writer.samples, train.make_steps = late, made
     elif kind == "full disk":
 
         def full(*_: Any, **__: Any) -> None:
@@ -228,6 +250,7 @@ def main() -> None:
 
                 def command(rank: int, job: Any = job, whose: int = whose) -> Any:
                     own = rank == whose
+                    ranks._LIMIT = timedelta(seconds=job.get("limit", 60))
                     more, trouble = job.get("more", []), job.get("trouble", "")
                     return commanded(job["arguments"], more * own, trouble if own else "")
 
@@ -235,12 +258,12 @@ def main() -> None:
                 continue
             name = job.pop("name")
             job = {"until": job["steps"], "begin": "", "save": ""} | job
-            ranks = forked(size, lambda rank, job=job: trained(Path(folder), **job))
+            ends = forked(size, lambda rank, job=job: trained(Path(folder), **job))
             flat = torch.load(Path(folder) / "flat.pt").double()
             reference = first.setdefault(name, flat)
             gap = float((flat - reference).norm() / reference.norm())
-            same = [r["code"] == 0 and r["said"]["same"] for r in ranks]
-            answers.append({"size": size, "gap": gap, "same": all(same), **job, **ranks[0]["said"]})
+            same = [r["code"] == 0 and r["said"]["same"] for r in ends]
+            answers.append({"size": size, "gap": gap, "same": all(same), **job, **ends[0]["said"]})
     print(json.dumps(answers))
 
 

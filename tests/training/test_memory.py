@@ -117,6 +117,19 @@ def test_a_gpu_tries_halves_until_one_runs(data, tmp_path, room, monkeypatch):
     assert memory.batch_that_fits(plan, training.make_steps) == 0
 
 
+def test_with_parts_it_names_equal_parts_or_more_of_them(data, tmp_path, monkeypatch):
+    plan = make_plan(tiny("dcgan", data, tmp_path / "run", optim=STEADY, batch=128, accumulate=16))
+    monkeypatch.setattr(memory, "_most_by_count", lambda plan: 63)
+    assert "give --batch 32; or --accumulate 64, which" in training._smaller_batch(plan)
+    monkeypatch.setattr(memory, "_most_by_count", lambda plan: 31)
+    assert "nor would it have at 2 in each part: lower" in training._smaller_batch(plan)
+    plan.config, asked = replace(plan.config, batch=48), []
+    plan.device = torch.device("cuda")
+    monkeypatch.setattr(memory, "_runs", lambda plan, steps, batch: asked.append(batch))
+    assert memory.batch_that_fits(plan, training.make_steps) == 0
+    assert asked == [32]
+
+
 @pytest.mark.accept
 def test_on_a_run_that_has_checkpoints_the_way_out_says_that_a_batch_is_mathematics(
     data, tmp_path, room, free

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,16 @@ import torch
 from torch import nn
 
 from ganfast import cli
-from ganfast.config import Config, parts_of
+from ganfast.config import Config, LogConfig, parts_of
 from ganfast.errors import InputError
 from ganfast.models.dropout import Dropout, draws_by_part, part_of_batch
 from ganfast.presets import PRESETS
 from ganfast.runs import checkpoint as checkpoints
+from ganfast.runs.together import Together
+from ganfast.runs.train import make_steps
 from ganfast.training.feed import Feed, part_of
+from ganfast.training.loop import Iteration
+from ganfast.training.phases import Graphs
 from ganfast.training.plan import make_plan
 from ganfast.training.ranks import Ranks
 from tests.programs import python
@@ -135,7 +140,28 @@ def test_dropout_takes_its_rows_of_the_whole_batchs_numbers(shape):
         with part_of_batch(part, 3):
             assert all(torch.equal(layer(x[rows]), w[rows]) for w in whole)
     assert draws_by_part(nn.Sequential(layer))
-    assert not draws_by_part(nn.Sequential(layer, nn.Dropout()))
+    for other in (nn.Dropout(), nn.FractionalMaxPool2d(2, 2), nn.MultiheadAttention(4, 2, 0.1)):
+        assert not draws_by_part(nn.Sequential(layer, other))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_only_ganfasts_dropout_begins_every_part_with_the_same_numbers(tmp_path, others):
+    plan = make_plan(tiny("dcgan", out=tmp_path, accumulate=2))
+    if others:
+        plan.state.critic.add_module("other", nn.Dropout())
+    phases = Iteration(
+        *(plan.state, plan.data, plan.config, *make_steps(plan)), Graphs("off", plan.device)
+    )
+    phases.feed.set(0)
+    phases.feed.draw()
+    drawn = []
+
+    def step(part):
+        drawn.append(torch.rand(8))
+        return {}
+
+    phases._in_parts(phases._critic_step, True, phases.feed.critic(), step)
+    assert torch.equal(*drawn) != others
 
 
 def test_parts_must_be_equal_and_hold_two_pictures():
@@ -164,17 +190,19 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
         run(tmp_path / "pack", more=["--channels", "3"]),
         run(tmp_path / "weights", trouble="other weights"),
         run(tmp_path / "rows", "--batch", "15"),
+        run(tmp_path / "row", more=["--batch", "15"]),
         run(tmp_path / "norms", "--sync-batchnorm"),
         run(kept),
         run(kept, "--kimg", "0.8", size=1),
     )
     for ranks, sentence in zip(
-        found[:5],
+        found[:6],
         (
             r"rank 1 differs from rank 0: optim.beta1 is 0.25 and not 0.5; every rank must have",
             r"rank 1 differs from rank 0: .*the pack of pictures is '\w+' and not '\w+'",
             r"rank 1 differs from rank 0: weights is '\w+' and not '\w+'",
             r"batch is 15, and accumulate 1 of 2 ranks makes 2 parts of it",
+            r"rank 1 differs from rank 0: batch is 15 and not 16; every rank must have",
             r"sync_batchnorm is on, which needs GPUs",
         ),
         strict=True,
@@ -182,10 +210,41 @@ def test_ranks_that_differ_are_refused_by_what_differs(tmp_path):
         assert [rank["code"] for rank in ranks] == [2, 2], ranks
         assert re.search(sentence, ranks[0]["said"]), ranks
     assert [path.name for path in tmp_path.iterdir() if (path / "checkpoints").exists()] == ["kept"]
-    assert [rank["code"] for ranks in found[5:] for rank in ranks] == [0] * 3
+    assert [rank["code"] for ranks in found[6:] for rank in ranks] == [0] * 3
     events = [json.loads(line) for line in (kept / "history.jsonl").read_text().splitlines()]
     changes = [(e["images"], e["ranks"]) for e in events if e["event"] == "ranks"]
     assert changes == [(0, 2), (640, 1)]
+
+
+def test_a_signal_is_known_to_all_within_seconds(tmp_path, monkeypatch):
+    """Also where a line or a grid has ranks agree after fewer steps than their pace."""
+    clock, met = [0.0], []
+
+    class Spoken(Ranks):
+        def most(self, *numbers, patient=False):
+            met.append(clock[0])
+            return list(numbers)
+
+        def statistics(self, stats):
+            return dict(stats)
+
+    plan = make_plan(tiny("dcgan", out=tmp_path, kimg=1e3, log=LogConfig(every=50)))
+    state = plan.state
+    monkeypatch.setattr("ganfast.runs.together.time.monotonic", lambda: clock[0])
+    together = Together(Spoken(together=True), plan, None, [])
+    for _ in range(200):
+        state.images += plan.config.batch * plan.config.optim.critic_steps
+        clock[0] += 0.7
+        together.on_step(state, {}, {})
+    assert max(later - before for before, later in pairwise([0.0, *met])) <= 5
+
+
+@pytest.mark.accept
+def test_ranks_wait_for_one_that_draws_or_compiles_for_longer_than_their_limit(tmp_path):
+    dragan = [word.replace("wgan-gp", "dragan") for word in RUN.split()]
+    job = {"arguments": [*dragan, str(tmp_path / "run"), "--compile", "off"]}
+    (found,) = many({"size": 2, **job, "trouble": "late", "whose": 0, "limit": 4})
+    assert [rank["code"] for rank in found] == [0, 0], found
 
 
 @pytest.mark.accept
@@ -238,6 +297,7 @@ def test_torchrun_names_the_rank_that_died_and_saves_at_sigterm(tmp_path):
     agent.send_signal(signal.SIGTERM)
     _, said = agent.communicate(timeout=30)
     assert "SIGTERM: saved" in said, said
+    assert agent.returncode == 1, "torchrun's own, as the guide says"
     assert int(newest(out).name) > int(before.name)
     assert files(newest(out))
 
@@ -250,8 +310,22 @@ def environment(process: str) -> dict[str, str]:
 def test_gpus_becomes_torchrun_with_the_same_arguments(monkeypatch, capsys):
     became = []
     monkeypatch.setattr(os, "execv", lambda path, words: became.append(words) or sys.exit(0))
-    assert cli.main("train r1 --gpus 2 --device cpu --batch 32 --quiet".split()) == 0
-    (words,) = became
+    line, name = (
+        "train r1 --gpus 2 --device cpu --batch 32 --quiet".split(),
+        "PET_SIGNALS_TO_HANDLE",
+    )
+    monkeypatch.setenv(name, "")  # which is put back
+    monkeypatch.delenv(name)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert cli.main(line) == 0
+        assert name not in os.environ
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert cli.main(line) == 0
+        assert os.environ[name] == "SIGTERM,SIGINT,SIGQUIT", "a lost terminal stops nothing"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    _, words = became
     start = words.index("torch.distributed.run")
     assert words[start + 1 :] == [
         *("--standalone", "--nproc-per-node", "2", "-m", "ganfast"),
