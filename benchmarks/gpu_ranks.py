@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from gpu_train import generated
 from measure import record
 from safetensors.torch import load_file
 
+from ganfast import configfile
+from ganfast.presets import preset_config
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.logfile import read_log
+from ganfast.runs.train import train
 from ganfast.training.phases import APART
 
 _STEPS = 20  # after which weights are compared: rounding has little time to grow
@@ -35,14 +39,17 @@ _EFFICIENCY = 0.85  # of two GPUs beside one: a target, not a proof
 
 def trained(out: Path, data: Path, ranks: int, batch: int, kimg: float, tiny: bool) -> Path:
     """A run in a process of its own; ``ranks``: 0 = without torchrun."""
-    how = ["--net.generator-norm", "layer", "--precision", "fp32", "--compile", "off"]
-    how += ["--log.every", "5", "--log.no-tensorboard", "--quiet", "--batch", str(batch)]
+    fields = {"batch": batch, "kimg": kimg, "out": str(out), "precision": "fp32", "compile": "off"}
+    net: dict[str, Any] = {"generator_norm": "layer"}
     # "on" refuses to go on where a phase cannot be captured, even without its sum.
-    where = ("cpu", "--net.width", "4") if tiny else ("cuda", "--cuda-graphs", "on")
-    how += ["--device", *where]
+    where = {"device": "cpu"} if tiny else {"device": "cuda", "cuda_graphs": "on"}
+    net |= {"width": 4} if tiny else {}
+    groups = {"net": net, "log": {"every": 5, "tensorboard": False}}
+    file = out.with_suffix(".yaml")
+    configfile.write(preset_config("r1", str(data), **fields, **where, **groups), file)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *torchrun * bool(ranks), "-m", "ganfast", "train", "r1"]
-    command += ["--data", str(data), "--kimg", str(kimg), "--out", str(out), *how]
+    # Not by the command line: tyro may not be there.
+    command = [sys.executable, *torchrun * bool(ranks), __file__, "--train", str(file)]
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
@@ -75,7 +82,11 @@ def main(arguments: list[str]) -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--tiny", action="store_true", help="two processes on a CPU")
+    parser.add_argument("--train", help="train this config, as one rank or alone")
     options = parser.parse_args(arguments)
+    if options.train:
+        train(configfile.read(Path(options.train)), quiet=True)
+        return 0
     batch, tiny = (8, True) if options.tiny else (128, False)
     two = tiny or torch.cuda.device_count() > 1
     few = _STEPS * batch / 1000

@@ -24,7 +24,7 @@ from ganfast.models.members import (
     paths,
 )
 from ganfast.models.parts import spectral
-from ganfast.presets import PRESETS
+from ganfast.presets import FROM_LATENTS
 from tests.depth import DIFFERENT
 from tests.engine.test_engine_reference import (
     CLASSES,
@@ -37,7 +37,7 @@ from tests.engine.test_engine_reference import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, inside torch
 COMPILED = [(preset, "recorded") for preset in DIFFERENT]
-COMPILED += [pytest.param(preset, "inductor", marks=pytest.mark.accept) for preset in PRESETS]
+COMPILED += [pytest.param(preset, "inductor", marks=pytest.mark.accept) for preset in FROM_LATENTS]
 
 # For tests of what is recorded, and when it is recorded anew: the program says little more.
 rarely_compiled = pytest.mark.parametrize(
