@@ -7,8 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast import disk
+from ganfast.errors import InputError
 
 Pictures = NDArray[np.uint8]
+
+
+def refuse_third_value(mask: Pictures, whose: str = "") -> None:
+    """Raise InputError for a mask with a value beside 255 and 0; ``whose``: of which picture."""
+    odd = mask[(mask != 0) & (mask != 255)]
+    if len(odd):
+        raise InputError(f"the mask{whose} holds {odd[0]}; expected 255 = known and 0 = hole")
 
 
 def grid(pictures: Pictures, columns: int = 0, gap: int = 2) -> Pictures:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ganfast.errors import InputError
 from ganfast.export.bundle.manifest import Manifest
 from ganfast.host import free_memory
+from ganfast.images import refuse_third_value
 from ganfast.latents import check_seed, class_list, latents, picture_index, random_classes
 
 _LARGE = 64 << 20  # bytes; smaller requests do not ask whether so much memory is free
@@ -114,10 +115,7 @@ def conditions(manifest: Manifest, condition: Any) -> np.ndarray:
             f"the condition is {kind} {tuple(shape)}; {manifest.name} expects {wanted}"
         )
     if given.masked:
-        mask = condition[..., -1]
-        odd = mask[(mask != 0) & (mask != 255)]
-        if len(odd):
-            raise InputError(f"the mask holds {odd[0]}; expected 255 = known and 0 = hole")
+        refuse_third_value(condition[..., -1])
     elif not np.isfinite(condition).all():
         raise InputError("the condition holds numbers that are not finite")
     return np.array(condition)

@@ -133,6 +133,8 @@ def _conditions(
     read, names = _reader(pictures, channels)
     if not masked:
         return names, read
+    from ganfast.images import refuse_third_value
+
     read_mask, masks = _reader(mask, 1)
     one = masks[0] if Path(mask).expanduser().is_file() and len(masks) == 1 else None
     if missing := sorted(set(names) - set(masks)) if one is None else []:
@@ -143,11 +145,7 @@ def _conditions(
         if picture.shape[:2] != known.shape[:2]:
             sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (known, picture)]
             raise InputError(f"the mask of {name} is {sizes[0]} pixels, the picture {sizes[1]}")
-        odd = np.setdiff1d(known, [0, 255])
-        if len(odd):
-            raise InputError(
-                f"the mask of {name} holds {odd[0]}; expected 255 = known and 0 = hole"
-            )
+        refuse_third_value(known, f" of {name}")
         return np.concatenate([picture, known], 2)
 
     return names, both

@@ -205,7 +205,6 @@ def _base_config(
     With ``minutes`` the preset is chosen, where none is given, and the length left to be planned.
     """
     from ganfast import configfile
-    from ganfast.data.lookup import absolute
     from ganfast.presets import budget_config, preset_config
 
     def start(name: str | None, data: str, root: str | None) -> Any:
@@ -229,6 +228,8 @@ def _base_config(
     base = start(preset, data or "digits", root)
     recorded = run_folder(replace(base, out=out or "")) / "config.yaml"
     if recorded.exists():  # a later version's preset may have other values than the run
+        from ganfast.data.lookup import absolute
+
         run = configfile.read(recorded)
         same_data = absolute(run.data, run.data_root) == absolute(base.data, root)
         if run.preset == base.preset and same_data:

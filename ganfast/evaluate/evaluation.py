@@ -3,8 +3,6 @@
 What is compared with what, and by which network, is part of every result.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from ganfast.data.source import RULES
 from ganfast.errors import InputError
 from ganfast.evaluate.ceiling import COMPONENTS, MOST, PixelGaussian
 from ganfast.evaluate.extractor import Extractor
+from ganfast.evaluate.names import told_apart
 from ganfast.evaluate.scores import ClassScores, Frechet, kernel_distance, nearest, neighbourhoods
 from ganfast.evaluate.sources import Fakes, classes_like, shuffled
 from ganfast.evaluate.tails import class_recalls, cluster_centres, cluster_spread
@@ -70,12 +69,9 @@ class Result:
     def protocol_id(self) -> str:
         """Everything that a score depends on, in one line; equal ids are comparable."""
         p = self.protocol
-        drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
-        whole = json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         return (
             f"v{p['version']} {p['data']}/{p['split']} {p['reals']} reals {p['fakes']} fakes "
-            f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
+            f"{p['extractor']}@{p['extractor_sha256'][:8]} {told_apart(p)}"
         )
 
     def to_json(self) -> dict[str, Any]:

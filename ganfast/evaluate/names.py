@@ -1,7 +1,10 @@
 """What runs, checkpoints and folders are called side by side."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
+from typing import Any
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -11,6 +14,13 @@ def numbered(names: Sequence[str]) -> list[str]:
         candidates = chain([name], (f"{name} ({number})" for number in count(2)))
         unique.append(next(candidate for candidate in candidates if candidate not in unique))
     return unique
+
+
+def told_apart(protocol: Mapping[str, Any]) -> str:
+    """The end of a protocol id: what was drawn, and a hash of all that the protocol says."""
+    drawn = ",".join(f"{k}={v}" for k, v in protocol["drawn"].items() if k != "images")
+    whole = json.dumps({**protocol, "drawn": drawn}, sort_keys=True, default=str)
+    return f"{drawn} #{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def shortened(paths: Sequence[str]) -> list[str]:

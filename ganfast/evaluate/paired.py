@@ -1,7 +1,6 @@
 """Scores of what conditional runs make of held-out pictures, beside a baseline and the pictures."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from ganfast.errors import InputError
 from ganfast.evaluate.evaluation import LEAST
 from ganfast.evaluate.extractor import Extractor
-from ganfast.evaluate.names import shortened
+from ganfast.evaluate.names import shortened, told_apart
 from ganfast.evaluate.pairs import Pair, Pairs
 from ganfast.evaluate.scores import Frechet, kernel_distance
 from ganfast.evaluate.sources import Generated
@@ -49,13 +48,10 @@ class PairedResult:
     def protocol_id(self) -> str:
         """Everything that a score depends on, in one line; equal ids are comparable."""
         p = self.protocol
-        drawn = ",".join(f"{k}={v}" for k, v in p["drawn"].items() if k != "images")
-        whole = json.dumps(p | {"drawn": drawn}, sort_keys=True, default=str)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         return (
             f"paired v{p['version']} {p['task']} {p['data']}/{p['split']} "
             f"{p['held_out']} {p['pictures']}, {p['reals']} reals "
-            f"{p['extractor']}@{p['extractor_sha256'][:8]} {drawn} #{digest}"
+            f"{p['extractor']}@{p['extractor_sha256'][:8]} {told_apart(p)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class ResidualGenerator(MadeFrom):
     ) -> None:
         super().__init__(latent, 2 * width, classes)
         self.scale = size // given[0]
-        self.head = nn.Conv2d(given[2], width, 3, 1, 1)
+        self.head = _conv(given[2], width)
         self.layers = nn.ModuleList(
             Residual(nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width)))
             for _ in range(_DEPTH)
@@ -98,11 +98,10 @@ class UNet(MadeFrom):
             sides.append(sides[-1] // 2)
         most = 4 * width
         widths = [min(width * 2**k, most) for k in range(len(sides))]
-        self_map = width * sides[-1] ** 2
-        super().__init__(latent, self_map, classes)
+        super().__init__(latent, width * sides[-1] ** 2, classes)
         self.channels, self.masked = channels, given[2] > channels
         self.bottom = (width, sides[-1], sides[-1])
-        self.head = nn.Conv2d(given[2], width, 3, 1, 1)
+        self.head = _conv(given[2], width)
         pairs = list(pairwise(widths))
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairs)
         self.layers = nn.Sequential(_conv(widths[-1] + width, widths[-1]), nn.LeakyReLU(LEAK))

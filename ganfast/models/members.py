@@ -106,6 +106,11 @@ class _Plain(dict[type, bool]):
 _plain = _Plain()
 
 
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a network has statistics of its batch, which ranks do not share."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
+
+
 def is_known(net: nn.Module) -> bool:
     """Whether every module is of a class of torch's or ours, and computes what its class does.
 

@@ -20,7 +20,7 @@ from ganfast.config import Config, require_run
 from ganfast.device import find_device, prepared
 from ganfast.engine import draw
 from ganfast.errors import InputError
-from ganfast.images import Pictures
+from ganfast.images import Pictures, refuse_third_value
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import class_list, latents, picture_index, random_classes
 from ganfast.models import NetSpec, build_generator
@@ -293,9 +293,7 @@ class Run:
                 f"the condition is {kind} {shape}; expected uint8 (N, "
                 f"{', '.join(map(str, spec.given))}) as {self.folder} was trained on"
             )
-        mask = condition[..., spec.channels :]
-        if odd := np.setdiff1d(mask, [0, 255]).tolist():
-            raise InputError(f"the mask holds {odd[0]}; expected 255 = known and 0 = hole")
+        refuse_third_value(condition[..., spec.channels :])
         index = picture_index(len(condition), seed, first)
         z, classes = latents(seed, index, self.latent), self.labels_of(index, seed, labels)
         return self.draw(z, classes, psi, checkpoint, device, condition)

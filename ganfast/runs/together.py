@@ -20,12 +20,13 @@ from ganfast.config import Config
 from ganfast.engine import CriticStep
 from ganfast.errors import InputError, RunError
 from ganfast.fields import flatten
+from ganfast.models.members import has_batch_norm
 from ganfast.runs import resume
 from ganfast.runs.identity import history
 from ganfast.runs.run import Run
 from ganfast.runs.writer import Due, Writer
 from ganfast.training.plan import PackingProgress, Plan, make_plan
-from ganfast.training.ranks import Ranks, has_batch_norm
+from ganfast.training.ranks import Ranks
 from ganfast.training.state import State
 
 _AGREE = 5.0  # seconds, at most, until a signal to one rank is known to all
@@ -81,7 +82,7 @@ def record(run: Run, plan: Plan, ranks: Ranks) -> None:
     before = [event for event in history(run.folder) if event.get("event") == "ranks"]
     last = before[-1] if before else {"ranks": 1, "accumulate": 1}
     if any(last.get(name) != value for name, value in facts.items()):
-        if has_batch_norm(plan.state):
+        if has_batch_norm(plan.state.generator) or has_batch_norm(plan.state.critic):
             whole = plan.config.sync_batchnorm and plan.config.accumulate == 1
             facts["batch_norm"] = "of the batch" if whole else "of each part"
         resume.remember(run.folder, "ranks", images=plan.state.images, **facts)

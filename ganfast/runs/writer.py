@@ -22,6 +22,7 @@ from ganfast.images import Pictures, comfortable_scale, grid, png
 from ganfast.kernels.to_uint8 import to_uint8
 from ganfast.latents import latents
 from ganfast.log import logger
+from ganfast.models.members import has_batch_norm
 from ganfast.runs import checkpoint as checkpoints
 from ganfast.runs.diagnosis import STILL, Diagnosis, still
 from ganfast.runs.identity import mathematics
@@ -280,7 +281,7 @@ def average_finisher(plan: Plan, run: Run) -> Finish | None:
     It computes on a network of its own, as training goes on meanwhile.
     """
     average = copy.deepcopy(plan.state.average).cpu()
-    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in average.modules()):
+    if not has_batch_norm(average):
         return None
 
     def finish(tensors: dict[str, Tensor]) -> None:

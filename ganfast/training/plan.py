@@ -26,7 +26,7 @@ from ganfast.errors import InputError
 from ganfast.flops import FlopCount, PeakBytes
 from ganfast.latents import Purpose
 from ganfast.models import NetSpec, build_critic, build_generator, parameter_count, try_out
-from ganfast.models.members import is_known
+from ganfast.models.members import has_batch_norm, is_known
 from ganfast.outside import read_json
 from ganfast.presets import suited_kimg
 from ganfast.random import scalar_seed
@@ -194,9 +194,7 @@ def make_plan(
         try_out(generator, critic, spec)
     if config.penalty.active:
         refuse_batch_norm(critic, config.penalty.kind)
-    if spec.given and any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in generator.modules()
-    ):
+    if spec.given and has_batch_norm(generator):
         raise InputError(
             f"the generator of {config.model} has a batch norm, whose averaged statistics are made "
             "from latents alone: use another norm for a run that makes pictures from others"

@@ -181,12 +181,6 @@ def joined(device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def has_batch_norm(state: State) -> bool:
-    """Whether a network that trains has statistics of its batch, which ranks do not share."""
-    nets = state.generator, state.critic
-    return any(isinstance(m, _BATCH_NORM) for net in nets for m in net.modules())
-
-
 def synchronise_batch_norm(state: State) -> None:
     """Let the batch norms of networks that train see the whole batch; the average keeps its own.
 
